@@ -1,0 +1,567 @@
+"""Configuration: finds defaults, parses values without ``eval``, knows its keys.
+
+Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
+set), config files, ``config_dict``, the command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recbole.config
+import recbole.utils.argument_list as recbole_arguments
+import yaml
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import ModelType
+
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import (
+    ALL_TASKS,
+    METRIC_NAMES,
+    bigger_is_better,
+    canonical_name,
+    is_metric,
+    task_of,
+)
+from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM, EntireSpaceRecommender
+
+PROPERTIES = files("recbole_escm2.properties")
+MODELS: tuple[type[EntireSpaceRecommender], ...] = (ESMM, ESCM2_IPS, ESCM2_DR)
+
+# Keys that RecBole's code reads although none of its property files holds them.
+_RECBOLE_UNLISTED_KEYS = {
+    "additional_feat_suffix",
+    "benchmark_filename",
+    "config_files",
+    "dataset",
+    "double_tower",
+    "encoding",
+    "fields",
+    "model",
+    "numerical_features",
+    "selected_features",
+    "use_gpu",
+    "wandb_project",
+    "warm_up",
+}
+
+# Stock RecBole has settled these before it builds a data set; its context-aware defaults are ours.
+_RUNNER_KEYS = {"checkpoint_dir", "eval_args", "output_dir", "show_progress", "train_neg_sample_args"}
+
+_OTHER_KINDS = {
+    "general_recommender": "a general recommender: it learns from user and item ids and reads no "
+    "features",
+    "sequential_recommender": "a sequential recommender: it needs each user's history in order, "
+    "which a set of impressions doesn't hold",
+    "knowledge_aware_recommender": "a knowledge-aware recommender: it needs a knowledge graph",
+    "exlib_recommender": "trained by a library of its own, outside of RecBole's training loop",
+}
+
+
+# --------------------------------------------------------------------------- models by name
+
+
+def recbole_context_models() -> dict[str, str]:
+    """Module of each context-aware model that RecBole ships, by the module's last name."""
+    package = importlib.import_module("recbole.model.context_aware_recommender")
+    return {
+        module.name: f"{package.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(package.__path__)
+    }
+
+
+def context_model_names() -> list[str]:
+    """Names of all models that can be run: ours, then RecBole's context-aware ones."""
+    ours = [model.__name__ for model in MODELS]
+    return ours + sorted(_class_in(module).__name__ for module in recbole_context_models().values())
+
+
+def _class_in(module_name: str) -> type[AbstractRecommender]:
+    module = importlib.import_module(module_name)
+    stem = module_name.rpartition(".")[2]
+    return next(
+        value
+        for name, value in vars(module).items()
+        if name.lower() == stem and isinstance(value, type)
+    )
+
+
+def find_model(model: str | type) -> type[AbstractRecommender]:
+    """The class of a model.
+
+    Args:
+        model: a name (``ESCM2_DR``, ``DeepFM``), ``path.to.module:ClassName``, or a class.
+
+    Raises:
+        UsageError: there is none, or it is of a kind that can't be trained on impressions.
+    """
+    if isinstance(model, str):
+        model_class = _import_model(model) if ":" in model else _named_model(model)
+    else:
+        model_class = model
+    if not (isinstance(model_class, type) and issubclass(model_class, AbstractRecommender)):
+        raise UsageError(f"{model} is not a RecBole model class")
+    if getattr(model_class, "type", None) != ModelType.CONTEXT:
+        kind = getattr(getattr(model_class, "type", None), "name", "unknown").lower()
+        raise UsageError(
+            f"{model_class.__name__} is of RecBole's kind '{kind}'; impressions with click and "
+            "conversion labels need a context-aware model, one that reads features"
+        )
+    return model_class
+
+
+def _import_model(path: str) -> Any:
+    module_name, _, class_name = path.partition(":")
+    if "" not in sys.path:  # as `python -m` does; a console script leaves it out
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise  # the module was found and lacks something of its own
+        raise UsageError(
+            f"model '{path}': there is no module '{module_name}' (looked in the current folder "
+            "and the installed packages)"
+        ) from error
+    try:
+        return getattr(module, class_name)
+    except AttributeError:
+        raise UsageError(
+            f"model '{path}': {module.__file__} has no class '{class_name}'"
+            + _did_you_mean(class_name, [n for n, v in vars(module).items() if isinstance(v, type)])
+        ) from None
+
+
+def _named_model(name: str) -> type[AbstractRecommender]:
+    for model in MODELS:
+        if model.__name__ == name:
+            return model
+    module = recbole_context_models().get(name.lower())
+    if module and (found := _class_in(module)).__name__ == name:
+        return found
+    for package_name, kind in _OTHER_KINDS.items():
+        spec = importlib.util.find_spec(f"recbole.model.{package_name}")
+        locations = spec.submodule_search_locations if spec else None
+        if any(m.name == name.lower() for m in pkgutil.iter_modules(locations)):
+            raise UsageError(
+                f"{name} is {kind}. Impressions with click and conversion labels need a "
+                f"context-aware model: {', '.join(context_model_names())}"
+            )
+    names = context_model_names()
+    raise UsageError(
+        f"there is no model '{name}'{_did_you_mean(name, names)}. Models: {', '.join(names)}; "
+        "or path.to.module:ClassName for one of your own"
+    )
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[close[0]]}?)" if close else ""
+
+
+def model_path(model_class: type) -> str:
+    """What :func:`find_model` finds the class by."""
+    if model_class in MODELS or model_class.__module__.startswith("recbole."):
+        return model_class.__name__
+    return f"{model_class.__module__}:{model_class.__qualname__}"
+
+
+# --------------------------------------------------------------------------- properties
+
+
+def yaml_loader() -> type[yaml.SafeLoader]:
+    """A safe loader that also reads 1e-3 as a number, as RecBole's does."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
+        list("-+0123456789."),
+    )
+    return Loader
+
+
+def read_yaml(path: Any) -> dict[str, Any]:
+    """A YAML file that holds a mapping; an empty one is an empty mapping.
+
+    Raises:
+        UsageError: no such file, not YAML, or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file {path}: {error}") from error
+    try:
+        content = yaml.load(text, Loader=yaml_loader())
+    except yaml.YAMLError as error:
+        raise UsageError(f"config file {path} is not YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise UsageError(f"config file {path} holds no 'key: value' lines")
+    return content or {}
+
+
+def dataset_names() -> list[str]:
+    """Data sets that have a properties file here."""
+    folder = PROPERTIES / "dataset"
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def defaults(model_class: type, dataset: str) -> dict[str, Any]:
+    """Our defaults for a model on a data set: overall, then the model's, then the data set's.
+
+    A model has those of its parents, unless it says otherwise: in a properties file of its name,
+    or in its ``default_config``.
+    """
+    merged = read_yaml(PROPERTIES / "overall.yaml")
+    for parent in reversed(model_class.__mro__):
+        if issubclass(parent, EntireSpaceRecommender):
+            file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
+            if file.is_file():
+                merged.update(read_yaml(file))
+            merged.update(vars(parent).get("default_config", {}))
+    file = PROPERTIES / "dataset" / f"{dataset}.yaml"
+    if file.is_file():
+        merged.update(read_yaml(file))
+    return merged
+
+
+# --------------------------------------------------------------------------- values
+
+
+def parse_value(text: str) -> Any:
+    """The value of a config key written as text: a Python or YAML literal, else the text itself."""
+    stripped = text.strip()
+    lower = stripped.lower()
+    if lower in ("true", "false"):
+        return lower == "true"
+    if lower in ("none", "null", "~"):
+        return None
+    try:
+        return ast.literal_eval(stripped)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    if stripped[:1] in ("[", "{"):
+        try:
+            return yaml.load(stripped, Loader=yaml_loader())
+        except yaml.YAMLError:
+            pass
+    return text
+
+
+def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -> set[str]:
+    """Every key that a run of this model on this data set can read."""
+    keys = set(properties) | set(defaults(model_class, dataset)) | _RECBOLE_UNLISTED_KEYS
+    for name in ("general", "training", "evaluation", "dataset"):
+        keys |= set(getattr(recbole_arguments, f"{name}_arguments"))
+    return keys
+
+
+# name: (the type to hold, a test of the value, what the message asks for)
+_TASKS = f"one of {', '.join(ALL_TASKS)}"
+_RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
+    "counterfactual_weight": ((int, float), lambda v: v >= 0, "a number >= 0"),
+    "global_weight": ((int, float), lambda v: v >= 0, "a number >= 0"),
+    "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
+    "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
+    "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
+    "task": (str, lambda v: v in ALL_TASKS, _TASKS),
+    "sparse_embedding": (bool, lambda v: True, "True or False"),
+    "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
+    "impression_sample": ((int, float), lambda v: 0 < v <= 1, "a share in (0, 1]"),
+    "conversion_without_click": (
+        str,
+        lambda v: v in ("drop", "unconvert", "raise"),
+        "'drop', 'unconvert' or 'raise'",
+    ),
+    "decision_threshold": (
+        (int, float, str),
+        lambda v: v == "base_rate" if isinstance(v, str) else 0 <= v <= 1,
+        "a probability or 'base_rate'",
+    ),
+    "calibration_bins": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "embedding_size": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "mlp_hidden_size": (
+        list,
+        lambda v: bool(v) and all(type(n) is int and n > 0 for n in v),
+        "a list of whole numbers >= 1",
+    ),
+    "dropout_prob": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "learning_rate": ((int, float), lambda v: v > 0, "a number > 0"),
+    "train_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "eval_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "epochs": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "eval_step": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "stopping_step": (int, lambda v: v >= 0, "a whole number >= 0"),
+    "seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
+    "learner": (
+        str,
+        lambda v: v.lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+        "adam, adamw, sgd, adagrad, rmsprop or sparse_adam",
+    ),
+    "CLICK_FIELD": (str, bool, "the name of a column"),
+    "CONVERSION_FIELD": (str, bool, "the name of a column"),
+    "metrics": ((list, str), bool, "a list of metric names"),
+    "valid_metric": (str, bool, "the name of a metric"),
+    "topk": ((list, int), bool, "a list of whole numbers >= 1"),
+    "eval_args": (dict, bool, "a mapping with split, order, group_by and mode"),
+    "output_dir": (str, bool, "a folder"),
+}
+
+
+def _check_values(config: Any) -> None:
+    for key, (kind, test, wanted) in _RULES.items():
+        value = config[key]
+        if key not in config or (value is None and key in ("task", "dropout_prob")):
+            continue
+        is_bool = isinstance(value, bool) and kind is not bool
+        if is_bool or not isinstance(value, kind) or not test(value):
+            raise UsageError(f"{key} must be {wanted}, got {value!r}")
+    if config["sparse_embedding"]:
+        _check_sparse(config)
+    labels = {config["CLICK_FIELD"], config["CONVERSION_FIELD"]}
+    if len(labels) < 2:
+        raise UsageError(f"CLICK_FIELD and CONVERSION_FIELD are both '{config['CLICK_FIELD']}'")
+    for key in ("numerical_features", "normalize_field", "discretization"):
+        wrong = labels.intersection(config[key] or ())
+        if wrong:
+            raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")
+
+
+def _check_sparse(config: Any) -> None:
+    if config["learner"].lower() not in ("adam", "sgd", "adagrad", "sparse_adam"):
+        raise UsageError(
+            f"sparse_embedding needs learner adam, sgd or adagrad, got {config['learner']}"
+        )
+    for key in ("weight_decay", "clip_grad_norm"):
+        if config[key]:
+            raise UsageError(f"sparse_embedding doesn't go with {key}: it needs dense gradients")
+
+
+# --------------------------------------------------------------------------- settled values
+
+
+def is_entire_space(config: Any) -> bool:
+    """Whether the model has three tasks, or RecBole's one."""
+    return issubclass(config.model_class, EntireSpaceRecommender)
+
+
+def scored_tasks(config: Any) -> tuple[str, ...]:
+    """The tasks that the model predicts."""
+    return ALL_TASKS if is_entire_space(config) else (config["task"],)
+
+
+def single_task(config: Any) -> str:
+    """The task of ``predict``, which ``LABEL_FIELD`` and RecBole's AUC and LogLoss follow."""
+    task: str = config["predict_task"] if is_entire_space(config) else config["task"]
+    return task
+
+
+def trains_on_clicks(config: Any) -> bool:
+    """A single-task CVR model learns in the click space, where its label exists."""
+    return not is_entire_space(config) and config["task"] == "cvr"
+
+
+def settle(config: Any, external: Mapping[str, Any]) -> None:
+    """Check what a config holds and derive what follows from it, in place.
+
+    Args:
+        config: ours or RecBole's.
+        external: the keys that the user set.
+
+    Raises:
+        UsageError: a value is out of its range; the message names the key.
+    """
+    _check_values(config)
+    if config["LABEL_FIELD"] in (config["CLICK_FIELD"], config["CONVERSION_FIELD"]):
+        config["LABEL_FIELD"] = "task_label"
+    config["numerical_features"] = config["numerical_features"] or []
+    config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
+    if not all(type(k) is int and k >= 1 for k in config["topk"]):
+        raise UsageError(f"topk must be a list of whole numbers >= 1, got {config['topk']!r}")
+    _settle_metrics(config, external)
+
+
+def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
+    tasks = scored_tasks(config)
+    if isinstance(config["metrics"], str):
+        config["metrics"] = [config["metrics"]]
+    if "valid_metric" not in external and task_of(config["valid_metric"]) not in (None, *tasks):
+        config["valid_metric"] = f"{tasks[0].upper()}_AUC"
+    for name in (*config["metrics"], config["valid_metric"]):
+        if not is_metric(str(name)):
+            raise UsageError(_no_metric(str(name)))
+    valid_task = task_of(config["valid_metric"])
+    if valid_task not in (None, *tasks):
+        raise UsageError(
+            f"valid_metric {config['valid_metric']} scores {valid_task}, but "
+            f"{config['model']} learns {tasks[0]} (task: {tasks[0]})"
+        )
+    config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
+    config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
+    config["valid_metric"] = canonical_name(config["valid_metric"])
+    if config["valid_metric"].partition("@")[2].lower() == "k":
+        config["valid_metric"] = config["valid_metric"][:-1] + str(config["topk"][0])
+
+
+def _no_metric(name: str) -> str:
+    task_name = f"CTCVR_{name}"
+    if is_metric(task_name):
+        return (
+            f"metric '{name}' ranks RecBole's candidate items; over labeled impressions it is "
+            f"CTR_{name}, CVR_{name} or {task_name}"
+        )
+    return (
+        f"there is no metric '{name}'{_did_you_mean(name, METRIC_NAMES)}. Metrics: "
+        f"{', '.join(METRIC_NAMES)}, AUC, LogLoss, MAE, RMSE"
+    )
+
+
+# --------------------------------------------------------------------------- configs
+
+
+def restore_numpy_names() -> None:
+    """Names that RecBole still uses and numpy has removed (np.float, np.int, np.object, …)."""
+    for name, kind in {
+        "bool": np.bool_,
+        "int": np.int64,
+        "float": np.float64,
+        "complex": np.complex128,
+        "object": np.object_,
+        "str": np.str_,
+        "long": np.int64,
+        "unicode": np.str_,
+    }.items():
+        if name not in vars(np):
+            setattr(np, name, kind)
+
+
+class Config(recbole.config.Config):
+    """RecBole's configuration with our properties on top, for our models and RecBole's own.
+
+    Args:
+        model: a name, ``path.to.module:ClassName`` or a class; may stand in the other sources.
+        dataset: the data set's name; likewise.
+        config_file_list: YAML files, later ones win.
+        config_dict: keys and values; text is parsed as on the command line.
+        command_line: keys and text values that win over everything. ``sys.argv`` is never read.
+
+    Raises:
+        UsageError: whatever is wrong with them, naming the key.
+    """
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: list[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        command_line: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command_line = dict(command_line or {})
+        try:
+            super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
+        except UsageError:
+            raise
+        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise UsageError(f"RecBole refuses the configuration: {error}") from error
+        settle(self, self.external_config_dict)
+
+    def compatibility_settings(self) -> None:
+        restore_numpy_names()
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole appends to these lists, which are its module's globals.
+        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for file in file_list or []:
+            merged.update(read_yaml(Path(file)))
+        return merged
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: parse_value(value) if isinstance(value, str) else value
+            for key, value in config_dict.items()
+        }
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return self._convert_config_dict(self._command_line)
+
+    def _get_model_and_dataset(
+        self, model: str | type | None, dataset: str | None
+    ) -> tuple[str, type, str]:
+        model = self.external_config_dict.get("model") if model is None else model
+        dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
+        if model is None:
+            raise UsageError(f"which model? --model=NAME, one of {', '.join(context_model_names())}")
+        if dataset is None:
+            raise UsageError(f"which data set? --dataset=NAME, for example {dataset_names()[-1]}")
+        model_class = find_model(model)
+        return model_class.__name__, model_class, str(dataset)
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        self.internal_config_dict.update(defaults(model_class, dataset))
+        self._check_keys(known_keys(model_class, dataset, self.internal_config_dict))
+
+    def _check_keys(self, known: set[str]) -> None:
+        for key in self.cmd_config_dict:
+            if key not in known:
+                raise UsageError(
+                    f"there is no config key '{key}'{_did_you_mean(key, known)}; "
+                    "--help says where all of them are listed"
+                )
+        for key in {**self.file_config_dict, **self.variable_config_dict}:
+            if key not in known:
+                getLogger().warning(
+                    f"config key '{key}' is not known here and has no effect"
+                    f"{_did_you_mean(key, known)}"
+                )
+
+    def _set_default_parameters(self) -> None:
+        # RecBole's own checks know neither our metric names nor where they are not yet settled.
+        metrics, valid_metric = (self.final_config_dict[k] for k in ("metrics", "valid_metric"))
+        self.final_config_dict.update(metrics=["AUC"], valid_metric="AUC")
+        super()._set_default_parameters()
+        self.final_config_dict.update(metrics=metrics, valid_metric=valid_metric)
+
+
+def complete(config: Any) -> None:
+    """Give RecBole's own Config what it lacks: our defaults where the user set nothing.
+
+    Stock RecBole never looks into our properties, so the first of our classes to be built calls
+    this. A Config of ours is complete already, and so is one that was completed before.
+    """
+    if isinstance(config, Config) or config["entire_space_defaults"]:
+        return
+    external = config.external_config_dict
+    added = {
+        key: value
+        for key, value in defaults(config.model_class, config["dataset"]).items()
+        if key not in external and key not in _RUNNER_KEYS
+    }
+    for key, value in added.items():
+        config[key] = value
+    config["entire_space_defaults"] = True
+    settle(config, external)
+    getLogger().info(
+        "recbole_escm2 sets its defaults for what the configuration leaves open: "
+        + ", ".join(f"{key}={value}" for key, value in sorted(added.items()))
+    )

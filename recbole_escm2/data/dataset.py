@@ -1,0 +1,416 @@
+"""RecBole's Dataset with two labels an impression."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_escm2.config import complete, single_task, trains_on_clicks
+from recbole_escm2.data.labels import (
+    LabelColumn,
+    conversions_without_click,
+    faulty_rows,
+    numbers,
+)
+from recbole_escm2.data.pairs import all_pairs
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.predictions import Truth
+
+# A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
+_LABEL_SOURCE = "label"
+_SHOWN = 5  # rows that a message names
+_SAMPLE_SEED = 2022  # of impression_sample: D stays the same for every seed of a run
+
+
+class EntireSpaceDataset(Dataset):
+    """Impressions with a click and a conversion label, from RecBole's atomic files.
+
+    Features are RecBole's: token, token sequence, float and discretised columns of ``.inter``,
+    ``.user`` and ``.item``. The label columns are read as numbers whatever type they are declared
+    as, checked, and kept out of the features. Columns of potential outcomes are kept out of the
+    batches altogether: :attr:`truth` has them, for the evaluator.
+
+    Config keys: the groups "Labels" and "Potential outcomes" of ``properties/overall.yaml``.
+
+    Args:
+        config: ours, or RecBole's own, which is completed with our defaults.
+
+    Raises:
+        UsageError: a file, a column or a label isn't as it must be; the message says where.
+    """
+
+    def __init__(self, config: Any) -> None:
+        complete(config)
+        self.click_field: str = config["CLICK_FIELD"]
+        self.conversion_field: str = config["CONVERSION_FIELD"]
+        self.label_columns = [
+            LabelColumn(self.click_field),
+            LabelColumn(self.conversion_field),
+            LabelColumn(config["POTENTIAL_CONVERSION_FIELD"]),
+            LabelColumn(config["TRUE_CTR_FIELD"], probability=True),
+            LabelColumn(config["TRUE_CVR_FIELD"], probability=True),
+        ]
+        #: Labels of a split, in the order of its rows; set by :meth:`build`.
+        self.truth: Truth | None = None
+        with warnings.catch_warnings():
+            # RecBole fills missing values in place, which pandas 2 announces as deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            super().__init__(config)
+
+    # ------------------------------------------------------------------ reading files
+
+    @property
+    def _label_fields(self) -> list[str]:
+        return [column.field for column in self.label_columns]
+
+    @property
+    def _threshold(self) -> dict[str, float]:
+        return self.config["threshold"] or {}
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        if not Path(dataset_path).is_dir():
+            raise UsageError(
+                f"data set '{token}': there is no folder {dataset_path}. Put its atomic files "
+                f"there ({token}.inter, and {token}.user and {token}.item if it has them), or name "
+                "the folder above it with --data_path"
+            )
+        super()._load_data(token, dataset_path)
+        if self.config["impressions"] == "pairs":
+            self._expand_to_pairs()
+        self._derive_conversion()
+        self._require_labels()
+        self._settle_conversions_without_click()
+        self._sample_impressions()
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        parts = self.benchmark_filename_list
+        if parts is not None and (not isinstance(parts, list) or len(parts) != 3):
+            raise UsageError(
+                "benchmark_filename must be a list of three names, for train, validation and test, "
+                f"got {parts!r}"
+            )
+        for suffix in parts or [None]:
+            file = Path(dataset_path) / ".".join(filter(None, [token, suffix, "inter"]))
+            if not file.is_file():
+                raise UsageError(f"data set '{token}': there is no file {file}")
+        super()._load_inter_feat(token, dataset_path)
+
+    def _get_load_and_unload_col(self, source: Any) -> tuple[set[str] | None, set[str] | None]:
+        load, unload = super()._get_load_and_unload_col(source)
+        if source == FeatureSource.INTERACTION:
+            labels = {*self._label_fields, *self._threshold}
+            if load is not None:
+                load = load | labels
+            if unload is not None and unload & labels:
+                raise UsageError(
+                    f"unload_col leaves out {sorted(unload & labels)}, which labels are made of"
+                )
+        return load, unload
+
+    def _load_feat(self, filepath: str, source: Any) -> Any:
+        self._check_header(Path(filepath), source)
+        try:
+            frame = super()._load_feat(filepath, source)
+        except ValueError as error:
+            raise self._label_fault(Path(filepath)) or UsageError(f"{filepath}: {error}") from error
+        if source == FeatureSource.INTERACTION and frame is not None:
+            for column in self.label_columns:
+                if column.field in frame:
+                    self._read_label(frame, column, Path(filepath))
+        return frame
+
+    def _check_header(self, path: Path, source: Any) -> None:
+        suffix = getattr(source, "value", source)
+        with open(path, encoding=self.config["encoding"]) as file:
+            header = file.readline().rstrip("\n")
+        present = []
+        for name in header.split(self.config["field_separator"]):
+            field, _, kind = name.partition(":")
+            if kind not in {k.value for k in FeatureType}:
+                raise UsageError(
+                    f"{path}, line 1: the header has {name!r}, and must have 'name:type' in every "
+                    f"column (separator {self.config['field_separator']!r}), with a type of "
+                    f"{', '.join(k.value for k in FeatureType)}"
+                )
+            present.append(field)
+        wanted = (self.config["load_col"] or {}).get(suffix)
+        missing = [f for f in (wanted or []) if wanted != "*" and f not in present]
+        if missing:
+            raise UsageError(
+                f"load_col asks for {', '.join(missing)} in {path}, which has "
+                f"{', '.join(present)}"
+            )
+
+    def _read_label(self, frame: pd.DataFrame, column: LabelColumn, path: Path) -> None:
+        field = column.field
+        if self.field2type[field].value.endswith("seq"):
+            raise UsageError(
+                f"{path}: column '{field}' is declared {self.field2type[field].value}; a label is "
+                f"one number, declare it '{field}:float'"
+            )
+        values = numbers(frame[field])
+        if not column.is_valid(values).all():
+            raise self._label_fault(path) or UsageError(
+                f"{path}: column '{field}' must hold {column.wanted} in every row"
+            )
+        frame[field] = values
+        self._set_label_property(field)
+
+    def _label_fault(self, path: Path) -> UsageError | None:
+        separator, encoding = self.config["field_separator"], self.config["encoding"]
+        with open(path, encoding=encoding) as file:
+            header = {n.partition(":")[0] for n in file.readline().rstrip("\n").split(separator)}
+        faults = (
+            faulty_rows(path, column, separator, encoding)
+            for column in self.label_columns
+            if column.field in header
+        )
+        return next(filter(None, faults), None)
+
+    def _set_label_property(self, field: str) -> None:
+        self.set_field_property(field, FeatureType.FLOAT, _LABEL_SOURCE, 1)
+
+    # ------------------------------------------------------------------ making D and its labels
+
+    def _expand_to_pairs(self) -> None:
+        def ids(feat: pd.DataFrame | None, field: str) -> np.ndarray:
+            source = self.inter_feat if feat is None else feat
+            return source[field].dropna().unique()
+
+        if self.benchmark_filename_list is not None:
+            raise UsageError("impressions: pairs makes D itself, it can't be pre-split")
+        rated = self.inter_feat
+        self.inter_feat, row = all_pairs(
+            rated,
+            self.uid_field,
+            self.iid_field,
+            ids(self.user_feat, self.uid_field),
+            ids(self.item_feat, self.iid_field),
+        )
+        self.inter_feat[self.click_field] = (row >= 0).astype(np.float64)
+        self._set_label_property(self.click_field)
+        # What stands in a row is known for rated pairs alone: as a feature it would be the label.
+        for field in [f for f in rated if f not in (self.uid_field, self.iid_field)]:
+            if field in self._threshold:
+                self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], np.nan)
+            else:
+                self._forget(field)
+
+    def _derive_conversion(self) -> None:
+        for field, value in self._threshold.items():
+            if field not in self.inter_feat:
+                raise UsageError(f"threshold names '{field}', which the .inter file doesn't have")
+            if self.conversion_field not in self.inter_feat:
+                self.inter_feat[self.conversion_field] = (
+                    numbers(self.inter_feat[field]) >= value
+                ).astype(np.float64)
+                self._set_label_property(self.conversion_field)
+                del self.inter_feat[field]
+                self._forget(field)
+            else:
+                self.logger.warning(
+                    f"threshold on '{field}' has no effect: the data has the conversion column "
+                    f"'{self.conversion_field}'"
+                )
+
+    def _forget(self, field: str) -> None:
+        for known in (self.field2type, self.field2source, self.field2seqlen, self.field2bucketnum):
+            known.pop(field, None)
+
+    def _require_labels(self) -> None:
+        for field, key in (
+            (self.click_field, "CLICK_FIELD"),
+            (self.conversion_field, "CONVERSION_FIELD"),
+        ):
+            if field not in self.inter_feat:
+                raise UsageError(
+                    f"data set '{self.dataset_name}' has no column '{field}' ({key}); its .inter "
+                    f"file has {', '.join(self.inter_feat)}. Name the column with --{key}, or, if "
+                    "its rows are ratings, set impressions: pairs and a threshold"
+                )
+
+    def _settle_conversions_without_click(self) -> None:
+        click = self.inter_feat[self.click_field].to_numpy()
+        rows = conversions_without_click(click, self.inter_feat[self.conversion_field].to_numpy())
+        if not len(rows):
+            return
+        choice = self.config["conversion_without_click"]
+        fate = {"drop": "left out", "unconvert": "given conversion 0", "raise": ""}[choice]
+        where = f"{len(rows):,} impressions have a conversion without a click: {self._locate(rows)}"
+        if choice == "raise":
+            raise UsageError(
+                f"{where}. conversion_without_click: drop leaves them out (as the literature "
+                "does), unconvert gives them conversion 0"
+            )
+        self.logger.warning(f"{where}. They are {fate} (conversion_without_click: {choice})")
+        if choice == "unconvert":
+            self.inter_feat.loc[self.inter_feat.index[rows], self.conversion_field] = 0.0
+        else:
+            self._keep(np.setdiff1d(np.arange(len(self.inter_feat)), rows, assume_unique=True))
+
+    def _locate(self, rows: np.ndarray) -> str:
+        """File and data row (the first row below the header is 1) of positions in inter_feat."""
+        parts = self.benchmark_filename_list or [None]
+        sizes = self.file_size_list if self.benchmark_filename_list else [len(self.inter_feat)]
+        ends = np.cumsum(sizes)
+        places = []
+        for row in rows[:_SHOWN]:
+            part = int(np.searchsorted(ends, row, side="right"))
+            file = ".".join(filter(None, [self.dataset_name, parts[part], "inter"]))
+            places.append(f"{file} row {row - (ends[part] - sizes[part]) + 1:,}")
+        return ", ".join(places) + (", …" if len(rows) > _SHOWN else "")
+
+    def _sample_impressions(self) -> None:
+        share = self.config["impression_sample"]
+        if share >= 1:
+            return
+        total = len(self.inter_feat)
+        draw = np.random.default_rng(_SAMPLE_SEED).random(total)
+        self._keep(np.flatnonzero(draw < share))
+        self.logger.info(
+            f"impression_sample {share}: {len(self.inter_feat):,} of {total:,} impressions"
+        )
+
+    def _keep(self, rows: np.ndarray) -> None:
+        if self.benchmark_filename_list is not None:
+            ends = np.cumsum([0, *self.file_size_list])
+            self.file_size_list = list(np.diff(np.searchsorted(rows, ends)))
+        self.inter_feat = self.inter_feat.iloc[rows].reset_index(drop=True)
+
+    # ------------------------------------------------------------------ RecBole's processing
+
+    def field2feats(self, field: str) -> list[Any]:
+        if self.field2source.get(field) == _LABEL_SOURCE:
+            return [self.inter_feat]
+        feats: list[Any] = super().field2feats(field)
+        return feats
+
+    def _set_label_by_threshold(self) -> None:
+        """RecBole makes its one label here; ours is that of the task to learn or to score."""
+        label = self.inter_feat[self.click_field]
+        task = single_task(self.config)
+        if task == "cvr":
+            label = self.inter_feat[self.conversion_field]
+        elif task == "ctcvr":
+            label = label * self.inter_feat[self.conversion_field]
+        self.inter_feat[self.label_field] = label
+        self._set_label_property(self.label_field)
+
+    def _get_field_from_config(self) -> None:
+        super()._get_field_from_config()
+        for key, field in (("USER_ID_FIELD", self.uid_field), ("ITEM_ID_FIELD", self.iid_field)):
+            if field in self._label_fields:
+                raise UsageError(f"{key} names '{field}', which is a label")
+
+    def join(self, df: Interaction) -> Interaction:
+        """Add user and item features to a batch, by tensor index."""
+        for feat, key in ((self.user_feat, self.uid_field), (self.item_feat, self.iid_field)):
+            if feat is not None and key in df:
+                rows = df[key]
+                df.update(Interaction({k: feat[k][rows] for k in feat if k != key}))
+        return df
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        if not isinstance(index, (int, slice)):
+            index = torch.as_tensor(index)
+        batch = Interaction({k: self.inter_feat[k][index] for k in self.inter_feat})
+        return self.join(batch) if join else batch
+
+    def split_by_ratio(self, ratios: list[float], group_by: str | None = None) -> list[Any]:
+        if group_by is not None:
+            parts: list[Any] = super().split_by_ratio(ratios, group_by)
+            return parts
+        self._drop_unused_col()
+        shares = [ratio / sum(ratios) for ratio in ratios]
+        ends = [*self._calcu_split_ids(tot=len(self), ratios=shares), len(self)]
+        return [
+            self.copy(Interaction({k: self.inter_feat[k][start:end] for k in self.inter_feat}))
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
+
+    def build(self) -> list[Any]:
+        """The splits, for train, validation and test.
+
+        They depend on ``seed`` alone, not on what has drawn random numbers before.
+
+        Raises:
+            UsageError: no click in train, or a split without an impression.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config["seed"])
+            parts = super().build()
+        for part in parts:
+            part._set_outcomes_apart()
+        for name, part in zip(("train", "validation", "test"), parts, strict=True):
+            if len(part) == 0:
+                raise UsageError(
+                    f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
+                )
+        train = parts[0]
+        if not train.truth.click.any():
+            raise UsageError(
+                f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
+                f"train (column '{self.click_field}'). Nothing can be learned about conversion"
+            )
+        if trains_on_clicks(self.config):
+            parts[0] = train.copy(train.__getitem__(np.flatnonzero(train.truth.click), join=False))
+            parts[0].truth = None
+        return parts
+
+    def _set_outcomes_apart(self) -> None:
+        column = {name: self.inter_feat[name].numpy() for name in self._label_fields
+                  if name in self.inter_feat}
+        config = self.config
+        self.truth = Truth(
+            click=column[self.click_field],
+            conversion=column[self.conversion_field],
+            user=self.inter_feat[self.uid_field].numpy() if self.uid_field else None,
+            potential_conversion=column.get(config["POTENTIAL_CONVERSION_FIELD"]),
+            true_ctr=column.get(config["TRUE_CTR_FIELD"]),
+            true_cvr=column.get(config["TRUE_CVR_FIELD"]),
+        )
+        hidden = set(self._label_fields) - {self.click_field, self.conversion_field}
+        self.inter_feat = Interaction(
+            {k: self.inter_feat[k] for k in self.inter_feat if k not in hidden}
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Impressions, clicks and conversions (of clicked impressions)."""
+        click = np.asarray(self.inter_feat[self.click_field]) > 0
+        conversion = np.asarray(self.inter_feat[self.conversion_field]) > 0
+        return {
+            "impressions": len(click),
+            "clicks": int(click.sum()),
+            "conversions": int((click & conversion).sum()),
+        }
+
+    def __str__(self) -> str:
+        count = self.counts()
+        sources = [s for s in FeatureSource if s not in (FeatureSource.KG, FeatureSource.NET)]
+        lines = [
+            f"{self.dataset_name}: {count['impressions']:,} impressions, {count['clicks']:,} "
+            f"clicks ({rate(count['clicks'], count['impressions'])}), {count['conversions']:,} "
+            f"conversions ({rate(count['conversions'], count['clicks'])} of clicks)"
+        ]
+        if self.uid_field:
+            lines.append(f"{self.user_num - 1:,} users, {self.item_num - 1:,} items")
+        features = [
+            f for f in self.fields(source=sources)
+            if self.field2type[f] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+            or f in self.config["numerical_features"]
+        ]
+        lines.append(f"features: {', '.join(features)}")
+        return "\n".join(lines)
+
+
+def rate(part: int, whole: int) -> str:
+    """A share in percent, for people."""
+    return f"{part / whole:.2%}" if whole else "none"

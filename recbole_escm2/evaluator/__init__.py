@@ -1,0 +1,1 @@
+"""Entire-space metrics: pure functions on arrays, and what RecBole needs to run them."""

@@ -1,0 +1,249 @@
+"""Every metric by name: what it scores, over which rows, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from recbole.evaluator.base_metric import AbstractMetric
+from recbole.evaluator.register import metric_types, smaller_metrics
+from recbole.utils import EvaluatorType
+
+from recbole_escm2.evaluator import metrics
+from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
+
+ALL_TASKS = ("ctr", "cvr", "ctcvr")
+_TOP_K = "@K"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The config keys that a metric may depend on.
+
+    Attributes:
+        threshold: probability from which F1 and Recall predict a positive; None: the base rate.
+        bins: equal-mass bins of ECE.
+        k: the cut of a top-K metric.
+    """
+
+    threshold: float | None = None
+    bins: int = 10
+    k: int = 10
+
+    def threshold_of(self, scored: Scored) -> float:
+        """The decision threshold on these rows."""
+        return scored.base_rate if self.threshold is None else self.threshold
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric.
+
+    Attributes:
+        name: as it is shown; a top-K metric ends in ``@K``.
+        task: the prediction it scores, one of :data:`ALL_TASKS`.
+        value: the metric of predictions under a setting; raises ``UndefinedMetricError`` or
+            ``NotPredictedError`` where there is none.
+        smaller: whether a smaller value is better.
+        target: the best value where that is neither the largest nor the smallest.
+    """
+
+    name: str
+    task: str
+    value: Callable[[Predictions, Setting], float]
+    smaller: bool = False
+    target: float | None = None
+
+
+# statistic: (its value on scored rows, smaller is better, target)
+_STATISTICS: dict[str, tuple[Callable[[Scored, Setting], float], bool, float | None]] = {
+    "AUC": (lambda rows, _: metrics.auc(rows.groups), False, None),
+    "GAUC": (lambda rows, _: metrics.gauc(rows.ranking), False, None),
+    "LogLoss": (lambda rows, _: metrics.log_loss(rows.groups), True, None),
+    "PR_AUC": (lambda rows, _: metrics.pr_auc(rows.groups), False, None),
+    "KS": (lambda rows, _: metrics.ks(rows.groups), False, None),
+    "Recall": (lambda rows, s: metrics.recall(rows.groups, s.threshold_of(rows)), False, None),
+    "F1": (lambda rows, s: metrics.f1(rows.groups, s.threshold_of(rows)), False, None),
+    "PCOC": (lambda rows, _: metrics.pcoc(rows.groups), False, 1.0),
+    "ECE": (lambda rows, s: metrics.ece(rows.groups, s.bins), True, None),
+    "NDCG@K": (lambda rows, s: metrics.ndcg_at_k(rows.ranking, s.k), False, None),
+    "Recall@K": (lambda rows, s: metrics.recall_at_k(rows.ranking, s.k), False, None),
+}
+_ENTIRE_SPACE_STATISTICS = ("AUC", "LogLoss", "PR_AUC", "KS", "PCOC", "ECE")
+
+
+def _true_cvr(predictions: Predictions) -> Any:
+    if predictions.truth.true_cvr is None:
+        raise NotPredictedError("the data doesn't hold the true CVR")
+    return predictions.truth.true_cvr
+
+
+def _mae(predictions: Predictions, _: Setting) -> float:
+    return metrics.mean_absolute_error(_true_cvr(predictions), predictions.of("cvr"))
+
+
+def _ieb(predictions: Predictions, _: Setting) -> float:
+    return metrics.mean_difference(_true_cvr(predictions), predictions.of("cvr"))
+
+
+def _gap(predictions: Predictions, _: Setting) -> float:
+    over_d = float(np.mean(predictions.of("cvr"), dtype=np.float64))
+    clicked = predictions.scored("cvr")
+    if len(clicked.label) == 0:
+        raise metrics.UndefinedMetricError("no click")
+    return over_d - clicked.base_rate
+
+
+def _specs() -> dict[str, MetricSpec]:
+    specs = []
+    for space, task, suffix in (
+        ("ctr", "ctr", ""),
+        ("cvr", "cvr", ""),
+        ("ctcvr", "ctcvr", ""),
+        ("cvr_es", "cvr", "_ES"),
+    ):
+        for statistic, (value, smaller, target) in _STATISTICS.items():
+            if suffix and statistic not in _ENTIRE_SPACE_STATISTICS:
+                continue
+
+            def of_predictions(
+                predictions: Predictions,
+                setting: Setting,
+                value: Callable[[Scored, Setting], float] = value,
+                space: str = space,
+            ) -> float:
+                return value(predictions.scored(space), setting)
+
+            name = f"{task.upper()}_{statistic}{suffix}"
+            specs.append(MetricSpec(name, task, of_predictions, smaller, target))
+    specs += [
+        # |pcvr - true CVR|, mean over D
+        MetricSpec("CVR_MAE_ES", "cvr", _mae, smaller=True),
+        # inherent estimation bias: mean pcvr - mean true CVR, over D
+        MetricSpec("IEB", "cvr", _ieb, target=0.0),
+        # mean pcvr over D - conversions per click: not a bias, as the click space is selected
+        MetricSpec("CVR_Gap", "cvr", _gap, target=0.0),
+    ]
+    return {spec.name.lower(): spec for spec in specs}
+
+
+SPECS: Mapping[str, MetricSpec] = _specs()
+METRIC_NAMES = tuple(spec.name for spec in SPECS.values())
+# RecBole's own metrics of a label and a score; they score the task of predict().
+_RECBOLE_NAMES = {"auc": "AUC", "logloss": "LogLoss", "mae": "MAE", "rmse": "RMSE"}
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """The key in SPECS or RecBole's register, and what stands behind the @ ('' without one)."""
+    key = name.strip().lower().replace("-", "_")
+    stem, at, cut = key.partition("@")
+    if at and f"{stem}@k" in SPECS:
+        return f"{stem}@k", cut
+    if not at and stem not in SPECS and f"{stem}@k" in SPECS:
+        return f"{stem}@k", "k"
+    return key, ""
+
+
+def is_metric(name: str) -> bool:
+    """Whether a metric of this name exists, here or (with a label and a score) in RecBole."""
+    key, cut = _parse(name)
+    if key in SPECS:
+        return not cut or cut == "k" or (cut.isascii() and cut.isdigit() and int(cut) >= 1)
+    return key in _RECBOLE_NAMES and metric_types.get(key) == EvaluatorType.VALUE
+
+
+def canonical_name(name: str) -> str:
+    """The name as it is shown; ``CTR_NDCG`` is ``CTR_NDCG@K``, for every K of ``topk``.
+
+    Raises:
+        KeyError: there is no such metric.
+    """
+    key, cut = _parse(name)
+    if key not in SPECS:
+        return _RECBOLE_NAMES[key]
+    shown = SPECS[key].name
+    return shown if cut in ("", "k") else f"{shown[:-1]}{int(cut)}"
+
+
+def spec_of(name: str) -> MetricSpec | None:
+    """The metric of a name, None for one of RecBole's."""
+    return SPECS.get(_parse(name)[0])
+
+
+def task_of(name: str) -> str | None:
+    """The task that a metric scores, None for one of RecBole's."""
+    spec = spec_of(name)
+    return spec.task if spec else None
+
+
+def target_of(name: str) -> float | None:
+    """The best value of a metric that is best neither large nor small."""
+    spec = spec_of(name)
+    return spec.target if spec else None
+
+
+def bigger_is_better(name: str) -> bool:
+    """The direction of a metric; one with a target is judged by its distance from it."""
+    spec = spec_of(name)
+    if spec is None:
+        return name.lower() not in smaller_metrics
+    return not spec.smaller and spec.target is None
+
+
+def expand(names: list[str], topk: list[int]) -> dict[str, int]:
+    """Each metric to compute with its K: ``X@K`` once for every K of ``topk``; 0: it has none."""
+    expanded: dict[str, int] = {}
+    for name in map(canonical_name, names):
+        stem, at, cut = name.partition("@")
+        if not at:
+            expanded[name] = 0
+        else:
+            for k in topk if cut == "K" else [int(cut)]:
+                expanded[f"{stem}@{k}"] = k
+    return expanded
+
+
+class EntireSpaceMetric(AbstractMetric):
+    """A metric of this catalogue under RecBole's interface; values are never rounded."""
+
+    metric_type = EvaluatorType.VALUE
+    metric_need: tuple[str, ...] = ("entire_space.predictions",)
+    spec: MetricSpec
+    cut = ""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        threshold = config["decision_threshold"]
+        self.threshold = None if threshold in (None, "base_rate") else float(threshold)
+        self.bins: int = config["calibration_bins"] or 10
+        self.names = expand([self.spec.name.replace(_TOP_K, f"@{self.cut}")], config["topk"] or [10])
+
+    def calculate_metric(self, dataobject: Any) -> dict[str, float]:
+        """The values by shown name: one, or one for every K.
+
+        Raises:
+            ValueError: the run's collector gathers no entire-space predictions.
+        """
+        if "entire_space.predictions" not in dataobject:
+            raise ValueError(
+                f"{self.spec.name} scores entire-space predictions: it works with the models and "
+                "the runner of recbole_escm2, not with RecBole's own Trainer"
+            )
+        predictions = dataobject.get("entire_space.predictions")
+        return {
+            name: float(self.spec.value(predictions, Setting(self.threshold, self.bins, k)))
+            for name, k in self.names.items()
+        }
+
+
+def metric_class(spec: MetricSpec, cut: str = "K") -> type[EntireSpaceMetric]:
+    """A class for RecBole's register, which holds one class a name."""
+    namespace = {
+        "spec": spec,
+        "smaller": spec.smaller or spec.target is not None,
+        "cut": cut,
+        "__doc__": spec.name,
+    }
+    return type(spec.name.replace(_TOP_K, f"_at_{cut}"), (EntireSpaceMetric,), namespace)

@@ -1,0 +1,191 @@
+"""RecBole's Collector and Evaluator for entire-space predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.evaluator import Collector, Evaluator
+from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import metrics_dict
+from torch import Tensor
+
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import (
+    ALL_TASKS,
+    EntireSpaceMetric,
+    canonical_name,
+    metric_class,
+    spec_of,
+)
+from recbole_escm2.evaluator.metrics import UndefinedMetricError
+from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Truth
+
+
+class MetricResult(dict[str, float]):
+    """Values by metric name in the order of ``metrics``; look-up ignores case (``ctr_auc``).
+
+    Attributes:
+        undefined: why a metric that was asked for is missing, by name.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.undefined: dict[str, str] = {}
+
+    def _key(self, name: str) -> str:
+        try:
+            return canonical_name(name)
+        except KeyError:
+            return name
+
+    def __getitem__(self, name: str) -> float:
+        return super().__getitem__(name if super().__contains__(name) else self._key(name))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (
+            isinstance(name, str) and super().__contains__(self._key(name))
+        )
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+
+class EntireSpaceCollector(Collector):
+    """Gathers each batch's scores once, next to the labels of the whole split.
+
+    RecBole's concatenates everything again with every batch, and forgets to clear what it doesn't
+    know. Here a split costs one row of scores an impression.
+
+    Args:
+        tasks: the columns of the scores.
+        label_task: the task that RecBole's own metrics score.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], label_task: str) -> None:
+        # Nothing of RecBole's constructor is needed: it registers what its own metrics read.
+        self.tasks = tasks
+        self.label_task = label_task
+        self._batches: list[Tensor] = []
+        self._truth: Truth | None = None
+
+    def data_collect(self, train_data: Any) -> None:
+        """Nothing is needed from the training data."""
+
+    def begin(self, truth: Truth) -> None:
+        """Start a split.
+
+        Args:
+            truth: its labels, in the order in which the batches will come.
+        """
+        self._batches = []
+        self._truth = truth
+
+    def eval_batch_collect(
+        self, scores_tensor: Tensor, interaction: Any, positive_u: Any, positive_i: Any
+    ) -> None:
+        """Keep a batch's probabilities, ``[batch, tasks]``."""
+        self._batches.append(scores_tensor.detach().float().cpu())
+
+    def get_data_struct(self) -> DataStruct:
+        """What metrics read: ours under ``entire_space.predictions``, RecBole's under its keys."""
+        assert self._truth is not None, "begin() comes before get_data_struct()"
+        scores = torch.cat(self._batches).numpy()
+        self._batches = []
+        predictions = Predictions(
+            self._truth, {task: scores[:, column] for column, task in enumerate(self.tasks)}
+        )
+        struct = DataStruct()
+        struct.set("entire_space.predictions", predictions)
+        rows = predictions.scored(self.label_task)
+        struct.set("rec.score", torch.from_numpy(np.ascontiguousarray(rows.score)))
+        struct.set("data.label", torch.from_numpy(np.asarray(rows.label, dtype=np.float32)))
+        return struct
+
+
+class EntireSpaceEvaluator(Evaluator):
+    """Computes the metrics of a config, unrounded; what the data can't define is left out.
+
+    Args:
+        config: a settled config.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        # The valid metric is computed whether it is listed or not.
+        self.metrics = list(dict.fromkeys([*config["metrics"], config["valid_metric"]]))
+        self.metric_class = {name: self._metric(name) for name in self.metrics}
+
+    def _metric(self, name: str) -> Any:
+        spec = spec_of(name)
+        if spec is not None:
+            return metric_class(spec, name.partition("@")[2] or "K")(self.config)
+        metric = metrics_dict[name.lower()](self.config)
+        metric.decimal_place = 15
+        return metric
+
+    def evaluate(self, dataobject: DataStruct) -> MetricResult:
+        """The value of each metric by its shown name.
+
+        A metric of a task that the model doesn't predict, or of outcomes that the data doesn't
+        hold, is left out silently; one without a value is noted in ``undefined``.
+        """
+        result = MetricResult()
+        for name in self.metrics:
+            try:
+                values = self._values(name, dataobject)
+            except UndefinedMetricError as error:
+                result.undefined[name] = str(error)
+            except NotPredictedError:
+                continue
+            else:
+                result.update(values)
+        return result
+
+    def _values(self, name: str, dataobject: DataStruct) -> dict[str, float]:
+        metric = self.metric_class[name]
+        if isinstance(metric, EntireSpaceMetric):
+            return metric.calculate_metric(dataobject)
+        if len(np.unique(dataobject.get("data.label"))) < 2 and name == "AUC":
+            raise UndefinedMetricError("the label has one value only")
+        return {name: float(value) for value in metric.calculate_metric(dataobject).values()}
+
+    def check_defined(self, truth: Truth, tasks: tuple[str, ...], label_task: str) -> None:
+        """Find out before training whether the valid metric has a value on a split.
+
+        Args:
+            truth: the split's labels.
+            tasks: what the model predicts.
+            label_task: the task that RecBole's own metrics score.
+
+        Raises:
+            UsageError: it has none, whatever a model may predict.
+        """
+        name: str = self.config["valid_metric"]
+        collector = EntireSpaceCollector(tasks, label_task)
+        collector.begin(truth)
+        guess = torch.rand(len(truth.click), len(tasks), generator=torch.Generator().manual_seed(0))
+        collector.eval_batch_collect(guess, None, None, None)
+        try:
+            self._values(name, collector.get_data_struct())
+        except (UndefinedMetricError, NotPredictedError) as error:
+            raise UsageError(
+                f"valid_metric {name} has no value on the validation set: {error}. Choose another "
+                "with --valid_metric, or give validation more impressions"
+            ) from error
+
+
+def by_task(result: dict[str, float]) -> Iterator[tuple[str, dict[str, float]]]:
+    """A result's metrics by task (upper case), shown without the task's name; then the others."""
+    rest = dict(result)
+    for task in (*ALL_TASKS,):
+        prefix = f"{task.upper()}_"
+        mine = {name: value for name, value in result.items() if name.startswith(prefix)}
+        if mine:
+            yield task.upper(), {name[len(prefix) :]: value for name, value in mine.items()}
+        for name in mine:
+            rest.pop(name)
+    if rest:
+        yield "", rest

@@ -1,0 +1,113 @@
+"""What an evaluation scores: the labels of a split and a model's predictions on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_escm2.evaluator.metrics import TieGroups, UserRanking, tie_groups, user_ranking
+
+Array = NDArray[np.generic]
+
+
+class NotPredictedError(ValueError):
+    """The model doesn't predict what the metric scores; the message says which task."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The labels of a split, in the order of its rows; each array is ``[|D|]``.
+
+    Attributes:
+        click: o in {0, 1}.
+        conversion: r in {0, 1}; means something where o = 1 only.
+        user: user ids, or None where the data has none.
+        potential_conversion: r had the impression been clicked, where the data holds it.
+        true_ctr: P(o = 1), where the data holds it.
+        true_cvr: P(r = 1 | do(o = 1)), where the data holds it.
+    """
+
+    click: Array
+    conversion: Array
+    user: Array | None = None
+    potential_conversion: Array | None = None
+    true_ctr: Array | None = None
+    true_cvr: Array | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A binary label and its predicted probability on the rows that a metric is over."""
+
+    label: Array
+    score: Array
+    user: Array | None
+
+    @cached_property
+    def groups(self) -> TieGroups:
+        """The rows by distinct score: one sort serves every metric that isn't per user."""
+        return tie_groups(self.label, self.score)
+
+    @cached_property
+    def ranking(self) -> UserRanking:
+        """The rows by user and score: one sort serves every metric per user."""
+        if self.user is None:
+            raise NotPredictedError("the data has no user id")
+        return user_ranking(self.label, self.score, self.user)
+
+    @cached_property
+    def base_rate(self) -> float:
+        """The share of positives, 0 where there is no row."""
+        return float(np.mean(self.label)) if len(self.label) else 0.0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Labels with the probabilities that a model gives each row, by task."""
+
+    truth: Truth
+    score: Mapping[str, Array]
+    _scored: dict[str, Scored] = field(default_factory=dict, repr=False)
+
+    def of(self, task: str) -> Array:
+        """The probabilities of a task over D.
+
+        Raises:
+            NotPredictedError: the model has no such task.
+        """
+        try:
+            return self.score[task]
+        except KeyError:
+            raise NotPredictedError(f"the model doesn't predict {task}") from None
+
+    def scored(self, space: str) -> Scored:
+        """The rows, label and score of ``ctr``, ``cvr``, ``ctcvr`` or ``cvr_es``.
+
+        ``cvr`` is over the clicked impressions, the others over D; ``cvr_es`` scores the potential
+        conversion.
+
+        Raises:
+            NotPredictedError: the model has no such task, or the data no potential conversions.
+        """
+        if space not in self._scored:
+            self._scored[space] = self._select(space)
+        return self._scored[space]
+
+    def _select(self, space: str) -> Scored:
+        truth = self.truth
+        if space == "ctr":
+            return Scored(truth.click, self.of("ctr"), truth.user)
+        if space == "ctcvr":
+            label = (np.asarray(truth.click) > 0) & (np.asarray(truth.conversion) > 0)
+            return Scored(label, self.of("ctcvr"), truth.user)
+        if space == "cvr_es":
+            if truth.potential_conversion is None:
+                raise NotPredictedError("the data holds no potential conversions")
+            return Scored(truth.potential_conversion, self.of("cvr"), truth.user)
+        clicked = np.asarray(truth.click) > 0
+        user = None if truth.user is None else truth.user[clicked]
+        return Scored(truth.conversion[clicked], self.of("cvr")[clicked], user)

@@ -1,0 +1,194 @@
+"""The base of every entire-space model: one embedding, a tower a task, the combined risk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from recbole.model.abstract_recommender import ContextRecommender
+from recbole.model.init import xavier_normal_initialization
+from recbole.model.layers import MLPLayers
+from torch import Tensor, nn
+
+from recbole_escm2.errors import UsageError
+from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """A batch of D as a counterfactual risk sees it; every tensor is one-dimensional, ``[|D|]``.
+
+    Attributes:
+        click: o in {0, 1}.
+        conversion: r where o = 1, and 0 elsewhere, whatever the data says there.
+        logit: the logit of each tower by its name (``ctr``, ``cvr``, …), float32.
+        propensity: ô as a weight: floored, and without gradient.
+    """
+
+    click: Tensor
+    conversion: Tensor
+    logit: dict[str, Tensor]
+    propensity: Tensor
+
+    @cached_property
+    def error(self) -> Tensor:
+        """δ = BCE(r, r̂) of each impression; it means something where o = 1 only."""
+        return binary_cross_entropy(self.conversion, self.logit["cvr"])
+
+
+CVRRisk = Callable[[Impressions], Tensor | None]
+
+
+class EntireSpaceRecommender(ContextRecommender):
+    """ESMM's architecture and the combined risk L = L_CTR + λc·L_CVR + λg·L_CTCVR.
+
+    All features are embedded once (RecBole's embedding of token, token-sequence and numerical
+    features), and each tower is an MLP on the concatenated embeddings that ends in one logit.
+
+    A new model overrides what differs:
+
+    * :meth:`counterfactual_risk`: L_CVR from an :class:`Impressions`. None (here): no such term.
+    * :attr:`tower_names`: the towers to build; their logits are in ``Impressions.logit``.
+    * :meth:`build_tower`: another tower than an MLP.
+    * :meth:`propensity`: another weight than the floored ô.
+    * :meth:`risks`: other terms than the three.
+    * :meth:`loss_steps`: more than one optimizer step a batch.
+    * :attr:`default_config`: config keys of its own and their defaults.
+
+    Config keys: see ``properties/model/EntireSpaceRecommender.yaml``.
+
+    Raises:
+        UsageError: the data set has no feature, or a label stands among the features.
+    """
+
+    #: Names of the towers; ``ctr`` and ``cvr`` are always needed.
+    tower_names: ClassVar[tuple[str, ...]] = ("ctr", "cvr")
+    #: Config keys that a model adds, with their defaults; a subclass inherits its parents'.
+    default_config: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        del self.first_order_linear  # a wide part that no tower uses
+        self.click_field: str = config["CLICK_FIELD"]
+        self.conversion_field: str = config["CONVERSION_FIELD"]
+        self.predict_task: str = config["predict_task"]
+        self.propensity_floor: float = config["propensity_floor"]
+        self.risk_weight: dict[str, float] = {
+            "ctr": 1.0,
+            "cvr": config["counterfactual_weight"],
+            "ctcvr": config["global_weight"],
+        }
+        self.mlp_hidden_size: list[int] = config["mlp_hidden_size"]
+        self.dropout_prob: float = config["dropout_prob"]
+        self._check_features(dataset)
+
+        if config["sparse_embedding"]:
+            for module in self.modules():
+                if isinstance(module, nn.Embedding):
+                    module.sparse = True
+        input_size = self.num_feature_field * self.embedding_size
+        self.towers = nn.ModuleDict(
+            {name: self.build_tower(input_size) for name in self.tower_names}
+        )
+        self.apply(xavier_normal_initialization)
+
+    def _check_features(self, dataset: Any) -> None:
+        features = [
+            *self.token_field_names,
+            *self.token_seq_field_names,
+            *self.float_field_names,
+            *self.float_seq_field_names,
+        ]
+        labels = {self.click_field, self.conversion_field}.intersection(features)
+        if labels:
+            raise UsageError(
+                f"the label field {', '.join(sorted(labels))} is among the features of "
+                f"{dataset.dataset_name}: load it with EntireSpaceDataset, which keeps labels apart"
+            )
+        if not features:
+            raise UsageError(
+                f"{dataset.dataset_name} has no feature to learn from: load token columns with "
+                "load_col, or name float columns in numerical_features"
+            )
+
+    def build_tower(self, input_size: int) -> nn.Module:
+        """One tower: ``[|D|, input_size]`` to ``[|D|, 1]``."""
+        sizes = [input_size, *self.mlp_hidden_size]
+        return nn.Sequential(MLPLayers(sizes, self.dropout_prob), nn.Linear(sizes[-1], 1))
+
+    def forward(self, interaction: Any, towers: tuple[str, ...] | None = None) -> dict[str, Tensor]:
+        """Logits by tower name, each ``[|D|]`` and float32 (also under autocast).
+
+        Args:
+            interaction: a batch of features.
+            towers: the towers to evaluate; all by default.
+        """
+        embedding = self.concat_embed_input_fields(interaction).flatten(start_dim=1)
+        return {
+            name: self.towers[name](embedding).squeeze(-1).float()
+            for name in towers or self.tower_names
+        }
+
+    def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
+        """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``."""
+        return torch.sigmoid(logit["ctr"].detach()).clamp(min=self.propensity_floor)
+
+    def impressions(self, interaction: Any) -> Impressions:
+        """The labels, logits and propensities of a batch."""
+        click = interaction[self.click_field].float()
+        # Also keeps a label that means nothing out of o·r and of the gradient of δ.
+        conversion = torch.where(click > 0, interaction[self.conversion_field].float(), 0.0)
+        logit = self(interaction)
+        return Impressions(click, conversion, logit, self.propensity(logit, interaction))
+
+    def counterfactual_risk(self, impressions: Impressions) -> Tensor | None:
+        """L_CVR as a scalar, or None where the model has no such term (ESMM)."""
+        return None
+
+    def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
+        """The unweighted risks ``ctr``, ``cvr`` (where there is one) and ``ctcvr``, scalars.
+
+        Args:
+            impressions: the batch.
+            cvr_risk: L_CVR; :meth:`counterfactual_risk` by default.
+        """
+        logit, click = impressions.logit, impressions.click
+        risks = {"ctr": ctr_risk(logit["ctr"], click)}
+        counterfactual = (cvr_risk or self.counterfactual_risk)(impressions)
+        if counterfactual is not None:
+            risks["cvr"] = counterfactual
+        risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], click * impressions.conversion)
+        return risks
+
+    def weighted(self, risks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Risks times their weights 1, λc and λg."""
+        return {name: self.risk_weight[name] * risk for name, risk in risks.items()}
+
+    def task_risks(self, interaction: Any) -> dict[str, Tensor]:
+        """The unweighted risks of a batch by task."""
+        return self.risks(self.impressions(interaction))
+
+    def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
+        """The weighted risks of a batch; their sum is the combined risk."""
+        return tuple(self.weighted(self.task_risks(interaction)).values())
+
+    def loss_steps(self, interaction: Any) -> Iterator[dict[str, Tensor]]:
+        """The losses of a batch, one dict (by name) for each optimizer step.
+
+        The trainer takes a step on the sum of each dict before it asks for the next one, so what
+        comes later sees the parameters that the earlier step has moved.
+        """
+        yield self.weighted(self.task_risks(interaction))
+
+    def predict_tasks(self, interaction: Any) -> dict[str, Tensor]:
+        """Probabilities by task: ``ctr`` ô, ``cvr`` r̂ and ``ctcvr`` ô·r̂, each ``[|D|]``."""
+        logit = self(interaction, ("ctr", "cvr"))
+        ctr, cvr = torch.sigmoid(logit["ctr"]), torch.sigmoid(logit["cvr"])
+        return {"ctr": ctr, "cvr": cvr, "ctcvr": ctr * cvr}
+
+    def predict(self, interaction: Any) -> Tensor:
+        """The probability of the task that config ``predict_task`` names, ``[|D|]``."""
+        return self.predict_tasks(interaction)[self.predict_task]

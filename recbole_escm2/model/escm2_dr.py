@@ -1,0 +1,74 @@
+"""ESCM²-DR: ESMM with a doubly robust risk."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recbole_escm2.model.entire_space import EntireSpaceRecommender, Impressions
+from recbole_escm2.risk import binary_cross_entropy, dr_risk, imputation_risk
+
+
+class ESCM2_DR(EntireSpaceRecommender):
+    """L = L_CTR + λc·(R_DR + R_imp) + λg·L_CTCVR with R_DR = (1/|D|) Σ [δ̂ + o(δ − δ̂)/ô].
+
+    Hao Wang et al., "ESCM²", SIGIR 2022, section 4 (R_DR and its imputation risk
+    R_imp = (1/|D|) Σ o(δ − δ̂)²/ô). A third tower imputes the error. It is moved by R_imp alone,
+    and R_imp moves neither of the other towers.
+
+    ``imputation`` says what the third tower predicts:
+
+    * ``error`` (the paper): δ̂ itself, any number ≥ 0. It is a constant in R_DR, so the CVR tower's
+      own gradient equals that of IPS, and imputation acts through the shared embedding only.
+    * ``label`` (DR-JL, Wang et al., ICML 2019): r̃, a conversion probability, with
+      δ̂ = BCE(r̃, r̂). r̃ is a constant in R_DR and r̂ one in R_imp, so that the gradient of R_DR
+      reaches r̂ on unclicked impressions too.
+
+    ``imputation_schedule`` says when: ``joint``, all risks in one step, or ``alternate``, for each
+    batch a step of the imputation tower and the embedding on λc·R_imp, then a step of everything
+    else, the embedding included, on the remaining risks. The two share one optimizer.
+    """
+
+    tower_names = ("ctr", "cvr", "imputation")
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.imputation: str = config["imputation"]
+        self.imputation_schedule: str = config["imputation_schedule"]
+
+    def dr_risk(self, impressions: Impressions) -> Tensor:
+        """R_DR: no gradient to the imputation tower."""
+        imputed = impressions.logit["imputation"].detach()
+        if self.imputation == "label":
+            imputed_error = binary_cross_entropy(torch.sigmoid(imputed), impressions.logit["cvr"])
+        else:
+            imputed_error = F.softplus(imputed)
+        return dr_risk(
+            impressions.error, imputed_error, impressions.click, impressions.propensity
+        )
+
+    def imputation_risk(self, impressions: Impressions) -> Tensor:
+        """R_imp: gradient to the imputation tower and the embedding below it only."""
+        imputed = impressions.logit["imputation"]
+        if self.imputation == "label":
+            imputed_error = binary_cross_entropy(
+                torch.sigmoid(imputed), impressions.logit["cvr"].detach()
+            )
+        else:
+            imputed_error = F.softplus(imputed)
+        return imputation_risk(
+            impressions.error, imputed_error, impressions.click, impressions.propensity
+        )
+
+    def counterfactual_risk(self, impressions: Impressions) -> Tensor:
+        return self.dr_risk(impressions) + self.imputation_risk(impressions)
+
+    def loss_steps(self, interaction: Any) -> Iterator[dict[str, Tensor]]:
+        if self.imputation_schedule == "joint":
+            yield from super().loss_steps(interaction)
+            return
+        weight = self.risk_weight["cvr"]
+        yield {"imputation": weight * self.imputation_risk(self.impressions(interaction))}
+        yield self.weighted(self.risks(self.impressions(interaction), cvr_risk=self.dr_risk))

@@ -1,0 +1,141 @@
+"""What a run leaves behind and shows: its folder, log, result file and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import colorlog
+
+from recbole_escm2.checkpoint import plain
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import ALL_TASKS
+from recbole_escm2.evaluator.evaluator import MetricResult
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def make_run_dir(config: Any) -> Path:
+    """A new folder ``output_dir/MODEL-DATASET-CONFIG-TIME``; CONFIG is a digest of the settings.
+
+    Raises:
+        UsageError: it can't be made.
+    """
+    settings = plain({**config.internal_config_dict, **config.external_config_dict})
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    stem = "-".join(
+        [config["model"], config["dataset"], digest, datetime.now().strftime("%Y%m%d-%H%M%S")]
+    )
+    parent = Path(config["output_dir"]).absolute()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1000):
+            folder = parent / (f"{stem}-{attempt}" if attempt else stem)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise UsageError(f"output_dir {parent}: {error.strerror}") from error
+    raise UsageError(f"output_dir {parent}: can't find a free name for {stem}")
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _ANSI.sub("", super().format(record))
+
+
+@contextlib.contextmanager
+def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
+    """Log to a file (everything from INFO) and to standard error (from ``level_name``).
+
+    RecBole logs to the root logger; its handlers are back as they were afterwards, so that a
+    second run in one process doesn't write into the first one's file.
+    """
+    level = (level_name or "info").lower()
+    if level not in _LEVELS:
+        raise UsageError(f"state must be one of {', '.join(_LEVELS)}, got {level_name!r}")
+    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    to_file.setLevel(min(logging.INFO, getattr(logging, level.upper())))
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setLevel(getattr(logging, level.upper()))
+    to_terminal.setFormatter(
+        colorlog.ColoredFormatter(
+            "%(log_color)s%(asctime)s %(message)s", "%H:%M:%S", log_colors={"WARNING": "yellow"}
+        )
+        if sys.stderr.isatty()
+        else _PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S")
+    )
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(min(to_file.level, to_terminal.level))
+    handlers = (to_file, to_terminal)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename: a reader never sees half of it."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("recbole-escm2", "recbole", "torch", "numpy", "scipy", "pandas"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns, the first to the left and the others to the right."""
+    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if n else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, ["-" * width for width in widths], *rows]
+    )
+
+
+def metric_table(result: MetricResult, decimals: int = 4) -> str:
+    """Metrics as rows and tasks as columns."""
+    tasks = [task.upper() for task in ALL_TASKS]
+    cells: dict[str, dict[str, str]] = {}
+    for name, value in result.items():
+        task, _, statistic = name.partition("_")
+        if task not in tasks:
+            task, statistic = ("CVR", name) if name == "IEB" else ("", name)
+        cells.setdefault(statistic, {})[task] = f"{value:.{decimals}f}"
+    columns = [task for task in [*tasks, ""] if any(task in row for row in cells.values())]
+    rows = [[name, *(row.get(task, "") for task in columns)] for name, row in cells.items()]
+    return table(["metric", *(column or "predict()" for column in columns)], rows)
+
+
+def metric_lines(result: MetricResult) -> str:
+    """One ``NAME: value`` line a metric, for scripts."""
+    return "\n".join(f"{name}: {value:.6f}" for name, value in result.items())

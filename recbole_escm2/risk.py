@@ -1,0 +1,183 @@
+"""The risks of entire-space CVR estimation: pure functions on tensors.
+
+Notation (names in code): ``click`` is o, ``conversion`` is r, ``propensity`` is ô used as a
+weight, ``error`` is δ = BCE(r, r̂), ``imputed_error`` is δ̂, D is the set of impressions at hand.
+
+Every function takes one-dimensional tensors of one length |D| and returns the mean over D as a
+scalar tensor. ``error`` on an impression without a click never counts, whatever it holds (not
+even NaN), so neither does its conversion label. No function floors or clips the propensity: the
+caller decides that.
+
+Each raises ``ValueError`` where shapes differ (broadcasting would silently average over pairs of
+impressions) or where there is no impression.
+
+Sources: ESMM (Ma et al., SIGIR 2018), Multi-IPW and Multi-DR (Zhang et al., WWW 2020), DR-JL
+(Wang et al., ICML 2019), ESCM² (Wang et al., SIGIR 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "binary_cross_entropy",
+    "ctcvr_risk",
+    "ctr_risk",
+    "dr_risk",
+    "imputation_risk",
+    "ips_risk",
+]
+
+
+def _check(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"one-dimensional tensors of one length are needed, got shapes {shapes}")
+    if 0 in next(iter(shapes.values())):
+        raise ValueError("a risk is a mean over impressions, and there is none")
+
+
+def binary_cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
+    """BCE(t, σ(x)) = −t·log σ(x) − (1 − t)·log σ(−x) for each impression, differentiable in both.
+
+    Args:
+        target: probabilities or 0/1 labels t, any shape.
+        logit: logits x of the prediction, the same shape.
+
+    Returns:
+        The cross entropy in nats, the same shape; right for logits of any size and sign.
+    """
+    return target * F.softplus(-logit) + (1 - target) * F.softplus(logit)
+
+
+def ctr_risk(ctr_logit: Tensor, click: Tensor) -> Tensor:
+    """Empirical risk of the CTR tower: (1/|D|) Σ BCE(o, ô) (ESMM, eq. 4, first term).
+
+    Args:
+        ctr_logit: logit of ô, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+    """
+    _check(ctr_logit=ctr_logit, click=click)
+    return binary_cross_entropy(click, ctr_logit).mean()
+
+
+class _CTCVRCrossEntropy(torch.autograd.Function):
+    """BCE(y, σ(a)σ(b)) on logits a and b, with its gradient in closed form.
+
+    With p = σ(a)σ(b):  −∂log p/∂a = −σ(−a)  and  −∂log(1−p)/∂a = p·σ(−a)/(1−p).
+    As 1 − p ≥ σ(−a), the latter lies in [0, 1], and its logarithm is a sum of logarithms that
+    don't overflow; a composed graph multiplies an infinite odds p/(1−p) by a zero σ(−a) instead.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, y)
+        log_p, log_not_p, _, _ = _log_product(a, b)
+        return torch.where(y > 0, -y * log_p, 0.0) - torch.where(y < 1, (1 - y) * log_not_p, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, y = ctx.saved_tensors
+        log_p, log_not_p, log_not_a, log_not_b = _log_product(a, b)
+
+        def gradient(log_not: Tensor) -> Tensor:
+            return (1 - y) * torch.exp(log_p + log_not - log_not_p) - y * torch.exp(log_not)
+
+        return grad * gradient(log_not_a), grad * gradient(log_not_b), None
+
+
+def _log_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log p, log(1 − p), log σ(−a), log σ(−b) for p = σ(a)σ(b), without cancellation.
+
+    1 − p is 1 − eˣ where p is at most a half and σ(−a) + σ(a)σ(−b) elsewhere: the first loses
+    all digits as p → 1, the second as p → 0.
+    """
+    log_a, log_b = F.logsigmoid(a), F.logsigmoid(b)
+    log_not_a, log_not_b = F.logsigmoid(-a), F.logsigmoid(-b)
+    log_p = log_a + log_b
+    small = log_p < -math.log(2)
+    log_not_p = torch.where(
+        small,
+        torch.log1p(-torch.exp(torch.where(small, log_p, -1.0))),
+        torch.logaddexp(log_not_a, log_a + log_not_b),
+    )
+    return log_p, log_not_p, log_not_a, log_not_b
+
+
+def ctcvr_risk(ctr_logit: Tensor, cvr_logit: Tensor, ctcvr: Tensor) -> Tensor:
+    """Global risk: (1/|D|) Σ BCE(o·r, ô·r̂) (ESMM, eq. 4, second term; ESCM², L_CTCVR).
+
+    Computed on logits, so that loss and gradient hold at pctcvr = 1e-12 and stay finite for
+    logits of ±1e4. The gradient reaches both towers.
+
+    Args:
+        ctr_logit: logit of ô, ``[|D|]``.
+        cvr_logit: logit of r̂, ``[|D|]``.
+        ctcvr: the label o·r in {0, 1}, ``[|D|]``.
+    """
+    _check(ctr_logit=ctr_logit, cvr_logit=cvr_logit, ctcvr=ctcvr)
+    loss: Tensor = _CTCVRCrossEntropy.apply(ctr_logit, cvr_logit, ctcvr)
+    return loss.mean()
+
+
+def _clicked_over_propensity(click: Tensor, propensity: Tensor) -> Tensor:
+    """o/ô as a constant: no gradient may reach the CTR tower through the propensity."""
+    propensity = propensity.detach()
+    return click / torch.where(click > 0, propensity, 1.0)
+
+
+def _of_clicked(error: Tensor, click: Tensor) -> Tensor:
+    return torch.where(click > 0, error, 0.0)
+
+
+def ips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+    """Inverse-propensity-score risk: (1/|D|) Σ o·δ/ô (ESCM², R_IPS; Multi-IPW).
+
+    Unbiased for the mean of δ over D when the propensity is the true click probability.
+
+    Args:
+        error: δ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+    """
+    _check(error=error, click=click, propensity=propensity)
+    return (_clicked_over_propensity(click, propensity) * _of_clicked(error, click)).mean()
+
+
+def dr_risk(error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+    """Doubly robust risk: (1/|D|) Σ [δ̂ + o(δ − δ̂)/ô] (ESCM², R_DR; Multi-DR).
+
+    Unbiased for the mean of δ over D when the propensity or the imputed error is right.
+
+    Args:
+        error: δ for each impression, ``[|D|]``.
+        imputed_error: δ̂ for each impression, ``[|D|]``. Its gradient is left as it came: detach
+            whatever the imputation tower produced, because minimising this risk over δ̂ drives δ̂
+            to 0 wherever the floored propensity exceeds the click probability.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+    """
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    residual = _of_clicked(error - imputed_error, click)
+    return (imputed_error + _clicked_over_propensity(click, propensity) * residual).mean()
+
+
+def imputation_risk(
+    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+) -> Tensor:
+    """Risk of the imputation tower: (1/|D|) Σ o(δ − δ̂)²/ô (ESCM², R_DR^imp; DR-JL).
+
+    Args:
+        error: δ for each impression, ``[|D|]``; detached here: it is the target.
+        imputed_error: δ̂ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+    """
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    residual = _of_clicked(error.detach() - imputed_error, click)
+    return (_clicked_over_propensity(click, propensity) * residual.square()).mean()
