@@ -56,8 +56,14 @@ _RECBOLE_UNLISTED_KEYS = {
     "warm_up",
 }
 
-# Stock RecBole has settled these before it builds a data set; its context-aware defaults are ours.
-_RUNNER_KEYS = {"checkpoint_dir", "eval_args", "output_dir", "show_progress", "train_neg_sample_args"}
+# Settled by stock RecBole before it builds a data set; its context-aware defaults serve as well.
+_RUNNER_KEYS = {
+    "checkpoint_dir",
+    "eval_args",
+    "output_dir",
+    "show_progress",
+    "train_neg_sample_args",
+}
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "
@@ -487,7 +493,8 @@ class Config(recbole.config.Config):
     def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
         # RecBole appends to these lists, which are its module's globals.
-        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+        for name, keys in list(self.parameters.items()):
+            self.parameters[name] = list(keys)
 
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -510,7 +517,7 @@ class Config(recbole.config.Config):
         model = self.external_config_dict.get("model") if model is None else model
         dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
         if model is None:
-            raise UsageError(f"which model? --model=NAME, one of {', '.join(context_model_names())}")
+            raise UsageError(f"which model? --model=NAME: {', '.join(context_model_names())}")
         if dataset is None:
             raise UsageError(f"which data set? --dataset=NAME, for example {dataset_names()[-1]}")
         model_class = find_model(model)

@@ -42,8 +42,8 @@ def run(
         command_line: settings as text, over all others.
 
     Returns:
-        ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result`` and
-        ``test_result`` (floats by metric name, unrounded), ``best_epoch``, ``run_dir``.
+        ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
+        and ``test_result`` (floats by metric name, unrounded), ``best_epoch``, ``run_dir``.
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -67,6 +67,7 @@ def run(
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trainer.best_epoch,
+            "decision_threshold": config["decision_threshold"],
             "run_dir": str(run_dir),
         }
         write_json(
@@ -83,7 +84,7 @@ def run(
                 "seconds": round(seconds, 3),
                 "data": {
                     name: loader.dataset.counts()
-                    for name, loader in zip(("train", "valid", "test"), (train, valid, test))
+                    for name, loader in {"train": train, "valid": valid, "test": test}.items()
                 },
                 "versions": versions(),
                 "config": plain(config.final_config_dict),
@@ -130,7 +131,11 @@ def evaluate_checkpoint(
         )
         trainer.tensorboard.close()
         shutil.rmtree(run_dir / "tensorboard")
-        outcome = {"test_result": test_result, "run_dir": str(run_dir)}
+        outcome = {
+            "test_result": test_result,
+            "decision_threshold": config["decision_threshold"],
+            "run_dir": str(run_dir),
+        }
         write_json(
             run_dir / "result.json",
             {
@@ -159,9 +164,9 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any, float]:
     try:
         dataset = EntireSpaceDataset(config)
         loaders = prepare_data(config, dataset)
+        logger.info(str(dataset))
         for name, loader in zip(("train", "valid", "test"), loaders, strict=True):
-            logger.info(f"{name}: {loader.dataset}" if name == "train" else
-                        f"{name}: {str(loader.dataset).splitlines()[0]}")
+            logger.info(f"{name:5} {loader.dataset.summary()}")
         init_seed(config["seed"], config["reproducibility"])
         model = config.model_class(config, loaders[0].dataset).to(config["device"])
     except UsageError:
@@ -188,13 +193,12 @@ def _parameter_count(model: torch.nn.Module) -> int:
 def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     """The test metrics for people, and what to know about them."""
     result: MetricResult = outcome["test_result"]
-    lines = ["", f"Test metrics (all of it: {outcome['run_dir']})", "", metric_table(result, decimals)]
+    lines = ["", "Test metrics", "", metric_table(result, decimals), ""]
     if any(name.startswith("CVR_") for name in result):
-        lines += [
-            "",
-            "CTR and CTCVR are over all impressions. CVR is over the clicked ones, which clicks have",
-            "selected" + ("; _ES is over all, on potential conversions." if "CVR_AUC_ES" in result else "."),
-        ]
-    for name, reason in result.undefined.items():
-        lines.append(f"{name} is left out: {reason}.")
+        lines.append("CTR and CTCVR: all impressions. CVR: the clicked ones, a selected sample.")
+    if any(name.endswith("_ES") for name in result):
+        lines.append("CVR ..._ES: potential conversions of all impressions.")
+    if any(name.endswith(("_F1", "_Recall")) for name in result):
+        lines.append(f"F1 and Recall: positive from {outcome['decision_threshold']} on.")
+    lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
     return "\n".join(lines)

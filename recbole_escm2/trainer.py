@@ -71,6 +71,8 @@ class EntireSpaceTrainer(Trainer):
         model: the model.
     """
 
+    tensorboard: Any
+
     def __init__(self, config: Any, model: nn.Module) -> None:
         if not config["single_spec"]:
             raise UsageError("training on several processes isn't supported: leave out nproc")
@@ -128,9 +130,7 @@ class EntireSpaceTrainer(Trainer):
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self.verbose = verbose
-        result = super().fit(
-            train_data, valid_data, False, saved, bool(show_progress), callback_fn
-        )
+        result = super().fit(train_data, valid_data, False, saved, bool(show_progress), callback_fn)
         if verbose and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         return result
@@ -248,9 +248,7 @@ class EntireSpaceTrainer(Trainer):
         if load_best_model:
             self._load_weights(load_checkpoint(model_file or self.saved_model_file, self.device))
         self.eval_collector.begin(eval_data._dataset.truth)
-        return super().evaluate(
-            eval_data, load_best_model=False, show_progress=bool(show_progress)
-        )
+        return super().evaluate(eval_data, load_best_model=False, show_progress=bool(show_progress))
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
         interaction = batched_data[0].to(self.device)

@@ -13,7 +13,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_escm2.config import complete, single_task, trains_on_clicks
+from recbole_escm2.config import complete, dataset_names, single_task, trains_on_clicks
 from recbole_escm2.data.labels import (
     LabelColumn,
     conversions_without_click,
@@ -47,6 +47,9 @@ class EntireSpaceDataset(Dataset):
         UsageError: a file, a column or a label isn't as it must be; the message says where.
     """
 
+    inter_feat: Any
+    file_size_list: list[int]
+
     def __init__(self, config: Any) -> None:
         complete(config)
         self.click_field: str = config["CLICK_FIELD"]
@@ -77,11 +80,7 @@ class EntireSpaceDataset(Dataset):
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         if not Path(dataset_path).is_dir():
-            raise UsageError(
-                f"data set '{token}': there is no folder {dataset_path}. Put its atomic files "
-                f"there ({token}.inter, and {token}.user and {token}.item if it has them), or name "
-                "the folder above it with --data_path"
-            )
+            raise UsageError(self._missing(token, Path(dataset_path)))
         super()._load_data(token, dataset_path)
         if self.config["impressions"] == "pairs":
             self._expand_to_pairs()
@@ -89,6 +88,17 @@ class EntireSpaceDataset(Dataset):
         self._require_labels()
         self._settle_conversions_without_click()
         self._sample_impressions()
+
+    def _missing(self, token: str, folder: Path) -> str:
+        if self.config["obtain"]:
+            return f"data set '{token}' isn't in {folder}. {self.config['obtain'].strip()}"
+        there = [path.name for path in folder.parent.glob("*/") if any(path.glob("*.inter"))]
+        names = ", ".join(sorted({*dataset_names(), *there}))
+        return (
+            f"there is no data set '{token}'. Data sets: {names}. For one of your own put its "
+            f"atomic files into {folder} ({token}.inter, and {token}.user and {token}.item if it "
+            "has them), or name the folder above it with --data_path"
+        )
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         parts = self.benchmark_filename_list
@@ -145,8 +155,7 @@ class EntireSpaceDataset(Dataset):
         missing = [f for f in (wanted or []) if wanted != "*" and f not in present]
         if missing:
             raise UsageError(
-                f"load_col asks for {', '.join(missing)} in {path}, which has "
-                f"{', '.join(present)}"
+                f"load_col asks for {', '.join(missing)} in {path}, which has {', '.join(present)}"
             )
 
     def _read_label(self, frame: pd.DataFrame, column: LabelColumn, path: Path) -> None:
@@ -366,8 +375,8 @@ class EntireSpaceDataset(Dataset):
         return parts
 
     def _set_outcomes_apart(self) -> None:
-        column = {name: self.inter_feat[name].numpy() for name in self._label_fields
-                  if name in self.inter_feat}
+        fields = [name for name in self._label_fields if name in self.inter_feat]
+        column = {name: self.inter_feat[name].numpy() for name in fields}
         config = self.config
         self.truth = Truth(
             click=column[self.click_field],
@@ -392,25 +401,28 @@ class EntireSpaceDataset(Dataset):
             "conversions": int((click & conversion).sum()),
         }
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """Impressions, clicks and conversions in one line."""
         count = self.counts()
+        return (
+            f"{count['impressions']:,} impressions, {count['clicks']:,} clicks "
+            f"({_percent(count['clicks'], count['impressions'])}), {count['conversions']:,} "
+            f"conversions ({_percent(count['conversions'], count['clicks'])} of clicks)"
+        )
+
+    def __str__(self) -> str:
         sources = [s for s in FeatureSource if s not in (FeatureSource.KG, FeatureSource.NET)]
-        lines = [
-            f"{self.dataset_name}: {count['impressions']:,} impressions, {count['clicks']:,} "
-            f"clicks ({rate(count['clicks'], count['impressions'])}), {count['conversions']:,} "
-            f"conversions ({rate(count['conversions'], count['clicks'])} of clicks)"
+        features = [
+            field
+            for field in self.fields(source=sources)
+            if self.field2type[field] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+            or field in self.config["numerical_features"]
         ]
+        lines = [f"{self.dataset_name}: {self.summary()}"]
         if self.uid_field:
             lines.append(f"{self.user_num - 1:,} users, {self.item_num - 1:,} items")
-        features = [
-            f for f in self.fields(source=sources)
-            if self.field2type[f] in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
-            or f in self.config["numerical_features"]
-        ]
-        lines.append(f"features: {', '.join(features)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"features: {', '.join(features)}"])
 
 
-def rate(part: int, whole: int) -> str:
-    """A share in percent, for people."""
+def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "none"

@@ -218,7 +218,8 @@ class EntireSpaceMetric(AbstractMetric):
         threshold = config["decision_threshold"]
         self.threshold = None if threshold in (None, "base_rate") else float(threshold)
         self.bins: int = config["calibration_bins"] or 10
-        self.names = expand([self.spec.name.replace(_TOP_K, f"@{self.cut}")], config["topk"] or [10])
+        name = self.spec.name.replace(_TOP_K, f"@{self.cut}")
+        self.names = expand([name], config["topk"] or [10])
 
     def calculate_metric(self, dataobject: Any) -> dict[str, float]:
         """The values by shown name: one, or one for every K.

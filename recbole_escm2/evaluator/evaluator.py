@@ -50,7 +50,7 @@ class MetricResult(dict[str, float]):
         )
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401
 
 
 class EntireSpaceCollector(Collector):
@@ -150,7 +150,8 @@ class EntireSpaceEvaluator(Evaluator):
             return metric.calculate_metric(dataobject)
         if len(np.unique(dataobject.get("data.label"))) < 2 and name == "AUC":
             raise UndefinedMetricError("the label has one value only")
-        return {name: float(value) for value in metric.calculate_metric(dataobject).values()}
+        (value,) = metric.calculate_metric(dataobject).values()
+        return {name: float(value)}
 
     def check_defined(self, truth: Truth, tasks: tuple[str, ...], label_task: str) -> None:
         """Find out before training whether the valid metric has a value on a split.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recbole_escm2.evaluator.metrics import TieGroups, UserRanking, tie_groups, user_ranking
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class NotPredictedError(ValueError):
@@ -102,12 +103,12 @@ class Predictions:
         if space == "ctr":
             return Scored(truth.click, self.of("ctr"), truth.user)
         if space == "ctcvr":
-            label = (np.asarray(truth.click) > 0) & (np.asarray(truth.conversion) > 0)
+            label = (truth.click > 0) & (truth.conversion > 0)
             return Scored(label, self.of("ctcvr"), truth.user)
         if space == "cvr_es":
             if truth.potential_conversion is None:
                 raise NotPredictedError("the data holds no potential conversions")
             return Scored(truth.potential_conversion, self.of("cvr"), truth.user)
-        clicked = np.asarray(truth.click) > 0
+        clicked = truth.click > 0
         user = None if truth.user is None else truth.user[clicked]
         return Scored(truth.conversion[clicked], self.of("cvr")[clicked], user)

@@ -45,9 +45,7 @@ class ESCM2_DR(EntireSpaceRecommender):
             imputed_error = binary_cross_entropy(torch.sigmoid(imputed), impressions.logit["cvr"])
         else:
             imputed_error = F.softplus(imputed)
-        return dr_risk(
-            impressions.error, imputed_error, impressions.click, impressions.propensity
-        )
+        return dr_risk(impressions.error, imputed_error, impressions.click, impressions.propensity)
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
         """R_imp: gradient to the imputation tower and the embedding below it only."""
