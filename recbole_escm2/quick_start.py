@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
-from recbole_escm2.config import Config, scored_tasks
+from recbole_escm2.config import Config, model_path, scored_tasks
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.evaluator import MetricResult
@@ -49,9 +50,7 @@ def run(
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    run_dir = make_run_dir(config)
-    _settle_places(config, run_dir)
-    with tempfile.TemporaryDirectory() as unsaved, logging_to(run_dir / "run.log", config["state"]):
+    with tempfile.TemporaryDirectory() as unsaved, _run_folder(config) as run_dir:
         if not saved:
             config["checkpoint_dir"] = unsaved
         trainer, (train, valid, test), started = _prepare(config)
@@ -67,7 +66,6 @@ def run(
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trainer.best_epoch,
-            "decision_threshold": config["decision_threshold"],
             "run_dir": str(run_dir),
         }
         write_json(
@@ -79,6 +77,8 @@ def run(
                 "valid_metric": config["valid_metric"],
                 **outcome,
                 "undefined": test_result.undefined,
+                "decision_threshold": test_result.threshold,
+                "weights_on_last_validation": trainer.weights and trainer.weights.as_dict(),
                 "epochs": len(trainer.train_loss_dict),
                 "parameters": _parameter_count(trainer.model),
                 "seconds": round(seconds, 3),
@@ -117,31 +117,30 @@ def evaluate_checkpoint(
         UsageError: the file is no checkpoint of this model, or the data is other data.
     """
     state = load_checkpoint(checkpoint)
+    for asked, key in ((model, "model"), (dataset, "dataset")):
+        name = asked if isinstance(asked, str) or asked is None else model_path(asked)
+        if name is not None and name != state[key]:
+            raise UsageError(f"checkpoint {checkpoint} is of {key} {state[key]}, not of {name}")
     settings = {k: v for k, v in state["settings"].items() if k not in ("model", "dataset")}
     settings.update(config_dict or {})
     config = Config(
         model or state["model"], dataset or state["dataset"], None, settings, command_line
     )
-    run_dir = make_run_dir(config)
-    _settle_places(config, run_dir)
-    with logging_to(run_dir / "run.log", config["state"]):
+    with _run_folder(config) as run_dir:
         trainer, (_, _, test), _ = _prepare(config)
         test_result = trainer.evaluate(
             test, model_file=str(checkpoint), show_progress=config["show_progress"]
         )
         trainer.tensorboard.close()
         shutil.rmtree(run_dir / "tensorboard")
-        outcome = {
-            "test_result": test_result,
-            "decision_threshold": config["decision_threshold"],
-            "run_dir": str(run_dir),
-        }
+        outcome = {"test_result": test_result, "run_dir": str(run_dir)}
         write_json(
             run_dir / "result.json",
             {
                 "checkpoint": str(checkpoint),
                 **outcome,
                 "undefined": test_result.undefined,
+                "decision_threshold": test_result.threshold,
                 "versions": versions(),
                 "config": plain(config.final_config_dict),
             },
@@ -149,11 +148,25 @@ def evaluate_checkpoint(
     return outcome
 
 
-def _settle_places(config: Config, run_dir: Path) -> None:
+@contextlib.contextmanager
+def _run_folder(config: Config) -> Iterator[Path]:
+    """The run's own folder with its log; gone again if the run couldn't start."""
+    run_dir = make_run_dir(config)
     config["run_dir"] = str(run_dir)
     config["checkpoint_dir"] = str(Path(config["checkpoint_dir"] or run_dir).absolute())
     if config["show_progress"] is None:
         config["show_progress"] = sys.stderr.isatty()
+    try:
+        with logging_to(run_dir / "run.log", config["state"]):
+            try:
+                yield run_dir
+            except UsageError:
+                getLogger().debug("stopped here", exc_info=True)
+                raise
+    except UsageError:
+        if not (run_dir / "checkpoint.pth").exists() and config["state"] != "debug":
+            shutil.rmtree(run_dir)
+        raise
 
 
 def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any, float]:
@@ -199,6 +212,7 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     if any(name.endswith("_ES") for name in result):
         lines.append("CVR ..._ES: potential conversions of all impressions.")
     if any(name.endswith(("_F1", "_Recall")) for name in result):
-        lines.append(f"F1 and Recall: positive from {outcome['decision_threshold']} on.")
+        shown = ", ".join(f"{task.upper()} {value:.4f}" for task, value in result.threshold.items())
+        lines.append(f"F1 and Recall predict a positive from a probability of {shown}.")
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from recbole_escm2.evaluator.evaluator import (
     EntireSpaceEvaluator,
     MetricResult,
 )
+from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.model import EntireSpaceRecommender
 
 
@@ -93,6 +94,8 @@ class EntireSpaceTrainer(Trainer):
         self.valid_metric: str = config["valid_metric"]
         self.loss_names: tuple[str, ...] = ()
         self.best_epoch = -1
+        #: Propensity weights on the last validation.
+        self.weights: WeightDiagnostics | None = None
         self.vocabulary: dict[str, str] = {}
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -221,6 +224,7 @@ class EntireSpaceTrainer(Trainer):
             self.best_epoch = epoch
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
+        self.weights = self._weigh()
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
@@ -229,7 +233,18 @@ class EntireSpaceTrainer(Trainer):
                 f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
                 + ("  (best so far)" if improved else "")
             )
+            if self.weights:
+                self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
+
+    def _weigh(self) -> WeightDiagnostics | None:
+        """The propensity weights on the split that was scored last, of a model that has them."""
+        predictions = self.eval_collector.predictions
+        if not getattr(self.model, "has_counterfactual_risk", False) or predictions is None:
+            return None
+        return WeightDiagnostics.of(
+            predictions.truth.click, predictions.of("ctr"), self.model.propensity_floor
+        )
 
     def evaluate(
         self,

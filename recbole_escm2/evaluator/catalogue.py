@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,15 @@ class Setting:
     threshold: float | None = None
     bins: int = 10
     k: int = 10
+
+    @classmethod
+    def of(cls, config: Any) -> Setting:
+        """The setting of a config, without a K."""
+        threshold = config["decision_threshold"]
+        return cls(
+            None if threshold in (None, "base_rate") else float(threshold),
+            config["calibration_bins"] or cls.bins,
+        )
 
     def threshold_of(self, scored: Scored) -> float:
         """The decision threshold on these rows."""
@@ -215,9 +224,7 @@ class EntireSpaceMetric(AbstractMetric):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        threshold = config["decision_threshold"]
-        self.threshold = None if threshold in (None, "base_rate") else float(threshold)
-        self.bins: int = config["calibration_bins"] or 10
+        self.setting = Setting.of(config)
         name = self.spec.name.replace(_TOP_K, f"@{self.cut}")
         self.names = expand([name], config["topk"] or [10])
 
@@ -234,7 +241,7 @@ class EntireSpaceMetric(AbstractMetric):
             )
         predictions = dataobject.get("entire_space.predictions")
         return {
-            name: float(self.spec.value(predictions, Setting(self.threshold, self.bins, k)))
+            name: float(self.spec.value(predictions, replace(self.setting, k=k)))
             for name, k in self.names.items()
         }
 

@@ -16,6 +16,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import (
     ALL_TASKS,
     EntireSpaceMetric,
+    Setting,
     canonical_name,
     metric_class,
     spec_of,
@@ -29,11 +30,13 @@ class MetricResult(dict[str, float]):
 
     Attributes:
         undefined: why a metric that was asked for is missing, by name.
+        threshold: the probability from which F1 and Recall predict a positive, by task.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.undefined: dict[str, str] = {}
+        self.threshold: dict[str, float] = {}
 
     def _key(self, name: str) -> str:
         try:
@@ -68,6 +71,8 @@ class EntireSpaceCollector(Collector):
         # Nothing of RecBole's constructor is needed: it registers what its own metrics read.
         self.tasks = tasks
         self.label_task = label_task
+        #: The last split's labels and scores.
+        self.predictions: Predictions | None = None
         self._batches: list[Tensor] = []
         self._truth: Truth | None = None
 
@@ -97,6 +102,7 @@ class EntireSpaceCollector(Collector):
         predictions = Predictions(
             self._truth, {task: scores[:, column] for column, task in enumerate(self.tasks)}
         )
+        self.predictions = predictions
         struct = DataStruct()
         struct.set("entire_space.predictions", predictions)
         rows = predictions.scored(self.label_task)
@@ -142,6 +148,11 @@ class EntireSpaceEvaluator(Evaluator):
                 continue
             else:
                 result.update(values)
+        if "entire_space.predictions" in dataobject:
+            setting = Setting.of(self.config)
+            predictions = dataobject.get("entire_space.predictions")
+            for task in predictions.score:
+                result.threshold[task] = setting.threshold_of(predictions.scored(task))
         return result
 
     def _values(self, name: str, dataobject: DataStruct) -> dict[str, float]:

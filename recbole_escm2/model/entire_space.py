@@ -148,6 +148,12 @@ class EntireSpaceRecommender(ContextRecommender):
         """L_CVR as a scalar, or None where the model has no such term (ESMM)."""
         return None
 
+    @property
+    def has_counterfactual_risk(self) -> bool:
+        """Whether the model has an L_CVR, and so a weight to look after."""
+        own, base = type(self).counterfactual_risk, EntireSpaceRecommender.counterfactual_risk
+        return own is not base
+
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
         """The unweighted risks ``ctr``, ``cvr`` (where there is one) and ``ctcvr``, scalars.
 

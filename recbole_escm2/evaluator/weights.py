@@ -1,0 +1,61 @@
+"""How much an inverse-propensity weighting can be trusted, from the weights themselves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class WeightDiagnostics:
+    """The weights w = o/max(ô, floor) of a split.
+
+    At a click rate below the floor nearly all clicked impressions stand at the floor; their
+    weights are equal, and IPS is nearly the naive click-space estimate.
+
+    Attributes:
+        clicks: clicked impressions.
+        share_at_floor: share of the clicked impressions with ô below the floor.
+        effective_sample_size: (Σw)²/Σw² over clicks, at most ``clicks``; all weights equal gives
+            ``clicks``, a few large ones give their number (Kish, Survey Sampling, 1965).
+        mean_weight_unfloored: mean of o/ô over D; 1 where ô is calibrated.
+        mean_weight: mean of w over D.
+        largest_weight: the largest w.
+    """
+
+    clicks: int
+    share_at_floor: float
+    effective_sample_size: float
+    mean_weight_unfloored: float
+    mean_weight: float
+    largest_weight: float
+
+    @classmethod
+    def of(cls, click: NDArray[Any], pctr: NDArray[Any], floor: float) -> WeightDiagnostics | None:
+        """The diagnostics of labels o and probabilities ô, both ``[|D|]``; None without a click."""
+        propensity = np.asarray(pctr, dtype=np.float64)[np.asarray(click) > 0]
+        if not len(propensity):
+            return None
+        weight = 1 / np.maximum(propensity, floor)
+        return cls(
+            clicks=len(propensity),
+            share_at_floor=float(np.mean(propensity < floor)),
+            effective_sample_size=float(weight.sum() ** 2 / np.square(weight).sum()),
+            mean_weight_unfloored=float((1 / propensity).sum() / len(click)),
+            mean_weight=float(weight.sum() / len(click)),
+            largest_weight=float(weight.max()),
+        )
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share_at_floor:.1%} of {self.clicks:,} clicks at the floor, effective sample "
+            f"{self.effective_sample_size:,.0f}, mean weight {self.mean_weight:.3f} "
+            f"({self.mean_weight_unfloored:.3f} without floor), largest {self.largest_weight:.1f}"
+        )
