@@ -324,7 +324,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "metrics": ((list, str), bool, "a list of metric names"),
     "valid_metric": (str, bool, "the name of a metric"),
     "topk": ((list, int), bool, "a list of whole numbers >= 1"),
-    "eval_args": (dict, bool, "a mapping with split, order, group_by and mode"),
+    "eval_args": (dict, bool, "a mapping of split, order, group_by and mode"),
     "output_dir": (str, bool, "a folder"),
 }
 
@@ -543,11 +543,33 @@ class Config(recbole.config.Config):
                 )
 
     def _set_default_parameters(self) -> None:
+        self.final_config_dict["eval_args"] = self._whole_eval_args()
         # RecBole's own checks know neither our metric names nor where they are not yet settled.
         metrics, valid_metric = (self.final_config_dict[k] for k in ("metrics", "valid_metric"))
         self.final_config_dict.update(metrics=["AUC"], valid_metric="AUC")
         super()._set_default_parameters()
         self.final_config_dict.update(metrics=metrics, valid_metric=valid_metric)
+
+    def _whole_eval_args(self) -> dict[str, Any]:
+        """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""
+        given = self.external_config_dict.get("eval_args", {})
+        if not isinstance(given, dict):
+            raise UsageError(f"eval_args must be {_RULES['eval_args'][2]}, got {given!r}")
+        whole = {**self.internal_config_dict["eval_args"], **given}
+        unknown = [key for key in given if key not in ("split", "order", "group_by", "mode")]
+        if unknown:
+            raise UsageError(
+                f"eval_args has '{unknown[0]}'"
+                f"{_did_you_mean(unknown[0], ('split', 'order', 'group_by', 'mode'))}; it takes "
+                "split, order, group_by and mode"
+            )
+        modes = whole["mode"]
+        if set(modes.values() if isinstance(modes, dict) else [modes]) != {"labeled"}:
+            raise UsageError(
+                f"eval_args mode must be labeled, got {modes!r}: impressions are scored as they "
+                "are, no candidates are drawn"
+            )
+        return whole
 
 
 def complete(config: Any) -> None:

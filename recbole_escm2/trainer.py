@@ -182,7 +182,7 @@ class EntireSpaceTrainer(Trainer):
     def _optimize(self, losses: dict[str, Tensor], scaler: torch.amp.GradScaler) -> None:
         loss = torch.stack([loss.float() for loss in losses.values()]).sum()
         if not torch.isfinite(loss):
-            shown = ", ".join(f"{name} {float(value)}" for name, value in losses.items())
+            shown = ", ".join(f"{name} {value.item()}" for name, value in losses.items())
             raise UsageError(
                 f"the training loss isn't finite ({shown}). A smaller learning_rate, a "
                 "clip_grad_norm or a propensity_floor above 0 may help"
@@ -279,6 +279,7 @@ class EntireSpaceTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         settings = {**self.config.internal_config_dict, **self.config.external_config_dict}
+        settings["valid_metric"] = self.valid_metric  # a default depends on the task
         state = {
             "model": model_path(self.config.model_class),
             "dataset": self.config["dataset"],

@@ -1,0 +1,216 @@
+"""Metric names, the collector, what is left out, and what a run needs to know beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.register import metrics_dict
+from sklearn.metrics import log_loss, roc_auc_score
+
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import (
+    METRIC_NAMES,
+    SPECS,
+    bigger_is_better,
+    canonical_name,
+    expand,
+    is_metric,
+    task_of,
+)
+from recbole_escm2.evaluator.evaluator import (
+    EntireSpaceCollector,
+    EntireSpaceEvaluator,
+    MetricResult,
+)
+from recbole_escm2.evaluator.predictions import Truth
+from recbole_escm2.evaluator.weights import WeightDiagnostics
+
+
+def config_of(**changes):
+    base = {
+        "metrics": list(METRIC_NAMES),
+        "valid_metric": "CTCVR_AUC",
+        "topk": [1, 3],
+        "decision_threshold": 0.5,
+        "calibration_bins": 2,
+        "metric_decimal_place": 4,
+    }
+    return {**base, **changes}
+
+
+def evaluate(truth, scores, config=None, tasks=("ctr", "cvr", "ctcvr"), label_task="ctcvr"):
+    collector = EntireSpaceCollector(tasks, label_task)
+    collector.begin(truth)
+    for batch in torch.tensor(scores, dtype=torch.float32).split(2):
+        collector.eval_batch_collect(batch, None, None, None)
+    return EntireSpaceEvaluator(config or config_of()).evaluate(collector.get_data_struct())
+
+
+# click, conversion (with junk where there is no click), potential, true CVR, pctr, pcvr, user
+ROWS = np.array(
+    [
+        [1, 1, 1, 0.9, 0.8, 0.9, 1],
+        [1, 0, 0, 0.4, 0.6, 0.3, 1],
+        [0, 1, 1, 0.8, 0.7, 0.6, 1],
+        [0, 0, 0, 0.1, 0.1, 0.2, 2],
+        [1, 0, 0, 0.2, 0.5, 0.8, 2],
+        [0, 0, 1, 0.6, 0.2, 0.1, 2],
+    ]
+)
+CLICK, CONVERSION, POTENTIAL, TRUE_CVR, PCTR, PCVR, _ = ROWS.T
+USER = ROWS[:, -1].astype(int)
+
+
+@pytest.fixture
+def truth():
+    return Truth(CLICK, CONVERSION, USER, POTENTIAL, None, TRUE_CVR)
+
+
+@pytest.fixture
+def scores():
+    return np.stack([PCTR, PCVR, PCTR * PCVR], axis=1)
+
+
+def test_each_task_is_scored_on_its_own_rows(truth, scores):
+    result = evaluate(truth, scores)
+    clicked = CLICK == 1
+    assert result["CTR_AUC"] == pytest.approx(roc_auc_score(CLICK, PCTR))
+    assert result["CVR_AUC"] == pytest.approx(roc_auc_score(CONVERSION[clicked], PCVR[clicked]))
+    # o·r, so the conversion of the unclicked third row doesn't count
+    assert result["CTCVR_AUC"] == pytest.approx(roc_auc_score([1, 0, 0, 0, 0, 0], PCTR * PCVR))
+    assert result["CVR_LogLoss"] == pytest.approx(
+        log_loss(CONVERSION[clicked], PCVR[clicked]), rel=1e-6
+    )
+    assert result["CVR_AUC_ES"] == pytest.approx(roc_auc_score(POTENTIAL, PCVR))
+    # |.9-.9|, |.3-.4|, |.6-.8|, |.2-.1|, |.8-.2|, |.1-.6|
+    assert result["CVR_MAE_ES"] == pytest.approx((0 + 0.1 + 0.2 + 0.1 + 0.6 + 0.5) / 6)
+    assert result["IEB"] == pytest.approx(PCVR.mean() - TRUE_CVR.mean())
+    assert result["CVR_Gap"] == pytest.approx(PCVR.mean() - 1 / 3)  # one conversion, three clicks
+    assert result["CTR_PCOC"] == pytest.approx(PCTR.mean() / 0.5)
+    assert result["CTR_Recall"] == 1  # every click at 0.5 or above
+    assert result["CTR_F1"] == pytest.approx(2 * 3 / (2 * 3 + 1))
+    # user 1: 2 clicks in its top 3; user 2: 1 click, on top
+    assert result["CTR_Recall@3"] == 1
+    assert result["CTR_Recall@1"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_all_metrics_are_computed_and_unrounded(truth, scores):
+    result = evaluate(truth, scores)
+    assert set(result) | set(result.undefined) == set(expand(list(METRIC_NAMES), [1, 3]))
+    assert any(round(value, 4) != value for value in result.values())
+    assert all(isinstance(value, float) for value in result.values())
+
+
+def test_recbole_metrics_score_the_task_of_predict(truth, scores):
+    config = config_of(metrics=["AUC", "LogLoss", "MAE", "RMSE"], valid_metric="AUC")
+    for task, ours in (("ctr", "CTR"), ("cvr", "CVR"), ("ctcvr", "CTCVR")):
+        result = evaluate(truth, scores, config, label_task=task)
+        reference = evaluate(truth, scores)
+        assert result["AUC"] == pytest.approx(reference[f"{ours}_AUC"], abs=1e-12)
+        assert result["LogLoss"] == pytest.approx(reference[f"{ours}_LogLoss"], abs=1e-6)
+
+
+def test_a_single_task_has_its_own_metrics_only(truth, scores):
+    result = evaluate(truth, scores[:, 1:2], tasks=("cvr",), label_task="cvr")
+    assert {task_of(name) for name in result} == {"cvr"}
+    assert result["CVR_AUC"] == evaluate(truth, scores)["CVR_AUC"]
+
+
+def test_without_potential_outcomes_their_metrics_are_missing(scores):
+    result = evaluate(Truth(CLICK, CONVERSION, USER), scores)
+    assert not [name for name in result if name.endswith("_ES") or name == "IEB"]
+    assert "CVR_Gap" in result
+
+
+def test_undefined_metrics_say_why_and_are_left_out(scores):
+    result = evaluate(Truth(CLICK, np.zeros(6), None), scores)
+    assert "CVR_AUC" not in result
+    assert "positive" in result.undefined["CVR_AUC"]
+    assert "CTR_AUC" in result
+    assert "CTR_GAUC" not in result  # no user ids
+
+
+def test_the_valid_metric_is_checked_before_training(truth):
+    tasks = ("ctr", "cvr", "ctcvr")
+    for name in ("CVR_AUC", "CTCVR_AUC", "CVR_GAUC", "CVR_PCOC", "AUC"):
+        evaluator = EntireSpaceEvaluator(config_of(metrics=["CTR_AUC"], valid_metric=name))
+        evaluator.check_defined(truth, tasks, "ctcvr")
+        with pytest.raises(UsageError, match=f"valid_metric {name} has no value"):
+            evaluator.check_defined(Truth(CLICK, np.zeros(6), USER), tasks, "ctcvr")
+    evaluator = EntireSpaceEvaluator(config_of(valid_metric="IEB"))
+    with pytest.raises(UsageError, match="true CVR"):
+        evaluator.check_defined(Truth(CLICK, CONVERSION), tasks, "ctcvr")
+
+
+def test_splits_do_not_mix(truth, scores):
+    collector = EntireSpaceCollector(("ctr", "cvr", "ctcvr"), "ctcvr")
+    evaluator = EntireSpaceEvaluator(config_of())
+    results = []
+    for _ in range(2):
+        collector.begin(truth)
+        collector.eval_batch_collect(torch.tensor(scores), None, None, None)
+        results.append(evaluator.evaluate(collector.get_data_struct()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", [*METRIC_NAMES, "CTR_NDCG@7", "CVR_Recall@20"])
+def test_names_ignore_case_and_dashes(name):
+    for spelled in (name.lower(), name.upper(), name.replace("_", "-"), f" {name} "):
+        assert is_metric(spelled)
+        assert canonical_name(spelled) == name
+
+
+def test_ndcg_alone_means_every_k_of_topk():
+    assert canonical_name("ctr_ndcg") == "CTR_NDCG@K"
+    assert canonical_name("CTR_Recall") == "CTR_Recall"  # that one exists with a threshold too
+    assert expand(["CTR_NDCG", "CVR_Recall@5", "CTR_AUC"], [1, 10]) == {
+        "CTR_NDCG@1": 1,
+        "CTR_NDCG@10": 10,
+        "CVR_Recall@5": 5,
+        "CTR_AUC": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["CTR_AUK", "NDCG", "Recall", "CTR_NDCG@0", "CTR_NDCG@x", "CTR_AUC@3", "", "IEB_ES"]
+)
+def test_what_is_no_metric(name):
+    assert not is_metric(name)
+
+
+def test_directions():
+    smaller = {name for name in METRIC_NAMES if not bigger_is_better(name)}
+    assert smaller == {
+        name for name in METRIC_NAMES if any(s in name for s in ("LogLoss", "ECE", "MAE", "PCOC"))
+    } | {"IEB", "CVR_Gap"}
+    assert bigger_is_better("AUC")
+    assert not bigger_is_better("LogLoss")
+    assert {spec.target for spec in SPECS.values() if "PCOC" in spec.name} == {1.0}
+
+
+def test_results_are_looked_up_in_any_case():
+    result = MetricResult(CTR_AUC=0.5)
+    assert result["ctr_auc"] == result["CTR-AUC"] == result.get("Ctr_Auc") == 0.5
+    assert "ctr_auc" in result
+    assert "cvr_auc" not in result
+    assert result.get("cvr_auc") is None
+    with pytest.raises(KeyError):
+        result["nonsense"]
+
+
+def test_weight_diagnostics_by_hand():
+    # clicks with pctr .5, .05, .2, and one impression without a click; floor .1
+    found = WeightDiagnostics.of(np.array([1, 1, 1, 0]), np.array([0.5, 0.05, 0.2, 0.9]), 0.1)
+    assert found.clicks == 3
+    assert found.share_at_floor == pytest.approx(1 / 3)
+    assert found.mean_weight_unfloored == pytest.approx((2 + 20 + 5) / 4)
+    assert found.mean_weight == pytest.approx((2 + 10 + 5) / 4)
+    assert found.largest_weight == 10
+    assert found.effective_sample_size == pytest.approx(17**2 / (4 + 100 + 25))
+    assert WeightDiagnostics.of(np.zeros(2), np.ones(2), 0.1) is None
+
+
+def test_our_metrics_under_recboles_own_collector_say_what_is_missing():
+    metric = metrics_dict["ctr_auc"](config_of())
+    with pytest.raises(ValueError, match="not with RecBole's own Trainer"):
+        metric.calculate_metric(DataStruct())

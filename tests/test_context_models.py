@@ -1,0 +1,42 @@
+"""RecBole's own context-aware models through our data, loader, trainer and evaluator."""
+
+import pytest
+
+from recbole_escm2.config import context_model_names, recbole_context_models
+from recbole_escm2.quick_start import run
+
+OURS = 3
+
+
+def test_every_module_of_recbole_is_covered():
+    assert len(context_model_names()) == OURS + len(recbole_context_models())
+    assert {"LR", "FM", "DeepFM", "DCNV2", "KD_DAGFM", "xDeepFM"} <= set(context_model_names())
+
+
+@pytest.mark.parametrize("model", context_model_names()[OURS:])
+def test_trains_and_is_scored_on_a_sample_of_ml_100k(model, tmp_path):
+    outcome = run(
+        model,
+        "ml-100k",
+        config_dict={
+            "impression_sample": 0.02,
+            "epochs": 1,
+            "output_dir": str(tmp_path),
+            "show_progress": False,
+        },
+        saved=False,
+    )
+    result = outcome["test_result"]
+    assert 0 <= result["CTR_AUC"] <= 1
+    assert result["CTR_LogLoss"] > 0
+    assert {name.split("_")[0] for name in result} == {"CTR"}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("ctr", "CTR_AUC"), ("cvr", "CVR_AUC_ES"), ("ctcvr", "CTCVR_AUC")]
+)
+def test_deepfm_learns_each_task(task, metric, settings):
+    changes = {"task": task, "epochs": 15, "learning_rate": 0.02, "valid_metric": metric}
+    outcome = run("DeepFM", "tiny", config_dict={**settings, **changes})
+    assert outcome["test_result"][metric] > 0.62
+    assert {name.split("_")[0] for name in outcome["test_result"]} <= {task.upper(), "IEB"}

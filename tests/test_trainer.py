@@ -1,0 +1,221 @@
+"""Training as a whole: what it reports, keeps, refuses and repeats."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_escm2.checkpoint import load_checkpoint
+from recbole_escm2.config import Config
+from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.errors import UsageError
+from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM
+from recbole_escm2.quick_start import evaluate_checkpoint, run
+from recbole_escm2.trainer import EntireSpaceTrainer
+
+MODELS = [ESMM, ESCM2_IPS, ESCM2_DR]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_learns_and_leaves_its_files(model, settings):
+    outcome = run(model, "tiny", config_dict={**settings, "epochs": 30, "learning_rate": 0.02})
+    assert outcome["test_result"]["CTR_AUC"] > 0.65
+    assert outcome["test_result"]["CTCVR_AUC"] > 0.65
+    assert outcome["best_valid_score"] == outcome["best_valid_result"]["CTCVR_AUC"]
+    folder = Path(outcome["run_dir"])
+    assert {file.name for file in folder.iterdir()} == {
+        "checkpoint.pth",
+        "result.json",
+        "run.log",
+        "tensorboard",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_result"] == outcome["test_result"]
+    assert result["seed"] == 2020
+    assert result["config"]["learning_rate"] == 0.02
+    assert result["versions"]["torch"] == torch.__version__
+    assert sum(split["impressions"] for split in result["data"].values()) == 4000
+    assert (result["weights_on_last_validation"] is None) == (model is ESMM)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (ESMM, {}),
+        (ESCM2_IPS, {}),
+        (ESCM2_DR, {}),
+        (ESCM2_DR, {"imputation": "label", "imputation_schedule": "alternate"}),
+        (ESCM2_DR, {"sparse_embedding": True}),
+        (ESCM2_DR, {"enable_amp": True}),
+        ("DCNV2", {"task": "cvr"}),
+    ],
+)
+def test_the_same_run_twice_gives_the_same_numbers(model, changes, settings):
+    first, second = (run(model, "tiny", config_dict={**settings, **changes}) for _ in range(2))
+    assert first["test_result"] == second["test_result"]
+    assert first["best_valid_result"] == second["best_valid_result"]
+    assert first["run_dir"] != second["run_dir"]
+    other = run(model, "tiny", config_dict={**settings, **changes, "seed": 7})
+    assert other["test_result"] != first["test_result"]
+
+
+def test_losses_are_named_in_the_log(settings):
+    outcome = run(ESCM2_DR, "tiny", config_dict={**settings, "imputation_schedule": "alternate"})
+    log = (Path(outcome["run_dir"]) / "run.log").read_text()
+    for name in ("imputation", "ctr", "cvr", "ctcvr"):
+        assert re.search(rf"train .*\b{name} -?\d", log)
+    assert "clicks at the floor" in log
+    assert "\x1b" not in log
+
+
+def test_a_second_run_logs_into_its_own_file(settings):
+    handlers = list(logging.getLogger().handlers)
+    first, second = (run(ESMM, "tiny", config_dict={**settings, "seed": s}) for s in (1, 2))
+    assert "seed 2" not in (Path(first["run_dir"]) / "run.log").read_text()
+    assert "seed 1" not in (Path(second["run_dir"]) / "run.log").read_text()
+    assert logging.getLogger().handlers == handlers
+
+
+def test_nothing_is_written_into_the_working_directory(settings, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(ESMM, "tiny", config_dict=settings)
+    assert list(Path().iterdir()) == []
+
+
+def test_unsaved_runs_score_their_best_epoch_and_keep_no_checkpoint(settings):
+    longer = {**settings, "epochs": 6, "learning_rate": 0.05}
+    kept = run(ESMM, "tiny", config_dict=longer)
+    unsaved = run(ESMM, "tiny", config_dict=longer, saved=False)
+    assert unsaved["test_result"] == kept["test_result"]
+    assert not list(Path(unsaved["run_dir"]).glob("*.pth"))
+
+
+def test_a_checkpoint_scores_the_same_again(settings):
+    outcome = run(ESCM2_IPS, "tiny", config_dict=settings)
+    checkpoint = Path(outcome["run_dir"]) / "checkpoint.pth"
+    again = evaluate_checkpoint(checkpoint)
+    assert again["test_result"] == outcome["test_result"]
+    only = evaluate_checkpoint(checkpoint, config_dict={"metrics": ["CVR_AUC"]})
+    assert only["test_result"]["CVR_AUC"] == outcome["test_result"]["CVR_AUC"]
+
+
+def test_a_checkpoint_of_a_run_on_recboles_model(settings):
+    outcome = run("FM", "tiny", config_dict={**settings, "task": "cvr"})
+    again = evaluate_checkpoint(Path(outcome["run_dir"]) / "checkpoint.pth")
+    assert again["test_result"] == outcome["test_result"]
+
+
+def test_checkpoints_that_are_refused(settings, tmp_path, data_path):
+    outcome = run(ESMM, "tiny", config_dict=settings)
+    checkpoint = Path(outcome["run_dir"]) / "checkpoint.pth"
+    with pytest.raises(UsageError, match="of model ESMM, not of ESCM2_DR"):
+        evaluate_checkpoint(checkpoint, model="ESCM2_DR")
+
+    pickled = tmp_path / "recbole.pth"
+    torch.save({"config": Config(ESMM, "tiny", config_dict=settings), "state_dict": {}}, pickled)
+    with pytest.raises(UsageError, match="run any code"):
+        evaluate_checkpoint(pickled)
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"truncated\.pth"):
+        evaluate_checkpoint(truncated)
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"weights": torch.ones(3)}, foreign)
+    with pytest.raises(UsageError, match="wasn't written by this program"):
+        evaluate_checkpoint(foreign)
+
+    state = load_checkpoint(checkpoint)
+    state["vocabulary"]["hour"] = "another"
+    torch.save(state, tmp_path / "other-data.pth")
+    with pytest.raises(UsageError, match="field hour has another vocabulary"):
+        evaluate_checkpoint(tmp_path / "other-data.pth")
+
+
+def test_a_pickle_is_not_executed(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path(tmp_path / "exploded").touch, ())
+
+    torch.save({"format": "recbole_escm2 checkpoint 1", "x": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(UsageError):
+        load_checkpoint(tmp_path / "bomb.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_resumed_training_goes_on_with_the_optimizer(settings):
+    """Two epochs in one go equal one epoch, a checkpoint, and another one."""
+
+    def trainer(epochs):
+        config = Config(ESCM2_DR, "tiny", config_dict={**settings, "epochs": epochs})
+        config["checkpoint_dir"] = settings["output_dir"]
+        parts = prepare_data(config, EntireSpaceDataset(config))
+        torch.manual_seed(0)
+        return EntireSpaceTrainer(config, config.model_class(config, parts[0].dataset)), parts
+
+    whole, (train, valid, _) = trainer(2)
+    whole.fit(train, valid)
+    half, (train, valid, _) = trainer(1)
+    half.fit(train, valid)
+    rest, (train, valid, _) = trainer(2)
+    rest.resume_checkpoint(half.saved_model_file)
+    rest.fit(train, valid)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, rest.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["CTR_LogLoss", "CTR_PCOC", "IEB", "CVR_AUC_ES", "CTR_NDCG@3"])
+def test_any_metric_can_choose_the_epoch(name, settings):
+    outcome = run(
+        ESMM,
+        "tiny",
+        config_dict={**settings, "epochs": 5, "learning_rate": 0.02, "valid_metric": name},
+    )
+    log = (Path(outcome["run_dir"]) / "run.log").read_text()
+    values = [
+        float(line.split(f"{name} ")[1].split(",")[0].split()[0])
+        for line in log.splitlines()
+        if f"{name} " in line
+    ]
+    target = {"CTR_PCOC": 1.0, "IEB": 0.0}.get(name)
+    if target is not None:
+        best = min(range(len(values)), key=lambda n: abs(values[n] - target))
+        assert outcome["best_valid_score"] == pytest.approx(abs(values[best] - target), abs=1e-5)
+    else:
+        pick = min if name == "CTR_LogLoss" else max
+        best = values.index(pick(values))
+        assert outcome["best_valid_score"] == pytest.approx(values[best], abs=1e-5)
+    assert outcome["best_epoch"] == best
+
+
+def test_an_undefined_valid_metric_stops_before_training(settings, data_path, tmp_path):
+    source = (data_path / "tiny" / "tiny.inter").read_text().splitlines()
+    folder = tmp_path / "few" / "few"
+    folder.mkdir(parents=True)
+    rows = [line.split("\t") for line in source[1:]]
+    for row in rows:
+        row[4] = row[5] = "0"  # no conversion at all
+    (folder / "few.inter").write_text("\n".join([source[0], *("\t".join(r) for r in rows)]) + "\n")
+    with pytest.raises(UsageError, match="CTCVR_AUC has no value on the validation set"):
+        run(
+            ESMM,
+            "few",
+            config_dict={**settings, "data_path": str(folder.parent), "numerical_features": []},
+        )
+    assert not list(Path(settings["output_dir"]).iterdir())  # no folder of a run that didn't start
+
+
+def test_a_diverging_loss_is_named(settings):
+    with pytest.raises(UsageError, match="training loss isn't finite"):
+        run(ESMM, "tiny", config_dict={**settings, "learning_rate": 1e30, "epochs": 5})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("amp", [False, True])
+def test_on_a_gpu(amp, settings):
+    changes = {"gpu_id": "0", "enable_amp": amp, "enable_scaler": amp}
+    outcome = run(ESCM2_DR, "tiny", config_dict={**settings, **changes})
+    assert outcome["test_result"]["CTR_AUC"] > 0.4
