@@ -123,7 +123,8 @@ def _main(options: dict[str, str]) -> int:
 
 
 def _help() -> str:
-    from recbole_escm2.config import MODELS, PROPERTIES, dataset_names
+    from recbole_escm2.config import PROPERTIES, dataset_names
+    from recbole_escm2.model.lookup import MODELS
 
     return _HELP.format(
         program="run_recbole_escm2.py",

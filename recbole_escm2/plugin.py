@@ -8,10 +8,10 @@ import recbole.data.dataset
 import recbole.evaluator.register as recbole_register
 import recbole.trainer
 
-from recbole_escm2.config import MODELS
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.evaluator.catalogue import SPECS, metric_class
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.trainer import EntireSpaceTrainer
 
 _CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"

@@ -16,10 +16,11 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
-from recbole_escm2.config import Config, model_path, scored_tasks
+from recbole_escm2.config import Config, scored_tasks
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import logging_to, make_run_dir, metric_table, versions, write_json
 from recbole_escm2.trainer import EntireSpaceTrainer
 

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, save_checkpoint
-from recbole_escm2.config import model_path, scored_tasks, single_task
+from recbole_escm2.config import scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, target_of
 from recbole_escm2.evaluator.evaluator import (
@@ -28,6 +28,7 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.lookup import model_path
 
 
 class OptimizerGroup:

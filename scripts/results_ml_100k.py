@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.config import MODELS
+from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.output import table, versions, write_json
 from recbole_escm2.quick_start import run
 

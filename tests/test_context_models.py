@@ -2,7 +2,7 @@
 
 import pytest
 
-from recbole_escm2.config import context_model_names, recbole_context_models
+from recbole_escm2.model.lookup import context_model_names, recbole_context_models
 from recbole_escm2.quick_start import run
 
 OURS = 3
