@@ -7,6 +7,8 @@ set), config files, ``config_dict``, the command line.
 from __future__ import annotations
 
 import ast
+import copy
+import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -28,6 +30,7 @@ from recbole_escm2.evaluator.catalogue import (
     is_metric,
     task_of,
 )
+from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import context_model_names, find_model
 
@@ -88,10 +91,13 @@ def read_yaml(path: Any) -> dict[str, Any]:
         raise UsageError(f"config file {path}: {error}") from error
     try:
         content = yaml.load(text, Loader=yaml_loader())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"config file {path} is not YAML: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise UsageError(f"config file {path} holds no 'key: value' lines")
+    for key in content or {}:
+        if not isinstance(key, str):
+            raise UsageError(f"config file {path}: key {key!r} isn't text; put it in quotes")
     return content or {}
 
 
@@ -113,7 +119,7 @@ def defaults(model_class: type, dataset: str) -> dict[str, Any]:
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
                 merged.update(read_yaml(file))
-            merged.update(vars(parent).get("default_config", {}))
+            merged.update(copy.deepcopy(vars(parent).get("default_config", {})))
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
@@ -138,7 +144,7 @@ def parse_value(text: str) -> Any:
     if stripped[:1] in ("[", "{"):
         try:
             return yaml.load(stripped, Loader=yaml_loader())
-        except yaml.YAMLError:
+        except Exception:  # YAML's constructors raise whatever Python's do
             pass
     return text
 
@@ -154,8 +160,8 @@ def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -
 # name: (the type to hold, a test of the value, what the message asks for)
 _TASKS = f"one of {', '.join(ALL_TASKS)}"
 _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
-    "counterfactual_weight": ((int, float), lambda v: v >= 0, "a number >= 0"),
-    "global_weight": ((int, float), lambda v: v >= 0, "a number >= 0"),
+    "counterfactual_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "global_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
@@ -207,19 +213,24 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
 def _check_values(config: Any) -> None:
     for key, (kind, test, wanted) in _RULES.items():
         value = config[key]
-        if key not in config or (value is None and key in ("task", "dropout_prob")):
+        optional = ("task",) if is_entire_space(config) else ("dropout_prob",)
+        if key not in config or (value is None and key in optional):
             continue
         is_bool = isinstance(value, bool) and kind is not bool
         if is_bool or not isinstance(value, kind) or not test(value):
             raise UsageError(f"{key} must be {wanted}, got {value!r}")
     if config["sparse_embedding"]:
         _check_sparse(config)
-    labels = {config["CLICK_FIELD"], config["CONVERSION_FIELD"]}
-    if len(labels) < 2:
+    elif str(config["learner"]).lower() == "sparse_adam":
+        raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
+    if config["CLICK_FIELD"] == config["CONVERSION_FIELD"]:
         raise UsageError(f"CLICK_FIELD and CONVERSION_FIELD are both '{config['CLICK_FIELD']}'")
-    for key in ("numerical_features", "normalize_field", "discretization"):
-        wrong = labels.intersection(config[key] or ())
-        if wrong:
+    labels = {config[key] for key in (*LABEL_KEYS, "LABEL_FIELD")}
+    not_labels = {key: config[key] or () for key in ("numerical_features", "normalize_field")}
+    not_labels["discretization"] = config["discretization"] or ()
+    not_labels["unused_col"] = (config["unused_col"] or {}).get("inter", ())
+    for key, fields in not_labels.items():
+        if wrong := labels.intersection(fields):
             raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")
 
 
@@ -420,10 +431,10 @@ class Config(recbole.config.Config):
     def _set_default_parameters(self) -> None:
         self.final_config_dict["eval_args"] = self._whole_eval_args()
         # RecBole's own checks know neither our metric names nor where they are not yet settled.
-        metrics, valid_metric = (self.final_config_dict[k] for k in ("metrics", "valid_metric"))
-        self.final_config_dict.update(metrics=["AUC"], valid_metric="AUC")
+        own = {key: self.final_config_dict[key] for key in ("metrics", "topk", "valid_metric")}
+        self.final_config_dict.update(metrics=["AUC"], topk=[1], valid_metric="AUC")
         super()._set_default_parameters()
-        self.final_config_dict.update(metrics=metrics, valid_metric=valid_metric)
+        self.final_config_dict.update(own)
 
     def _whole_eval_args(self) -> dict[str, Any]:
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""

@@ -13,7 +13,13 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_escm2.config import complete, dataset_names, single_task, trains_on_clicks
+from recbole_escm2.config import (
+    complete,
+    dataset_names,
+    single_task,
+    trains_on_clicks,
+)
+from recbole_escm2.data.atomic import check_lines, read_header
 from recbole_escm2.data.labels import (
     LabelColumn,
     conversions_without_click,
@@ -23,6 +29,7 @@ from recbole_escm2.data.labels import (
 from recbole_escm2.data.pairs import all_pairs
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.predictions import Truth
+from recbole_escm2.fields import LABEL_KEYS
 
 # A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
 _LABEL_SOURCE = "label"
@@ -55,11 +62,7 @@ class EntireSpaceDataset(Dataset):
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
         self.label_columns = [
-            LabelColumn(self.click_field),
-            LabelColumn(self.conversion_field),
-            LabelColumn(config["POTENTIAL_CONVERSION_FIELD"]),
-            LabelColumn(config["TRUE_CTR_FIELD"], probability=True),
-            LabelColumn(config["TRUE_CVR_FIELD"], probability=True),
+            LabelColumn(config[key], probability=key.startswith("TRUE_")) for key in LABEL_KEYS
         ]
         #: Labels of a split, in the order of its rows; set by :meth:`build`.
         self.truth: Truth | None = None
@@ -84,8 +87,9 @@ class EntireSpaceDataset(Dataset):
         super()._load_data(token, dataset_path)
         if self.config["impressions"] == "pairs":
             self._expand_to_pairs()
+        self._require_label(self.click_field, "CLICK_FIELD")
         self._derive_conversion()
-        self._require_labels()
+        self._require_label(self.conversion_field, "CONVERSION_FIELD")
         self._settle_conversions_without_click()
         self._sample_impressions()
 
@@ -107,11 +111,27 @@ class EntireSpaceDataset(Dataset):
                 "benchmark_filename must be a list of three names, for train, validation and test, "
                 f"got {parts!r}"
             )
-        for suffix in parts or [None]:
-            file = Path(dataset_path) / ".".join(filter(None, [token, suffix, "inter"]))
+        files = [self._inter_file(Path(dataset_path), suffix) for suffix in parts or [None]]
+        for file in files:
             if not file.is_file():
                 raise UsageError(f"data set '{token}': there is no file {file}")
+        first = self._header(files[0])
+        for file in files[1:]:
+            for lacking, has in ((file, files[0]), (files[0], file)):
+                if missing := self._header(has).keys() - self._header(lacking).keys():
+                    raise UsageError(f"{lacking} lacks the column '{min(missing)}' of {has}")
+        for field, key in ((self.uid_field, "USER_ID_FIELD"), (self.iid_field, "ITEM_ID_FIELD")):
+            if field is not None and field not in first:
+                raise UsageError(
+                    f"{files[0]} has no column '{field}' ({key}), but {', '.join(first)}"
+                )
         super()._load_inter_feat(token, dataset_path)
+
+    def _inter_file(self, folder: Path, suffix: str | None) -> Path:
+        return folder / ".".join(filter(None, [self.dataset_name, suffix, "inter"]))
+
+    def _header(self, path: Path) -> dict[str, str]:
+        return read_header(path, self.config["field_separator"], self.config["encoding"])
 
     def _get_load_and_unload_col(self, source: Any) -> tuple[set[str] | None, set[str] | None]:
         load, unload = super()._get_load_and_unload_col(source)
@@ -126,36 +146,35 @@ class EntireSpaceDataset(Dataset):
         return load, unload
 
     def _load_feat(self, filepath: str, source: Any) -> Any:
-        self._check_header(Path(filepath), source)
+        path = Path(filepath)
+        header = self._header(path)
+        self._check_columns(path, header, source)
+        check_lines(path, len(header), self.config["field_separator"], self.config["encoding"])
         try:
             frame = super()._load_feat(filepath, source)
         except ValueError as error:
-            raise self._label_fault(Path(filepath)) or UsageError(f"{filepath}: {error}") from error
+            raise self._label_fault(path) or UsageError(f"{path}: {error}") from error
         if source == FeatureSource.INTERACTION and frame is not None:
             for column in self.label_columns:
                 if column.field in frame:
-                    self._read_label(frame, column, Path(filepath))
+                    self._read_label(frame, column, path)
         return frame
 
-    def _check_header(self, path: Path, source: Any) -> None:
-        suffix = getattr(source, "value", source)
-        with open(path, encoding=self.config["encoding"]) as file:
-            header = file.readline().rstrip("\n")
-        present = []
-        for name in header.split(self.config["field_separator"]):
-            field, _, kind = name.partition(":")
-            if kind not in {k.value for k in FeatureType}:
-                raise UsageError(
-                    f"{path}, line 1: the header has {name!r}, and must have 'name:type' in every "
-                    f"column (separator {self.config['field_separator']!r}), with a type of "
-                    f"{', '.join(k.value for k in FeatureType)}"
-                )
-            present.append(field)
-        wanted = (self.config["load_col"] or {}).get(suffix)
-        missing = [f for f in (wanted or []) if wanted != "*" and f not in present]
+    def _check_columns(self, path: Path, header: dict[str, str], source: Any) -> None:
+        wanted = (self.config["load_col"] or {}).get(getattr(source, "value", source))
+        missing = [f for f in (wanted or []) if wanted != "*" and f not in header]
         if missing:
             raise UsageError(
-                f"load_col asks for {', '.join(missing)} in {path}, which has {', '.join(present)}"
+                f"load_col asks for {', '.join(missing)} in {path}, which has {', '.join(header)}"
+            )
+        inter = source == FeatureSource.INTERACTION
+        names = {self.label_field} if inter else {self.label_field, *self._label_fields}
+        loaded = header if wanted is None or wanted == "*" else wanted
+        for field in names.intersection(loaded) - (set(self._label_fields) if inter else set()):
+            raise UsageError(
+                f"{path}: the column '{field}' has the name of a label"
+                + (" (LABEL_FIELD, the one that is made here)" if field == self.label_field else "")
+                + ". Leave it out with unload_col, or give the label another name"
             )
 
     def _read_label(self, frame: pd.DataFrame, column: LabelColumn, path: Path) -> None:
@@ -175,10 +194,9 @@ class EntireSpaceDataset(Dataset):
 
     def _label_fault(self, path: Path) -> UsageError | None:
         separator, encoding = self.config["field_separator"], self.config["encoding"]
-        with open(path, encoding=encoding) as file:
-            header = {n.partition(":")[0] for n in file.readline().rstrip("\n").split(separator)}
+        header = list(self._header(path))
         faults = (
-            faulty_rows(path, column, separator, encoding)
+            faulty_rows(path, column, header.index(column.field), separator, encoding)
             for column in self.label_columns
             if column.field in header
         )
@@ -197,6 +215,12 @@ class EntireSpaceDataset(Dataset):
         if self.benchmark_filename_list is not None:
             raise UsageError("impressions: pairs makes D itself, it can't be pre-split")
         rated = self.inter_feat
+        if self.click_field in rated:
+            raise UsageError(
+                f"impressions: pairs takes every row for a click, but the .inter file has the "
+                f"column '{self.click_field}' (CLICK_FIELD). Set impressions: rows, or leave the "
+                "column out with unload_col"
+            )
         self.inter_feat, row = all_pairs(
             rated,
             self.uid_field,
@@ -208,43 +232,48 @@ class EntireSpaceDataset(Dataset):
         self._set_label_property(self.click_field)
         # What stands in a row is known for rated pairs alone: as a feature it would be the label.
         for field in [f for f in rated if f not in (self.uid_field, self.iid_field)]:
-            if field in self._threshold:
-                self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], np.nan)
+            unrated = {self.conversion_field: 0.0}.get(field, np.nan)
+            if field in self._threshold or field == self.conversion_field:
+                self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], unrated)
             else:
                 self._forget(field)
 
     def _derive_conversion(self) -> None:
-        for field, value in self._threshold.items():
-            if field not in self.inter_feat:
-                raise UsageError(f"threshold names '{field}', which the .inter file doesn't have")
-            if self.conversion_field not in self.inter_feat:
-                self.inter_feat[self.conversion_field] = (
-                    numbers(self.inter_feat[field]) >= value
-                ).astype(np.float64)
-                self._set_label_property(self.conversion_field)
-                del self.inter_feat[field]
-                self._forget(field)
-            else:
-                self.logger.warning(
-                    f"threshold on '{field}' has no effect: the data has the conversion column "
-                    f"'{self.conversion_field}'"
-                )
+        if not self._threshold:
+            return
+        if len(self._threshold) > 1:
+            raise UsageError(f"threshold must name one column, got {self._threshold}")
+        ((field, least),) = self._threshold.items()
+        if field not in self.inter_feat:
+            raise UsageError(f"threshold names '{field}', which the .inter file doesn't have")
+        values = numbers(self.inter_feat.pop(field))
+        self._forget(field)  # known after the click only, so it can't be a feature
+        if self.conversion_field in self.inter_feat:
+            self.logger.warning(
+                f"threshold on '{field}' has no effect: the data has the conversion column "
+                f"'{self.conversion_field}'"
+            )
+            return
+        missing = np.flatnonzero(np.isnan(values) & (self.inter_feat[self.click_field] == 1))
+        if len(missing):
+            raise UsageError(
+                f"threshold makes the conversion from '{field}', which is no number in "
+                f"{len(missing):,} clicked impressions: {self._locate(missing)}"
+            )
+        self.inter_feat[self.conversion_field] = (values >= least).astype(np.float64)
+        self._set_label_property(self.conversion_field)
 
     def _forget(self, field: str) -> None:
         for known in (self.field2type, self.field2source, self.field2seqlen, self.field2bucketnum):
             known.pop(field, None)
 
-    def _require_labels(self) -> None:
-        for field, key in (
-            (self.click_field, "CLICK_FIELD"),
-            (self.conversion_field, "CONVERSION_FIELD"),
-        ):
-            if field not in self.inter_feat:
-                raise UsageError(
-                    f"data set '{self.dataset_name}' has no column '{field}' ({key}); its .inter "
-                    f"file has {', '.join(self.inter_feat)}. Name the column with --{key}, or, if "
-                    "its rows are ratings, set impressions: pairs and a threshold"
-                )
+    def _require_label(self, field: str, key: str) -> None:
+        if field not in self.inter_feat:
+            raise UsageError(
+                f"data set '{self.dataset_name}' has no column '{field}' ({key}); its .inter "
+                f"file has {', '.join(self.inter_feat)}. Name the column with --{key}, or, if "
+                "its rows are ratings, set impressions: pairs and a threshold"
+            )
 
     def _settle_conversions_without_click(self) -> None:
         click = self.inter_feat[self.click_field].to_numpy()
@@ -273,7 +302,7 @@ class EntireSpaceDataset(Dataset):
         places = []
         for row in rows[:_SHOWN]:
             part = int(np.searchsorted(ends, row, side="right"))
-            file = ".".join(filter(None, [self.dataset_name, parts[part], "inter"]))
+            file = self._inter_file(Path(), parts[part])
             places.append(f"{file} row {row - (ends[part] - sizes[part]) + 1:,}")
         return ", ".join(places) + (", …" if len(rows) > _SHOWN else "")
 
@@ -295,6 +324,15 @@ class EntireSpaceDataset(Dataset):
         self.inter_feat = self.inter_feat.iloc[rows].reset_index(drop=True)
 
     # ------------------------------------------------------------------ RecBole's processing
+
+    def _data_filtering(self) -> None:
+        before = len(self.inter_feat)
+        super()._data_filtering()
+        if left_out := before - len(self.inter_feat):
+            self.logger.warning(
+                f"RecBole's filters leave {left_out:,} of {before:,} impressions out of D "
+                "(filter_inter_by_user_or_item, val_interval, rm_dup_inter, ..._inter_num_interval)"
+            )
 
     def field2feats(self, field: str) -> list[Any]:
         if self.field2source.get(field) == _LABEL_SOURCE:
@@ -353,9 +391,16 @@ class EntireSpaceDataset(Dataset):
         Raises:
             UsageError: no click in train, or a split without an impression.
         """
+        if self.config["eval_args"]["order"] == "TO" and self.time_field not in self.inter_feat:
+            raise UsageError(
+                f"eval_args order TO needs the column '{self.time_field}' (TIME_FIELD), and "
+                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config["seed"])
             parts = super().build()
+        if len(parts) != 3:
+            raise UsageError(f"eval_args must split D in three parts, got {len(parts)}")
         for part in parts:
             part._set_outcomes_apart()
         for name, part in zip(("train", "validation", "test"), parts, strict=True):

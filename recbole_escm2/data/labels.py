@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from recbole_escm2.data.atomic import lines_below_header
 from recbole_escm2.errors import UsageError
 
 _SHOWN = 5  # faulty rows that a message names
@@ -52,18 +52,27 @@ def _number(text: str) -> float:
 
 
 def faulty_rows(
-    path: Path, column: LabelColumn, separator: str, encoding: str | None
+    path: Path, column: LabelColumn, position: int, separator: str, encoding: str | None
 ) -> UsageError | None:
     """Find the faulty values of a column in the text of its file.
 
     Only called once something is known to be wrong: line numbers need the text itself, since
     readers skip blank lines.
 
+    Args:
+        path: the file.
+        column: what the column has to hold.
+        position: where it stands, 0 for the first column.
+        separator: between cells.
+        encoding: of the file.
+
     Returns:
         An error that names the file and the first faulty lines; None if there is none.
     """
     faults, count = [], 0
-    for number, text in _texts(path, column.field, separator, encoding):
+    for number, line in lines_below_header(path, encoding):
+        cells = line.split(separator)
+        text = cells[position] if position < len(cells) else ""
         if column.is_valid(np.array(_number(text))):
             continue
         count += 1
@@ -77,19 +86,6 @@ def faulty_rows(
         f"{', '.join(faults)}{more}"
         + ("" if column.probability else ". An impression without the event has a 0")
     )
-
-
-def _texts(
-    path: Path, field: str, separator: str, encoding: str | None
-) -> Iterable[tuple[int, str]]:
-    with open(path, encoding=encoding) as file:
-        header = next(file).rstrip("\n").split(separator)
-        index = [name.partition(":")[0] for name in header].index(field)
-        for number, line in enumerate(file, start=2):
-            line = line.rstrip("\n")
-            if line:
-                cells = line.split(separator)
-                yield number, cells[index] if index < len(cells) else ""
 
 
 def conversions_without_click(click: np.ndarray, conversion: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from recbole.model.layers import MLPLayers
 from torch import Tensor, nn
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk
 
 
@@ -74,6 +75,7 @@ class EntireSpaceRecommender(ContextRecommender):
         del self.first_order_linear  # a wide part that no tower uses
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
+        self._label_fields = {config[key] for key in LABEL_KEYS}
         self.predict_task: str = config["predict_task"]
         self.propensity_floor: float = config["propensity_floor"]
         self.risk_weight: dict[str, float] = {
@@ -102,8 +104,7 @@ class EntireSpaceRecommender(ContextRecommender):
             *self.float_field_names,
             *self.float_seq_field_names,
         ]
-        labels = {self.click_field, self.conversion_field}.intersection(features)
-        if labels:
+        if labels := self._label_fields.intersection(features):
             raise UsageError(
                 f"the label field {', '.join(sorted(labels))} is among the features of "
                 f"{dataset.dataset_name}: load it with EntireSpaceDataset, which keeps labels apart"
@@ -170,8 +171,13 @@ class EntireSpaceRecommender(ContextRecommender):
         return risks
 
     def weighted(self, risks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Risks times their weights 1, λc and λg."""
-        return {name: self.risk_weight[name] * risk for name, risk in risks.items()}
+        """Risks times their weights 1, λc and λg; one of weight 0 has no gradient at all."""
+        return {
+            name: self.risk_weight[name] * risk
+            if self.risk_weight[name]
+            else torch.zeros_like(risk, requires_grad=False)
+            for name, risk in risks.items()
+        }
 
     def task_risks(self, interaction: Any) -> dict[str, Tensor]:
         """The unweighted risks of a batch by task."""

@@ -68,5 +68,6 @@ class ESCM2_DR(EntireSpaceRecommender):
             yield from super().loss_steps(interaction)
             return
         weight = self.risk_weight["cvr"]
-        yield {"imputation": weight * self.imputation_risk(self.impressions(interaction))}
+        if weight:
+            yield {"imputation": weight * self.imputation_risk(self.impressions(interaction))}
         yield self.weighted(self.risks(self.impressions(interaction), cvr_risk=self.dr_risk))

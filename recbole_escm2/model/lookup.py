@@ -77,12 +77,14 @@ def find_model(model: str | type) -> type[AbstractRecommender]:
 
 def _import_model(path: str) -> Any:
     module_name, _, class_name = path.partition(":")
+    if not module_name or not class_name:
+        raise UsageError(f"model '{path}' must be path.to.module:ClassName")
     if "" not in sys.path:  # as `python -m` does; a console script leaves it out
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module was found and lacks something of its own
         raise UsageError(
             f"model '{path}': there is no module '{module_name}' (looked in the current folder "
@@ -91,8 +93,9 @@ def _import_model(path: str) -> Any:
     try:
         return getattr(module, class_name)
     except AttributeError:
+        place = getattr(module, "__file__", module_name)
         raise UsageError(
-            f"model '{path}': {module.__file__} has no class '{class_name}'"
+            f"model '{path}': {place} has no class '{class_name}'"
             + did_you_mean(class_name, [n for n, v in vars(module).items() if isinstance(v, type)])
         ) from None
 
