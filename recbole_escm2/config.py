@@ -91,7 +91,7 @@ def read_yaml(path: Any) -> dict[str, Any]:
         raise UsageError(f"config file {path}: {error}") from error
     try:
         content = yaml.load(text, Loader=yaml_loader())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # YAML's constructors raise whatever Python's do
         raise UsageError(f"config file {path} is not YAML: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise UsageError(f"config file {path} holds no 'key: value' lines")
@@ -279,7 +279,7 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
         UsageError: a value is out of its range; the message names the key.
     """
     _check_values(config)
-    if config["LABEL_FIELD"] in (config["CLICK_FIELD"], config["CONVERSION_FIELD"]):
+    if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]

@@ -18,8 +18,7 @@ def read_header(path: Path, separator: str, encoding: str | None) -> dict[str, s
     Raises:
         UsageError: the first line isn't ``name:type`` in every column, or a name stands twice.
     """
-    with open(path, encoding=encoding) as file:
-        line = file.readline().rstrip("\n")
+    line = next(_lines(path, encoding), "")
     if line.startswith("\ufeff"):
         raise UsageError(f"{path} begins with a byte order mark: save it as UTF-8 without one")
     header: dict[str, str] = {}
@@ -38,11 +37,20 @@ def read_header(path: Path, separator: str, encoding: str | None) -> dict[str, s
 
 def lines_below_header(path: Path, encoding: str | None) -> Iterator[tuple[int, str]]:
     """Number and text of each line that holds something; the first one below the header is 2."""
-    with open(path, encoding=encoding) as file:
-        next(file)
-        for number, line in enumerate(file, start=2):
-            if text := line.rstrip("\n"):
-                yield number, text
+    for number, text in enumerate(_lines(path, encoding), start=1):
+        if number > 1 and text.strip(" "):  # a reader skips a line of spaces too
+            yield number, text
+
+
+def _lines(path: Path, encoding: str | None) -> Iterator[str]:
+    try:
+        with open(path, encoding=encoding) as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} isn't text in {encoding or 'UTF-8'} ({error.reason}): set encoding"
+        ) from error
 
 
 def check_lines(path: Path, columns: int, separator: str, encoding: str | None) -> None:
@@ -61,7 +69,7 @@ def check_lines(path: Path, columns: int, separator: str, encoding: str | None) 
             )
         if '"' in text:
             for cell in text.split(separator):
-                if cell.startswith('"') and (len(cell) == 1 or not cell.endswith('"')):
+                if cell.startswith('"') and cell.count('"') % 2:
                     raise UsageError(
                         f"{path}, line {number}: a quote opens in {cell!r} and doesn't close in "
                         "that cell; leave quotes out"

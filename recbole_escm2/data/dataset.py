@@ -85,11 +85,14 @@ class EntireSpaceDataset(Dataset):
         if not Path(dataset_path).is_dir():
             raise UsageError(self._missing(token, Path(dataset_path)))
         super()._load_data(token, dataset_path)
-        if self.config["impressions"] == "pairs":
-            self._expand_to_pairs()
+        pairs = self.config["impressions"] == "pairs"
+        if pairs:
+            self._click_every_row()
         self._require_label(self.click_field, "CLICK_FIELD")
         self._derive_conversion()
         self._require_label(self.conversion_field, "CONVERSION_FIELD")
+        if pairs:
+            self._expand_to_pairs()
         self._settle_conversions_without_click()
         self._sample_impressions()
 
@@ -125,6 +128,11 @@ class EntireSpaceDataset(Dataset):
                 raise UsageError(
                     f"{files[0]} has no column '{field}' ({key}), but {', '.join(first)}"
                 )
+            load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
+            if field is not None and (field in (unload or ()) or field not in (load or first)):
+                raise UsageError(
+                    f"load_col or unload_col leave out '{field}' ({key}) of {files[0]}"
+                )
         super()._load_inter_feat(token, dataset_path)
 
     def _inter_file(self, folder: Path, suffix: str | None) -> Path:
@@ -139,6 +147,8 @@ class EntireSpaceDataset(Dataset):
             labels = {*self._label_fields, *self._threshold}
             if load is not None:
                 load = load | labels
+            if self.config["impressions"] == "pairs":
+                labels -= {self.click_field}  # every row is a click, whatever a column says
             if unload is not None and unload & labels:
                 raise UsageError(
                     f"unload_col leaves out {sorted(unload & labels)}, which labels are made of"
@@ -169,7 +179,8 @@ class EntireSpaceDataset(Dataset):
             )
         inter = source == FeatureSource.INTERACTION
         names = {self.label_field} if inter else {self.label_field, *self._label_fields}
-        loaded = header if wanted is None or wanted == "*" else wanted
+        load, unload = self._get_load_and_unload_col(source)
+        loaded = set(header if load is None else load) - (unload or set())
         for field in names.intersection(loaded) - (set(self._label_fields) if inter else set()):
             raise UsageError(
                 f"{path}: the column '{field}' has the name of a label"
@@ -207,20 +218,24 @@ class EntireSpaceDataset(Dataset):
 
     # ------------------------------------------------------------------ making D and its labels
 
-    def _expand_to_pairs(self) -> None:
-        def ids(feat: pd.DataFrame | None, field: str) -> np.ndarray:
-            source = self.inter_feat if feat is None else feat
-            return source[field].dropna().unique()
-
+    def _click_every_row(self) -> None:
         if self.benchmark_filename_list is not None:
             raise UsageError("impressions: pairs makes D itself, it can't be pre-split")
-        rated = self.inter_feat
-        if self.click_field in rated:
+        if self.click_field in self.inter_feat:
             raise UsageError(
                 f"impressions: pairs takes every row for a click, but the .inter file has the "
                 f"column '{self.click_field}' (CLICK_FIELD). Set impressions: rows, or leave the "
                 "column out with unload_col"
             )
+        self.inter_feat[self.click_field] = 1.0
+        self._set_label_property(self.click_field)
+
+    def _expand_to_pairs(self) -> None:
+        def ids(feat: pd.DataFrame | None, field: str) -> np.ndarray:
+            source = self.inter_feat if feat is None else feat
+            return source[field].dropna().unique()
+
+        rated = self.inter_feat
         self.inter_feat, row = all_pairs(
             rated,
             self.uid_field,
@@ -228,15 +243,12 @@ class EntireSpaceDataset(Dataset):
             ids(self.user_feat, self.uid_field),
             ids(self.item_feat, self.iid_field),
         )
-        self.inter_feat[self.click_field] = (row >= 0).astype(np.float64)
-        self._set_label_property(self.click_field)
+        labels = (self.click_field, self.conversion_field)
+        for field in labels:
+            self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], 0.0)
         # What stands in a row is known for rated pairs alone: as a feature it would be the label.
-        for field in [f for f in rated if f not in (self.uid_field, self.iid_field)]:
-            unrated = {self.conversion_field: 0.0}.get(field, np.nan)
-            if field in self._threshold or field == self.conversion_field:
-                self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], unrated)
-            else:
-                self._forget(field)
+        for field in set(rated) - {self.uid_field, self.iid_field, *labels}:
+            self._forget(field)
 
     def _derive_conversion(self) -> None:
         if not self._threshold:
@@ -264,6 +276,9 @@ class EntireSpaceDataset(Dataset):
         self._set_label_property(self.conversion_field)
 
     def _forget(self, field: str) -> None:
+        """Drop what is known of an .inter column, unless another file has one of that name."""
+        if self.field2source[field] not in (FeatureSource.INTERACTION, _LABEL_SOURCE):
+            return
         for known in (self.field2type, self.field2source, self.field2seqlen, self.field2bucketnum):
             known.pop(field, None)
 

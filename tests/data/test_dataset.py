@@ -382,7 +382,6 @@ def test_pairs_of_a_file_with_a_click_column_are_refused(ratings):
         ratings.dataset(**PAIRS)
 
 
-@pytest.mark.xfail(strict=True, reason="the message's own advice: unload_col refuses a label")
 def test_pairs_without_the_click_column(ratings):
     ratings.table["click:float"] = "0"
     splits = ratings.build(**PAIRS, unload_col={"inter": ["click"]})
@@ -429,14 +428,12 @@ def test_threshold_of_a_missing_value_is_refused(rated_rows, text):
         rated_rows.dataset(threshold={"rating": 4})
 
 
-@pytest.mark.xfail(strict=True, reason="_locate counts rows of D, not of the file")
 def test_threshold_of_a_missing_value_names_the_row_of_a_pair(ratings):
     ratings.table.loc[3, "rating:float"] = ""
     with pytest.raises(UsageError, match=r"'rating'.*toy.inter (row 4|line 5)"):
         ratings.dataset(**PAIRS)
 
 
-@pytest.mark.xfail(strict=True, reason="_forget forgets the column of the .item file")
 @pytest.mark.parametrize("impressions", ["rows", "pairs"])
 def test_threshold_spares_a_column_of_that_name_in_another_file(
     rated_rows, features_of, impressions
@@ -610,7 +607,6 @@ MALFORMED = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="two quotes at the end of a quoted cell don't close it")
 def test_cell_that_ends_in_an_escaped_quote_is_refused(toy):
     toy.table["title:token"] = "t"
     toy.write()
@@ -622,7 +618,6 @@ def test_cell_that_ends_in_an_escaped_quote_is_refused(toy):
         toy.dataset()
 
 
-@pytest.mark.xfail(strict=True, reason="a bare UnicodeDecodeError, without the file's name")
 @pytest.mark.parametrize("suffix", ["inter", "item"])
 def test_file_in_another_encoding(toy, suffix):
     toy.table["item_id:token"] = "\xe9" + toy.table["item_id:token"]
@@ -641,7 +636,6 @@ def test_encoding_is_a_setting(toy):
     assert all(token.startswith("\xe9i") for token in train.field2id_token["item_id"][1:])
 
 
-@pytest.mark.xfail(strict=True, reason="the header is checked for the ids, load_col is not")
 @pytest.mark.parametrize("load_col", [{"inter": ["item_id"]}, {"user": ["user_id"]}])
 def test_load_col_without_an_id(toy, load_col):
     toy.write("user", toy.table[["user_id:token"]].drop_duplicates())

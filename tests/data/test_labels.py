@@ -141,9 +141,6 @@ def test_label_name_in_another_file_is_refused(toy, suffix, field, kind):
         toy.dataset()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_check_columns looks at load_col only, and not whether the file is loaded"
-)
 @pytest.mark.parametrize(
     ("suffix", "field", "settings"),
     [
@@ -165,7 +162,6 @@ def test_label_name_may_stand_in_a_column_that_is_not_loaded(
     assert train[:]["click"].tolist() == train.truth.click.tolist()
 
 
-@pytest.mark.xfail(strict=True, reason="settle looks at CLICK_FIELD and CONVERSION_FIELD only")
 @pytest.mark.parametrize("field", ["potential_conversion", "true_ctr", "true_cvr"])
 def test_label_field_does_not_replace_an_outcome(toy, rows_of, field):
     train = toy.with_outcomes().build(LABEL_FIELD=field)[0]
@@ -227,7 +223,6 @@ def test_line_number_counts_blank_lines(toy):
         toy.dataset()
 
 
-@pytest.mark.xfail(strict=True, reason="lines_below_header takes a line of spaces for a row")
 def test_line_of_spaces_is_blank(toy):
     toy.table.loc[1, "click:float"] = "5"
     toy.write()
