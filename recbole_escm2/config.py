@@ -149,12 +149,21 @@ def parse_value(text: str) -> Any:
     return text
 
 
+def _names_a_column(key: str, value: str) -> bool:
+    """A column may be called 101; only no column at all is written as a literal."""
+    return key.endswith("_FIELD") and value.lower() not in ("none", "null", "~")
+
+
 def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -> set[str]:
     """Every key that a run of this model on this data set can read."""
     keys = set(properties) | set(defaults(model_class, dataset)) | _RECBOLE_UNLISTED_KEYS
     for name in ("general", "training", "evaluation", "dataset"):
         keys |= set(getattr(recbole_arguments, f"{name}_arguments"))
     return keys
+
+
+def _all_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 # name: (the type to hold, a test of the value, what the message asks for)
@@ -188,7 +197,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
         "a list of whole numbers >= 1",
     ),
     "dropout_prob": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "learning_rate": ((int, float), lambda v: v > 0, "a number > 0"),
+    "learning_rate": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
     "train_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
     "eval_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
     "epochs": (int, lambda v: v >= 1, "a whole number >= 1"),
@@ -207,13 +216,38 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "topk": ((list, int), bool, "a list of whole numbers >= 1"),
     "eval_args": (dict, bool, "a mapping of split, order, group_by and mode"),
     "output_dir": (str, bool, "a folder"),
+    "numerical_features": (list, _all_text, "a list of columns"),
+    "normalize_field": (list, _all_text, "a list of columns"),
+    "discretization": (dict, lambda v: True, "a mapping of columns to methods"),
+    "threshold": (
+        dict,
+        lambda v: all(type(least) in (int, float) for least in v.values()),
+        "a mapping of a column to a number",
+    ),
+    **{
+        key: (
+            dict,
+            lambda v: all(fields == "*" or isinstance(fields, list) for fields in v.values()),
+            "a mapping of file suffixes to lists of columns",
+        )
+        for key in ("load_col", "unload_col", "unused_col")
+    },
 }
+_OPTIONAL = (
+    "numerical_features",
+    "normalize_field",
+    "discretization",
+    "threshold",
+    "load_col",
+    "unload_col",
+    "unused_col",
+)
 
 
 def _check_values(config: Any) -> None:
+    optional = {*_OPTIONAL, "task" if is_entire_space(config) else "dropout_prob"}
     for key, (kind, test, wanted) in _RULES.items():
         value = config[key]
-        optional = ("task",) if is_entire_space(config) else ("dropout_prob",)
         if key not in config or (value is None and key in optional):
             continue
         is_bool = isinstance(value, bool) and kind is not bool
@@ -390,7 +424,9 @@ class Config(recbole.config.Config):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: parse_value(value) if isinstance(value, str) else value
+            key: parse_value(value)
+            if isinstance(value, str) and not _names_a_column(key, value)
+            else value
             for key, value in config_dict.items()
         }
 

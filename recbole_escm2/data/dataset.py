@@ -62,7 +62,9 @@ class EntireSpaceDataset(Dataset):
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
         self.label_columns = [
-            LabelColumn(config[key], probability=key.startswith("TRUE_")) for key in LABEL_KEYS
+            LabelColumn(config[key], probability=key.startswith("TRUE_"))
+            for key in LABEL_KEYS
+            if config[key] is not None
         ]
         #: Labels of a split, in the order of its rows; set by :meth:`build`.
         self.truth: Truth | None = None

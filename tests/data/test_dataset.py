@@ -172,9 +172,17 @@ def test_batches_do_not_share_memory_with_the_data(rich):
     assert torch.equal(train.inter_feat["price"], before)
 
 
-def test_data_without_ids(toy):
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {},
+        {"TRUE_CVR_FIELD": None},
+    ],
+    ids=str,
+)
+def test_data_without_ids(toy, outcome):
     toy.table = toy.table[["row:token", "click:float", "conversion:float"]]
-    train = toy.build(USER_ID_FIELD=None, ITEM_ID_FIELD=None)[0]
+    train = toy.build(USER_ID_FIELD=None, ITEM_ID_FIELD=None, **outcome)[0]
     assert set(train[:2]) == {"row", "click", "conversion", "label"}
     assert train.truth.user is None
     assert "features: row" in str(train)
