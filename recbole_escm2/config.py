@@ -257,8 +257,12 @@ def _check_values(config: Any) -> None:
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["CLICK_FIELD"] == config["CONVERSION_FIELD"]:
-        raise UsageError(f"CLICK_FIELD and CONVERSION_FIELD are both '{config['CLICK_FIELD']}'")
+    key_of: dict[str, str] = {}
+    for key in LABEL_KEYS:
+        if config[key] in key_of:
+            raise UsageError(f"{key_of[config[key]]} and {key} are both '{config[key]}'")
+        if config[key]:
+            key_of[config[key]] = key
     labels = {config[key] for key in (*LABEL_KEYS, "LABEL_FIELD")}
     not_labels = {key: config[key] or () for key in ("numerical_features", "normalize_field")}
     not_labels["discretization"] = config["discretization"] or ()
@@ -399,6 +403,9 @@ class Config(recbole.config.Config):
         command_line: Mapping[str, str] | None = None,
     ) -> None:
         self._command_line = dict(command_line or {})
+        for key in config_dict or ():
+            if not isinstance(key, str):
+                raise UsageError(f"config_dict: key {key!r} isn't text")
         try:
             super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         except UsageError:
@@ -486,7 +493,7 @@ class Config(recbole.config.Config):
                 "split, order, group_by and mode"
             )
         modes = whole["mode"]
-        if set(modes.values() if isinstance(modes, dict) else [modes]) != {"labeled"}:
+        if any(m != "labeled" for m in (modes.values() if isinstance(modes, dict) else [modes])):
             raise UsageError(
                 f"eval_args mode must be labeled, got {modes!r}: impressions are scored as they "
                 "are, no candidates are drawn"

@@ -449,9 +449,16 @@ def test_sparse_adam_needs_sparse_gradients():
         config(learner="Sparse_Adam")
 
 
-def test_labels_are_two_columns():
+def test_each_label_has_a_column_of_its_own():
     with pytest.raises(UsageError, match="CLICK_FIELD and CONVERSION_FIELD are both 'buy'"):
         config(CLICK_FIELD="buy", CONVERSION_FIELD="buy")
+    with pytest.raises(UsageError, match="CONVERSION_FIELD and TRUE_CVR_FIELD are both"):
+        config(TRUE_CVR_FIELD="conversion")
+
+
+def test_a_key_that_is_no_text_is_explained():
+    with pytest.raises(UsageError):
+        Config("ESMM", "toy", config_dict={1: "a"})
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def _lines(path: Path, encoding: str | None) -> Iterator[str]:
         with open(path, encoding=encoding) as file:
             for line in file:
                 yield line.rstrip("\n")
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UsageError(
-            f"{path} isn't text in {encoding or 'UTF-8'} ({error.reason}): set encoding"
+            f"{path} isn't text in {encoding or 'UTF-8'} ({error}): set encoding"
         ) from error
 
 

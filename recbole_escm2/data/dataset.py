@@ -120,17 +120,20 @@ class EntireSpaceDataset(Dataset):
         for file in files:
             if not file.is_file():
                 raise UsageError(f"data set '{token}': there is no file {file}")
+        load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
         first = self._header(files[0])
         for file in files[1:]:
             for lacking, has in ((file, files[0]), (files[0], file)):
-                if missing := self._header(has).keys() - self._header(lacking).keys():
+                missing = (
+                    self._header(has).keys() - self._header(lacking).keys() - (unload or set())
+                )
+                if missing := missing if load is None else missing & load:
                     raise UsageError(f"{lacking} lacks the column '{min(missing)}' of {has}")
         for field, key in ((self.uid_field, "USER_ID_FIELD"), (self.iid_field, "ITEM_ID_FIELD")):
             if field is not None and field not in first:
                 raise UsageError(
                     f"{files[0]} has no column '{field}' ({key}), but {', '.join(first)}"
                 )
-            load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
             if field is not None and (field in (unload or ()) or field not in (load or first)):
                 raise UsageError(
                     f"load_col or unload_col leave out '{field}' ({key}) of {files[0]}"
@@ -179,6 +182,9 @@ class EntireSpaceDataset(Dataset):
             raise UsageError(
                 f"load_col asks for {', '.join(missing)} in {path}, which has {', '.join(header)}"
             )
+        ids = {FeatureSource.USER: self.uid_field, FeatureSource.ITEM: self.iid_field}
+        if source in ids and ids[source] not in header:
+            raise UsageError(f"{path} has no column '{ids[source]}', but {', '.join(header)}")
         inter = source == FeatureSource.INTERACTION
         names = {self.label_field} if inter else {self.label_field, *self._label_fields}
         load, unload = self._get_load_and_unload_col(source)

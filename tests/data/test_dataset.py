@@ -678,3 +678,24 @@ def test_impressions_left_out_by_a_filter_are_counted(rich, caplog):
     with caplog.at_level(logging.WARNING):
         rich.dataset()
     assert "10 of 60 impressions" in caplog.text
+
+
+def test_presplit_files_may_differ_in_what_is_not_loaded(toy):
+    settings = toy.write_parts(30, 45)
+    toy.write("valid.inter", toy.table[30:45].assign(**{"extra:token": "x"}))
+    with pytest.raises(UsageError, match=r"toy.train.inter lacks the column 'extra'"):
+        toy.dataset(**settings)
+    toy.dataset(**settings, load_col={"inter": ["user_id", "item_id", "row"]})
+
+
+@pytest.mark.parametrize("suffix", ["user", "item"])
+def test_side_file_without_its_id(toy, suffix):
+    toy.write(suffix, pd.DataFrame({"age:token": ["1"]}))
+    with pytest.raises(UsageError, match=rf"toy.{suffix} has no column '{suffix}_id'"):
+        toy.dataset()
+
+
+def test_encoding_without_its_mark(toy):
+    toy.write()
+    with pytest.raises(UsageError, match=r"toy.inter isn't text in utf-16.*set encoding"):
+        toy.dataset(encoding="utf-16")
