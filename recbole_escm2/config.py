@@ -257,6 +257,7 @@ def _check_values(config: Any) -> None:
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
+    _check_sampling(config)
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
         if config[key] in key_of:
@@ -270,6 +271,20 @@ def _check_values(config: Any) -> None:
     for key, fields in not_labels.items():
         if wrong := labels.intersection(fields):
             raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")
+
+
+def _check_sampling(config: Any) -> None:
+    _check_mode(config["eval_args"]["mode"])
+    if config["train_neg_sample_args"]["distribution"] != "none":
+        raise UsageError(f"train_neg_sample_args must be ~ or left out: {_AS_THEY_ARE}")
+
+
+def _check_mode(mode: Any) -> None:
+    if any(m != "labeled" for m in (mode.values() if isinstance(mode, dict) else [mode])):
+        raise UsageError(f"eval_args mode must be labeled, got {mode!r}: {_AS_THEY_ARE}")
+
+
+_AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
 
 
 def _check_sparse(config: Any) -> None:
@@ -492,12 +507,7 @@ class Config(recbole.config.Config):
                 f"{did_you_mean(unknown[0], ('split', 'order', 'group_by', 'mode'))}; it takes "
                 "split, order, group_by and mode"
             )
-        modes = whole["mode"]
-        if any(m != "labeled" for m in (modes.values() if isinstance(modes, dict) else [modes])):
-            raise UsageError(
-                f"eval_args mode must be labeled, got {modes!r}: impressions are scored as they "
-                "are, no candidates are drawn"
-            )
+        _check_mode(whole["mode"])
         return whole
 
 
@@ -518,6 +528,7 @@ def complete(config: Any) -> None:
     for key, value in added.items():
         config[key] = value
     config["entire_space_defaults"] = True
+    config.internal_config_dict.update(added)  # what a checkpoint takes along
     settle(config, external)
     getLogger().info(
         "recbole_escm2 sets its defaults for what the configuration leaves open: "

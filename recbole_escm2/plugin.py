@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import recbole.data.dataset
 import recbole.evaluator.register as recbole_register
@@ -21,8 +23,7 @@ _LARGEST_NAMED_K = 100  # RecBole looks names up literally, so X@10 needs an ent
 def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecommender]:
     """Let stock RecBole find a model by its class name, with our data set and trainer.
 
-    Usable as a decorator; doing it twice is harmless. The class must be alone in its module with
-    its name in lower case, or at least be an attribute of it: RecBole imports the module.
+    Usable as a decorator; doing it twice is harmless.
 
     Args:
         model: the class.
@@ -30,9 +31,12 @@ def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecom
     Returns:
         The class.
     """
-    sys.modules.setdefault(
-        f"{_CONTEXT_PACKAGE}.{model.__name__.lower()}", sys.modules[model.__module__]
-    )
+    name = f"{_CONTEXT_PACKAGE}.{model.__name__.lower()}"
+    # A module of its own: RecBole's look-up needs a spec, which a script or a notebook hasn't.
+    module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    setattr(module, model.__name__, model)
+    sys.modules[name] = module
     setattr(recbole.data.dataset, f"{model.__name__}Dataset", EntireSpaceDataset)
     setattr(recbole.trainer, f"{model.__name__}Trainer", EntireSpaceTrainer)
     return model
@@ -45,6 +49,8 @@ def register_metrics() -> None:
         if not at:
             _enter(key, metric_class(spec))
             continue
+        if stem not in SPECS:
+            _enter(stem, metric_class(spec))  # CTR_NDCG is CTR_NDCG@K
         for cut in ("K", *map(str, range(1, _LARGEST_NAMED_K + 1))):
             _enter(f"{stem}@{cut.lower()}", metric_class(spec, cut))
 

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.checkpoint import load_checkpoint, plain, save_checkpoint
+from recbole_escm2.checkpoint import load_checkpoint, plain, save_checkpoint, vocabulary_digest
 from recbole_escm2.config import scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, target_of
@@ -133,6 +133,7 @@ class EntireSpaceTrainer(Trainer):
         """
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
+        self.vocabulary = self.vocabulary or vocabulary_digest(train_data._dataset)
         self.verbose = verbose
         result = super().fit(train_data, valid_data, False, saved, bool(show_progress), callback_fn)
         if verbose and self.best_epoch >= 0:

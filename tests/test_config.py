@@ -449,6 +449,12 @@ def test_sparse_adam_needs_sparse_gradients():
         config(learner="Sparse_Adam")
 
 
+def test_items_are_not_drawn():
+    drawn = {"distribution": "uniform", "sample_num": 1}
+    with pytest.raises(UsageError, match=r"train_neg_sample_args must be ~ .* no items are drawn"):
+        config(train_neg_sample_args=drawn)
+
+
 def test_each_label_has_a_column_of_its_own():
     with pytest.raises(UsageError, match="CLICK_FIELD and CONVERSION_FIELD are both 'buy'"):
         config(CLICK_FIELD="buy", CONVERSION_FIELD="buy")
