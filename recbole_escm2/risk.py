@@ -51,7 +51,12 @@ def binary_cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
 
     Returns:
         The cross entropy in nats, the same shape; right for logits of any size and sign.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    if target.shape != logit.shape:
+        raise ValueError(f"target {tuple(target.shape)} and logit {tuple(logit.shape)} must match")
     return target * F.softplus(-logit) + (1 - target) * F.softplus(logit)
 
 

@@ -95,6 +95,7 @@ class EntireSpaceTrainer(Trainer):
         self.valid_metric: str = config["valid_metric"]
         self.loss_names: tuple[str, ...] = ()
         self.best_epoch = -1
+        self.verbose = True
         #: Propensity weights on the last validation.
         self.weights: WeightDiagnostics | None = None
         self.vocabulary: dict[str, str] = {}

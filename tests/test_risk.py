@@ -569,3 +569,8 @@ def test_the_bias_that_a_floor_adds(batch, floor):
     bias = np.mean(error * (ctr / np.maximum(ctr, floor) - 1))
     assert mean - error.mean() == pytest.approx(bias, rel=1e-9, abs=1e-9)
     assert bias <= 0
+
+
+def test_binary_cross_entropy_refuses_broadcasting():
+    with pytest.raises(ValueError, match=r"\(3,\) and logit \(3, 1\)"):
+        binary_cross_entropy(torch.zeros(3), torch.zeros(3, 1))

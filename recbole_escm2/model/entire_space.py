@@ -55,7 +55,7 @@ class EntireSpaceRecommender(ContextRecommender):
     * :attr:`tower_names`: the towers to build; their logits are in ``Impressions.logit``.
     * :meth:`build_tower`: another tower than an MLP.
     * :meth:`propensity`: another weight than the floored ô.
-    * :meth:`risks`: other terms than the three.
+    * :meth:`risks`: other terms than the three (weighted by :attr:`risk_weight`, else by 1).
     * :meth:`loss_steps`: more than one optimizer step a batch.
     * :attr:`default_config`: config keys of its own and their defaults.
 
@@ -171,11 +171,13 @@ class EntireSpaceRecommender(ContextRecommender):
         return risks
 
     def weighted(self, risks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Risks times their weights 1, λc and λg; one of weight 0 has no gradient at all."""
+        """Risks times their weights 1, λc and λg; one of weight 0 has no gradient at all.
+
+        A term that :attr:`risk_weight` doesn't name has weight 1.
+        """
+        weight = {name: self.risk_weight.get(name, 1.0) for name in risks}
         return {
-            name: self.risk_weight[name] * risk
-            if self.risk_weight[name]
-            else torch.zeros_like(risk, requires_grad=False)
+            name: weight[name] * risk if weight[name] else torch.zeros_like(risk).detach()
             for name, risk in risks.items()
         }
 

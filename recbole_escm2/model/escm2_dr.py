@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recbole_escm2.errors import UsageError
 from recbole_escm2.model.entire_space import EntireSpaceRecommender, Impressions
 from recbole_escm2.risk import binary_cross_entropy, dr_risk, imputation_risk
 
@@ -28,7 +29,9 @@ class ESCM2_DR(EntireSpaceRecommender):
 
     ``imputation_schedule`` says when: ``joint``, all risks in one step, or ``alternate``, for each
     batch a step of the imputation tower and the embedding on λc·R_imp, then a step of everything
-    else, the embedding included, on the remaining risks. The two share one optimizer.
+    else, the embedding included, on the remaining risks. The two share one optimizer. A variant
+    that overrides ``counterfactual_risk`` instead of ``dr_risk`` and ``imputation_risk`` has no such
+    two steps, and is refused under ``alternate``.
     """
 
     tower_names = ("ctr", "cvr", "imputation")
@@ -37,6 +40,13 @@ class ESCM2_DR(EntireSpaceRecommender):
         super().__init__(config, dataset)
         self.imputation: str = config["imputation"]
         self.imputation_schedule: str = config["imputation_schedule"]
+        replaced = type(self).counterfactual_risk is not ESCM2_DR.counterfactual_risk
+        if replaced and self.imputation_schedule == "alternate":
+            raise UsageError(
+                f"{type(self).__name__} has a counterfactual_risk of its own, which can't be split "
+                "into two steps: set imputation_schedule: joint, or override dr_risk and "
+                "imputation_risk"
+            )
 
     def dr_risk(self, impressions: Impressions) -> Tensor:
         """R_DR: no gradient to the imputation tower."""

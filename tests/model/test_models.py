@@ -410,6 +410,24 @@ def test_a_sparse_step_moves_only_the_rows_in_the_batch(build, trainer_of, learn
     assert rooms_that_differ(before, after) == {"ctr", "cvr", "embedding"}
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("learner", ["adam", "sgd", "adagrad"])
+def test_a_first_sparse_step_is_the_dense_one(build, trainer_of, learner):
+    after = []
+    for sparse in (False, True):
+        built = build("ESCM2_DR", sparse_embedding=sparse, learner=learner)
+        trainer = trainer_of(built)
+        sum(built.model.calculate_loss(built.batch)).backward()
+        trainer.optimizer.step()
+        after.append([p.detach() for p in built.model.parameters()])
+        grads = [p.grad.to_dense() for p in built.model.parameters()]
+    for dense, sparse, grad in zip(*after, grads, strict=True):
+        well_above_epsilon = grad.abs() > 1e-4  # which stands elsewhere in SparseAdam
+        torch.testing.assert_close(
+            dense[well_above_epsilon], sparse[well_above_epsilon], rtol=1e-5, atol=1e-5
+        )
+
+
 def test_a_dense_adam_step_moves_other_rows_too(build, trainer_of):
     """The reason for the sparse one, and a check that the test above can fail."""
     built = build("ESCM2_IPS")
@@ -536,6 +554,31 @@ def test_a_variant_is_one_override(build, trainer_of, cap):
     trainer.fit(built.train, verbose=False, saved=False)
     assert trainer.loss_names == ("ctr", "cvr", "ctcvr")
     assert rooms_that_differ(before, model.state_dict()) == {"ctr", "cvr", "embedding"}
+
+
+class WithPenalty(ESMM):
+    """A fourth term, which the base class invites."""
+
+    def risks(self, impressions, cvr_risk=None):
+        penalty = impressions.logit["cvr"].square().mean()
+        return {**super().risks(impressions, cvr_risk), "penalty": penalty}
+
+
+def test_a_variant_may_add_a_term(build):
+    built = build(WithPenalty)
+    (step,) = built.model.loss_steps(built.batch)
+    assert list(step) == ["ctr", "ctcvr", "penalty"]
+    assert step["penalty"] == built.model.task_risks(built.batch)["penalty"]
+
+
+def test_alternating_needs_a_risk_in_two_parts(build):
+    class Other(ESCM2_DR):
+        def counterfactual_risk(self, impressions):
+            return self.dr_risk(impressions)
+
+    build(Other)
+    with pytest.raises(UsageError, match="Other has a counterfactual_risk of its own"):
+        build(Other, imputation_schedule="alternate")
 
 
 def test_has_counterfactual_risk():
