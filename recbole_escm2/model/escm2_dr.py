@@ -30,8 +30,8 @@ class ESCM2_DR(EntireSpaceRecommender):
     ``imputation_schedule`` says when: ``joint``, all risks in one step, or ``alternate``, for each
     batch a step of the imputation tower and the embedding on λc·R_imp, then a step of everything
     else, the embedding included, on the remaining risks. The two share one optimizer. A variant
-    that overrides ``counterfactual_risk`` instead of ``dr_risk`` and ``imputation_risk`` has no such
-    two steps, and is refused under ``alternate``.
+    that overrides ``counterfactual_risk`` instead of ``dr_risk`` and ``imputation_risk`` has no
+    such two steps, and is refused under ``alternate``.
     """
 
     tower_names = ("ctr", "cvr", "imputation")
