@@ -34,8 +34,9 @@ PAGE = """\
 Written by `python scripts/results_ml_100k.py --seeds={seeds}`.
 
 D is all pairs of 943 users and 1,682 items; a click is a rated pair, a conversion a rating of 4 or
-more. Test metrics at the best epoch on validation, mean ± standard deviation over {seeds} seeds; a
-seed draws the split (80/10/10 at random) and the initial weights, the same for every row.
+more. Test metrics at the best epoch on validation, mean ± standard deviation over {seeds} seeds. A
+seed draws the split (80/10/10 at random), which is the same for every row, and the initial weights;
+much of the deviation is the split's.
 
 {table}
 
