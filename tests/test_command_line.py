@@ -82,6 +82,14 @@ def test_mistakes_end_in_one_message(arguments, message, program, tmp_path):
     assert not list((tmp_path / "output").glob("*")) if (tmp_path / "output").exists() else True
 
 
+def test_raw_files_of_ali_ccp_are_not_taken_for_atomic_ones(program, tmp_path):
+    (tmp_path / "dataset" / "ali-ccp" / "raw").mkdir(parents=True)
+    done = program("--model=ESCM2_DR", "--dataset=ali-ccp")
+    assert done.returncode == 2
+    assert "there is no file dataset/ali-ccp/ali-ccp.inter. Ali-CCP can't be" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_help_and_version(program):
     done = program("--help")
     assert done.returncode == 0

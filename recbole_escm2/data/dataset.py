@@ -119,7 +119,8 @@ class EntireSpaceDataset(Dataset):
         files = [self._inter_file(Path(dataset_path), suffix) for suffix in parts or [None]]
         for file in files:
             if not file.is_file():
-                raise UsageError(f"data set '{token}': there is no file {file}")
+                how = f". {self.config['obtain'].strip()}" if self.config["obtain"] else ""
+                raise UsageError(f"data set '{token}': there is no file {file}{how}")
         load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
         first = self._header(files[0])
         for file in files[1:]:
