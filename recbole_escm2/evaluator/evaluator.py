@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import (
-    ALL_TASKS,
     EntireSpaceMetric,
     Setting,
     canonical_name,
@@ -187,17 +185,3 @@ class EntireSpaceEvaluator(Evaluator):
                 f"valid_metric {name} has no value on the validation set: {error}. Choose another "
                 "with --valid_metric, or give validation more impressions"
             ) from error
-
-
-def by_task(result: dict[str, float]) -> Iterator[tuple[str, dict[str, float]]]:
-    """A result's metrics by task (upper case), shown without the task's name; then the others."""
-    rest = dict(result)
-    for task in (*ALL_TASKS,):
-        prefix = f"{task.upper()}_"
-        mine = {name: value for name, value in result.items() if name.startswith(prefix)}
-        if mine:
-            yield task.upper(), {name[len(prefix) :]: value for name, value in mine.items()}
-        for name in mine:
-            rest.pop(name)
-    if rest:
-        yield "", rest
