@@ -165,7 +165,7 @@ def _run_folder(config: Config) -> Iterator[Path]:
                 getLogger().debug("stopped here", exc_info=True)
                 raise
     except UsageError:
-        if not (run_dir / "checkpoint.pth").exists() and config["state"] != "debug":
+        if not config["training_started"] and config["state"] != "debug":
             shutil.rmtree(run_dir)
         raise
 

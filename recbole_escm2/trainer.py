@@ -149,6 +149,7 @@ class EntireSpaceTrainer(Trainer):
         show_progress: bool = False,
     ) -> tuple[float, ...]:
         start = perf_counter()
+        self.config["training_started"] = True  # from here on a run's folder is kept
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)

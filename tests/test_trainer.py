@@ -208,9 +208,13 @@ def test_an_undefined_valid_metric_stops_before_training(settings, data_path, tm
     assert not list(Path(settings["output_dir"]).iterdir())  # no folder of a run that didn't start
 
 
-def test_a_diverging_loss_is_named(settings):
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_diverging_loss_is_named_and_its_log_kept(settings, saved):
+    wild = {**settings, "learning_rate": 1e30, "epochs": 5}
     with pytest.raises(UsageError, match="training loss isn't finite"):
-        run(ESMM, "tiny", config_dict={**settings, "learning_rate": 1e30, "epochs": 5})
+        run(ESMM, "tiny", config_dict=wild, saved=saved)
+    (folder,) = Path(settings["output_dir"]).iterdir()
+    assert (folder / "run.log").stat().st_size > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
