@@ -176,8 +176,11 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
     "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
     "task": (str, lambda v: v in ALL_TASKS, _TASKS),
+    "bag_pooling": (str, lambda v: v in ("mean", "sum"), "'mean' or 'sum'"),
     "sparse_embedding": (bool, lambda v: True, "True or False"),
     "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
+    "multi_value_top_k": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "weight_scaler": (str, lambda v: v in ("mean", "none"), "'mean' or 'none'"),
     "impression_sample": ((int, float), lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "conversion_without_click": (
         str,
@@ -253,7 +256,7 @@ def _check_values(config: Any) -> None:
         is_bool = isinstance(value, bool) and kind is not bool
         if is_bool or not isinstance(value, kind) or not test(value):
             raise UsageError(f"{key} must be {wanted}, got {value!r}")
-    if config["sparse_embedding"]:
+    if config["sparse_embedding"] and is_entire_space(config):
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")

@@ -45,7 +45,8 @@ def run(
 
     Returns:
         ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
-        and ``test_result`` (floats by metric name, unrounded), ``best_epoch``, ``run_dir``.
+        and ``test_result`` (floats by metric name, unrounded), ``best_epoch``, ``run_dir``,
+        ``simulated`` (what to say with numbers on simulated data, else None).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -67,6 +68,7 @@ def run(
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trainer.best_epoch,
+            "simulated": test.dataset.simulated,
             "run_dir": str(run_dir),
         }
         write_json(
@@ -134,7 +136,11 @@ def evaluate_checkpoint(
         )
         trainer.tensorboard.close()
         shutil.rmtree(run_dir / "tensorboard")
-        outcome = {"test_result": test_result, "run_dir": str(run_dir)}
+        outcome = {
+            "test_result": test_result,
+            "simulated": test.dataset.simulated,
+            "run_dir": str(run_dir),
+        }
         write_json(
             run_dir / "result.json",
             {
@@ -207,7 +213,8 @@ def _parameter_count(model: torch.nn.Module) -> int:
 def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     """The test metrics for people, and what to know about them."""
     result: MetricResult = outcome["test_result"]
-    lines = ["", "Test metrics", "", metric_table(result, decimals), ""]
+    heading = "Test metrics" + (" on simulated data" if outcome["simulated"] else "")
+    lines = ["", heading, "", metric_table(result, decimals), ""]
     if any(name.startswith("CVR_") for name in result):
         lines.append("CTR and CTCVR: all impressions. CVR: the clicked ones, a selected sample.")
     if any(name.endswith("_ES") for name in result):

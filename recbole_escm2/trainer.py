@@ -29,37 +29,7 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import model_path
-
-
-class OptimizerGroup:
-    """Several optimizers, each with parameters of its own, that step together."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self.optimizers = optimizers
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of all."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
-
-    def step(self) -> None:
-        """A step of each."""
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Their states, in order."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(own)
+from recbole_escm2.optimizer import OptimizerGroup, RowAdam
 
 
 class EntireSpaceTrainer(Trainer):
@@ -107,14 +77,27 @@ class EntireSpaceTrainer(Trainer):
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
         ]
         if not sparse or kwargs:
-            return super()._build_optimizer(**kwargs)
+            return self._fused(super()._build_optimizer(**kwargs))
         known = {id(weight) for weight in sparse}
         dense = [p for p in self.model.parameters() if id(p) not in known]
-        lazy = {"adam": "sparse_adam"}.get(self.learner.lower(), self.learner)
-        return OptimizerGroup(
-            super()._build_optimizer(params=sparse, learner=lazy),
-            super()._build_optimizer(params=dense, learner=self.learner.replace("sparse_", "")),
+        learner = self.learner.lower().replace("sparse_", "")
+        rows = (
+            RowAdam(sparse, lr=self.learning_rate)
+            if learner == "adam"
+            else super()._build_optimizer(params=sparse, learner=learner)
         )
+        return OptimizerGroup(
+            rows, self._fused(super()._build_optimizer(params=dense, learner=learner))
+        )
+
+    def _fused(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The same in one pass over each parameter, where torch has it: large tables gain most."""
+        kind = type(optimizer)
+        if kind in (torch.optim.Adam, torch.optim.AdamW) and self.device.type in ("cpu", "cuda"):
+            defaults = {k: optimizer.defaults[k] for k in ("lr", "betas", "eps", "weight_decay")}
+            with contextlib.suppress(RuntimeError):  # no fused kernel in this torch
+                return kind(optimizer.param_groups[0]["params"], fused=True, **defaults)
+        return optimizer
 
     # ------------------------------------------------------------------ training
 

@@ -63,6 +63,12 @@ def write_impressions(folder: Path, name: str, rows: int, seed: int = 0) -> Path
     return target
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Stores of data that ships inside a package go into the user's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data_path that holds the data set ``tiny``, with potential outcomes."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from recbole_escm2.data.atomic import lines_below_header
 from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import LABEL_KEYS
+
+# A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
+LABEL_SOURCE = "label"
 
 _SHOWN = 5  # faulty rows that a message names
 
@@ -39,8 +44,19 @@ class LabelColumn:
         return "a probability in [0, 1]" if self.probability else "0 or 1"
 
 
+def label_columns(config: Any) -> list[LabelColumn]:
+    """The label columns that a config names."""
+    return [
+        LabelColumn(config[key], probability=key.startswith("TRUE_"))
+        for key in LABEL_KEYS
+        if config[key] is not None
+    ]
+
+
 def numbers(values: pd.Series) -> np.ndarray:
     """Numbers of a column of numbers or of text; NaN where there is none."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(object)
     return np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
 
 

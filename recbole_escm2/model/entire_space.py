@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import torch
 from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.init import xavier_normal_initialization
-from recbole.model.layers import MLPLayers
 from torch import Tensor, nn
 
+from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.model.embedding import pool_bag
+from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk
 
 
@@ -38,6 +40,20 @@ class Impressions:
     def error(self) -> Tensor:
         """δ = BCE(r, r̂) of each impression; it means something where o = 1 only."""
         return binary_cross_entropy(self.conversion, self.logit["cvr"])
+
+
+class _WithBags:
+    """A batch whose multi-valued fields are bags, whatever it holds them as."""
+
+    def __init__(self, interaction: Any, fields: list[str]) -> None:
+        self._interaction = interaction
+        self._bags = getattr(interaction, "bags", {})
+        self._fields = frozenset(fields)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._fields:
+            return self._interaction[name]
+        return self._bags[name] if name in self._bags else Bags.of_padded(self._interaction[name])
 
 
 CVRRisk = Callable[[Impressions], Tensor | None]
@@ -85,6 +101,7 @@ class EntireSpaceRecommender(ContextRecommender):
         }
         self.mlp_hidden_size: list[int] = config["mlp_hidden_size"]
         self.dropout_prob: float = config["dropout_prob"]
+        self.bag_pooling: str = config["bag_pooling"]
         self._check_features(dataset)
 
         if config["sparse_embedding"]:
@@ -117,8 +134,7 @@ class EntireSpaceRecommender(ContextRecommender):
 
     def build_tower(self, input_size: int) -> nn.Module:
         """One tower: ``[|D|, input_size]`` to ``[|D|, 1]``."""
-        sizes = [input_size, *self.mlp_hidden_size]
-        return nn.Sequential(MLPLayers(sizes, self.dropout_prob), nn.Linear(sizes[-1], 1))
+        return Tower([input_size, *self.mlp_hidden_size], self.dropout_prob)
 
     def forward(self, interaction: Any, towers: tuple[str, ...] | None = None) -> dict[str, Tensor]:
         """Logits by tower name, each ``[|D|]`` and float32 (also under autocast).
@@ -128,10 +144,21 @@ class EntireSpaceRecommender(ContextRecommender):
             towers: the towers to evaluate; all by default.
         """
         embedding = self.concat_embed_input_fields(interaction).flatten(start_dim=1)
-        return {
-            name: self.towers[name](embedding).squeeze(-1).float()
-            for name in towers or self.tower_names
-        }
+        return evaluate({name: self.towers[name] for name in towers or self.tower_names}, embedding)
+
+    def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
+        """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
+        if not token_seq_fields:
+            return None
+        pooled = [
+            pool_bag(table, bag, self.bag_pooling)
+            for table, bag in zip(self.token_seq_embedding_table, token_seq_fields, strict=True)
+        ]
+        return torch.stack(pooled, dim=1)
+
+    def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
+        """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
+        return super().embed_input_fields(_WithBags(interaction, self.token_seq_field_names))
 
     def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
         """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``."""

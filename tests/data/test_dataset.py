@@ -156,8 +156,10 @@ def test_presplit_features_are_recboles(rich):
 @pytest.mark.parametrize("join", [True, False])
 def test_any_index_gives_recboles_batch(rich, index, join):
     train = rich.build(numerical_features=["age", "prices"])[0]
-    expected = Dataset.__getitem__(train, slice(None), join=False)
-    expected = Dataset.join(train, expected) if join else expected
+    expected = {name: train.inter_feat[name] for name in train.inter_feat}
+    if join:
+        for feat, key in ((train.user_feat, "user_id"), (train.item_feat, "item_id")):
+            expected |= {name: feat[name][expected[key]] for name in feat if name != key}
     batch = train.__getitem__(index, join=join)
     assert set(batch) == set(expected)
     assert all(torch.equal(batch[name], expected[name][index]) for name in expected)
@@ -534,7 +536,7 @@ FAULTS = {
     "number that is none": (
         lambda toy: toy.table.insert(0, "price:float", "cheap"),
         {},
-        r"toy.inter: .*price:float",
+        r"toy.inter, line 2: .*price:float",
     ),
     "missing pre-split file": (
         lambda toy: toy.write_parts(30, 45),
@@ -583,7 +585,7 @@ def test_missing_folder_names_what_there_is(toy):
     with pytest.raises(UsageError) as caught:
         EntireSpaceDataset(config)
     message = str(caught.value)
-    assert "there is no data set 'toy'. Data sets: ali-ccp, ml-100k, shop." in message
+    assert "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, ml-100k, shop." in message
     assert f"put its atomic files into {toy.folder} (toy.inter" in message
     assert "--data_path" in message
 

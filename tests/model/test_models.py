@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import torch
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_escm2.config import PROPERTIES, read_yaml
@@ -127,8 +128,8 @@ def test_each_feature_influences_each_task(build):
     built = build("ESMM")
     before = built.model.predict_tasks(built.batch)
     for field in ("user_id", "item_id", "tags", "age", "price"):
-        other = built.batch.to("cpu")
-        other.interaction[field] = other.interaction[field].flip(0)
+        other = Interaction({name: built.batch[name] for name in built.batch})
+        other.interaction[field] = other[field].flip(0)
         after = built.model.predict_tasks(other)
         assert not any(torch.equal(before[task], after[task]) for task in before), field
 
@@ -464,6 +465,7 @@ KEYS = {
     "embedding_size": (6, [0, -1, 2.5, True, "x", None]),
     "mlp_hidden_size": ([8], [[], [0], [8.5], [True], 8, "x", None]),
     "dropout_prob": (0.5, [-0.1, 1, 1.5, True, "x", None]),
+    "bag_pooling": ("sum", ["max", "", 1, None]),
     "sparse_embedding": (True, [1, "x", None]),
     "counterfactual_weight": WEIGHT,
     "global_weight": WEIGHT,

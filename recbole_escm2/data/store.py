@@ -1,0 +1,514 @@
+"""A column store: packed int32 rows and jagged bags in memory-mapped files, with a JSON schema.
+
+A store is a folder::
+
+    schema.json            format, fields, tables, vocabularies, what it was made from
+    TABLE.rows             int32 [rows, words]: all columns of a row side by side
+    TABLE.bags             int32 [values, 1 or 2]: ids, and weights as the bits of a float32
+    TABLE.COLUMN           a column in a file of its own, for what is read without the rest
+    vocabulary-N.tokens    the tokens of a vocabulary as UTF-8, one after the other
+    vocabulary-N.ends      int64 [tokens]: where each token ends
+
+One packed row is one access to memory where 25 columns are 25, which is what batches in random
+order cost. The bags of a row lie side by side as well: the row holds where they start and how many
+values each of them has. Nothing is read when a store is opened, except its schema.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_escm2.bags import Bags
+
+FORMAT = 1
+SCHEMA = "schema.json"
+PADDING = "[PAD]"  # RecBole's token of id 0: no value
+
+_START_WORDS = 2  # a row's place in the bags is an int64
+
+
+class NoStoreError(Exception):
+    """There is no complete store of this format in a folder; the message says what is wrong."""
+
+
+# --------------------------------------------------------------------------- what a table holds
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of fixed width.
+
+    Attributes:
+        name: the field.
+        kind: ``int`` or ``float``, of 32 bits.
+        shape: of one value: ``()``, or for example ``(2,)``.
+    """
+
+    name: str
+    kind: str = "int"
+    shape: tuple[int, ...] = ()
+
+    @property
+    def words(self) -> int:
+        """32-bit words a row."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table.
+
+    Attributes:
+        columns: packed side by side in a row.
+        bags: multi-valued fields, in the order in which a row's values lie.
+        weighted: whether each value of a bag has a weight.
+        apart: numpy dtype by column that has a file of its own.
+    """
+
+    columns: tuple[Column, ...]
+    bags: tuple[str, ...] = ()
+    weighted: bool = False
+    apart: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """First word of each column."""
+        ends = np.cumsum([self.bag_words, *(column.words for column in self.columns)])
+        return {c.name: int(start) for c, start in zip(self.columns, ends[:-1], strict=True)}
+
+    @property
+    def bag_words(self) -> int:
+        """Words in front of the columns: where the bags start, and the length of each."""
+        return _START_WORDS + len(self.bags) if self.bags else 0
+
+    @property
+    def words(self) -> int:
+        """32-bit words a row."""
+        return self.bag_words + sum(column.words for column in self.columns)
+
+    @property
+    def value_words(self) -> int:
+        """32-bit words a value of a bag."""
+        return 2 if self.weighted else 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "columns": [[c.name, c.kind, list(c.shape)] for c in self.columns],
+            "bags": list(self.bags),
+            "weighted": self.weighted,
+            "apart": dict(self.apart),
+        }
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Layout:
+        """What :meth:`as_dict` gave."""
+        columns = tuple(Column(n, kind, tuple(shape)) for n, kind, shape in content["columns"])
+        return cls(columns, tuple(content["bags"]), content["weighted"], content["apart"])
+
+
+# --------------------------------------------------------------------------- writing
+
+
+class TableWriter:
+    """Appends rows to a table; what is in memory is what :meth:`append` is given.
+
+    Args:
+        folder: an unfinished store.
+        name: of the table.
+        layout: its columns.
+    """
+
+    def __init__(self, folder: Path, name: str, layout: Layout) -> None:
+        self.name = name
+        self.layout = layout
+        self.rows = 0
+        self.values = 0
+        self._files: dict[str, BinaryIO] = {
+            part: open(folder / f"{name}.{part}", "wb")  # noqa: SIM115
+            for part in ("rows", *(("bags",) if layout.bags else ()), *layout.apart)
+        }
+
+    def append(
+        self,
+        columns: Mapping[str, NDArray[Any]],
+        counts: NDArray[np.int32] | None = None,
+        ids: NDArray[np.int32] | None = None,
+        weights: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Add rows.
+
+        Args:
+            columns: by name, packed ones and those apart, each ``[rows, *shape]``.
+            counts: ``[rows, bags]``, the number of values of each bag.
+            ids: ``[values]``, row by row and within a row bag by bag.
+            weights: ``[values]``, where the layout is weighted.
+        """
+        layout = self.layout
+        rows = len(next(iter(columns.values())))
+        packed = np.empty((rows, layout.words), dtype=np.int32)
+        if layout.bags:
+            assert counts is not None
+            assert ids is not None
+            lengths = counts.sum(axis=1, dtype=np.int64)
+            start = self.values + np.cumsum(lengths) - lengths
+            packed[:, :_START_WORDS] = start.view(np.int32).reshape(rows, _START_WORDS)
+            packed[:, _START_WORDS : layout.bag_words] = counts
+            self._append_values(ids, weights)
+        for column in layout.columns:
+            dtype = np.float32 if column.kind == "float" else np.int32
+            values = np.ascontiguousarray(columns[column.name], dtype=dtype)
+            first = layout.place[column.name]
+            packed[:, first : first + column.words] = values.view(np.int32).reshape(
+                rows, column.words
+            )
+        self._files["rows"].write(packed.data if rows else b"")
+        for name, kind in layout.apart.items():
+            own = np.ascontiguousarray(columns[name], dtype=np.dtype(kind))
+            self._files[name].write(own.data if rows else b"")
+        self.rows += rows
+
+    def _append_values(self, ids: NDArray[np.int32], weights: NDArray[np.float32] | None) -> None:
+        values = np.empty((len(ids), self.layout.value_words), dtype=np.int32)
+        values[:, 0] = ids
+        if self.layout.weighted:
+            assert weights is not None
+            values[:, 1] = np.ascontiguousarray(weights, dtype=np.float32).view(np.int32)
+        self._files["bags"].write(values.data if len(ids) else b"")
+        self.values += len(ids)
+
+    def close(self) -> dict[str, Any]:
+        """Finish the table; returns its entry in the schema."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        return {"rows": self.rows, "values": self.values, "layout": self.layout.as_dict()}
+
+
+class StoreWriter:
+    """Makes a store beside its place and moves it there when it is complete.
+
+    Used with ``with``: what was written is gone again when the block is left without
+    :meth:`commit`. What a process that was killed has left behind is removed by the next one.
+
+    Args:
+        folder: where the store is to be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.target = folder
+        self.folder = folder.with_name(f".{folder.name}.{_process()}.unfinished")
+        self.tables: dict[str, dict[str, Any]] = {}
+        self.vocabularies: list[dict[str, Any]] = []
+        self._open: list[TableWriter] = []
+
+    def __enter__(self) -> StoreWriter:
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.target)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for table in self._open:
+            table.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def table(self, name: str, layout: Layout) -> TableWriter:
+        """Begin a table."""
+        writer = TableWriter(self.folder, name, layout)
+        self._open.append(writer)
+        return writer
+
+    def close(self, table: TableWriter) -> None:
+        """Finish a table."""
+        self._open.remove(table)
+        self.tables[table.name] = table.close()
+
+    def vocabulary(self, tokens: Sequence[str] | NDArray[Any]) -> int:
+        """Add a vocabulary, without the padding of id 0; returns its number.
+
+        Args:
+            tokens: the token of id 1, of id 2, and so on.
+        """
+        number = len(self.vocabularies)
+        digest = hashlib.sha256()
+        size = 0
+        with (
+            open(self.folder / f"vocabulary-{number}.tokens", "wb") as text,
+            open(self.folder / f"vocabulary-{number}.ends", "wb") as ends,
+        ):
+            for first in range(0, len(tokens), _TOKENS_AT_ONCE):
+                encoded = [str(t).encode() for t in tokens[first : first + _TOKENS_AT_ONCE]]
+                lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+                piece = size + np.cumsum(lengths)
+                for file, content in ((text, b"".join(encoded)), (ends, piece.tobytes())):
+                    file.write(content)
+                    digest.update(content)
+                size = int(piece[-1])
+        self.vocabularies.append(
+            {"tokens": len(tokens), "bytes": size, "digest": digest.hexdigest()[:16]}
+        )
+        return number
+
+    def commit(self, schema: Mapping[str, Any]) -> None:
+        """Finish the tables, write the schema, and move the store to its place.
+
+        Args:
+            schema: what else is to be known of the data; JSON.
+        """
+        for table in list(self._open):
+            self.close(table)
+        whole = {
+            "format": FORMAT,
+            **schema,
+            "tables": self.tables,
+            "vocabularies": self.vocabularies,
+        }
+        with open(self.folder / SCHEMA, "w", encoding="utf-8") as file:
+            json.dump(whole, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        old = self.target.with_name(f".{self.target.name}.{_process()}.old.unfinished")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.target, old)  # a reader that has it open keeps its files
+        # Not there any more: only when another process was quicker, with the same content.
+        with contextlib.suppress(OSError):
+            os.replace(self.folder, self.target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+_TOKENS_AT_ONCE = 1 << 16
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove what processes that are no more have left beside a store."""
+    prefix = f".{target.name}.{socket.gethostname()}."
+    for folder in target.parent.glob(f"{prefix}*.unfinished"):
+        process = folder.name[len(prefix) :].partition(".")[0]
+        try:
+            os.kill(int(process), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # somebody else's, and alive
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def _file_sizes(name: str, entry: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes that each file of a table must have."""
+    layout, rows = Layout.of(entry["layout"]), entry["rows"]
+    sizes = {f"{name}.rows": 4 * rows * layout.words}
+    if layout.bags:
+        sizes[f"{name}.bags"] = 4 * entry["values"] * layout.value_words
+    for column, dtype in layout.apart.items():
+        sizes[f"{name}.{column}"] = rows * np.dtype(dtype).itemsize
+    return sizes
+
+
+class Table:
+    """A table of an open store.
+
+    Args:
+        folder: the store.
+        name: of the table.
+        entry: its part of the schema.
+    """
+
+    def __init__(self, folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+        self.name = name
+        self.rows: int = entry["rows"]
+        self.layout = Layout.of(entry["layout"])
+        self._column = {column.name: column for column in self.layout.columns}
+        # Mapped at once, which reads nothing: a store that is replaced goes on for its readers.
+        #: All rows, int32 ``[rows, words]``.
+        self.packed = _mapped(folder / f"{name}.rows", (self.rows, self.layout.words))
+        self._apart = {
+            column: _mapped_column(folder / f"{name}.{column}", dtype, self.rows)
+            for column, dtype in self.layout.apart.items()
+        }
+        self._bag_values = torch.empty(0)
+        if self.layout.bags:
+            shape = (entry["values"], self.layout.value_words)
+            self._bag_values = _mapped(folder / f"{name}.bags", shape)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of all columns and bags; what is only apart is not among them."""
+        return (*self.layout.bags, *self._column)
+
+    def column(self, name: str, rows: Tensor | slice) -> Tensor:
+        """A column of fixed width of some rows, ``[rows, *shape]``; int32, float32 or as apart."""
+        if name in self._apart:
+            return self._apart[name][rows]
+        place = self.layout.place[name]
+        words = self.packed[:, place : place + self._column[name].words]
+        return self._value(words[rows], self._column[name])
+
+    def _value(self, words: Tensor, column: Column) -> Tensor:
+        if not column.shape:
+            words = words.squeeze(1)
+        typed = words.view(torch.float32) if column.kind == "float" else words
+        return typed.reshape(len(words), *column.shape) if column.shape else typed
+
+    def gather(self, rows: Tensor | slice) -> tuple[dict[str, Tensor], Bags | None]:
+        """Rows in one access each: columns by name, and the bags.
+
+        Args:
+            rows: positions, or a stretch of rows.
+
+        Returns:
+            Token columns int64, others float32, ``[batch, *shape]``; the bags of all multi-valued
+            fields, or None where the table has none.
+        """
+        layout = self.layout
+        if isinstance(rows, slice):
+            words = self.packed[rows].clone()  # what is written into a batch stays there
+        else:
+            words = self.packed.index_select(0, rows)
+        whole = words[:, layout.bag_words :].long()  # one conversion for all token columns
+        columns = {}
+        for column in layout.columns:
+            place = layout.place[column.name]
+            if column.kind == "float":
+                columns[column.name] = self._value(words[:, place : place + column.words], column)
+            else:
+                columns[column.name] = whole[:, place - layout.bag_words]
+        return columns, self._gather_bags(words) if layout.bags else None
+
+    def _gather_bags(self, words: Tensor) -> Bags:
+        layout = self.layout
+        start = words[:, :_START_WORDS].reshape(-1).clone().view(torch.int64).unsqueeze(1)
+        lengths = words[:, _START_WORDS : layout.bag_words].long()  # [batch, bags]
+        starts = (start + lengths.cumsum(1) - lengths).t().flatten()  # field by field
+        lengths = lengths.t().contiguous()
+        flat = lengths.flatten()
+        shift = starts - (flat.cumsum(0) - flat)
+        total = int(flat.sum())
+        places = torch.repeat_interleave(shift, flat, output_size=total) + torch.arange(total)
+        values = self._bag_values.index_select(0, places)
+        weights = values[:, 1].view(torch.float32) if layout.weighted else None
+        return Bags(layout.bags, values[:, 0].long(), weights, lengths)
+
+
+def _mapped_column(path: Path, dtype: str, rows: int) -> Tensor:
+    if not rows:
+        return torch.from_numpy(np.empty(0, dtype))
+    return torch.from_numpy(np.memmap(path, np.dtype(dtype), "c"))
+
+
+def _mapped(path: Path, shape: tuple[int, int]) -> Tensor:
+    size = shape[0] * shape[1]
+    if not size:
+        return torch.empty(shape, dtype=torch.int32)
+    # A private mapping: nobody can write into the store through the tensor.
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.int32).view(shape)
+
+
+class Vocabulary(Sequence[str]):
+    """The tokens of a field by id, with the padding as id 0; read when first asked for.
+
+    Args:
+        folder: the store.
+        number: of the vocabulary.
+        entry: its part of the schema.
+    """
+
+    def __init__(self, folder: Path, number: int, entry: Mapping[str, Any]) -> None:
+        self._stem = folder / f"vocabulary-{number}"
+        self._size: int = entry["tokens"] + 1
+        #: Changes with any token, and with their order.
+        self.digest: str = entry["digest"]
+
+    def __len__(self) -> int:
+        return self._size
+
+    @cached_property
+    def tokens(self) -> NDArray[Any]:
+        """All tokens, ``[tokens]``, as RecBole has them."""
+        text = Path(f"{self._stem}.tokens").read_bytes()
+        ends = np.fromfile(f"{self._stem}.ends", dtype=np.int64).tolist()
+        starts = [0, *ends]
+        decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
+        return np.array([PADDING, *decoded])
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Id by token."""
+        return {token: number for number, token in enumerate(self.tokens)}
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.tokens[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tokens)
+
+
+class Store:
+    """An open store.
+
+    Args:
+        folder: where :class:`StoreWriter` has put it.
+
+    Raises:
+        NoStoreError: nothing there, an older format, or a file that is missing or cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.schema: dict[str, Any] = json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise NoStoreError(f"{folder} holds no store") from None
+        except (OSError, ValueError) as error:
+            raise NoStoreError(f"{folder / SCHEMA}: {error}") from error
+        if not isinstance(self.schema, dict) or self.schema.get("format") != FORMAT:
+            raise NoStoreError(f"{folder} is a store of another format than {FORMAT}")
+        self._check_files()
+        self.tables = {
+            name: Table(folder, name, entry) for name, entry in self.schema["tables"].items()
+        }
+        self.vocabularies = [
+            Vocabulary(folder, number, entry)
+            for number, entry in enumerate(self.schema["vocabularies"])
+        ]
+
+    def _check_files(self) -> None:
+        sizes: dict[str, int] = {}
+        for name, entry in self.schema["tables"].items():
+            sizes.update(_file_sizes(name, entry))
+        for number, entry in enumerate(self.schema["vocabularies"]):
+            sizes[f"vocabulary-{number}.tokens"] = entry["bytes"]
+            sizes[f"vocabulary-{number}.ends"] = 8 * entry["tokens"]
+        for name, size in sizes.items():
+            try:
+                found = (self.folder / name).stat().st_size
+            except OSError as error:
+                raise NoStoreError(f"{self.folder / name}: {error.strerror}") from error
+            if found != size:
+                raise NoStoreError(f"{self.folder / name} has {found:,} bytes instead of {size:,}")

@@ -1,0 +1,72 @@
+"""Towers on one input: evaluated together where they are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from recbole.model.layers import MLPLayers
+from torch import Tensor, nn
+
+
+class Tower(nn.Sequential):
+    """An MLP with ReLU that ends in one logit: ``[batch, input]`` to ``[batch, 1]``.
+
+    Args:
+        sizes: the input's width, then those of the hidden layers.
+        dropout: share of the inputs of each hidden layer that training sets to 0.
+    """
+
+    def __init__(self, sizes: Sequence[int], dropout: float) -> None:
+        super().__init__(MLPLayers(list(sizes), dropout), nn.Linear(sizes[-1], 1))
+        self.sizes = tuple(sizes)
+        self.dropout = dropout
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The layers with weights, in order."""
+        return [module for module in self.modules() if isinstance(module, nn.Linear)]
+
+
+def evaluate(towers: Mapping[str, nn.Module], features: Tensor) -> dict[str, Tensor]:
+    """The logits of towers, each ``[batch]`` and float32 (also under autocast).
+
+    Those of CTR and CVR, where they are alike, are one matrix product a layer: their first layers
+    side by side on the input that they share, so that its gradient is one product too, and the
+    others as a batch. A loss on one of the two gives the other a gradient of zeros instead of
+    none, so no tower is among them that must stay out of another's optimizer step.
+
+    Args:
+        towers: by name; any module from ``[batch, input]`` to ``[batch, 1]`` will do.
+        features: ``[batch, input]``.
+    """
+    pair = [tower for name, tower in towers.items() if name in _TOGETHER and type(tower) is Tower]
+    logits: dict[str, Tensor] = {}
+    if len(pair) == 2 and pair[0].sizes == pair[1].sizes and not _drops(pair):
+        names = [name for name in towers if name in _TOGETHER]
+        logits.update(zip(names, _evaluate_together(pair, features), strict=True))
+    for name, tower in towers.items():
+        if name not in logits:
+            logits[name] = tower(features).squeeze(-1)
+    return {name: logits[name].float() for name in towers}
+
+
+_TOGETHER = ("ctr", "cvr")
+
+
+def _drops(towers: Sequence[Tower]) -> bool:
+    return any(tower.training and tower.dropout > 0 for tower in towers)
+
+
+def _evaluate_together(towers: Sequence[Tower], features: Tensor) -> tuple[Tensor, ...]:
+    first, *others = zip(*(tower.linears for tower in towers), strict=True)
+    weight = torch.cat([layer.weight for layer in first])
+    bias = torch.cat([layer.bias for layer in first])
+    hidden = F.linear(features, weight, bias)
+    hidden = hidden.view(len(features), len(towers), -1).transpose(0, 1)  # [towers, batch, width]
+    for layers in others:
+        weights = torch.stack([layer.weight for layer in layers]).transpose(1, 2)
+        biases = torch.stack([layer.bias for layer in layers]).unsqueeze(1)
+        hidden = torch.baddbmm(biases, F.relu(hidden), weights)
+    return hidden.squeeze(2).unbind()
