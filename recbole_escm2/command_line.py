@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, did_you_mean
 
 _HELP = """\
 usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
        {program} --checkpoint=FILE --evaluate
+       {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
 
 Trains a model on impressions with a click and a conversion label, stops early on validation, and
 ends with a table of test metrics per task.
@@ -34,6 +36,29 @@ Often wanted keys (all of ours, with comments, are in the properties folder:
   --CLICK_FIELD, --CONVERSION_FIELD   the label columns of your own data
   --output_dir=output              each run makes one folder in it
 """
+_SIMULATE_HELP = """\
+usage: {program} simulate --rows=N --out=DIR [--KEY=VALUE ...]
+
+Writes made-up impressions in the raw format of Ali-CCP into a folder, with the true click and
+conversion probabilities (truth_train.npy, truth_test.npy) and simulation.json beside them. They
+try out whatever reads or learns from Ali-CCP; numbers measured on them say nothing about it.
+
+{knobs}
+"""
+_KNOBS = {
+    "out": "the folder; replaces an earlier simulation, but no other raw files",
+    "rows": "impressions, of train and test together (about 450 bytes each)",
+    "seed": "the same one gives the same files, byte for byte",
+    "click_rate": "clicked impressions among all",
+    "conversion_rate": "conversions among clicked impressions",
+    "selection": "selection bias: correlation of the two logits, 0 to 1",
+    "rows_per_user": "mean number of impressions of a common row",
+    "behaviours": "mean number of weighted ids of a common row",
+    "users": "size of the vocabulary of 101; by default it grows with rows",
+    "items": "size of the vocabulary of 205; by default it grows with rows",
+    "test_share": "share of the rows that goes to test",
+    "conversions_without_click": "share of rows with click 0 and purchase 1",
+}
 _FLAGS = ("help", "version", "evaluate")
 
 
@@ -84,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for a mistake that the caller can mend (said on standard error).
     """
     try:
-        return _main(parse_arguments(sys.argv[1:] if arguments is None else arguments))
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if arguments and arguments[0] in _COMMANDS:
+            return _COMMANDS[arguments[0]](parse_arguments(arguments[1:]))
+        return _main(parse_arguments(arguments))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -133,3 +161,83 @@ def _help() -> str:
         datasets=", ".join(dataset_names()),
         properties=PROPERTIES,
     )
+
+
+def _simulate(options: dict[str, str]) -> int:
+    import dataclasses
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+
+    defaults = {field.name: field.default for field in dataclasses.fields(Simulation)}
+    if "help" in options:
+        width = max(map(len, _KNOBS))
+        knobs = [
+            f"  --{name:{width}}  {text}"
+            + (f" ({defaults[name]})" if isinstance(defaults.get(name), int | float) else "")
+            for name, text in _KNOBS.items()
+        ]
+        print(_SIMULATE_HELP.format(program="run_recbole_escm2.py", knobs="\n".join(knobs)))
+        return 0
+    out = options.pop("out", None)
+    if not out:
+        raise UsageError("where to? simulate needs --out=DIR")
+    if "rows" not in options:
+        raise UsageError("how many impressions? simulate needs --rows=N")
+    for name in options:
+        if name not in defaults:
+            raise UsageError(f"simulate knows no --{name}{did_you_mean(name, [*defaults, 'out'])}")
+    simulation = Simulation(
+        **{name: _number(name, text, defaults[name]) for name, text in options.items()}
+    )
+
+    with tqdm(disable=None, unit="lines", unit_scale=True, leave=False) as bar:  # terminals only
+
+        def progress(name: str, done: int, lines: int) -> None:
+            bar.set_description(name, refresh=False)
+            bar.total, bar.n = lines, done
+            bar.refresh()
+
+        content = simulate(simulation, out, progress)
+    print(_simulated(content, Path(out)))
+    return 0
+
+
+def _number(name: str, text: str, default: Any) -> Any:
+    """A number from the command line, whole unless the default isn't."""
+    try:
+        return float(text) if isinstance(default, float) else int(text)
+    except ValueError:
+        kind = "number" if isinstance(default, float) else "whole number"
+        raise UsageError(f"{name} must be a {kind}, got {text!r}") from None
+
+
+def _simulated(content: dict[str, Any], out: Any) -> str:
+    """What a simulation has written, as tables, and what to do next."""
+    from recbole_escm2.output import table
+
+    splits = content["splits"]
+    counts = ("rows", "clicks", "conversions", "common_rows")
+    raw_folder = "dataset/ali-ccp/raw"
+    if out.absolute().as_posix().endswith(f"/{raw_folder}"):
+        then = f"{out} is where the raw files of the data set ali-ccp belong."
+    else:
+        then = (
+            f"To use them as the data set ali-ccp, put them in {raw_folder}/, or simulate there:"
+            f" --out={raw_folder}"
+        )
+    return "\n\n".join(
+        [
+            table(
+                ["split", *(name.replace("_", " ") for name in counts)],
+                [[split, *(f"{splits[split][n]:,}" for n in counts)] for split in splits],
+            ),
+            table(["file", "bytes"], [[n, f"{size:,}"] for n, size in content["bytes"].items()]),
+            f"{content['note']}\n{then}",
+        ]
+    )
+
+
+_COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {"simulate": _simulate}

@@ -180,7 +180,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "sparse_embedding": (bool, lambda v: True, "True or False"),
     "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
     "multi_value_top_k": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "weight_scaler": (str, lambda v: v in ("mean", "none"), "'mean' or 'none'"),
+    "weight_scaler": (str, lambda v: v in ("mean", "raw"), "'mean' or 'raw'"),
     "impression_sample": ((int, float), lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "conversion_without_click": (
         str,

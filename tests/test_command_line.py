@@ -1,12 +1,14 @@
 """The program as a person calls it, in a process of its own."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from recbole_escm2.command_line import parse_arguments
+from recbole_escm2.command_line import main, parse_arguments
+from recbole_escm2.data.ali_ccp.simulate import Simulation
 from recbole_escm2.errors import UsageError
 
 QUICK = ("--impression_sample=0.03", "--epochs=1", "--dataset=ml-100k")
@@ -60,7 +62,7 @@ def test_a_variant_of_ones_own(program, tmp_path):
         (["--model=ESM", "--dataset=ml-100k"], r"did you mean ESMM\?"),
         (["--model=BPR", "--dataset=ml-100k"], "BPR is a general recommender"),
         (["--model=ESMM", "--dataset=nothing"], "there is no data set 'nothing'.*ml-100k"),
-        (["--model=ESCM2_DR", "--dataset=ali-ccp"], "data set 408.*--dataset=ml-100k"),
+        (["--model=ESCM2_DR", "--dataset=ali-ccp"], "data set 408.*--dataset=ali-ccp-sim"),
         (["--model=ESMM", *QUICK, "--learning_rat=1"], r"did you mean learning_rate\?"),
         (["--model=ESMM", *QUICK, "--learning_rate=-1"], "learning_rate must be a number > 0"),
         (["--model=ESMM", *QUICK, "--load_col={inter: [user_id, item_id, nope]}"], "asks for nope"),
@@ -82,11 +84,12 @@ def test_mistakes_end_in_one_message(arguments, message, program, tmp_path):
     assert not list((tmp_path / "output").glob("*")) if (tmp_path / "output").exists() else True
 
 
-def test_raw_files_of_ali_ccp_are_not_taken_for_atomic_ones(program, tmp_path):
+def test_missing_raw_files_of_ali_ccp_are_named(program, tmp_path):
     (tmp_path / "dataset" / "ali-ccp" / "raw").mkdir(parents=True)
     done = program("--model=ESCM2_DR", "--dataset=ali-ccp")
     assert done.returncode == 2
-    assert "there is no file dataset/ali-ccp/ali-ccp.inter. Ali-CCP can't be" in done.stderr
+    assert "dataset/ali-ccp/raw: missing common_features_train.csv" in done.stderr
+    assert "sample_train.tar.gz" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -120,3 +123,70 @@ def test_arguments(arguments, parsed):
 def test_arguments_that_are_refused(arguments):
     with pytest.raises(UsageError):
         parse_arguments(arguments)
+
+
+def test_simulate(program, tmp_path):
+    done = program("simulate", "--rows=2_000", "--out=made", "--behaviours=20", "--click_rate=0.2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bar in a pipe
+    content = json.loads((tmp_path / "made" / "simulation.json").read_text())
+    assert content["settings"]["click_rate"] == 0.2
+    assert re.search(r"^split +rows +clicks +conversions +common rows$", done.stdout, re.MULTILINE)
+    for split, counts in content["splits"].items():
+        row = [split, *(f"{counts[n]:,}" for n in ("rows", "clicks", "conversions"))]
+        assert re.search("^" + " +".join(row) + " ", done.stdout, re.MULTILINE)
+    for name, size in content["bytes"].items():
+        assert (tmp_path / "made" / name).stat().st_size == size
+        assert re.search(rf"^{name} +{size:,}$", done.stdout, re.MULTILINE)
+    assert "Simulated, not Ali-CCP" in done.stdout
+    assert "--out=dataset/ali-ccp/raw" in done.stdout
+    assert not METRIC_LINE.findall(done.stdout)
+
+
+def test_simulate_over_real_files(program, tmp_path):
+    file = tmp_path / "dataset" / "ali-ccp" / "raw" / "common_features_train.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("real")
+    done = program("simulate", "--rows=2000", f"--out={file.parent}")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*common_features_train\.csv isn't a file.*\n", done.stderr)
+    assert file.read_text() == "real"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_simulate_where_raw_files_belong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", "--rows=100", "--out", "dataset/ali-ccp/raw"]) == 0
+    assert "dataset/ali-ccp/raw is where the raw files" in capsys.readouterr().out
+
+
+def test_help_of_simulate(capsys):
+    assert main(["simulate", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Simulation):
+        assert re.search(rf"^  --{field.name} ", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 100
+    assert main(["--help"]) == 0
+    assert "simulate --rows=N --out=DIR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs --out=DIR"),
+        (["--rows=9"], "needs --out=DIR"),
+        (["--out=x"], "needs --rows=N"),
+        (["--out=x", "--rows=1e4"], "rows must be a whole number, got '1e4'"),
+        (["--out=x", "--rows=9", "--selection=much"], "selection must be a number, got 'much'"),
+        (["--out=x", "--rows=9", "--selection=2"], "selection must be a number from 0 to 1"),
+        (["--out=x", "--rows=9", "--sede=1"], r"no --sede \(did you mean seed\?\)"),
+        (["--out=x", "--rows"], "--rows needs a value"),
+    ],
+)
+def test_mistakes_in_simulate(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", *arguments]) == 2
+    output = capsys.readouterr()
+    assert re.search(message, output.err)
+    assert output.out == ""
+    assert not list(tmp_path.iterdir())

@@ -141,7 +141,7 @@ def test_data_set_properties_win_over_recboles():
     assert result["impressions"] == "pairs"
     assert result["load_col"]["inter"] == ["user_id", "item_id"]
     assert Config("ESMM", "ali-ccp")["CONVERSION_FIELD"] == "purchase"
-    assert dataset_names() == ["ali-ccp", "ml-100k"]
+    assert dataset_names() == ["ali-ccp", "ali-ccp-sim", "ml-100k"]
 
 
 @pytest.mark.parametrize("name", context_model_names())
@@ -338,6 +338,9 @@ BAD = {
     "epochs": [0, -1, 2.5, "many", True],
     "eval_step": [0, 1.0, None],
     "stopping_step": [-1, 2.0],
+    "bag_pooling": ["max", "", 1, None],
+    "weight_scaler": ["max", 1, None],
+    "multi_value_top_k": [0, -1, 2.5, True, None],
     "seed": [-1, 2**31, 0.5, "dice", True],
     "learner": ["lion", 1, None],
     "CLICK_FIELD": ["", 1, None],

@@ -160,7 +160,7 @@ class TableWriter:
             weights: ``[values]``, where the layout is weighted.
         """
         layout = self.layout
-        rows = len(next(iter(columns.values())))
+        rows = len(next(iter(columns.values()), counts if counts is not None else ()))
         packed = np.empty((rows, layout.words), dtype=np.int32)
         if layout.bags:
             assert counts is not None

@@ -146,6 +146,12 @@ class EntireSpaceRecommender(ContextRecommender):
         embedding = self.concat_embed_input_fields(interaction).flatten(start_dim=1)
         return evaluate({name: self.towers[name] for name in towers or self.tower_names}, embedding)
 
+    def concat_embed_input_fields(self, interaction: Any) -> Tensor:
+        """All embeddings, ``[|D|, fields, embedding]``; a single kind of them isn't copied."""
+        sparse, dense = self.embed_input_fields(interaction)
+        kinds = [e for e in (sparse, dense) if e is not None and e.dim() == 3]
+        return kinds[0] if len(kinds) == 1 else torch.cat(kinds, dim=1)
+
     def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
         """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
         if not token_seq_fields:

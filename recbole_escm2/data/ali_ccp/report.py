@@ -1,0 +1,204 @@
+"""What a conversion found: warnings, notes, and a page to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_escm2.output import table
+
+#: Rows, clicks and conversions of the official files, where they are known.
+OFFICIAL = {
+    "train": {"rows": 42_300_000, "clicks": 1_644_256, "conversions": 9_032},
+    "test": {"rows": 43_000_000},
+}
+_ROWS_TOLERANCE = 0.005  # the numbers of rows are known to three digits
+_CONVERSION_RATE = 0.2
+_CLICK_RATE = (0.005, 0.5)
+_UNMATCHED = 0.01
+
+
+def observations(report: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Warnings, of what can't be right, and notes.
+
+    Args:
+        report: of :func:`recbole_escm2.data.ali_ccp.convert.convert`, without the two.
+    """
+    warnings: list[str] = []
+    notes: list[str] = []
+    for file in report["files"]:
+        if file["kind"] == "skeleton":
+            warnings += _rates(file, report["simulated"])
+            if not report["simulated"]:
+                notes += _official(file)
+        elif file["duplicate_keys"]:
+            warnings.append(
+                f"{file['name']}: {file['duplicate_keys']:,} rows with a key that was there "
+                "before; the first row of a key is used"
+            )
+        if file["malformed"]:
+            warnings.append(
+                f"{file['name']}: {file['malformed']:,} malformed lines left out of "
+                f"{file['rows']:,}; the first: {file['malformed_places'][0]}"
+            )
+    warnings += _joins(report)
+    for name, field in report["fields"].items():
+        if field["ids_in_training"] and field["ids_in_test"] and not field["ids_in_both"]:
+            warnings.append(f"field {name}: training and test have no id in common")
+    if report["options"]["validation_share"] and not report["parts"]["validation"]["rows"]:
+        warnings.append("no row fell into the validation part")
+    return warnings, notes
+
+
+def _rates(file: Mapping[str, Any], simulated: bool) -> list[str]:
+    name, rows = file["name"], file["rows"] - file["malformed"]
+    clicks, conversions = file["clicks"], file["conversions"]
+    if not rows:
+        return [f"{name}: no rows"]
+    if not clicks:
+        return [f"{name}: no click among {rows:,} rows"]
+    found = []
+    low, high = _CLICK_RATE
+    if not low <= clicks / rows <= high:
+        found.append(f"{name}: {clicks / rows:.3%} of the rows are clicked (Ali-CCP: 3.9 %)")
+    if not conversions:
+        found.append(f"{name}: no conversion among {clicks:,} clicks")
+    elif conversions / clicks > _CONVERSION_RATE and not simulated:
+        found.append(f"{name}: {conversions / clicks:.1%} of the clicks convert (Ali-CCP: 0.55 %)")
+    return found
+
+
+def _joins(report: Mapping[str, Any]) -> list[str]:
+    found = []
+    for file in report["files"]:
+        if file["kind"] == "skeleton":
+            unmatched = report["unmatched"][file["split"]]
+            if unmatched > _UNMATCHED * file["rows"]:
+                found.append(
+                    f"{file['name']}: {unmatched:,} of {file['rows']:,} rows have a "
+                    "common_feature_index that the common features lack"
+                )
+    return found
+
+
+def _official(file: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key, expected in OFFICIAL[file["split"]].items():
+        tolerance = _ROWS_TOLERANCE * expected if key == "rows" else 0
+        if abs(file[key] - expected) > tolerance:
+            about = "about " if key == "rows" else ""
+            found.append(
+                f"{file['name']} has {file[key]:,} {key}, the official file has {about}{expected:,}"
+            )
+    return found
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    lines = ["# Conversion of Ali-CCP", ""]
+    if report["simulated"]:
+        lines += ["**Simulated files: nothing here says anything about Ali-CCP.**", ""]
+    for title, key in (("Warnings", "warnings"), ("Notes", "notes")):
+        if report[key]:
+            lines += [f"## {title}", "", *(f"- {text}" for text in report[key]), ""]
+    lines += ["## Options", ""]
+    lines += [f"- {key}: {_listed(value)}" for key, value in report["options"].items()]
+    lines += ["", "## Raw files", "", "Before anything is left out or split.", ""]
+    lines += _block(_skeletons(report))
+    lines += _block(_commons(report))
+    lines += _details(report)
+    lines += ["## Parts", "", *_block(_parts(report))]
+    lines += ["## Fields", "", *_block(_fields(report))]
+    lines += [
+        "vocabulary: ids that enough training impressions have. seen: ids in training. OOV: share",
+        "of the values that are not in the vocabulary. lacking: share of the impressions without a",
+        "value. longest: most values of one row.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _block(rows: list[list[str]]) -> list[str]:
+    return ["```", table(rows[0], rows[1:]), "```", ""]
+
+
+def _skeletons(report: Mapping[str, Any]) -> list[list[str]]:
+    keys = ("rows", "clicks", "conversions", "conversions_without_click", "left_out", "malformed")
+    files = [file for file in report["files"] if file["kind"] == "skeleton"]
+    header = ["impressions", *(key.replace("_", " ") for key in keys), "without common row"]
+    return [
+        header,
+        *(
+            [
+                file["name"],
+                *(f"{file[key]:,}" for key in keys),
+                f"{report['unmatched'][file['split']]:,}",
+            ]
+            for file in files
+        ),
+    ]
+
+
+def _commons(report: Mapping[str, Any]) -> list[list[str]]:
+    keys = ("rows", "duplicate_keys", "malformed")
+    files = [file for file in report["files"] if file["kind"] == "common"]
+    return [
+        ["common features", *(key.replace("_", " ") for key in keys)],
+        *([file["name"], *(f"{file[key]:,}" for key in keys)] for file in files),
+    ]
+
+
+def _details(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for file in report["files"]:
+        lines += [f"- malformed: {place}" for place in file["malformed_places"]]
+        lines += [
+            f"- {file['name']}: field {name} is not known there, {number:,} values ignored"
+            for name, number in file["unknown_fields"].items()
+        ]
+        lines += [
+            f"- {file['name']}: field {name} has one value a row; {number:,} further ones ignored"
+            for name, number in file["further_values"].items()
+        ]
+    return [*lines, ""] if lines else []
+
+
+def _parts(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["part", "rows", "clicks", "conversions", "clicks/rows", "conversions/clicks"]]
+    for part, found in report["parts"].items():
+        rows.append(
+            [
+                part,
+                *(f"{found[key]:,}" for key in ("rows", "clicks", "conversions")),
+                _share(found["clicks"] / found["rows"] if found["rows"] else None),
+                _share(found["conversions"] / found["clicks"] if found["clicks"] else None),
+            ]
+        )
+    return rows
+
+
+def _fields(report: Mapping[str, Any]) -> list[list[str]]:
+    header = ["field", "vocabulary", "seen", "OOV validation", "OOV test"]
+    rows = [[*header, "lacking train", "lacking test", "longest"]]
+    for name, field in report["fields"].items():
+        rows.append(
+            [
+                name,
+                f"{field['vocabulary']:,}",
+                f"{field['ids_in_training']:,}",
+                _share(field["oov_rate"]["validation"]),
+                _share(field["oov_rate"]["test"]),
+                _share(field["lacking"]["train"]),
+                _share(field["lacking"]["test"]),
+                f"{field['longest']:,}",
+            ]
+        )
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
