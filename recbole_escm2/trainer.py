@@ -58,7 +58,7 @@ class EntireSpaceTrainer(Trainer):
             self.tensorboard.close()
             self.tensorboard = SummaryWriter(os.path.join(self.run_dir, "tensorboard"))
             self.saved_model_file = os.path.join(self.checkpoint_dir, checkpoint_name(config))
-        if self.enable_amp and self.device.type == "cpu" and not _has_bfloat16():
+        if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
             self.logger.warning(
                 "enable_amp: this processor has no bfloat16 arithmetic and has to imitate it: "
                 "float32 is several times faster here"
@@ -320,7 +320,7 @@ class EntireSpaceTrainer(Trainer):
             raise UsageError(f"the checkpoint doesn't fit the model: {error}") from error
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16; torch's own answer, where it gives one."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     known = [getattr(torch.cpu, name) for name in checks if hasattr(torch.cpu, name)]

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.output import table, versions, write_json
 
@@ -35,8 +37,9 @@ PAGE = """\
 # Ali-CCP's format, simulated: {rows:,} impressions from raw text to test metrics
 
 **Simulated data: numbers say nothing about Ali-CCP.** Written by
-`python scripts/results_ali_ccp_sim.py --rows={rows}` on {cores} cores. The files have the raw
-format of Ali-CCP and stood where the real ones would; the command was the real one,
+`python scripts/results_ali_ccp_sim.py --rows={rows}` on {cores} cores with {threads} torch
+thread(s). The files have the raw format of Ali-CCP and stood where the real ones would; the command
+was the real one,
 `python run_recbole_escm2.py --model=… --dataset=ali-ccp{options}`. They were simulated with a
 conversion rate of {rate:.0%} of clicks, ten times that of Ali-CCP, so that metrics mean something.
 
@@ -146,6 +149,7 @@ def main() -> None:
     page = PAGE.format(
         rows=arguments.rows,
         cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
         options=" " + " ".join(options),
         rate=arguments.conversion_rate,
         epochs=arguments.epochs,

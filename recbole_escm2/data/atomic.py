@@ -177,8 +177,11 @@ def read_columns(
     rows = table.num_rows
     columns = dict(zip(fields, table.columns, strict=True))
     del table
-    # Column by column, so that there never are two whole copies.
-    return pd.DataFrame({f: _values(columns.pop(f)) for f in fields}, index=range(rows), copy=False)
+    values = {}
+    for field in fields:  # one by one, so that there never are two whole copies
+        values[field] = _values(columns.pop(field))
+        pa.default_memory_pool().release_unused()
+    return pd.DataFrame(values, index=range(rows), copy=False)
 
 
 def _holds_quotes(path: Path) -> bool:

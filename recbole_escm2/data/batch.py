@@ -170,9 +170,10 @@ class Rows:
         if index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
         index = index.long()
-        index = torch.where(index < 0, index + len(self), index)
+        if len(index) and int(index.min()) < 0:
+            index = torch.where(index < 0, index + len(self), index)
         if isinstance(self._rows, Tensor):
-            return self._rows[index]
+            return self._rows.index_select(0, index)
         return index + self._rows.start
 
     def batch(self, index: Any) -> Batch:

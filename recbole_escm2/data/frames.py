@@ -442,11 +442,13 @@ class AtomicFiles(Dataset):
             if kind == FeatureType.TOKEN_SEQ:
                 own, tokens = pd.factorize(np.concatenate([[], *column]).astype(object))
             elif isinstance(column.dtype, pd.CategoricalDtype):
-                own, present = pd.factorize(column.cat.codes.to_numpy())
-                tokens = column.cat.categories.to_numpy()[present[present >= 0]]
-                if -1 in present:  # what is missing has a code too
-                    gap = int(np.flatnonzero(present == -1)[0])
-                    own = np.where(own == gap, -1, own - (own > gap))
+                own = column.cat.codes.to_numpy()
+                present = pd.unique(own)
+                present = present[present >= 0]
+                tokens = column.cat.categories.to_numpy()[present]
+                place = np.full(len(column.cat.categories) + 1, -1, dtype=np.int32)
+                place[present] = np.arange(len(present))
+                own = place[own]  # the last one for -1: what is missing
             else:
                 own, tokens = pd.factorize(column)
             codes.append(own)
@@ -454,10 +456,13 @@ class AtomicFiles(Dataset):
         ids, vocabulary = pd.factorize(np.concatenate(appearing))
         ends = np.cumsum([len(tokens) for tokens in appearing])
         self._vocabularies.append(vocabulary)
-        for (feat, field, kind), own, id_of in zip(
-            remap_list, codes, np.split((ids + 1).astype(np.int32), ends[:-1]), strict=True
+        narrow = next(
+            t for t in (np.int8, np.int16, np.int32) if len(vocabulary) <= np.iinfo(t).max
+        )
+        for (feat, field, kind), id_of in zip(
+            remap_list, np.split((ids + 1).astype(narrow), ends[:-1]), strict=True
         ):
-            new = np.append(id_of, np.int32(0))[own]  # the last one for -1
+            new = np.append(id_of, narrow(0))[codes.pop(0)]  # the last one for -1
             self.field2id_token[field] = range(len(vocabulary) + 1)  # all that is asked is its size
             self._vocabulary_of[field] = len(self._vocabularies) - 1
             if kind == FeatureType.TOKEN_SEQ:

@@ -365,10 +365,10 @@ class Table:
     def column(self, name: str, rows: Tensor | slice) -> Tensor:
         """A column of fixed width of some rows, ``[rows, *shape]``; int32, float32 or as apart."""
         if name in self._apart:
-            return self._apart[name][rows]
+            return _chosen(self._apart[name], rows)
         place = self.layout.place[name]
         words = self.packed[:, place : place + self._column[name].words]
-        return self._value(words[rows], self._column[name])
+        return self._value(_chosen(words, rows), self._column[name])
 
     def _value(self, words: Tensor, column: Column) -> Tensor:
         if not column.shape:
@@ -414,6 +414,11 @@ class Table:
         values = self._bag_values.index_select(0, places)
         weights = values[:, 1].view(torch.float32) if layout.weighted else None
         return Bags(layout.bags, values[:, 0].long(), weights, lengths)
+
+
+def _chosen(values: Tensor, rows: Tensor | slice) -> Tensor:
+    # index_select is several times faster than indexing, above all beside busy processes.
+    return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
 
 def _mapped_column(path: Path, dtype: str, rows: int) -> Tensor:

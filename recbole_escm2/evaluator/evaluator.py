@@ -71,7 +71,8 @@ class EntireSpaceCollector(Collector):
         self.label_task = label_task
         #: The last split's labels and scores.
         self.predictions: Predictions | None = None
-        self._batches: list[Tensor] = []
+        self._scores = torch.empty(0, len(tasks))
+        self._collected = 0
         self._truth: Truth | None = None
 
     def data_collect(self, train_data: Any) -> None:
@@ -83,20 +84,23 @@ class EntireSpaceCollector(Collector):
         Args:
             truth: its labels, in the order in which the batches will come.
         """
-        self._batches = []
+        self._scores = torch.empty(len(truth.click), len(self.tasks))
+        self._collected = 0
         self._truth = truth
 
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Any, positive_u: Any, positive_i: Any
     ) -> None:
         """Keep a batch's probabilities, ``[batch, tasks]``."""
-        self._batches.append(scores_tensor.detach().float().cpu())
+        end = self._collected + len(scores_tensor)
+        self._scores[self._collected : end] = scores_tensor.detach()
+        self._collected = end
 
     def get_data_struct(self) -> DataStruct:
         """What metrics read: ours under ``entire_space.predictions``, RecBole's under its keys."""
         assert self._truth is not None, "begin() comes before get_data_struct()"
-        scores = torch.cat(self._batches).numpy()
-        self._batches = []
+        assert self._collected == len(self._scores), "a row of scores for each impression"
+        scores = self._scores.numpy()
         predictions = Predictions(
             self._truth, {task: scores[:, column] for column, task in enumerate(self.tasks)}
         )

@@ -99,12 +99,14 @@ def tie_groups(label: ArrayLike, score: ArrayLike) -> TieGroups:
     values.sort()
     start = _starts(values)
     distinct = values[start]
-    positives = np.bincount(np.searchsorted(distinct, positive_values), minlength=distinct.size)
-    return TieGroups(
-        score=distinct.astype(np.float64),
-        rows=np.diff(start, append=values.size),
-        positives=positives.astype(np.int64, copy=False),
-    )
+    # Positives are few: what is counted where they occur needs no pass over all groups.
+    group, count = np.unique(np.searchsorted(distinct, positive_values), return_counts=True)
+    positives = np.zeros(distinct.size, dtype=np.int64)
+    positives[group] = count
+    rows = np.empty(distinct.size, dtype=np.int64)
+    np.subtract(start[1:], start[:-1], out=rows[:-1])
+    rows[-1] = values.size - start[-1]
+    return TieGroups(score=distinct.astype(np.float64), rows=rows, positives=positives)
 
 
 def auc(groups: TieGroups) -> float:
