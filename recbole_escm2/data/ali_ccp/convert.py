@@ -39,7 +39,7 @@ from recbole_escm2.data.ali_ccp.sources import (
     open_stream,
     streams,
 )
-from recbole_escm2.data.store import Column, Layout, StoreWriter
+from recbole_escm2.data.store import Column, Layout, StoreWriter, TableWriter
 from recbole_escm2.errors import UsageError, did_you_mean
 
 __all__ = ["Options", "RawFiles", "convert", "find_raw", "fingerprint"]
@@ -523,6 +523,7 @@ class _Conversion:
         self.labels = np.zeros((3, 3), np.int64)  # rows, clicks, conversions by part
         self.files: dict[str, dict[str, Any]] = {}
         self.fields: list[dict[str, Any]] = []
+        self.tables = self._new_tables()
 
     def run(self, simulated: Mapping[str, Any] | None) -> dict[str, Any]:
         """Everything but the schema; returns the report."""
@@ -553,11 +554,24 @@ class _Conversion:
             self._write_common(references, position)
 
         self.job.run("writing", [(write_inter, ()), (write_common, ())], total)
+        for table in self.tables.values():
+            self.writer.close(table)
         self._finish_fields(reports)
         return self._report(reports, unmatched, simulated, time.monotonic() - began)
 
     def _rows(self) -> str:
         return ", ".join(f"{f['rows']:,} rows in {f['name']}" for f in self.files.values())
+
+    def _new_tables(self) -> dict[str, TableWriter]:
+        head = (Column("click", "float"), Column("purchase", "float"), Column("common"))
+        apart = {"click": "uint8", "purchase": "uint8", "common": "int32"}
+        if self.raw.truth:
+            apart.update(_TRUTH_DTYPES)
+        layouts = {
+            "inter": self.kinds["skeleton"].layout(head, apart),
+            "common": self.kinds["common"].layout((), {}),
+        }
+        return {name: self.writer.table(name, layout) for name, layout in layouts.items()}
 
     # ------------------------------------------------------------------- reading
 
@@ -601,11 +615,7 @@ class _Conversion:
 
     def _write_inter(self, rows: Mapping[str, NDArray[np.int32]], position: Position) -> None:
         kind = self.kinds["skeleton"]
-        head = (Column("click", "float"), Column("purchase", "float"), Column("common"))
-        apart = {"click": "uint8", "purchase": "uint8", "common": "int32"}
-        if self.raw.truth:
-            apart.update(_TRUTH_DTYPES)
-        table = self.writer.table("inter", kind.layout(head, apart))
+        table = self.tables["inter"]
         for number, (name, part) in enumerate(self.parts.items()):
             common_row = rows["test" if name == "test" else "train"]
             references = np.array([[name == "train", 0, 0]], np.int64)
@@ -629,7 +639,6 @@ class _Conversion:
             if truth:
                 truth.close()  # type: ignore[attr-defined]
             part.remove()
-        self.writer.close(table)
 
     def _count_common(self, references: NDArray[np.int64], position: Position) -> None:
         kind = self.kinds["common"]
@@ -642,7 +651,7 @@ class _Conversion:
 
     def _write_common(self, references: NDArray[np.int64], position: Position) -> None:
         kind = self.kinds["common"]
-        table = self.writer.table("common", kind.layout((), {}))
+        table = self.tables["common"]
         empty = np.zeros((1, kind.words), np.int32)
         nothing = np.empty(0, np.int32)
         table.append(
@@ -656,7 +665,6 @@ class _Conversion:
             row += len(records)
             position.bytes += records.nbytes + ids.nbytes + weights.nbytes
         self.common.remove()
-        self.writer.close(table)
 
     def _finish_fields(self, reports: Mapping[str, list[dict[str, Any]]]) -> None:
         """Vocabularies and entries of the schema, in the order of the options."""

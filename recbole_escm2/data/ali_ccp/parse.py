@@ -267,7 +267,7 @@ def _is_full(slots, size):  # type: ignore[no-untyped-def]
 def _intern(slots, size, key):  # type: ignore[no-untyped-def]
     """The provisional id of a feature; a new one where it wasn't seen before."""
     mask = np.uint64(slots.shape[0] - 1)
-    place = ((key * _GOLDEN) >> _S32) & mask
+    place = _mixed(key) & mask
     while True:
         found = slots[place, 1]
         if found == 0:
@@ -285,7 +285,7 @@ def _rehash(old, slots):  # type: ignore[no-untyped-def]
     mask = np.uint64(slots.shape[0] - 1)
     for n in range(old.shape[0]):
         if old[n, 1] != 0:
-            place = ((old[n, 0] * _GOLDEN) >> _S32) & mask
+            place = _mixed(old[n, 0]) & mask
             while slots[place, 1] != 0:
                 place = (place + _ONE) & mask
             slots[place, 0] = old[n, 0]
@@ -415,7 +415,7 @@ def _number(text, at):  # type: ignore[no-untyped-def]
         at += 1
     mantissa = np.int64(0)
     significant = 0  # digits of the mantissa, also those that no longer fit
-    exponent = 0
+    exponent = np.int64(0)
     digits = 0
     while True:
         digit = np.int64(text[at]) - 48
@@ -447,7 +447,7 @@ def _number(text, at):  # type: ignore[no-untyped-def]
         down = text[at] == 45
         if text[at] == 45 or text[at] == 43:
             at += 1
-        stated = 0
+        stated = np.int64(0)
         start = at
         while True:
             digit = np.int64(text[at]) - 48
@@ -638,7 +638,9 @@ def _reject(text, start, at, reason, expected, stated, found, state, output):  #
 
 
 @_kernel
-def parse_common(text, at, stop, columns, dispatch, slots, size, keys, rows, state, scratch, output):  # type: ignore[no-untyped-def]
+def parse_common(  # type: ignore[no-untyped-def]
+    text, at, stop, columns, dispatch, slots, size, keys, rows, state, scratch, output
+):
     """Read a block of common features, until its end or until a hash table is full.
 
     Args:
@@ -751,7 +753,7 @@ def parse_skeleton(  # type: ignore[no-untyped-def]
     click in bit 0 and the purchase in bit 1.
 
     Args:
-        text, at, columns, dispatch, slots, size, state, scratch, output: as in :func:`parse_common`.
+        text, at, columns, dispatch, slots, size, state, scratch, output: of :func:`parse_common`.
         stop: whether to return at the first malformed line.
         unclicked: ``DROP``, ``UNCONVERT`` or ``RAISE`` for a purchase without a click; the last
             one returns at it, as a malformed line.
