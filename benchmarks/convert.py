@@ -76,7 +76,8 @@ def main() -> None:
         return
 
     cache = arguments.cache.absolute()
-    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
         target = Path(scratch) / "target"
 
         def ours(raw: Path, environment: dict[str, str] | None = None) -> dict[str, float]:

@@ -45,7 +45,7 @@ def parse(features: str, number: str) -> dict[str, list[tuple[str, float]]]:
 def is_validation(sample: int) -> bool:
     """By a hash of sample_id (splitmix64)."""
     mask = (1 << 64) - 1
-    z = (sample + 0x9E3779B97F4A7C15) & mask
+    z = ((sample ^ 0xA11CC95EED2018) + 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return (z ^ (z >> 31)) < VALIDATION_SHARE * 2**64
@@ -82,7 +82,7 @@ def main() -> None:
                 if part == "train":
                     for values in (own, commons[common]):
                         for field, pairs in values.items():
-                            counts[field].update(name for name, _ in pairs)
+                            counts[field].update({name for name, _ in pairs})
     ids = {}
     for field, counter in counts.items():
         kept = sorted(

@@ -57,7 +57,7 @@ class TieGroups(NamedTuple):
         positives: Number of those rows with label 1, ``[G]``.
     """
 
-    score: Floats
+    score: NDArray[np.float32] | Floats
     rows: Ints
     positives: Ints
 
@@ -106,7 +106,7 @@ def tie_groups(label: ArrayLike, score: ArrayLike) -> TieGroups:
     rows = np.empty(distinct.size, dtype=np.int64)
     np.subtract(start[1:], start[:-1], out=rows[:-1])
     rows[-1] = values.size - start[-1]
-    return TieGroups(score=distinct.astype(np.float64), rows=rows, positives=positives)
+    return TieGroups(score=distinct, rows=rows, positives=positives)
 
 
 def auc(groups: TieGroups) -> float:
@@ -116,9 +116,10 @@ def auc(groups: TieGroups) -> float:
         UndefinedMetricError: There is no positive or no negative.
     """
     positives, negatives = _positives(groups), _negatives(groups)
-    negative = groups.rows - groups.positives
-    below = np.cumsum(negative) - negative
-    twice_won = int(np.sum(groups.positives * (2 * below + negative)))
+    at = np.flatnonzero(groups.positives)  # few, where the rest is only counted
+    positive, rows = groups.positives[at], groups.rows[at]
+    below = np.cumsum(groups.rows)[at] - rows - (np.cumsum(positive) - positive)
+    twice_won = int(np.sum(positive * (2 * below + rows - positive)))
     return twice_won / (2 * positives * negatives)
 
 
@@ -161,7 +162,7 @@ def log_loss(groups: TieGroups) -> float:
     low, high = float(groups.score[0]), float(groups.score[-1])
     if low < 0 or high > 1:
         raise ValueError(f"score must lie in [0, 1], not in [{low!r}, {high!r}]")
-    p = np.clip(groups.score, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    p = np.clip(groups.score.astype(np.float64), _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
     negative = groups.rows - groups.positives
     loss = -np.sum(groups.positives * np.log(p) + negative * np.log1p(-p))
     return float(loss) / _rows(groups)

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter
 from decimal import Decimal
 
@@ -601,6 +600,23 @@ def test_only_the_first_malformed_lines_are_quoted(tmp_path):
     ]
 
 
+def test_line_numbers_while_hash_tables_grow(tmp_path):
+    lines = some_text(rows=20)
+    lines["skeleton", "test"] = [
+        skeleton_line(n, 0, 0, f"{n:x}", [("205", n, 1), ("206", n, 1)]) for n in range(5000)
+    ]
+    lines["skeleton", "test"][4321] = "bad"
+    lines["common", "train"] = [common_line(f"{n:x}", [("101", n, 1)]) for n in range(3000)]
+    folder = write(tmp_path / "raw", lines)
+    _, report = converted(folder, tmp_path / "store", on_bad_line="skip")
+    (file,) = (f for f in report["files"] if f["name"] == "sample_skeleton_test.csv")
+    assert file["malformed_places"][0].startswith("sample_skeleton_test.csv, line 4322: 1 comma")
+    assert (file["rows"], report["parts"]["test"]["rows"]) == (5000, 4999)
+    lines["common", "train"][2345] = "bad"
+    with pytest.raises(UsageError, match=r"common_features_train\.csv, line 2346"):
+        converted(write(folder, lines), tmp_path / "store")
+
+
 def test_a_file_without_lines_is_no_text(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_LONGEST_LINE", 1 << 12)
     monkeypatch.setattr(convert_module, "_BLOCK_BYTES", 1 << 10)
@@ -618,7 +634,9 @@ def test_a_file_without_lines_is_no_text(tmp_path, monkeypatch):
     ["0", "-0.0", "0e99", "00000000000000000000000001.5", "1.00000005960464477539", "16777217",
      "0.1", "1.17549435e-38", "1e-45", "7e-46", "1e-400", "9.9999999e37", "5e-324", "1.0000",
      "123456789012345678", "9007199254740993", "9007199254740993.0000000001", "3.4e-5", "8.5e22",
-     "0.0000000000000000000000000000000000000000000000000123e+60", "1.0000000596046448", "8.5e23"],
+     "0.0000000000000000000000000000000000000000000000000123e+60", "1.0000000596046448", "8.5e23",
+     # beside the middle of two float32, where a float64 that is off by one bit shows
+     "206126838747877642e-21", "950743650000000065e-11", "126136709119999992e-6"],
 )  # fmt: skip
 def test_weights_are_rounded_as_python_does(tmp_path, value):
     lines = some_text(rows=10)
@@ -689,6 +707,19 @@ def test_keys_of_other_splits_do_not_join(tmp_path):
         write(tmp_path / "raw", lines), tmp_path / "store", min_count=1, validation_share=0
     )
     assert store.tables["inter"].column("common", slice(None)).tolist() == [1, 1, 2, 2]
+
+
+def test_keys_that_differ_in_leading_zeros(tmp_path):
+    keys = ["0" * zeros + f"{n:x}" for n in range(16) for zeros in range(32)]
+    lines = some_text(rows=1)
+    lines["common", "train"] = [common_line(k, [("101", n, 1)]) for n, k in enumerate(keys)]
+    lines["skeleton", "train"] = [skeleton_line(n, 1, 0, k, []) for n, k in enumerate(keys)]
+    store, report = converted(
+        write(tmp_path / "raw", lines), tmp_path / "store", validation_share=0
+    )
+    found = store.tables["inter"].column("common", slice(0, len(keys)))
+    assert found.tolist() == list(range(1, len(keys) + 1))
+    assert report["unmatched"]["train"] == 0
 
 
 def test_further_values_and_unknown_fields_are_counted(tmp_path):
@@ -918,15 +949,12 @@ def test_simulated_files(tmp_path):
         converted(folder, tmp_path / "store")
 
 
-def test_speed_of_the_hash_of_many_ids(tmp_path):
-    """Ids that a bad hash function would put into one place."""
+def test_ids_that_a_bad_hash_would_put_into_one_place(tmp_path):
     lines = some_text(rows=1)
     lines["skeleton", "train"] = [
         skeleton_line(n, int(n % 3 == 0), 0, "a", [("205", n << 32, 1), ("210", n * 16, 1)])
         for n in range(20_000)
     ]
     folder = write(tmp_path / "raw", lines)
-    began = time.monotonic()
     _, report = converted(folder, tmp_path / "store", min_count=1, validation_share=0)
     assert report["fields"]["205"]["vocabulary"] == 20_000
-    assert time.monotonic() - began < 30
