@@ -141,7 +141,7 @@ def make_world(seed: int, users: int, items: int) -> World:
     start = (edges * (items - categories)).astype(np.int64) + np.arange(categories + 1)
     popular = np.cumsum(1 / (np.arange(TOPICS) + 2.0))
     return World(
-        key=_mix(np.uint64(seed) ^ _STEP),
+        key=np.uint64(_mix(np.uint64(seed) ^ _STEP)),  # compiled code returns a Python int
         users=users,
         items=items,
         shops=max(4 * TOPICS, items // 6),
