@@ -138,9 +138,7 @@ def main() -> None:
             "",
             speed,
             "",
-            markdown_table(
-                ["impressions", "common rows", "raw MB", "peak memory, MB"], lines
-            ),
+            markdown_table(["impressions", "common rows", "raw MB", "peak memory, MB"], lines),
             "",
             f"Full size has {FULL_ROWS:,} impressions and {FULL_COMMON_ROWS:,} common rows. "
             "Growing with the impressions as from the first line to the second, and with the "
