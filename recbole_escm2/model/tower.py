@@ -41,11 +41,10 @@ def evaluate(towers: Mapping[str, nn.Module], features: Tensor) -> dict[str, Ten
         towers: by name; any module from ``[batch, input]`` to ``[batch, 1]`` will do.
         features: ``[batch, input]``.
     """
-    pair = [tower for name, tower in towers.items() if name in _TOGETHER and type(tower) is Tower]
-    logits: dict[str, Tensor] = {}
-    if len(pair) == 2 and pair[0].sizes == pair[1].sizes and not _drops(pair):
-        names = [name for name in towers if name in _TOGETHER]
-        logits.update(zip(names, _evaluate_together(pair, features), strict=True))
+    pair = {n: tower for n, tower in towers.items() if n in _TOGETHER and type(tower) is Tower}
+    alike, logits = list(pair.values()), dict[str, Tensor]()
+    if len(alike) == 2 and alike[0].sizes == alike[1].sizes and not _drops(alike):
+        logits.update(zip(pair, _evaluate_together(alike, features), strict=True))
     for name, tower in towers.items():
         if name not in logits:
             logits[name] = tower(features).squeeze(-1)

@@ -75,7 +75,8 @@ def options(config: Any) -> Options:
 
 def settings(config: Any) -> dict[str, Any]:
     """The keys of the conversion."""
-    return vars(options(config)) | {"feature_fields": list(options(config).feature_fields)}
+    chosen = options(config)
+    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)}
 
 
 def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
