@@ -132,7 +132,8 @@ def main() -> None:
             "",
             markdown_table(["model, variant", *METRICS, "best epoch"], rows),
             "",
-            ", ".join(f"{key} {value}" for key, value in machine().items()),
+            ", ".join(f"{key} {value}" for key, value in machine().items())
+            + (", its own bfloat16" if has_bfloat16() else ", bfloat16 imitated"),
         ]
     )
     print(text)
