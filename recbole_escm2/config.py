@@ -108,21 +108,28 @@ def dataset_names() -> list[str]:
 
 
 def defaults(model_class: type, dataset: str) -> dict[str, Any]:
-    """Our defaults for a model on a data set: overall, then the model's, then the data set's.
+    """Our defaults for a model on a data set: overall, then the model's, then the data set's."""
+    merged = read_yaml(PROPERTIES / "overall.yaml")
+    merged.update(model_defaults(model_class))
+    file = PROPERTIES / "dataset" / f"{dataset}.yaml"
+    if file.is_file():
+        merged.update(read_yaml(file))
+    return merged
+
+
+def model_defaults(model_class: type) -> dict[str, Any]:
+    """The defaults of an entire-space model; of RecBole's own, RecBole knows them.
 
     A model has those of its parents, unless it says otherwise: in a properties file of its name,
     or in its ``default_config``.
     """
-    merged = read_yaml(PROPERTIES / "overall.yaml")
+    merged: dict[str, Any] = {}
     for parent in reversed(model_class.__mro__):
         if issubclass(parent, EntireSpaceRecommender):
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
                 merged.update(read_yaml(file))
             merged.update(copy.deepcopy(vars(parent).get("default_config", {})))
-    file = PROPERTIES / "dataset" / f"{dataset}.yaml"
-    if file.is_file():
-        merged.update(read_yaml(file))
     return merged
 
 
@@ -175,7 +182,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
     "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
-    "task": (str, lambda v: v in ALL_TASKS, _TASKS),
+    "task": (str, lambda v: v in (*ALL_TASKS, "both"), f"{_TASKS}, or both"),
     "bag_pooling": (str, lambda v: v in ("mean", "sum"), "'mean' or 'sum'"),
     "sparse_embedding": (bool, lambda v: True, "True or False"),
     "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
@@ -308,15 +315,31 @@ def is_entire_space(config: Any) -> bool:
     return issubclass(config.model_class, EntireSpaceRecommender)
 
 
+def learns_both(config: Any) -> bool:
+    """Whether a single-task model is trained twice: as CTR over D, and as CVR over the clicks."""
+    return not is_entire_space(config) and config["task"] == "both"
+
+
 def scored_tasks(config: Any) -> tuple[str, ...]:
     """The tasks that the model predicts."""
-    return ALL_TASKS if is_entire_space(config) else (config["task"],)
+    every = is_entire_space(config) or learns_both(config)
+    return ALL_TASKS if every else (config["task"],)
 
 
 def single_task(config: Any) -> str:
     """The task of ``predict``, which ``LABEL_FIELD`` and RecBole's AUC and LogLoss follow."""
-    task: str = config["predict_task"] if is_entire_space(config) else config["task"]
+    every = is_entire_space(config) or learns_both(config)
+    task: str = config["predict_task"] if every else config["task"]
     return task
+
+
+def metric_for(task: str, name: str) -> str:
+    """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
+    if task_of(name) == task:
+        return name
+    statistic = name.partition("_")[2].removesuffix("_ES")
+    own = f"{task.upper()}_{statistic}"
+    return own if is_metric(own) else f"{task.upper()}_AUC"
 
 
 def trains_on_clicks(config: Any) -> bool:

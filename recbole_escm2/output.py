@@ -95,9 +95,13 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside and rename: a reader never sees half of it."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text beside and rename: a reader never sees half of it."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 

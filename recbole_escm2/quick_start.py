@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,44 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
-from recbole_escm2.config import Config, scored_tasks
+from recbole_escm2.config import Config, learns_both, metric_for, scored_tasks, single_task
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
+from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
+from recbole_escm2.evaluator.evaluator import (
+    EntireSpaceCollector,
+    EntireSpaceEvaluator,
+    MetricResult,
+)
+from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import logging_to, make_run_dir, metric_table, versions, write_json
 from recbole_escm2.trainer import EntireSpaceTrainer
+
+#: Written last: a run's folder that has it is complete.
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and the splits that it learned on.
+
+    Attributes:
+        task: what it learned, where that is one of the two trainings of a single-task model.
+        trainer: with the model, and its best epoch in a checkpoint.
+        splits: loaders of train, validation and test.
+        best_score: of the valid metric.
+        best_valid: all metrics of that validation.
+        seconds: that training took, validations included.
+    """
+
+    task: str | None
+    trainer: EntireSpaceTrainer
+    splits: Mapping[str, Any]
+    best_score: float
+    best_valid: MetricResult
+    seconds: float
 
 
 def run(
@@ -32,8 +64,13 @@ def run(
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
     command_line: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train a model with early stopping on validation and score the best epoch on test.
+
+    A single-task model with ``task: both`` is trained twice, as a CTR model over D and as a CVR
+    model over the clicked impressions, each with early stopping on its own task; pCTCVR is the
+    product of the two.
 
     Args:
         model: one of ours, a context-aware one of RecBole's, ``path.to.module:ClassName``, a class.
@@ -42,37 +79,46 @@ def run(
         config_dict: settings, over those of the files.
         saved: whether to keep the checkpoint.
         command_line: settings as text, over all others.
+        folder: of the run; by default a new one in ``output_dir``.
 
     Returns:
         ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
-        and ``test_result`` (floats by metric name, unrounded), ``best_epoch``, ``run_dir``,
-        ``simulated`` (what to say with numbers on simulated data, else None).
+        and ``test_result`` (floats by metric name, unrounded), ``best_epoch`` (None where there
+        were two trainings), ``run_dir``, ``simulated`` (what to say with numbers on simulated data,
+        else None).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    with tempfile.TemporaryDirectory() as unsaved, _run_folder(config) as run_dir:
+    with tempfile.TemporaryDirectory() as unsaved, _run_folder(config, folder) as run_dir:
         if not saved:
             config["checkpoint_dir"] = unsaved
-        trainer, (train, valid, test), started = _prepare(config)
-        best_score, best_valid = trainer.fit(
-            train, valid, saved=True, show_progress=config["show_progress"]
-        )
-        test_result = trainer.evaluate(test, show_progress=config["show_progress"])
-        seconds = time.perf_counter() - started
+        fitted = []
+        for stage in _stages(config):
+            try:
+                fitted.append(_fit(stage))
+            finally:
+                config["training_started"] |= bool(stage["training_started"])
+        started = time.perf_counter()
+        best_score, best_valid = fitted[0].best_score, fitted[0].best_valid
+        if len(fitted) > 1:
+            best_valid, _ = _score(config, fitted, "valid")
+            best_score = score_of(config["valid_metric"], best_valid[config["valid_metric"]])
+        test_result, predictions = _score(config, fitted, "test")
+        seconds = sum(part.seconds for part in fitted) + time.perf_counter() - started
         getLogger().info(f"training and evaluation took {seconds:.1f}s; all of it is in {run_dir}")
         outcome = {
             "best_valid_score": float(best_score),
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": best_valid,
             "test_result": test_result,
-            "best_epoch": trainer.best_epoch,
-            "simulated": test.dataset.simulated,
+            "best_epoch": fitted[0].trainer.best_epoch if len(fitted) == 1 else None,
+            "simulated": fitted[0].splits["test"].dataset.simulated,
             "run_dir": str(run_dir),
         }
         write_json(
-            run_dir / "result.json",
+            run_dir / RESULT_FILE,
             {
                 "model": config["model"],
                 "dataset": config["dataset"],
@@ -81,20 +127,110 @@ def run(
                 **outcome,
                 "undefined": test_result.undefined,
                 "decision_threshold": test_result.threshold,
-                "weights_on_last_validation": trainer.weights and trainer.weights.as_dict(),
-                "epochs": len(trainer.train_loss_dict),
-                "parameters": _parameter_count(trainer.model),
+                **_about_training(fitted, predictions),
                 "seconds": round(seconds, 3),
+                "threads": torch.get_num_threads(),
                 "data": {
-                    name: loader.dataset.counts()
-                    for name, loader in {"train": train, "valid": valid, "test": test}.items()
+                    name: loader.dataset.counts() for name, loader in fitted[0].splits.items()
                 },
                 "versions": versions(),
                 "config": plain(config.final_config_dict),
             },
         )
-        trainer.tensorboard.close()
+        for part in fitted:
+            part.trainer.tensorboard.close()
     return outcome
+
+
+def _stages(config: Config) -> Iterator[Config]:
+    """The config of each training: the run's own, or one for each task of a single-task model."""
+    if not learns_both(config):
+        yield config
+        return
+    run_dir = Path(config["run_dir"])
+    for task in ("ctr", "cvr"):
+        settings = {
+            **config.external_config_dict,
+            "task": task,
+            "valid_metric": metric_for(task, config["valid_metric"]),
+        }
+        stage = Config(config.model_class, config["dataset"], None, settings)
+        own = run_dir / task
+        own.mkdir()
+        beside = Path(config["checkpoint_dir"]) == run_dir
+        stage["stage"] = task
+        stage["run_dir"] = str(own)
+        stage["checkpoint_dir"] = str(own) if beside else config["checkpoint_dir"]
+        stage["show_progress"] = config["show_progress"]
+        yield stage
+
+
+def _fit(config: Config) -> Fitted:
+    """Train with early stopping."""
+    trainer, loaders = _prepare(config)
+    started = time.perf_counter()
+    train, valid, _ = loaders
+    best_score, best_valid = trainer.fit(
+        train, valid, saved=True, show_progress=config["show_progress"]
+    )
+    assert best_valid is not None, "a validation comes after the first epoch at the latest"
+    return Fitted(
+        config["stage"],
+        trainer,
+        dict(zip(("train", "valid", "test"), loaders, strict=True)),
+        best_score,
+        best_valid,
+        time.perf_counter() - started,
+    )
+
+
+def _score(
+    config: Config, fitted: Sequence[Fitted], split: str
+) -> tuple[MetricResult, Predictions]:
+    """The metrics of the best epoch on a split: of one model, or of two with their product."""
+    scores: dict[str, Any] = {}
+    for part in fitted:
+        loader, collector = part.splits[split], part.trainer.eval_collector
+        result = part.trainer.evaluate(loader, show_progress=config["show_progress"])
+        assert collector.predictions is not None
+        if part.task is None:
+            return result, collector.predictions
+        scores[part.task] = torch.from_numpy(collector.predictions.of(part.task))
+    scores["ctcvr"] = scores["ctr"] * scores["cvr"]
+    both = EntireSpaceCollector(ALL_TASKS, single_task(config))
+    both.begin(loader.dataset.truth)
+    both.eval_batch_collect(torch.stack([scores[task] for task in ALL_TASKS], 1), None, None, None)
+    result = EntireSpaceEvaluator(config).evaluate(both.get_data_struct())
+    assert both.predictions is not None
+    return result, both.predictions
+
+
+def _about_training(fitted: Sequence[Fitted], predictions: Predictions) -> dict[str, Any]:
+    """What a result file tells of the trainings, and of what they predict on test."""
+    trainer = fitted[-1].trainer
+    weighted = trainer.weights is not None
+    return {
+        "trainings": [
+            {
+                "task": part.task,
+                "best_epoch": part.trainer.best_epoch,
+                "seconds": round(part.seconds, 3),
+                "epochs": part.trainer.history,
+            }
+            for part in fitted
+        ],
+        "epochs": sum(len(part.trainer.history) for part in fitted),
+        "parameters": sum(_parameter_count(part.trainer.model) for part in fitted),
+        "weights": trainer.weights and trainer.weights.as_dict(),
+        "weights_warning": trainer.weights and trainer.weights.warning,
+        "weight_quantiles": weight_quantiles(
+            predictions.truth.click, predictions.of("ctr"), trainer.model.propensity_floor
+        )
+        if weighted
+        else None,
+        "calibration": calibration(predictions),
+        "overlap": overlap(predictions),
+    }
 
 
 def evaluate_checkpoint(
@@ -130,7 +266,7 @@ def evaluate_checkpoint(
         model or state["model"], dataset or state["dataset"], None, settings, command_line
     )
     with _run_folder(config) as run_dir:
-        trainer, (_, _, test), _ = _prepare(config)
+        trainer, (_, _, test) = _prepare(config)
         test_result = trainer.evaluate(
             test, model_file=str(checkpoint), show_progress=config["show_progress"]
         )
@@ -142,7 +278,7 @@ def evaluate_checkpoint(
             "run_dir": str(run_dir),
         }
         write_json(
-            run_dir / "result.json",
+            run_dir / RESULT_FILE,
             {
                 "checkpoint": str(checkpoint),
                 **outcome,
@@ -156,10 +292,11 @@ def evaluate_checkpoint(
 
 
 @contextlib.contextmanager
-def _run_folder(config: Config) -> Iterator[Path]:
+def _run_folder(config: Config, folder: Path | None = None) -> Iterator[Path]:
     """The run's own folder with its log; gone again if the run couldn't start."""
-    run_dir = make_run_dir(config)
+    run_dir = make_run_dir(config) if folder is None else folder.absolute()
     config["run_dir"] = str(run_dir)
+    config["training_started"] = False
     config["checkpoint_dir"] = str(Path(config["checkpoint_dir"] or run_dir).absolute())
     if config["show_progress"] is None:
         config["show_progress"] = sys.stderr.isatty()
@@ -171,15 +308,17 @@ def _run_folder(config: Config) -> Iterator[Path]:
                 getLogger().debug("stopped here", exc_info=True)
                 raise
     except UsageError:
-        if not config["training_started"] and config["state"] != "debug":
+        own = folder is None
+        if own and not config["training_started"] and config["state"] != "debug":
             shutil.rmtree(run_dir)
         raise
 
 
-def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any, float]:
-    """Data, model and trainer, and when training may start."""
+def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
+    """Data, model and trainer."""
     logger = getLogger()
-    logger.info(f"{config['model']} on {config['dataset']}, seed {config['seed']}")
+    of_task = f" as {config['stage'].upper()} model" if config["stage"] else ""
+    logger.info(f"{config['model']}{of_task} on {config['dataset']}, seed {config['seed']}")
     init_seed(config["seed"], config["reproducibility"])
     try:
         dataset = EntireSpaceDataset(config)
@@ -203,7 +342,7 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any, float]:
         f"{_parameter_count(model):,} parameters on {config['device']}; "
         f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
     )
-    return trainer, loaders, time.perf_counter()
+    return trainer, loaders
 
 
 def _parameter_count(model: torch.nn.Module) -> int:

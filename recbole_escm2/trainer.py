@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recbole_escm2.checkpoint import load_checkpoint, plain, save_checkpoint, vocabulary_digest
 from recbole_escm2.config import scored_tasks, single_task
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, target_of
+from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -30,6 +30,10 @@ from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.optimizer import OptimizerGroup, RowAdam
+from recbole_escm2.output import write_json
+
+#: In a run's folder, written anew after each validation: what a watcher of the run can read.
+HISTORY_FILE = "history.json"
 
 
 class EntireSpaceTrainer(Trainer):
@@ -74,6 +78,8 @@ class EntireSpaceTrainer(Trainer):
         #: Propensity weights on the last validation.
         self.weights: WeightDiagnostics | None = None
         self.vocabulary: dict[str, str] = {}
+        #: What each epoch gave: its losses, and the metrics and weights of its validation.
+        self.history: list[dict[str, Any]] = []
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         sparse = [
@@ -127,6 +133,8 @@ class EntireSpaceTrainer(Trainer):
         result = super().fit(train_data, valid_data, False, saved, bool(show_progress), callback_fn)
         if verbose and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
+        if self.weights and self.weights.warning:
+            self.logger.warning(self.weights.warning)
         return result
 
     def _train_epoch(
@@ -152,9 +160,11 @@ class EntireSpaceTrainer(Trainer):
                 self._optimize(losses, scaler)
         means = {name: float(total) / len(train_data) for name, total in totals.items()}
         self.loss_names = tuple(means)
+        seconds = perf_counter() - start
+        self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
         if self.verbose:
             shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
-            self.logger.info(f"epoch {epoch_idx} train {perf_counter() - start:.1f}s  {shown}")
+            self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
         return tuple(means.values())
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
@@ -205,10 +215,7 @@ class EntireSpaceTrainer(Trainer):
                 f"valid_metric {self.valid_metric} has no value on the validation set: "
                 f"{result.undefined.get(self.valid_metric, 'the model does not predict it')}"
             )
-        score = result[self.valid_metric]
-        target = target_of(self.valid_metric)
-        if target is not None:
-            score = abs(score - target)
+        score = score_of(self.valid_metric, result[self.valid_metric])
         best = self.best_valid_score
         improved = score >= best if self.valid_metric_bigger else score <= best
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
@@ -217,6 +224,10 @@ class EntireSpaceTrainer(Trainer):
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
+        self.history[-1]["valid"] = dict(result)
+        self.history[-1]["weights"] = self.weights and self.weights.as_dict()
+        if self.run_dir:
+            write_json(Path(self.run_dir) / HISTORY_FILE, self.history)
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
@@ -329,9 +340,10 @@ def has_bfloat16() -> bool:
 
 def checkpoint_name(config: Any) -> str:
     """The checkpoint's file name: plain in a run's own folder, else with the run's name."""
-    if Path(config["checkpoint_dir"]) == Path(config["run_dir"]):
+    folder = Path(config["run_dir"])
+    if Path(config["checkpoint_dir"]) == folder:
         return "checkpoint.pth"
-    return f"{Path(config['run_dir']).name}.pth"
+    return f"{folder.parent.name}-{folder.name}.pth" if config["stage"] else f"{folder.name}.pth"
 
 
 def _progress(batches: Any, title: str, show: bool) -> Any:

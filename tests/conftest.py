@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,10 @@ def program(tmp_path: Path) -> Any:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[[str], dict[str, float]]:
+    """Reads the lines, one a metric, that a run's output has for scripts."""
+    line = re.compile(r"^([A-Za-z]\w*(?:@\d+)?): (-?\d+\.\d+)$", re.MULTILINE)
+    return lambda output: {name: float(value) for name, value in line.findall(output)}

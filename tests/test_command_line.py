@@ -12,30 +12,29 @@ from recbole_escm2.data.ali_ccp.simulate import Simulation
 from recbole_escm2.errors import UsageError
 
 QUICK = ("--impression_sample=0.03", "--epochs=1", "--dataset=ml-100k")
-METRIC_LINE = re.compile(r"^([A-Za-z]\w*(?:@\d+)?): (-?\d+\.\d+)$", re.MULTILINE)
 
 
-def test_the_main_job(program, tmp_path):
+def test_the_main_job(program, metrics_of, tmp_path):
     done = program("--model=ESCM2_DR", *QUICK)
     assert done.returncode == 0, done.stderr
-    lines = dict(METRIC_LINE.findall(done.stdout))
+    lines = metrics_of(done.stdout)
     (folder,) = (tmp_path / "output").iterdir()
     result = json.loads((folder / "result.json").read_text())["test_result"]
-    assert {name: float(value) for name, value in lines.items()} == pytest.approx(result, abs=1e-6)
+    assert lines == pytest.approx(result, abs=1e-6)
     assert {"CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CTR_NDCG@10"} <= set(lines)
     assert re.search(r"^metric +CTR +CVR +CTCVR$", done.stdout, re.MULTILINE)
-    assert not METRIC_LINE.findall(done.stderr)
+    assert not metrics_of(done.stderr)
     assert "\r" not in done.stderr + done.stdout  # no progress bar in a pipe
     assert "Traceback" not in done.stderr
 
     again = program(f"--checkpoint={folder / 'checkpoint.pth'}", "--evaluate")
-    assert dict(METRIC_LINE.findall(again.stdout)) == lines
+    assert metrics_of(again.stdout) == lines
 
     # the same command gives the same numbers
-    assert dict(METRIC_LINE.findall(program("--model=ESCM2_DR", *QUICK).stdout)) == lines
+    assert metrics_of(program("--model=ESCM2_DR", *QUICK).stdout) == lines
 
 
-def test_a_variant_of_ones_own(program, tmp_path):
+def test_a_variant_of_ones_own(program, metrics_of, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from recbole_escm2.model import ESCM2_IPS\n"
         "class Twice(ESCM2_IPS):\n"
@@ -53,7 +52,7 @@ def test_a_variant_of_ones_own(program, tmp_path):
     assert config["factor"] == 3.5
     assert config["propensity_floor"] == 0.1
     again = program(f"--checkpoint={folder / 'checkpoint.pth'}", "--evaluate")
-    assert METRIC_LINE.findall(again.stdout) == METRIC_LINE.findall(done.stdout)
+    assert metrics_of(again.stdout) == metrics_of(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_arguments_that_are_refused(arguments):
         parse_arguments(arguments)
 
 
-def test_simulate(program, tmp_path):
+def test_simulate(program, metrics_of, tmp_path):
     done = program("simulate", "--rows=2_000", "--out=made", "--behaviours=20", "--click_rate=0.2")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no progress bar in a pipe
@@ -140,7 +139,7 @@ def test_simulate(program, tmp_path):
         assert re.search(rf"^{name} +{size:,}$", done.stdout, re.MULTILINE)
     assert "Simulated, not Ali-CCP" in done.stdout
     assert "--out=dataset/ali-ccp/raw" in done.stdout
-    assert not METRIC_LINE.findall(done.stdout)
+    assert not metrics_of(done.stdout)
 
 
 def test_simulate_over_real_files(program, tmp_path):

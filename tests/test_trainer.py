@@ -28,6 +28,7 @@ def test_a_run_learns_and_leaves_its_files(model, settings):
     folder = Path(outcome["run_dir"])
     assert {file.name for file in folder.iterdir()} == {
         "checkpoint.pth",
+        "history.json",
         "result.json",
         "run.log",
         "tensorboard",
@@ -38,7 +39,7 @@ def test_a_run_learns_and_leaves_its_files(model, settings):
     assert result["config"]["learning_rate"] == 0.02
     assert result["versions"]["torch"] == torch.__version__
     assert sum(split["impressions"] for split in result["data"].values()) == 4000
-    assert (result["weights_on_last_validation"] is None) == (model is ESMM)
+    assert (result["weights"] is None) == (model is ESMM)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from recbole_escm2.evaluator.catalogue import bigger_is_better, target_of
+from recbole_escm2.evaluator.catalogue import bigger_is_better, score_of, target_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
@@ -77,11 +77,8 @@ class Cell:
 
 
 def cost(metric: str, value: float) -> float:
-    """What is better the smaller it is: the value, its negative, or its distance from the target."""
-    target = target_of(metric)
-    if target is not None:
-        return abs(value - target)
-    return -value if bigger_is_better(metric) else value
+    """What is better when smaller: the value, its negative, or its distance from the target."""
+    return -value if bigger_is_better(metric) else score_of(metric, value)
 
 
 def sample(values: Mapping[int, float]) -> Sample:
@@ -163,9 +160,7 @@ def tabulate(
                 compared = compare(metric, own, reference)
                 if compared is not None:
                     comparisons[row, metric] = compared
-    for key, p in zip(
-        comparisons, holm([c.p for c in comparisons.values()]), strict=True
-    ):
+    for key, p in zip(comparisons, holm([c.p for c in comparisons.values()]), strict=True):
         comparisons[key] = replace(comparisons[key], p_adjusted=p)
     costs = {
         row: {metric: _mean_cost(metric, own) for metric, own in metrics.items()}

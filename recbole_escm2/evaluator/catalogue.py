@@ -201,6 +201,12 @@ def bigger_is_better(name: str) -> bool:
     return not spec.smaller and spec.target is None
 
 
+def score_of(name: str, value: float) -> float:
+    """What a model is chosen by: the value of a metric, or its distance from the target."""
+    target = target_of(name)
+    return value if target is None else abs(value - target)
+
+
 def expand(names: list[str], topk: list[int]) -> dict[str, int]:
     """Each metric to compute with its K: ``X@K`` once for every K of ``topk``; 0: it has none."""
     expanded: dict[str, int] = {}

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "Bins",
     "TieGroups",
     "UndefinedMetricError",
     "UserRanking",
     "auc",
     "ece",
+    "equal_mass_bins",
     "f1",
     "gauc",
     "ks",
@@ -201,15 +203,28 @@ def pcoc(groups: TieGroups) -> float:
     return float(np.sum(groups.rows * groups.score)) / positives
 
 
-def ece(groups: TieGroups, bins: int = 10) -> float:
-    """Expected calibration error: sum_b n_b / N |mean score_b - mean label_b|, in [0, 1] for a p.
+class Bins(NamedTuple):
+    """A scored binary task in bins of equal mass, in ascending order of score.
 
-    The N rows, in ascending order of score, are cut into ``min(bins, N)`` bins of as equal a
-    number of rows as possible, the larger ones first (``numpy.array_split``). A tie group that
+    Attributes:
+        rows: Number of rows, ``[B]``.
+        predicted: Sum of their scores, ``[B]``.
+        positives: Number of those with label 1, ``[B]``; a fraction where a bin ends amid ties.
+    """
+
+    rows: Ints
+    predicted: Floats
+    positives: Floats
+
+
+def equal_mass_bins(groups: TieGroups, bins: int = 10) -> Bins:
+    """Cuts the rows, in ascending order of score, into bins of as equal a number as possible.
+
+    There are ``min(bins, N)``, the larger ones first (``numpy.array_split``). A tie group that
     straddles a border gives each side its share of rows at the group's mean label, that is the
     expected content of the bins over random tie orders.
 
-    Source: Naeini et al., AAAI 2015; equal-mass bins: Nguyen & O'Connor, EMNLP 2015.
+    Source: Nguyen & O'Connor, EMNLP 2015.
 
     Raises:
         ValueError: ``bins`` is not an int >= 1.
@@ -218,13 +233,30 @@ def ece(groups: TieGroups, bins: int = 10) -> float:
     rows = _rows(groups)
     bins = min(int(bins), rows)
     size, larger = divmod(rows, bins)
-    # A bin's n_b |mean - mean| is the change across it of the cumulative sum of score - label,
-    # which is piecewise linear in the row number with a knot at each end of a tie group.
+    # A bin's content is the change across it of a cumulative sum, which is piecewise linear in the
+    # row number with a knot at each end of a tie group.
     edge = np.arange(bins + 1)
     edge = edge * size + np.minimum(edge, larger)
     knot = np.concatenate(([0], np.cumsum(groups.rows)))
-    excess = np.concatenate(([0.0], np.cumsum(groups.rows * groups.score - groups.positives)))
-    return float(np.sum(np.abs(np.diff(np.interp(edge, knot, excess))))) / rows
+
+    def content(amount: NDArray[np.generic]) -> Floats:
+        return np.diff(np.interp(edge, knot, np.concatenate(([0.0], np.cumsum(amount)))))
+
+    return Bins(np.diff(edge), content(groups.rows * groups.score), content(groups.positives))
+
+
+def ece(groups: TieGroups, bins: int = 10) -> float:
+    """Expected calibration error: sum_b n_b / N |mean score_b - mean label_b|, in [0, 1] for a p.
+
+    The bins are those of :func:`equal_mass_bins`.
+
+    Source: Naeini et al., AAAI 2015.
+
+    Raises:
+        ValueError: ``bins`` is not an int >= 1.
+    """
+    cut = equal_mass_bins(groups, bins)
+    return float(np.sum(np.abs(cut.predicted - cut.positives))) / _rows(groups)
 
 
 def mean_absolute_error(truth: ArrayLike, score: ArrayLike) -> float:

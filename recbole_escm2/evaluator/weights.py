@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Shares of the clicks that the effective sample size is of.
+_NEARLY_CONSTANT = 0.95
+_HANDFUL = 0.05
+
 
 @dataclass(frozen=True)
 class WeightDiagnostics:
@@ -48,6 +52,24 @@ class WeightDiagnostics:
             mean_weight=float(weight.sum() / len(click)),
             largest_weight=float(weight.max()),
         )
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the weights as weights, and what may help; None where nothing is."""
+        kept = self.effective_sample_size / self.clicks
+        if self.clicks > 1 and kept > _NEARLY_CONSTANT:
+            return (
+                f"the propensity weights are nearly constant (effective sample {kept:.1%} of the "
+                f"clicks, {self.share_at_floor:.1%} at the floor), so that the counterfactual risk "
+                "is nearly the click-space one: a smaller propensity_floor lets them differ"
+            )
+        if kept < _HANDFUL:
+            return (
+                f"a handful of impressions carry the counterfactual risk (effective sample "
+                f"{self.effective_sample_size:,.0f} of {self.clicks:,} clicks, largest weight "
+                f"{self.largest_weight:,.0f}): a larger propensity_floor steadies it"
+            )
+        return None
 
     def as_dict(self) -> dict[str, float]:
         """The numbers by name."""

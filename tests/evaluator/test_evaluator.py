@@ -210,6 +210,18 @@ def test_weight_diagnostics_by_hand():
     assert WeightDiagnostics.of(np.zeros(2), np.ones(2), 0.1) is None
 
 
+def test_weights_that_cannot_be_trusted_are_said_to_be_so():
+    clicked = np.ones(100)
+    varied = np.linspace(0.2, 0.9, 100)
+    assert WeightDiagnostics.of(clicked, varied, 0.1).warning is None
+    at_floor = WeightDiagnostics.of(clicked, np.full(100, 0.01), 0.1).warning
+    assert "nearly constant" in at_floor
+    assert "100.0% at the floor" in at_floor
+    few = np.append(np.full(99, 0.9), 1e-4)
+    assert "a handful" in WeightDiagnostics.of(clicked, few, 0.0).warning
+    assert WeightDiagnostics.of(np.ones(1), np.full(1, 0.5), 0.1).warning is None
+
+
 def test_our_metrics_under_recboles_own_collector_say_what_is_missing():
     metric = metrics_dict["ctr_auc"](config_of())
     with pytest.raises(ValueError, match="not with RecBole's own Trainer"):

@@ -1,0 +1,167 @@
+"""Runs as processes of their own, as many at once as asked for; what is finished is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_escm2.benchmark.plan import Run
+from recbole_escm2.benchmark.worker import OUTPUT_FILE, RUN_FILE, main
+from recbole_escm2.output import write_json
+from recbole_escm2.quick_start import RESULT_FILE
+from recbole_escm2.trainer import HISTORY_FILE
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 5.0  # from a polite request to a kill
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: the run.
+        result: what its ``result.json`` holds; None where it failed or was stopped.
+        reason: why there is no result.
+        folder: where its log is.
+    """
+
+    run: Run
+    result: Mapping[str, Any] | None
+    reason: str | None
+    folder: Path
+
+
+def folder_of(run: Run, output_dir: Path) -> Path:
+    """Where a run has its files; the same for every benchmark that it is part of."""
+    return output_dir / "runs" / run.name
+
+
+def finished(run: Run, output_dir: Path) -> Outcome | None:
+    """The outcome of a run that was done before."""
+    folder = folder_of(run, output_dir)
+    try:
+        return Outcome(run, json.loads((folder / RESULT_FILE).read_text("utf-8")), None, folder)
+    except FileNotFoundError:
+        return None
+
+
+class Process:
+    """A run that is being done.
+
+    Args:
+        run: the run.
+        output_dir: of the benchmark.
+        threads: that it may use.
+        saved: whether to keep its checkpoint.
+    """
+
+    def __init__(self, run: Run, output_dir: Path, threads: int, saved: bool) -> None:
+        self.run = run
+        self.folder = folder_of(run, output_dir)
+        self.stopped: str | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        asked = {"model": run.model, "dataset": run.dataset, "saved": saved}
+        write_json(self.folder / RUN_FILE, {**asked, "settings": run.settings})
+        self._process = _server().Process(target=main, args=(self.folder, threads))
+        self._process.start()
+
+    def poll(self) -> Outcome | None:
+        """The outcome, once there is one."""
+        code = self._process.exitcode
+        if code is None:
+            return None
+        if code == 0:
+            result = json.loads((self.folder / RESULT_FILE).read_text(encoding="utf-8"))
+            return Outcome(self.run, result, None, self.folder)
+        return Outcome(self.run, None, self.stopped or self._why(code), self.folder)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
+        try:
+            epochs: list[dict[str, Any]] = json.loads(
+                (self.folder / HISTORY_FILE).read_text(encoding="utf-8")
+            )
+        except FileNotFoundError:
+            return []
+        return epochs
+
+    def stop(self, reason: str) -> None:
+        """End the run before its time."""
+        self.stopped = reason
+        self._process.terminate()
+        self._process.join(_STOP_SECONDS)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+    def _why(self, code: int) -> str:
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; was memory short?" if name == "SIGKILL" else ""
+            return f"its process was ended by {name}{hint}"
+        lines = (self.folder / OUTPUT_FILE).read_text("utf-8", errors="replace").splitlines()
+        said = [line for line in lines if line.strip()]
+        errors = [line for line in said if line.startswith("error: ")]
+        last = (errors or said or [f"it ended with exit code {code}"])[-1]
+        return last.removeprefix("error: ")
+
+
+def execute(
+    runs: Iterator[Run],
+    output_dir: Path,
+    jobs: int,
+    saved: bool = False,
+    watch: Callable[[Process], None] | None = None,
+) -> Iterator[Outcome]:
+    """Do runs, a few at once, and yield each outcome as it comes.
+
+    A run that fails doesn't stop the others. Whoever stops asking ends those that are at work.
+
+    Args:
+        runs: asked for the next one only when there is room for it.
+        output_dir: of the benchmark.
+        jobs: runs at once; each may use its share of the processor's cores.
+        saved: whether to keep checkpoints.
+        watch: called with each run at work, now and then; it may stop it.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // jobs))
+    at_work: list[Process] = []
+    try:
+        while True:
+            while len(at_work) < jobs and (run := next(runs, None)) is not None:
+                at_work.append(Process(run, output_dir, threads, saved))
+            if not at_work:
+                return
+            time.sleep(_POLL_SECONDS)
+            for process in list(at_work):
+                if watch is not None:
+                    watch(process)
+                outcome = process.poll()
+                if outcome is not None:
+                    at_work.remove(process)
+                    yield outcome
+    finally:
+        for process in at_work:
+            process.stop("stopped")
+
+
+def _server() -> Any:
+    """Makes processes from one that has imported everything: importing takes seconds a run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([main.__module__])
+    return context
+
+
+def _cores() -> int:
+    with contextlib.suppress(AttributeError):  # where the system can restrict a process to some
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

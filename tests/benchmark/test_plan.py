@@ -1,0 +1,209 @@
+"""From what was asked for to runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_escm2.benchmark.plan import is_benchmark, make_plan, split_list
+from recbole_escm2.errors import UsageError
+
+QUICK = {"epochs": "1", "show_progress": "False"}
+
+
+@pytest.fixture
+def options(data_path: Path, tmp_path: Path) -> dict[str, str]:
+    return {
+        "dataset": "tiny",
+        "data_path": str(data_path),
+        "output_dir": str(tmp_path / "output"),
+        **QUICK,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a", ["a"]),
+        ("a, b", ["a", "b"]),
+        ("[64,32],[8]", ["[64,32]", "[8]"]),
+        ("{a: [1,2], b: 3},x", ["{a: [1,2], b: 3}", "x"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("[3,inf)", ["[3,inf)"]),
+        ("a,", ["a", ""]),
+    ],
+)
+def test_split_list(text, parts):
+    assert split_list(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("options", "many"),
+    [
+        ({"model": "ESMM"}, False),
+        ({"model": "ESMM,ESCM2_IPS"}, True),
+        ({"model": "ESMM", "seeds": "3"}, True),
+        ({"model": "ESMM", "counterfactual_weight": "0,0.1"}, True),
+        ({"model": "ESMM", "mlp_hidden_size": "[64,32]"}, False),
+        ({"model": "ESMM", "mlp_hidden_size": "[64,32],[8]"}, True),
+        ({"model": "ESMM", "field_separator": ","}, False),
+        ({"model": "ESMM", "gpu_id": "0,1"}, False),
+        ({"benchmark": "file.yaml"}, True),
+    ],
+)
+def test_what_is_a_benchmark(options, many):
+    assert is_benchmark(options) == many
+
+
+def test_rows_seeds_and_the_order_of_runs(options):
+    plan = make_plan({**options, "model": "ESMM,DeepFM", "seeds": "2", "seed": "7"})
+    assert [row.label for row in plan.rows] == ["ESMM", "DeepFM"]
+    assert plan.seeds == [7, 8]
+    assert plan.baseline == "ESMM"
+    assert [(r.seed, r.row.label) for r in plan.runs] == [
+        *((7, "ESMM"), (7, "DeepFM")),
+        *((8, "ESMM"), (8, "DeepFM")),
+    ]
+    # a single-task model has all tasks' metrics, as two trainings
+    assert plan.runs[1].settings["task"] == "both"
+    assert "task" not in plan.runs[0].settings
+    assert make_plan({**options, "model": "DeepFM", "seeds": "[5,1]"}).seeds == [5, 1]
+    ctr = make_plan({**options, "model": "DeepFM,ESMM", "task": "ctr"})
+    assert ctr.runs[0].settings["task"] == "ctr"
+
+
+def test_a_sweep_leaves_alone_what_it_has_no_effect_on(options):
+    plan = make_plan(
+        {
+            **options,
+            "model": "ESMM,ESCM2_IPS,ESCM2_DR,DeepFM",
+            "counterfactual_weight": "0,0.3",
+            "imputation": "error,label",
+        }
+    )
+    assert [row.label for row in plan.rows] == [
+        "ESMM",
+        *(f"ESCM2_IPS, counterfactual_weight={w}" for w in (0, 0.3)),
+        *(
+            f"ESCM2_DR, counterfactual_weight={w}, imputation={i}"
+            for w in (0, 0.3)
+            for i in ("error", "label")
+        ),
+        "DeepFM",
+    ]
+    assert plan.rows[2].swept == {"counterfactual_weight": 0.3}
+    assert plan.runs[2].settings["counterfactual_weight"] == 0.3
+
+
+def test_a_key_of_another_model_is_no_mistake(options):
+    plan = make_plan({**options, "model": "ESMM,ESCM2_DR,DeepFM", "imputation": "label"})
+    assert [run.settings.get("imputation") for run in plan.runs] == [None, "label", None]
+
+
+def test_a_file(options, tmp_path):
+    (tmp_path / "shared.yaml").write_text("embedding_size: 4\nlearning_rate: 0.01\n")
+    (tmp_path / "own.yaml").write_text("learning_rate: 0.02\n")
+    file = tmp_path / "benchmark.yaml"
+    file.write_text(
+        "dataset: tiny\n"
+        "seeds: [3, 4, 5]\n"
+        "baseline: wide IPS\n"
+        "columns: [CVR_AUC, ctr_ndcg@5, IEB]\n"
+        f"config_files: [{tmp_path}/shared.yaml]\n"
+        "models:\n"
+        "  ESMM:\n"
+        "  wide IPS: {model: ESCM2_IPS, mlp_hidden_size: [32]}\n"
+        f"  DeepFM: {{config_files: {tmp_path}/own.yaml}}\n"
+        "sweep: {dropout_prob: [0.0, 0.1]}\n"
+        "epochs: 2\n"
+    )
+    del options["dataset"]
+    plan = make_plan({**options, "benchmark": str(file), "baseline": "wide IPS, dropout_prob=0.1"})
+    assert plan.baseline == "wide IPS, dropout_prob=0.1"  # the command line wins
+    assert [row.label for row in plan.rows[2:4]] == [
+        "wide IPS, dropout_prob=0.0",
+        "wide IPS, dropout_prob=0.1",
+    ]
+    by_label = {run.row.label: run.settings for run in plan.runs}
+    assert by_label["wide IPS, dropout_prob=0.1"]["mlp_hidden_size"] == [32]
+    assert by_label["ESMM, dropout_prob=0.1"]["learning_rate"] == 0.01
+    assert by_label["DeepFM, dropout_prob=0.1"]["learning_rate"] == 0.02
+    assert plan.seeds == [3, 4, 5]
+    assert plan.columns == ["CVR_AUC", "CTR_NDCG@5", "IEB"]
+    assert {"CTR_NDCG@5", "IEB"} <= set(plan.runs[0].settings["metrics"])
+    assert plan.runs[0].settings["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "ESMM,ESM"}, "did you mean ESMM"),
+        ({"model": "ESMM,ESMM"}, "ESMM stands there twice"),
+        ({"baseline": "ESM"}, r"baseline 'ESM' is no row \(did you mean ESMM"),
+        ({"seeds": "0"}, "seeds must be a whole number >= 1"),
+        ({"seeds": "[1,1]"}, "list of different ones"),
+        ({"jobs": "0"}, "jobs must be"),
+        ({"learning_rat": "1"}, "did you mean learning_rate"),
+        (
+            {"learning_rate": "0.1,-1"},
+            r"ESMM, learning_rate=-1: learning_rate must be a number > 0",
+        ),
+        ({"columns": "CVR_AUK"}, "did you mean CVR_AUC"),
+        ({"dataset": "nothing"}, "no data set 'nothing'"),
+        ({"benchmark": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"fresh": "perhaps"}, "fresh must be True or False"),
+    ],
+)
+def test_mistakes(options, change, message):
+    with pytest.raises(UsageError, match=message):
+        make_plan({**options, "model": "ESMM", "seeds": "2", **change})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [ESMM]\nsweep: [1]\n", "sweep must map"),
+        ("models: [ESMM]\nsweep: {epochs: 3}\n", "sweep of epochs must be a list"),
+        ("models: {ESMM: [1]}\n", "ESMM must be followed by a mapping"),
+        ("seeds: 2\n", "which models"),
+    ],
+)
+def test_mistakes_in_a_file(options, tmp_path, text, message):
+    (tmp_path / "b.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        make_plan({**options, "benchmark": str(tmp_path / "b.yaml")})
+
+
+def _names(options: dict[str, Any], **change: Any) -> list[str]:
+    return [run.name for run in make_plan({**options, "model": "ESMM", **change}).runs]
+
+
+def test_a_run_is_known_by_what_its_numbers_depend_on(options, tmp_path):
+    names = _names(options)
+    assert _names(options, output_dir=str(tmp_path / "elsewhere")) == names
+    assert _names(options, state="debug") == names
+    assert _names(options, epochs="2") != names
+    assert _names(options, seed="1") != names
+    assert _names(options, seeds="3")[0] == names[0]
+    assert _names(options, columns="CVR_AUC") == names  # computed in any case
+
+
+def test_an_edited_model_is_another_one(options, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_variant.py"
+    code = "from recbole_escm2.model import ESMM\nclass Mine(ESMM):\n    pass\n"
+    file.write_text(code)
+    change = {"model": "edited_variant:Mine"}
+    names = [run.name for run in make_plan({**options, **change}).runs]
+    importlib.invalidate_caches()
+    file.write_text(code + "\n# a change\n")
+    assert [run.name for run in make_plan({**options, **change}).runs] != names
+
+
+def test_settings_survive_json(options):
+    run = make_plan({**options, "model": "ESMM", "numerical_features": "[age]"}).runs[0]
+    assert json.loads(json.dumps(run.settings)) == run.settings
