@@ -177,6 +177,12 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "counterfactual_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "global_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "propensity": (
+        str,
+        lambda v: v in ("ctr_tower", "field", "oracle"),
+        "'ctr_tower', 'field' or 'oracle'",
+    ),
+    "propensity_normalization": (str, lambda v: v in ("none", "snips"), "'none' or 'snips'"),
     "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
     "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
@@ -261,6 +267,7 @@ _OPTIONAL = (
     "numerical_features",
     "normalize_field",
     "discretization",
+    "propensity_normalization",
     "threshold",
     "load_col",
     "unload_col",
@@ -359,6 +366,8 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []
+    if "propensity_normalization" in config:  # as text, none is read as no value
+        config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     if not all(type(k) is int and k >= 1 for k in config["topk"]):
         raise UsageError(f"topk must be a list of whole numbers >= 1, got {config['topk']!r}")

@@ -319,6 +319,8 @@ BAD = {
     "counterfactual_weight": [-0.1, "much", True, None, math.nan, math.inf],
     "global_weight": [-1, [1], False, math.inf],
     "propensity_floor": [1, 1.5, -0.01, "low"],
+    "propensity": ["ctr", 1, None],
+    "propensity_normalization": ["SNIPS", True],
     "imputation": ["both", 1, None],
     "imputation_schedule": ["alternating", True],
     "predict_task": ["CTR", "ctr, cvr", None],
@@ -408,6 +410,7 @@ def test_bad_value_is_refused(key, value):
         {"mlp_hidden_size": [1]},
         {"topk": 5},
         {"metrics": "CTR_AUC"},
+        {"propensity_normalization": "snips"},
     ],
     ids=str,
 )
@@ -415,6 +418,13 @@ def test_edge_of_the_range_is_allowed(settings):
     result = config(**settings)
     for key, value in settings.items():
         assert result[key] in (value, [value])
+
+
+@pytest.mark.parametrize("text", ["none", "None", "~"])
+def test_no_normalization_may_be_written_in_any_way(text):
+    line = {"propensity_normalization": text}
+    assert config("ESCM2_IPS", command_line=line)["propensity_normalization"] == "none"
+    assert "propensity_normalization" not in config("DeepFM")
 
 
 @pytest.mark.parametrize(("model", "key"), [("ESMM", "task"), ("DeepFM", "dropout_prob")])
