@@ -173,12 +173,23 @@ def _all_text(values: list[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
+def _each(test: Any) -> Any:
+    """A test of a list that isn't empty: each of its values is a number that passes a test."""
+    return lambda v: bool(v) and all(type(n) in (int, float) and test(n) for n in v)
+
+
 # name: (the type to hold, a test of the value, what the message asks for)
 _TASKS = f"one of {', '.join(ALL_TASKS)}"
 _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "counterfactual_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "global_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "propensity": (
+        str,
+        lambda v: v in ("ctr_tower", "field", "oracle"),
+        "'ctr_tower', 'field' or 'oracle'",
+    ),
+    "propensity_normalization": (str, lambda v: v in ("none", "snips"), "'none' or 'snips'"),
     "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
     "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
@@ -194,6 +205,21 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
         lambda v: v in ("drop", "unconvert", "raise"),
         "'drop', 'unconvert' or 'raise'",
     ),
+    "ratings": (str, bool, "the name of a data set of ratings"),
+    "completion_rank": (int, lambda v: v >= 0, "a whole number >= 0"),
+    "completion_regularization": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
+    "cvr_levels": (
+        list,
+        lambda v: _each(lambda n: 0 <= n <= 1)(v) and v == sorted(set(v)),
+        "a list of probabilities in rising order",
+    ),
+    "cvr_shares": (list, _each(lambda n: 0 < n <= 1), "a list of shares in (0, 1]"),
+    "propensity_steps": (list, _each(lambda n: 0 <= n < 64), "a list of numbers from 0 to 63"),
+    "selection_strength": ((int, float), lambda v: 0 <= v <= 10, "a number from 0 to 10"),
+    "click_rate": ((int, float), lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "propensity_noise": ((int, float), lambda v: 0 <= v <= 10, "a number from 0 to 10"),
+    "hidden_confounding": ((int, float), lambda v: -1 < v < 1, "a number between -1 and 1"),
+    "simulation_seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
     "decision_threshold": (
         (int, float, str),
         lambda v: v == "base_rate" if isinstance(v, str) else 0 <= v <= 1,
@@ -244,9 +270,11 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     },
 }
 _OPTIONAL = (
+    "click_rate",
     "numerical_features",
     "normalize_field",
     "discretization",
+    "propensity_normalization",
     "threshold",
     "load_col",
     "unload_col",
@@ -361,6 +389,8 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []
+    if "propensity_normalization" in config:  # as text, none is read as no value
+        config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     if not all(type(k) is int and k >= 1 for k in config["topk"]):
         raise UsageError(f"topk must be a list of whole numbers >= 1, got {config['topk']!r}")
@@ -489,7 +519,7 @@ class Config(recbole.config.Config):
         if model is None:
             raise UsageError(f"which model? --model=NAME: {', '.join(context_model_names())}")
         if dataset is None:
-            raise UsageError(f"which data set? --dataset=NAME, for example {dataset_names()[-1]}")
+            raise UsageError("which data set? --dataset=NAME, for example ml-100k")
         model_class = find_model(model)
         return model_class.__name__, model_class, str(dataset)
 

@@ -31,6 +31,7 @@ __all__ = [
     "dr_risk",
     "imputation_risk",
     "ips_risk",
+    "self_normalized",
 ]
 
 
@@ -138,6 +139,28 @@ def _clicked_over_propensity(click: Tensor, propensity: Tensor) -> Tensor:
 
 def _of_clicked(error: Tensor, click: Tensor) -> Tensor:
     return torch.where(click > 0, error, 0.0)
+
+
+def self_normalized(propensity: Tensor, click: Tensor) -> Tensor:
+    """ô·(1/|D|) Σ o/ô: the propensity by which the weights o/ô of D add up to |D|.
+
+    With it each risk here becomes its self-normalised form, Σ o·x/ô / Σ o/ô in place of
+    (1/|D|) Σ o·x/ô: SNIPS (Swaminathan & Joachims, "The Self-Normalized Estimator for
+    Counterfactual Learning", NIPS 2015; for recommendation Schnabel et al., ICML 2016, section
+    3.3) for :func:`ips_risk`; for :func:`dr_risk` (1/|D|) Σ δ̂ + Σ [o(δ − δ̂)/ô] / Σ o/ô. It is
+    consistent with the true propensity, no longer unbiased, and doesn't change when all
+    propensities are wrong by one factor.
+
+    Args:
+        propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+        click: o in {0, 1}, ``[|D|]``.
+
+    Returns:
+        ``[|D|]``; may exceed 1. Without a click there is nothing to normalise: ô as it came.
+    """
+    _check(propensity=propensity, click=click)
+    total = _clicked_over_propensity(click, propensity).mean()
+    return propensity.detach() * torch.where(total > 0, total, 1.0)
 
 
 def ips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:

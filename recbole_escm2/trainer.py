@@ -245,9 +245,9 @@ class EntireSpaceTrainer(Trainer):
         predictions = self.eval_collector.predictions
         if not getattr(self.model, "has_counterfactual_risk", False) or predictions is None:
             return None
-        return WeightDiagnostics.of(
-            predictions.truth.click, predictions.of("ctr"), self.model.propensity_floor
-        )
+        truth = predictions.truth
+        propensity = predictions.of("ctr") if truth.propensity is None else truth.propensity
+        return WeightDiagnostics.of(truth.click, propensity, self.model.propensity_floor)
 
     def evaluate(
         self,

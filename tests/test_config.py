@@ -141,7 +141,7 @@ def test_data_set_properties_win_over_recboles():
     assert result["impressions"] == "pairs"
     assert result["load_col"]["inter"] == ["user_id", "item_id"]
     assert Config("ESMM", "ali-ccp")["CONVERSION_FIELD"] == "purchase"
-    assert dataset_names() == ["ali-ccp", "ali-ccp-sim", "ml-100k"]
+    assert dataset_names() == ["ali-ccp", "ali-ccp-sim", "ml-100k", "ml-100k-semi"]
 
 
 @pytest.mark.parametrize("name", context_model_names())
@@ -319,6 +319,8 @@ BAD = {
     "counterfactual_weight": [-0.1, "much", True, None, math.nan, math.inf],
     "global_weight": [-1, [1], False, math.inf],
     "propensity_floor": [1, 1.5, -0.01, "low"],
+    "propensity": ["ctr", 1, None],
+    "propensity_normalization": ["SNIPS", True],
     "imputation": ["both", 1, None],
     "imputation_schedule": ["alternating", True],
     "predict_task": ["CTR", "ctr, cvr", None],
@@ -350,6 +352,17 @@ BAD = {
     "topk": [[], [0], [-1], 0, "ten", None, [5, 2.5], [True], ["a"], (5, 10)],
     "eval_args": ["RO", 5, ["split"]],
     "output_dir": ["", 7, None],
+    "ratings": ["", 7, None],
+    "completion_rank": [-1, 1.5, "full", None],
+    "completion_regularization": [0, -1, math.inf, None],
+    "cvr_levels": [[], [0.5, 0.1], [0.1, 0.1], [-0.1, 0.5], [0.5, 1.5], ["low"], [True], 0.5, None],
+    "cvr_shares": [[], [0.0, 1.0], [1.5], ["half"], 1, None],
+    "propensity_steps": [[], [-1], [64], ["far"], 4, None],
+    "selection_strength": [-0.1, 11, "strong", True, None],
+    "click_rate": [0, 1, -0.1, "few", True],
+    "propensity_noise": [-0.1, math.inf, None],
+    "hidden_confounding": [-1, 1, "some", None],
+    "simulation_seed": [-1, 2**31, 0.5, None],
 }
 
 WITHOUT_RULE = [
@@ -397,6 +410,7 @@ def test_bad_value_is_refused(key, value):
         {"mlp_hidden_size": [1]},
         {"topk": 5},
         {"metrics": "CTR_AUC"},
+        {"propensity_normalization": "snips"},
     ],
     ids=str,
 )
@@ -404,6 +418,13 @@ def test_edge_of_the_range_is_allowed(settings):
     result = config(**settings)
     for key, value in settings.items():
         assert result[key] in (value, [value])
+
+
+@pytest.mark.parametrize("text", ["none", "None", "~"])
+def test_no_normalization_may_be_written_in_any_way(text):
+    line = {"propensity_normalization": text}
+    assert config("ESCM2_IPS", command_line=line)["propensity_normalization"] == "none"
+    assert "propensity_normalization" not in config("DeepFM")
 
 
 @pytest.mark.parametrize(("model", "key"), [("ESMM", "task"), ("DeepFM", "dropout_prob")])

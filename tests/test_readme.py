@@ -22,8 +22,8 @@ def test_the_variant_is_short(variant):
 
 
 def test_the_variant_runs_as_printed(variant, program, tmp_path):
-    (tmp_path / "snips.py").write_text(variant)
-    (command,) = re.findall(r"run_recbole_escm2\.py (--model=snips:\S+ --dataset=\S+)", README)
+    (tmp_path / "crm.py").write_text(variant)
+    (command,) = re.findall(r"run_recbole_escm2\.py (--model=crm:.+)", README)
     done = program(*command.split(), "--impression_sample=0.03", "--epochs=1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^CTCVR_AUC: 0\.\d+$", done.stdout, re.MULTILINE)
@@ -31,8 +31,8 @@ def test_the_variant_runs_as_printed(variant, program, tmp_path):
 
 def test_the_variant_runs_as_a_class(variant, settings):
     names: dict = {}
-    exec(compile(variant, "snips.py", "exec"), names)
-    outcome = run(names["ESCM2_SNIPS"], "tiny", config_dict=settings, saved=False)
+    exec(compile(variant, "crm.py", "exec"), names)
+    outcome = run(names["ESCM2_CRM"], "tiny", config_dict=settings, saved=False)
     assert 0 < outcome["test_result"]["CTCVR_AUC"] < 1
 
 

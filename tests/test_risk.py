@@ -15,6 +15,7 @@ from recbole_escm2.risk import (
     dr_risk,
     imputation_risk,
     ips_risk,
+    self_normalized,
 )
 
 many = settings(deadline=None, max_examples=150, derandomize=True)
@@ -569,6 +570,70 @@ def test_the_bias_that_a_floor_adds(batch, floor):
     bias = np.mean(error * (ctr / np.maximum(ctr, floor) - 1))
     assert mean - error.mean() == pytest.approx(bias, rel=1e-9, abs=1e-9)
     assert bias <= 0
+
+
+# ------------------------------------------------------------------ self-normalised weights
+
+samples = batches(positive, positive, st.sampled_from([0.0, 1.0]), floats(2**-4, 1))
+
+
+def columns_of(batch):
+    return (torch.from_numpy(column) for column in doubles(batch))
+
+
+@many
+@given(samples)
+def test_self_normalised_weights_add_up_to_the_impressions(batch):
+    _, _, click, propensity = columns_of(batch)
+    weight = click / self_normalized(propensity, click)
+    if click.any():
+        assert weight.sum().item() == pytest.approx(len(click))
+    else:
+        assert torch.equal(self_normalized(propensity, click), propensity)
+
+
+@many
+@given(samples, floats(2**-7, 2**7))
+def test_a_constant_factor_in_the_propensity_changes_no_self_normalised_risk(batch, factor):
+    error, imputed, click, propensity = columns_of(batch)
+    for risk in (
+        lambda p: ips_risk(error, click, self_normalized(p, click)),
+        lambda p: dr_risk(error, imputed, click, self_normalized(p, click)),
+        lambda p: imputation_risk(error, imputed, click, self_normalized(p, click)),
+    ):
+        assert risk(factor * propensity).item() == pytest.approx(risk(propensity).item(), rel=1e-9)
+
+
+def test_self_normalised_risks_by_hand():
+    """Weights 4 and 2: of |D| = 4 they become 8/3 and 4/3, ô 3/8 and 3/4."""
+    click, error, imputed = tensor(CLICK), tensor(ERROR), tensor(IMPUTED)
+    propensity = self_normalized(tensor(PROPENSITY), click)
+    assert propensity[click > 0].tolist() == approx([3 / 8, 3 / 4])
+    assert ips_risk(error, click, propensity).item() == approx((4 * 0.5 + 2 * 2) / 6)
+    by_hand = 4.75 / 4 + (4 * (0.5 - 0.25) + 2 * (2 - 3)) / 6
+    assert dr_risk(error, imputed, click, propensity).item() == approx(by_hand)
+    assert imputation_risk(error, imputed, click, propensity).item() == approx(
+        (4 * 0.25**2 + 2 * 1) / 6
+    )
+
+
+@few
+@given(batches(positive, positive, floats(2**-4, 1), max_size=8))
+def test_a_right_imputation_keeps_self_normalised_dr_right(batch):
+    error, ctr, propensity = columns_of(batch)
+    for click in (torch.zeros_like(ctr), torch.ones_like(ctr), (ctr > ctr.median()).double()):
+        risk = dr_risk(error, error, click, self_normalized(propensity, click))
+        assert risk.item() == pytest.approx(error.mean().item())
+
+
+def test_self_normalising_cuts_the_gradient():
+    propensity = tensor(PROPENSITY, grad=True)
+    assert not self_normalized(propensity, tensor(CLICK)).requires_grad
+
+
+def test_self_normalising_refuses_other_shapes():
+    with pytest.raises(ValueError, match="one length"):
+        self_normalized(torch.ones(3), torch.ones(2))
 
 
 def test_binary_cross_entropy_refuses_broadcasting():

@@ -19,6 +19,7 @@ from recbole_escm2.data.labels import LABEL_SOURCE, label_columns
 from recbole_escm2.data.sources import open_store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.predictions import Truth
+from recbole_escm2.model.entire_space import propensity_field
 
 _SAMPLE_SEED = 2022  # of impression_sample: D stays the same for every seed of a run
 
@@ -41,7 +42,8 @@ class EntireSpaceDataset(Dataset):
     The data is in a column store, which is made when a data set is used for the first time. Rows
     are read when a batch asks for them; a split holds their positions only. Label columns are
     checked and kept out of the features. Columns of potential outcomes are kept out of the batches
-    altogether: :attr:`truth` has them, for the evaluator.
+    altogether: :attr:`truth` has them, for the evaluator. The one column that a model weighs
+    clicks by, where config ``propensity`` says so, is in the batches of train.
 
     Config keys: the groups "Labels", "Potential outcomes" and "Data" of
     ``properties/overall.yaml``.
@@ -237,6 +239,7 @@ class EntireSpaceDataset(Dataset):
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )
         train = parts[0]
+        self._show_propensity(train)
         if not train.truth.click.any():
             raise UsageError(
                 f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
@@ -246,6 +249,20 @@ class EntireSpaceDataset(Dataset):
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
         return parts
+
+    def _show_propensity(self, train: EntireSpaceDataset) -> None:
+        field, choice = propensity_field(self.config), self.config["propensity"]
+        if field is None:
+            return
+        assert train.truth is not None
+        if train.truth.propensity is None:
+            instead = "a simulation (ml-100k-semi, ali-ccp-sim)" if choice == "oracle" else "a log"
+            raise UsageError(
+                f"propensity: {choice} weighs clicks by the column '{field}', which data set "
+                f"'{self.dataset_name}' doesn't have: it takes {instead} to know it. propensity: "
+                "ctr_tower estimates it"
+            )
+        train.inter_feat[field] = torch.from_numpy(train.truth.propensity)
 
     def _set_outcomes_apart(self) -> None:
         config, group = self.config, self.store.schema["group"]
@@ -257,6 +274,7 @@ class EntireSpaceDataset(Dataset):
             potential_conversion=column(config["POTENTIAL_CONVERSION_FIELD"]),
             true_ctr=column(config["TRUE_CTR_FIELD"]),
             true_cvr=column(config["TRUE_CVR_FIELD"]),
+            propensity=column(propensity_field(config)),
         )
 
     def counts(self) -> dict[str, int]:

@@ -117,6 +117,10 @@ class AtomicFiles(Dataset):
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         super()._load_data(token, dataset_path)
+        self._label_impressions()
+
+    def _label_impressions(self) -> None:
+        """Make D and its labels of what the files hold."""
         pairs = self.config["impressions"] == "pairs"
         if pairs:
             self._click_every_row()
@@ -311,7 +315,11 @@ class AtomicFiles(Dataset):
         self.inter_feat[self.click_field] = 1.0
         self._set_label_property(self.click_field)
 
-    def _expand_to_pairs(self) -> None:
+    def _pair_up(self) -> tuple[pd.DataFrame, np.ndarray]:
+        """Make D all pairs of users and items; returns the rows that there were, and which of them
+        each pair has (−1 for none), as :func:`all_pairs`.
+        """
+
         def ids(feat: pd.DataFrame | None, field: str) -> np.ndarray:
             source = self.inter_feat if feat is None else feat
             return source[field].dropna().astype(object).unique()
@@ -324,11 +332,17 @@ class AtomicFiles(Dataset):
             ids(self.user_feat, self.uid_field),
             ids(self.item_feat, self.iid_field),
         )
-        labels = (self.click_field, self.conversion_field)
-        for field in labels:
+        return rated, row
+
+    def _expand_to_pairs(self) -> None:
+        rated, row = self._pair_up()
+        for field in (self.click_field, self.conversion_field):
             self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], 0.0)
-        # What stands in a row is known for rated pairs alone: as a feature it would be the label.
-        for field in set(rated) - {self.uid_field, self.iid_field, *labels}:
+        self._forget_row_columns(rated)
+
+    def _forget_row_columns(self, rated: pd.DataFrame) -> None:
+        """Drop what stands in a row: known for rated pairs alone, it would tell the label."""
+        for field in set(rated) - set(self.inter_feat):
             self._forget(field)
 
     def _derive_conversion(self) -> None:

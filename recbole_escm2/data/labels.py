@@ -22,32 +22,40 @@ _SHOWN = 5  # faulty rows that a message names
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """A column that is known after the impression only, and so never is a feature.
+    """A column that never is a feature, because it is known after the impression only or a weight.
 
     Attributes:
         field: the column's name.
         probability: whether it holds probabilities instead of 0 and 1.
+        positive: whether it may not be 0, because something is divided by it.
     """
 
     field: str
     probability: bool = False
+    positive: bool = False
 
     def is_valid(self, value: np.ndarray) -> np.ndarray:
         """Which numbers are allowed."""
         if self.probability:
-            return (value >= 0) & (value <= 1)
+            return ((value > 0) if self.positive else (value >= 0)) & (value <= 1)
         return (value == 0) | (value == 1)
 
     @property
     def wanted(self) -> str:
         """What is allowed, for a message."""
-        return "a probability in [0, 1]" if self.probability else "0 or 1"
+        if self.probability:
+            return "a probability in (0, 1]" if self.positive else "a probability in [0, 1]"
+        return "0 or 1"
 
 
 def label_columns(config: Any) -> list[LabelColumn]:
     """The label columns that a config names."""
     return [
-        LabelColumn(config[key], probability=key.startswith("TRUE_"))
+        LabelColumn(
+            config[key],
+            probability=key.startswith(("TRUE_", "PROPENSITY_")),
+            positive=key == "PROPENSITY_FIELD",
+        )
         for key in LABEL_KEYS
         if config[key] is not None
     ]

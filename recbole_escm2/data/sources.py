@@ -47,6 +47,7 @@ class Source(Protocol):
 SOURCES = {
     "atomic": "recbole_escm2.data.atomic_source",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
+    "semi_synthetic": "recbole_escm2.data.semi_synthetic.source",
 }
 
 

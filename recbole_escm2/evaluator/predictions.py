@@ -30,6 +30,7 @@ class Truth:
         potential_conversion: r had the impression been clicked, where the data holds it.
         true_ctr: P(o = 1), where the data holds it.
         true_cvr: P(r = 1 | do(o = 1)), where the data holds it.
+        propensity: ô of the data, where the model weighs clicks by it.
     """
 
     click: Array
@@ -38,6 +39,7 @@ class Truth:
     potential_conversion: Array | None = None
     true_ctr: Array | None = None
     true_cvr: Array | None = None
+    propensity: Array | None = None
 
 
 @dataclass(frozen=True)

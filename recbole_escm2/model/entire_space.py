@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from logging import getLogger
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model.embedding import pool_bag
 from recbole_escm2.model.tower import Tower, evaluate
-from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk
+from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk, self_normalized
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Impressions:
         click: o in {0, 1}.
         conversion: r where o = 1, and 0 elsewhere, whatever the data says there.
         logit: the logit of each tower by its name (``ctr``, ``cvr``, …), float32.
-        propensity: ô as a weight: floored, and without gradient.
+        propensity: ô as a weight: floored, normalised where that is asked for, without gradient.
     """
 
     click: Tensor
@@ -94,6 +95,15 @@ class EntireSpaceRecommender(ContextRecommender):
         self._label_fields = {config[key] for key in LABEL_KEYS}
         self.predict_task: str = config["predict_task"]
         self.propensity_floor: float = config["propensity_floor"]
+        self.propensity_normalization: str = config["propensity_normalization"]
+        #: Column of the batch that holds ô; None where it is the CTR tower's prediction.
+        self.propensity_field: str | None = propensity_field(config)
+        if self.propensity_field and config["propensity"] == "oracle":
+            getLogger().warning(
+                f"propensity: oracle weighs clicks by their true probability "
+                f"'{self.propensity_field}', which only a simulation knows: a bound to compare "
+                "with, not a method that real data could have"
+            )
         self.risk_weight: dict[str, float] = {
             "ctr": 1.0,
             "cvr": config["counterfactual_weight"],
@@ -167,8 +177,15 @@ class EntireSpaceRecommender(ContextRecommender):
         return super().embed_input_fields(_WithBags(interaction, self.token_seq_field_names))
 
     def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
-        """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``."""
-        return torch.sigmoid(logit["ctr"].detach()).clamp(min=self.propensity_floor)
+        """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``.
+
+        ô is, by config ``propensity``, the prediction of the CTR tower or a column of the batch.
+        """
+        if self.propensity_field is None:
+            propensity = torch.sigmoid(logit["ctr"].detach())
+        else:
+            propensity = interaction[self.propensity_field].float()
+        return propensity.clamp(min=self.propensity_floor)
 
     def impressions(self, interaction: Any) -> Impressions:
         """The labels, logits and propensities of a batch."""
@@ -176,7 +193,10 @@ class EntireSpaceRecommender(ContextRecommender):
         # Also keeps a label that means nothing out of o·r and of the gradient of δ.
         conversion = torch.where(click > 0, interaction[self.conversion_field].float(), 0.0)
         logit = self(interaction)
-        return Impressions(click, conversion, logit, self.propensity(logit, interaction))
+        propensity = self.propensity(logit, interaction)
+        if self.propensity_normalization == "snips":
+            propensity = self_normalized(propensity, click)
+        return Impressions(click, conversion, logit, propensity)
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor | None:
         """L_CVR as a scalar, or None where the model has no such term (ESMM)."""
@@ -185,8 +205,7 @@ class EntireSpaceRecommender(ContextRecommender):
     @property
     def has_counterfactual_risk(self) -> bool:
         """Whether the model has an L_CVR, and so a weight to look after."""
-        own, base = type(self).counterfactual_risk, EntireSpaceRecommender.counterfactual_risk
-        return own is not base
+        return _weighs_clicks(type(self))
 
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
         """The unweighted risks ``ctr``, ``cvr`` (where there is one) and ``ctcvr``, scalars.
@@ -239,3 +258,25 @@ class EntireSpaceRecommender(ContextRecommender):
     def predict(self, interaction: Any) -> Tensor:
         """The probability of the task that config ``predict_task`` names, ``[|D|]``."""
         return self.predict_tasks(interaction)[self.predict_task]
+
+
+def _weighs_clicks(model_class: type) -> bool:
+    base = EntireSpaceRecommender
+    return (
+        issubclass(model_class, base)
+        and model_class.counterfactual_risk is not base.counterfactual_risk
+    )
+
+
+def propensity_field(config: Any) -> str | None:
+    """The column that a model's weights are made of, by config ``propensity``.
+
+    None where the CTR tower's prediction is the propensity, or the model has no weights.
+    """
+    key = {"field": "PROPENSITY_FIELD", "oracle": "TRUE_CTR_FIELD"}.get(config["propensity"])
+    if key is None or not _weighs_clicks(config.model_class):
+        return None
+    if config[key] is None:
+        raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")
+    field: str = config[key]
+    return field

@@ -27,6 +27,10 @@ class ESCM2_DR(EntireSpaceRecommender):
       δ̂ = BCE(r̃, r̂). r̃ is a constant in R_DR and r̂ one in R_imp, so that the gradient of R_DR
       reaches r̂ on unclicked impressions too.
 
+    With ``propensity_normalization: snips`` both are self-normalised over the batch, after SNIPS
+    (Swaminathan & Joachims, NIPS 2015): R_DR = (1/|D|) Σ δ̂ + Σ (o/ô)(δ − δ̂) / Σ o/ô, and
+    R_imp = Σ (o/ô)(δ − δ̂)² / Σ o/ô. R_DR stays right with a right δ̂.
+
     ``imputation_schedule`` says when: ``joint``, all risks in one step, or ``alternate``, for each
     batch a step of the imputation tower and the embedding on λc·R_imp, then a step of everything
     else, the embedding included, on the remaining risks. The two share one optimizer. A variant

@@ -11,8 +11,11 @@ class ESCM2_IPS(EntireSpaceRecommender):
 
     Hao Wang et al., "ESCM²: Entire Space Counterfactual Multi-Task Model for Post-Click Conversion
     Rate Estimation", SIGIR 2022, section 4 (R_IPS). The propensity is the CTR tower's own
-    prediction, floored and without gradient. At a click rate below the floor most weights are
-    equal, and the risk is nearly the click-space one.
+    prediction (or what config ``propensity`` says), floored and without gradient. At a click rate
+    below the floor most weights are equal, and the risk is nearly the click-space one.
+
+    With ``propensity_normalization: snips`` R_IPS = Σ (o/ô)·δ / Σ o/ô over the batch
+    (Swaminathan & Joachims, NIPS 2015): the weights add up to |D|.
     """
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor:

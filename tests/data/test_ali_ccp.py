@@ -101,6 +101,17 @@ def test_splits_labels_and_truth(configure, simulated):
     assert torch.equal(batch["click"], torch.from_numpy(train.truth.click[:5]).float())
 
 
+def test_the_truth_of_train_is_a_weight_for_the_oracle_alone(configure):
+    for choice, shown in (("ctr_tower", set()), ("oracle", {"true_ctr"})):
+        train, valid, _ = EntireSpaceDataset(configure("ESCM2_IPS", propensity=choice)).build()
+        for part in (train, valid):
+            assert len(part.truth.true_ctr) == len(part)
+            assert part.truth.true_cvr.mean() == pytest.approx(0.3, abs=0.1)
+        assert set(TRUTH_COLUMNS) & set(train[:4]) == shown
+        assert not set(TRUTH_COLUMNS) & set(valid[:4])
+    assert torch.equal(train[:9]["true_ctr"], torch.from_numpy(train.truth.true_ctr[:9]))
+
+
 def test_impressions_of_one_common_row_are_ranked_together(configure):
     test = EntireSpaceDataset(configure()).build()[2]
     features = test[torch.arange(len(test))]

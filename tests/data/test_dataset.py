@@ -585,7 +585,10 @@ def test_missing_folder_names_what_there_is(toy):
     with pytest.raises(UsageError) as caught:
         EntireSpaceDataset(config)
     message = str(caught.value)
-    assert "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, ml-100k, shop." in message
+    assert (
+        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, ml-100k, ml-100k-semi, shop."
+        in message
+    )
     assert f"put its atomic files into {toy.folder} (toy.inter" in message
     assert "--data_path" in message
 

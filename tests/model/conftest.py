@@ -42,7 +42,10 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def impressions_path(tmp_path_factory):
-    """Atomic files of the data sets ``shop``, ``tokens`` (its labels declared so) and ``rows``."""
+    """Atomic files of the data sets ``shop``, ``tokens`` (its labels declared so) and ``rows``.
+
+    The first two have a logged propensity.
+    """
     root = tmp_path_factory.mktemp("impressions")
     draw = np.random.default_rng(7)
 
@@ -56,10 +59,12 @@ def impressions_path(tmp_path_factory):
     users = [[f"u{i}", draw.integers(18, 70)] for i in range(20)]
     items = [[f"i{i}", tags(), round(draw.uniform(1, 9), 2)] for i in range(15)]
     pairs = [[f"u{draw.integers(20)}", f"i{draw.integers(15)}"] for _ in range(240)]
-    shown = [[*pair, *label] for pair, label in zip(pairs, labels(240), strict=True)]
+    logged = [round(0.05 + 0.9 * (n * 37 % 240) / 240, 4) for n in range(240)]
+    shown = [[*p, *o_r, w] for p, o_r, w in zip(pairs, labels(240), logged, strict=True)]
     plain = [[tags(), f"k{draw.integers(5)}", round(draw.normal(), 3), *o_r] for o_r in labels(120)]
     for name, kind in {"shop": "float", "tokens": "token"}.items():
         header = ["user_id:token", "item_id:token", f"click:{kind}", f"conversion:{kind}"]
+        header += [f"propensity:{kind}"]
         write(root / name, "inter", header, shown)
         write(root / name, "user", ["user_id:token", "age:float"], users)
         write(root / name, "item", ["item_id:token", "tags:token_seq", "price:float"], items)

@@ -15,6 +15,17 @@ VARIANTS = {
     "ESCM2_IPS": ("ESCM2_IPS", {}),
     "ESCM2_DR-error": ("ESCM2_DR", {"imputation": "error"}),
     "ESCM2_DR-label": ("ESCM2_DR", {"imputation": "label"}),
+    "ESCM2_IPS-snips": ("ESCM2_IPS", {"propensity_normalization": "snips"}),
+    "ESCM2_IPS-field": ("ESCM2_IPS", {"propensity": "field"}),
+    "ESCM2_IPS-oracle": (
+        "ESCM2_IPS",
+        {"propensity": "oracle", "TRUE_CTR_FIELD": "propensity", "PROPENSITY_FIELD": None},
+    ),
+    "ESCM2_DR-error-snips": ("ESCM2_DR", {"propensity_normalization": "snips"}),
+    "ESCM2_DR-label-field-snips": (
+        "ESCM2_DR",
+        {"imputation": "label", "propensity": "field", "propensity_normalization": "snips"},
+    ),
 }
 COUNTERFACTUAL = [name for name in VARIANTS if name != "ESMM"]
 DR = [name for name in VARIANTS if name.startswith("ESCM2_DR")]
@@ -76,7 +87,7 @@ def test_each_risk_moves_its_own_towers_only(make, variant):
     model, batch = make(variant)
     risks = model.task_risks(batch)
     expected = {"ctr": {"ctr", "embedding"}, "ctcvr": {"ctr", "cvr", "embedding"}}
-    if variant == "ESCM2_IPS":
+    if variant.startswith("ESCM2_IPS"):
         expected["cvr"] = {"cvr", "embedding"}  # rule 1: not ctr
     if variant in DR:
         expected["cvr"] = {"cvr", "imputation", "embedding"}

@@ -156,7 +156,7 @@ def test_labels_declared_as_tokens_are_no_features_in_our_data_set(build):
 @pytest.mark.parametrize("name", MODELS)
 def test_labels_among_the_features_are_refused(configure, name):
     config = configure(name, "tokens")
-    with pytest.raises(UsageError, match=r"click, conversion is among the features of tokens"):
+    with pytest.raises(UsageError, match=r"click, conversion, propensity is among the features"):
         config.model_class(config, Dataset(config))
 
 
@@ -470,6 +470,8 @@ KEYS = {
     "counterfactual_weight": WEIGHT,
     "global_weight": WEIGHT,
     "propensity_floor": (0.9, [-0.1, 1, math.nan, True, "x", None]),
+    "propensity": ("field", ["logged", "", 1, None]),
+    "propensity_normalization": ("snips", ["SNIPS", "", 1, True]),
     "imputation": ("label", ["both", "", 1, None]),
     "imputation_schedule": ("alternate", ["sometimes", "", 1, None]),
 }
@@ -512,7 +514,9 @@ def test_defaults_are_the_papers(configure):
     expected = {
         "counterfactual_weight": 0.1,
         "global_weight": 1,
+        "propensity": "ctr_tower",
         "propensity_floor": 0.1,
+        "propensity_normalization": "none",
         "imputation": "error",
         "imputation_schedule": "joint",
         "predict_task": "ctcvr",

@@ -1,0 +1,1 @@
+"""Semi-synthetic entire spaces: real users, items and tastes, simulated clicks and conversions."""

@@ -1,0 +1,130 @@
+"""Ratings as a semi-synthetic entire space: completed, then clicked and converted by simulation."""
+
+from __future__ import annotations
+
+import copy
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recbole
+
+from recbole_escm2.data import atomic_source
+from recbole_escm2.data.frames import AtomicFiles, atomic_files
+from recbole_escm2.data.labels import numbers
+from recbole_escm2.data.semi_synthetic.completion import complete_ratings
+from recbole_escm2.data.semi_synthetic.outcomes import OutcomeRule, outcome_rule
+from recbole_escm2.data.store import StoreWriter
+from recbole_escm2.errors import UsageError
+
+_NOTE = (
+    "users, items and their features are real, every click and conversion is simulated with a "
+    "known probability; numbers on it say nothing about real clicks"
+)
+_KEYS = (
+    "ratings",
+    "RATING_FIELD",
+    "completion_rank",
+    "completion_regularization",
+    *OutcomeRule.__dataclass_fields__,
+)
+
+
+def _of_ratings(config: Any) -> Any:
+    """The config of the data set that the ratings are of."""
+    name = config["ratings"]
+    if name == "ml-100k":  # as RecBole, which ships it
+        path = Path(recbole.__file__).parent / "dataset_example" / name
+    else:
+        path = Path(config["data_path"]).parent / name
+    own = copy.copy(config)
+    own.final_config_dict = {
+        **config.final_config_dict,
+        "dataset": name,
+        "data_path": str(path),
+    }
+    return own
+
+
+def files(config: Any) -> list[Path]:
+    """The atomic files of the ratings."""
+    return atomic_files(_of_ratings(config))
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The keys of atomic files, of the completion and of the outcomes."""
+    return atomic_source.settings(config) | {key: config[key] for key in _KEYS}
+
+
+def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
+    """Read the ratings, complete them, draw the outcomes, and write the store."""
+    rule = outcome_rule(config)
+    getLogger().info(
+        f"completing the ratings of {config['ratings']} and simulating clicks and conversions on "
+        "every pair, which happens once"
+    )
+    data = SemiSyntheticFiles(_of_ratings(config), rule)
+    with StoreWriter(target) as store:
+        store.commit({**schema, "simulated": {"note": _NOTE}, **data.write(store)})
+
+
+class SemiSyntheticFiles(AtomicFiles):
+    """Every pair of a user and an item, with simulated outcomes, before any split.
+
+    Args:
+        config: a settled config, of the data set that the ratings are of.
+        rule: how completed ratings become outcomes.
+
+    Raises:
+        UsageError: as :class:`AtomicFiles`, or a rating that is no number.
+    """
+
+    def __init__(self, config: Any, rule: OutcomeRule) -> None:
+        self._rule = rule
+        super().__init__(config)
+
+    def _label_impressions(self) -> None:
+        if self.benchmark_filename_list is not None:
+            raise UsageError("a semi-synthetic data set makes D itself, it can't be pre-split")
+        field = self.config["RATING_FIELD"]
+        if field not in self.inter_feat:
+            raise UsageError(
+                f"data set '{self.dataset_name}' has no column '{field}' (RATING_FIELD) among "
+                f"{', '.join(self.inter_feat)}"
+            )
+        rated, row = self._pair_up()
+        score = self._completed(numbers(rated[field]), row)
+        outcomes = self._rule.draw(score)
+        for key, values in {
+            "CLICK_FIELD": outcomes.click,
+            "CONVERSION_FIELD": outcomes.conversion,
+            "POTENTIAL_CONVERSION_FIELD": outcomes.potential_conversion,
+            "TRUE_CTR_FIELD": outcomes.true_ctr,
+            "TRUE_CVR_FIELD": outcomes.true_cvr,
+        }.items():
+            if self.config[key]:
+                self.inter_feat[self.config[key]] = values.astype(np.float64)
+                self._set_label_property(self.config[key])
+        self._forget_row_columns(rated)
+
+    def _completed(self, rating: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """The completed rating of each pair, in the order of the pairs."""
+        there = np.flatnonzero(row >= 0)
+        known = rating[row[there]]
+        if not np.isfinite(known).all():
+            missing = row[there[~np.isfinite(known)]]
+            raise UsageError(
+                f"'{self.config['RATING_FIELD']}' is no number in {len(missing):,} rows: "
+                f"{self._locate(np.sort(missing))}"
+            )
+        items = self.inter_feat[self.iid_field].nunique()
+        return complete_ratings(
+            there // items,
+            there % items,
+            known,
+            (len(row) // items, items),
+            rank=self.config["completion_rank"],
+            regularization=self.config["completion_regularization"],
+            seed=self.config["simulation_seed"],
+        ).ravel()
