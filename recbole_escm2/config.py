@@ -171,6 +171,7 @@ _TASKS = f"one of {', '.join(ALL_TASKS)}"
 _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "counterfactual_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "global_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "counterfactual_prior_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),

@@ -232,7 +232,10 @@ class EntireSpaceTrainer(Trainer):
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
         predictions = self.eval_collector.predictions
-        if not getattr(self.model, "has_counterfactual_risk", False) or predictions is None:
+        weighs = getattr(self.model, "has_counterfactual_risk", False) and (
+            self.model.weighs_by_propensity
+        )
+        if not weighs or predictions is None:
             return None
         return WeightDiagnostics.of(
             predictions.truth.click, predictions.of("ctr"), self.model.propensity_floor

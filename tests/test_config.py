@@ -319,6 +319,7 @@ BAD = {
     "counterfactual_weight": [-0.1, "much", True, None, math.nan, math.inf],
     "global_weight": [-1, [1], False, math.inf],
     "propensity_floor": [1, 1.5, -0.01, "low"],
+    "counterfactual_prior_weight": [-0.1, math.inf, "low", True, None],
     "imputation": ["both", 1, None],
     "imputation_schedule": ["alternating", True],
     "predict_task": ["CTR", "ctr, cvr", None],

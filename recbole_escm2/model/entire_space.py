@@ -70,7 +70,8 @@ class EntireSpaceRecommender(ContextRecommender):
     * :meth:`counterfactual_risk`: L_CVR from an :class:`Impressions`. None (here): no such term.
     * :attr:`tower_names`: the towers to build; their logits are in ``Impressions.logit``.
     * :meth:`build_tower`: another tower than an MLP.
-    * :meth:`propensity`: another weight than the floored ô.
+    * :meth:`propensity`: another weight than the floored ô; :attr:`weighs_by_propensity`: none.
+    * :attr:`has_global_risk`: False for a model without L_CTCVR.
     * :meth:`risks`: other terms than the three (weighted by :attr:`risk_weight`, else by 1).
     * :meth:`loss_steps`: more than one optimizer step a batch.
     * :attr:`default_config`: config keys of its own and their defaults.
@@ -83,6 +84,10 @@ class EntireSpaceRecommender(ContextRecommender):
 
     #: Names of the towers; ``ctr`` and ``cvr`` are always needed.
     tower_names: ClassVar[tuple[str, ...]] = ("ctr", "cvr")
+    #: Whether the loss has L_CTCVR.
+    has_global_risk: ClassVar[bool] = True
+    #: Whether the counterfactual risk, where there is one, divides by the propensity.
+    weighs_by_propensity: ClassVar[bool] = True
     #: Config keys that a model adds, with their defaults; a subclass inherits its parents'.
     default_config: ClassVar[dict[str, Any]] = {}
 
@@ -184,12 +189,12 @@ class EntireSpaceRecommender(ContextRecommender):
 
     @property
     def has_counterfactual_risk(self) -> bool:
-        """Whether the model has an L_CVR, and so a weight to look after."""
+        """Whether the model has an L_CVR."""
         own, base = type(self).counterfactual_risk, EntireSpaceRecommender.counterfactual_risk
         return own is not base
 
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
-        """The unweighted risks ``ctr``, ``cvr`` (where there is one) and ``ctcvr``, scalars.
+        """The unweighted risks ``ctr``, ``cvr`` and ``ctcvr`` (where there are), scalars.
 
         Args:
             impressions: the batch.
@@ -200,7 +205,9 @@ class EntireSpaceRecommender(ContextRecommender):
         counterfactual = (cvr_risk or self.counterfactual_risk)(impressions)
         if counterfactual is not None:
             risks["cvr"] = counterfactual
-        risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], click * impressions.conversion)
+        if self.has_global_risk:
+            ctcvr = click * impressions.conversion
+            risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], ctcvr)
         return risks
 
     def weighted(self, risks: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,32 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_escm2.errors import UsageError, did_you_mean
-from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM, EntireSpaceRecommender
+from recbole_escm2.model import (
+    DCMT,
+    ESCM2_DR,
+    ESCM2_IPS,
+    ESCM2_MRDR,
+    ESMM,
+    MTL_DR,
+    MTL_EIB,
+    MTL_IMP,
+    MTL_IPS,
+    EntireSpaceRecommender,
+    Naive,
+)
 
-MODELS: tuple[type[EntireSpaceRecommender], ...] = (ESMM, ESCM2_IPS, ESCM2_DR)
+MODELS: tuple[type[EntireSpaceRecommender], ...] = (
+    ESMM,
+    ESCM2_IPS,
+    ESCM2_DR,
+    ESCM2_MRDR,
+    DCMT,
+    Naive,
+    MTL_IMP,
+    MTL_EIB,
+    MTL_IPS,
+    MTL_DR,
+)
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "

@@ -469,10 +469,13 @@ KEYS = {
     "sparse_embedding": (True, [1, "x", None]),
     "counterfactual_weight": WEIGHT,
     "global_weight": WEIGHT,
+    "counterfactual_prior_weight": WEIGHT,
     "propensity_floor": (0.9, [-0.1, 1, math.nan, True, "x", None]),
     "imputation": ("label", ["both", "", 1, None]),
     "imputation_schedule": ("alternate", ["sometimes", "", 1, None]),
 }
+# The model that has a key, where ESCM2_DR hasn't.
+MODEL_OF = {"counterfactual_prior_weight": "DCMT"}
 
 
 def documented_keys():
@@ -487,13 +490,13 @@ def test_every_documented_key_is_tested_here():
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, (_, bad) in KEYS.items() for v in bad])
 def test_a_bad_value_is_refused_by_the_name_of_its_key(configure, key, value):
     with pytest.raises(UsageError, match=f"{key} must be"):
-        configure("ESCM2_DR", **{key: value})
+        configure(MODEL_OF.get(key, "ESCM2_DR"), **{key: value})
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_has_an_effect(build, key):
     def behaviour(**settings):
-        built = build("ESCM2_DR", **settings)
+        built = build(MODEL_OF.get(key, "ESCM2_DR"), **settings)
         torch.manual_seed(1)
         steps = list(built.model.loss_steps(built.batch))
         for step in steps:
