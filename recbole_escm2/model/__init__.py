@@ -1,5 +1,6 @@
 """The models, and the base class that new ones are derived from."""
 
+from recbole_escm2.model.aitm import AITM
 from recbole_escm2.model.dcmt import DCMT
 from recbole_escm2.model.entire_space import EntireSpaceRecommender, Impressions
 from recbole_escm2.model.escm2_dr import ESCM2_DR
@@ -13,6 +14,7 @@ from recbole_escm2.model.mtl_ips import MTL_IPS
 from recbole_escm2.model.naive import Naive
 
 __all__ = [
+    "AITM",
     "DCMT",
     "ESCM2_DR",
     "ESCM2_IPS",

@@ -12,10 +12,11 @@ from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
-from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
-from recbole_escm2.model.embedding import pool_bag
+from recbole_escm2.model import backbone
+from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.embedding import WithBags, pool_bags
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk
 
@@ -42,20 +43,6 @@ class Impressions:
         return binary_cross_entropy(self.conversion, self.logit["cvr"])
 
 
-class _WithBags:
-    """A batch whose multi-valued fields are bags, whatever it holds them as."""
-
-    def __init__(self, interaction: Any, fields: list[str]) -> None:
-        self._interaction = interaction
-        self._bags = getattr(interaction, "bags", {})
-        self._fields = frozenset(fields)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._fields:
-            return self._interaction[name]
-        return self._bags[name] if name in self._bags else Bags.of_padded(self._interaction[name])
-
-
 CVRRisk = Callable[[Impressions], Tensor | None]
 
 
@@ -63,13 +50,15 @@ class EntireSpaceRecommender(ContextRecommender):
     """ESMM's architecture and the combined risk L = L_CTR + λc·L_CVR + λg·L_CTCVR.
 
     All features are embedded once (RecBole's embedding of token, token-sequence and numerical
-    features), and each tower is an MLP on the concatenated embeddings that ends in one logit.
+    features), and each tower maps the embeddings to one logit: an MLP, on layers that the tasks
+    share or not, or one of RecBole's context-aware models, by the config key ``backbone``.
 
     A new model overrides what differs:
 
     * :meth:`counterfactual_risk`: L_CVR from an :class:`Impressions`. None (here): no such term.
     * :attr:`tower_names`: the towers to build; their logits are in ``Impressions.logit``.
     * :meth:`build_tower`: another tower than an MLP.
+    * :meth:`forward`: towers that aren't independent, from their :meth:`tower_inputs`.
     * :meth:`propensity`: another weight than the floored ô; :attr:`weighs_by_propensity`: none.
     * :attr:`has_global_risk`: False for a model without L_CTCVR.
     * :meth:`risks`: other terms than the three (weighted by :attr:`risk_weight`, else by 1).
@@ -79,10 +68,11 @@ class EntireSpaceRecommender(ContextRecommender):
     Config keys: see ``properties/model/EntireSpaceRecommender.yaml``.
 
     Raises:
-        UsageError: the data set has no feature, or a label stands among the features.
+        UsageError: the data set has no feature, a label stands among the features, or the
+            backbone would replace towers of the model's own.
     """
 
-    #: Names of the towers; ``ctr`` and ``cvr`` are always needed.
+    #: Names of the towers; the risks and predictions here need ``ctr`` and ``cvr``.
     tower_names: ClassVar[tuple[str, ...]] = ("ctr", "cvr")
     #: Whether the loss has L_CTCVR.
     has_global_risk: ClassVar[bool] = True
@@ -109,15 +99,32 @@ class EntireSpaceRecommender(ContextRecommender):
         self.bag_pooling: str = config["bag_pooling"]
         self._check_features(dataset)
 
+        self.backbone: str = config["backbone"]
+        self._embeds = backbone.uses_shared_embedding(self.backbone)
+        if self.backbone in BOTTOMS:
+            input_size = self.num_feature_field * self.embedding_size
+            self.bottom = BOTTOMS[self.backbone](input_size, self.tower_names, config)
+            self.towers = nn.ModuleDict(
+                {name: self.build_tower(self.bottom.output_size) for name in self.tower_names}
+            )
+            self.apply(xavier_normal_initialization)
+        else:
+            self._build_recbole_towers(config, dataset)
         if config["sparse_embedding"]:
-            for module in self.modules():
-                if isinstance(module, nn.Embedding):
-                    module.sparse = True
-        input_size = self.num_feature_field * self.embedding_size
-        self.towers = nn.ModuleDict(
-            {name: self.build_tower(input_size) for name in self.tower_names}
-        )
-        self.apply(xavier_normal_initialization)
+            backbone.make_sparse(self, self.regularizer())
+
+    def _build_recbole_towers(self, config: Any, dataset: Any) -> None:
+        if type(self).build_tower is not EntireSpaceRecommender.build_tower:
+            raise UsageError(
+                f"{type(self).__name__} builds towers of its own, which backbone {self.backbone} "
+                f"would replace: choose backbone {', '.join(BOTTOMS)}"
+            )
+        if self._embeds:
+            self.apply(xavier_normal_initialization)
+        else:
+            backbone.drop_embedding(self)
+        # RecBole's models have initialised themselves.
+        self.towers = backbone.recbole_towers(self.backbone, self.tower_names, config, dataset)
 
     def _check_features(self, dataset: Any) -> None:
         features = [
@@ -148,8 +155,29 @@ class EntireSpaceRecommender(ContextRecommender):
             interaction: a batch of features.
             towers: the towers to evaluate; all by default.
         """
-        embedding = self.concat_embed_input_fields(interaction).flatten(start_dim=1)
-        return evaluate({name: self.towers[name] for name in towers or self.tower_names}, embedding)
+        names = towers or self.tower_names
+        inputs = self.tower_inputs(interaction, names)
+        return evaluate({name: self.towers[name] for name in names}, inputs)
+
+    def tower_inputs(self, interaction: Any, towers: tuple[str, ...]) -> dict[str, Any]:
+        """What each of the towers named maps to its logit.
+
+        Of an MLP tower that is what the backbone's bottom makes of the embedding,
+        ``[|D|, input_size]``; of one of RecBole's models it is the batch with the embedding.
+        """
+        embedding = self.concat_embed_input_fields(interaction) if self._embeds else None
+        if embedding is not None and self.backbone in BOTTOMS:
+            inputs: dict[str, Any] = self.bottom(embedding.flatten(start_dim=1), towers)
+            return inputs
+        return dict.fromkeys(towers, backbone.EmbeddedBatch(interaction, embedding))
+
+    def regularizer(self, towers: tuple[str, ...] | None = None) -> Tensor | None:
+        """What a backbone of RecBole's adds to its loss, a scalar; None where it adds nothing.
+
+        Args:
+            towers: the towers whose parameters it is about; all by default.
+        """
+        return backbone.regularizer(self.towers[name] for name in towers or self.tower_names)
 
     def concat_embed_input_fields(self, interaction: Any) -> Tensor:
         """All embeddings, ``[|D|, fields, embedding]``; a single kind of them isn't copied."""
@@ -161,15 +189,11 @@ class EntireSpaceRecommender(ContextRecommender):
         """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
         if not token_seq_fields:
             return None
-        pooled = [
-            pool_bag(table, bag, self.bag_pooling)
-            for table, bag in zip(self.token_seq_embedding_table, token_seq_fields, strict=True)
-        ]
-        return torch.stack(pooled, dim=1)
+        return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
 
     def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
         """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
-        return super().embed_input_fields(_WithBags(interaction, self.token_seq_field_names))
+        return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
 
     def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
         """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``."""
@@ -196,6 +220,8 @@ class EntireSpaceRecommender(ContextRecommender):
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
         """The unweighted risks ``ctr``, ``cvr`` and ``ctcvr`` (where there are), scalars.
 
+        Then ``regularizer``, where the backbone has one.
+
         Args:
             impressions: the batch.
             cvr_risk: L_CVR; :meth:`counterfactual_risk` by default.
@@ -208,6 +234,8 @@ class EntireSpaceRecommender(ContextRecommender):
         if self.has_global_risk:
             ctcvr = click * impressions.conversion
             risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], ctcvr)
+        if (penalty := self.regularizer()) is not None:
+            risks["regularizer"] = penalty
         return risks
 
     def weighted(self, risks: dict[str, Tensor]) -> dict[str, Tensor]:

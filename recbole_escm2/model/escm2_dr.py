@@ -76,6 +76,13 @@ class ESCM2_DR(EntireSpaceRecommender):
             yield from super().loss_steps(interaction)
             return
         weight = self.risk_weight["cvr"]
+        others = tuple(name for name in self.tower_names if name != "imputation")
         if weight:
-            yield {"imputation": weight * self.imputation_risk(self.impressions(interaction))}
-        yield self.weighted(self.risks(self.impressions(interaction), cvr_risk=self.dr_risk))
+            risk = weight * self.imputation_risk(self.impressions(interaction))
+            yield {"imputation": risk, **self._regularizer_of(("imputation",))}
+        risks = self.risks(self.impressions(interaction), cvr_risk=self.dr_risk)
+        yield self.weighted({**risks, **self._regularizer_of(others)})
+
+    def _regularizer_of(self, towers: tuple[str, ...]) -> dict[str, Tensor]:
+        penalty = self.regularizer(towers)
+        return {} if penalty is None else {"regularizer": penalty}

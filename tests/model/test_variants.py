@@ -4,6 +4,8 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_escm2.errors import UsageError
+from recbole_escm2.model.aitm import InformationTransfer
 from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.risk import ips_risk
 
@@ -234,3 +236,69 @@ def test_dcmts_weights_are_normalised_within_each_space(build):
     more = built.model.impressions(repeated)
     ips = [ips_risk(i.error, i.click, i.propensity).item() for i in (impressions, more)]
     assert ips[1] > 1.3 * ips[0]  # IPS isn't
+
+
+# ------------------------------------------------------------------ AITM
+
+
+def test_aitm_predicts_ctcvr_itself_and_cvr_is_the_ratio(build):
+    model, batch = (built := build("AITM")).model, built.batch
+    assert list(model.towers) == ["ctr", "ctcvr"]
+    with torch.no_grad():
+        model.towers["ctr"][-1].weight *= 30  # some below and some above pctcvr
+        model.towers["ctcvr"][-1].bias -= 1
+    logit, probability = model(batch), model.predict_tasks(batch)
+    assert torch.equal(probability["ctcvr"], torch.sigmoid(logit["ctcvr"]))
+    assert list(probability) == ["ctr", "cvr", "ctcvr"]
+    ratio = probability["ctcvr"] / probability["ctr"]
+    assert (ratio > 1).any()
+    assert (ratio < 1).any()
+    torch.testing.assert_close(probability["cvr"], ratio.clamp(max=1))
+
+
+def test_the_calibrator_counts_only_where_a_conversion_is_likelier_than_its_click(build):
+    built = build("AITM", global_weight=0)
+    model = built.model
+    with torch.no_grad():
+        model.towers["ctr"][-1].weight *= 30
+    impressions = model.impressions(built.batch)
+    risk = model.risks(impressions)["calibrator"]
+    excess = torch.sigmoid(impressions.logit["ctcvr"]) - torch.sigmoid(impressions.logit["ctr"])
+    broken = excess > 0
+    assert 0 < broken.sum() < len(broken)
+    assert risk.item() == pytest.approx((excess[broken].sum() / len(broken)).item(), rel=1e-5)
+    ctr = cvr_logit_gradient(risk, impressions, "ctr")
+    ctcvr = cvr_logit_gradient(risk, impressions, "ctcvr")
+    assert (ctr[broken] < 0).all()
+    assert (ctcvr[broken] > 0).all()
+    assert not ctr[~broken].any()
+    assert not ctcvr[~broken].any()
+    weighted = model.weighted(model.risks(impressions))
+    assert weighted["calibrator"] == 0.6 * risk
+    assert model.calculate_loss(built.batch)[1] == 0  # λg
+
+
+def test_the_transfer_is_attention_over_the_tasks_own_and_the_handed_on_layer():
+    torch.manual_seed(0)
+    transfer = InformationTransfer(4, 0.0)
+    own, previous = torch.randn(7, 4), torch.randn(7, 4)
+    handed_on = torch.relu(transfer.information[0](previous))
+    query, key, value = transfer.query.weight, transfer.key.weight, transfer.value.weight
+    scores = [((u @ query.T) * (u @ key.T)).sum(dim=1) / 2 for u in (own, handed_on)]
+    share = torch.sigmoid(scores[0] - scores[1]).unsqueeze(1)
+    expected = share * (own @ value.T) + (1 - share) * (handed_on @ value.T)
+    torch.testing.assert_close(transfer(own, previous), expected)
+
+
+def test_the_ctcvr_risk_teaches_the_hidden_layers_of_the_ctr_tower_but_not_its_head(build):
+    built = build("AITM")
+    built.model.task_risks(built.batch)["ctcvr"].backward()
+    hidden, head = built.model.towers["ctr"]
+    assert all(p.grad.any() for p in hidden.parameters())
+    assert all(p.grad is None for p in head.parameters())
+
+
+def test_aitm_needs_hidden_layers(build):
+    build("AITM", backbone="ple")
+    with pytest.raises(UsageError, match="choose backbone separate, shared_bottom"):
+        build("AITM", backbone="DeepFM")
