@@ -32,9 +32,11 @@ from recbole_escm2.evaluator.catalogue import (
 )
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.backbone import check_backbone, is_recbole_backbone
 from recbole_escm2.model.lookup import context_model_names, find_model
 
 PROPERTIES = files("recbole_escm2.properties")
+_RECBOLE_PROPERTIES = files("recbole") / "properties"
 
 # Keys that RecBole's code reads although none of its property files holds them.
 _RECBOLE_UNLISTED_KEYS = {
@@ -107,13 +109,27 @@ def dataset_names() -> list[str]:
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-def defaults(model_class: type, dataset: str) -> dict[str, Any]:
-    """Our defaults for a model on a data set: overall, then the model's, then the data set's."""
+def defaults(
+    model_class: type, dataset: str, external: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Our defaults for a model on a data set: overall, then the model's, then the data set's.
+
+    Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
+    keys that both have are ours.
+
+    Args:
+        model_class: the model.
+        dataset: the data set's name.
+        external: the keys that the user set, which may name the backbone.
+    """
     merged = read_yaml(PROPERTIES / "overall.yaml")
     merged.update(model_defaults(model_class))
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    backbone = (external or {}).get("backbone", merged.get("backbone"))
+    if issubclass(model_class, EntireSpaceRecommender) and is_recbole_backbone(backbone):
+        return read_yaml(_RECBOLE_PROPERTIES / "model" / f"{backbone}.yaml") | merged
     return merged
 
 
@@ -178,11 +194,17 @@ def _each(test: Any) -> Any:
     return lambda v: bool(v) and all(type(n) in (int, float) and test(n) for n in v)
 
 
+def _layers(sizes: list[Any]) -> bool:
+    return bool(sizes) and all(type(n) is int and n > 0 for n in sizes)
+
+
 # name: (the type to hold, a test of the value, what the message asks for)
 _TASKS = f"one of {', '.join(ALL_TASKS)}"
 _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "counterfactual_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "global_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "calibrator_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "counterfactual_prior_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "propensity": (
         str,
@@ -226,12 +248,13 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
         "a probability or 'base_rate'",
     ),
     "calibration_bins": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "backbone": (str, bool, "the name of a backbone"),
     "embedding_size": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "mlp_hidden_size": (
-        list,
-        lambda v: bool(v) and all(type(n) is int and n > 0 for n in v),
-        "a list of whole numbers >= 1",
-    ),
+    "mlp_hidden_size": (list, _layers, "a list of whole numbers >= 1"),
+    "bottom_hidden_size": (list, _layers, "a list of whole numbers >= 1"),
+    "shared_expert_num": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "task_expert_num": (int, lambda v: v >= 1, "a whole number >= 1"),
+    "extraction_level_num": (int, lambda v: v >= 1, "a whole number >= 1"),
     "dropout_prob": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "learning_rate": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
     "train_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
@@ -291,6 +314,8 @@ def _check_values(config: Any) -> None:
         is_bool = isinstance(value, bool) and kind is not bool
         if is_bool or not isinstance(value, kind) or not test(value):
             raise UsageError(f"{key} must be {wanted}, got {value!r}")
+    if is_entire_space(config):
+        check_backbone(config["backbone"])
     if config["sparse_embedding"] and is_entire_space(config):
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
@@ -525,7 +550,8 @@ class Config(recbole.config.Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        self.internal_config_dict.update(defaults(model_class, dataset))
+        ours = defaults(model_class, dataset, self.external_config_dict)
+        self.internal_config_dict.update(ours)
         self._check_keys(known_keys(model_class, dataset, self.internal_config_dict))
 
     def _check_keys(self, known: set[str]) -> None:
@@ -578,7 +604,7 @@ def complete(config: Any) -> None:
     external = config.external_config_dict
     added = {
         key: value
-        for key, value in defaults(config.model_class, config["dataset"]).items()
+        for key, value in defaults(config.model_class, config["dataset"], external).items()
         if key not in external and key not in _RUNNER_KEYS
     }
     for key, value in added.items():

@@ -224,7 +224,7 @@ def _about_training(fitted: Sequence[Fitted], predictions: Predictions) -> dict[
         "weights": trainer.weights and trainer.weights.as_dict(),
         "weights_warning": trainer.weights and trainer.weights.warning,
         "weight_quantiles": weight_quantiles(
-            predictions.truth.click, predictions.of("ctr"), trainer.model.propensity_floor
+            predictions.truth.click, predictions.propensity, trainer.model.propensity_floor
         )
         if weighted
         else None,

@@ -12,7 +12,8 @@ Each raises ``ValueError`` where shapes differ (broadcasting would silently aver
 impressions) or where there is no impression.
 
 Sources: ESMM (Ma et al., SIGIR 2018), Multi-IPW and Multi-DR (Zhang et al., WWW 2020), DR-JL
-(Wang et al., ICML 2019), ESCM² (Wang et al., SIGIR 2022).
+(Wang et al., ICML 2019), MRDR (Guo et al., SIGIR 2021), ESCM² (Wang et al., SIGIR 2022), DCMT
+(Zhu et al., ICDE 2023).
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from torch import Tensor
 
 __all__ = [
     "binary_cross_entropy",
+    "click_space_risk",
     "ctcvr_risk",
     "ctr_risk",
     "dr_risk",
     "imputation_risk",
     "ips_risk",
+    "mrdr_imputation_risk",
     "self_normalized",
+    "snips_risk",
 ]
 
 
@@ -177,6 +181,34 @@ def ips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
     return (_clicked_over_propensity(click, propensity) * _of_clicked(error, click)).mean()
 
 
+def snips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+    """Self-normalised IPS risk: (Σ o·δ/ô) / (Σ o/ô), the sums over the impressions at hand.
+
+    Swaminathan and Joachims, NeurIPS 2015; in CVR estimation DCMT (Zhu et al., ICDE 2023). Biased,
+    but consistent, with less variance than IPS. 0 where there is no click.
+
+    Args:
+        error: δ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô in (0, 1] where o = 1, ``[|D|]``; detached here.
+    """
+    _check(error=error, click=click, propensity=propensity)
+    return ips_risk(error, click, self_normalized(propensity, click))
+
+
+def click_space_risk(error: Tensor, click: Tensor) -> Tensor:
+    """Naive risk: (1/|O|) Σ o·δ, the mean error over the click space. 0 where there is no click.
+
+    Biased for the mean over D wherever clicks select the impressions with another error.
+
+    Args:
+        error: δ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+    """
+    _check(error=error, click=click)
+    return snips_risk(error, click, torch.ones_like(click))
+
+
 def dr_risk(error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
     """Doubly robust risk: (1/|D|) Σ [δ̂ + o(δ − δ̂)/ô] (ESCM², R_DR; Multi-DR).
 
@@ -209,3 +241,23 @@ def imputation_risk(
     _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
     residual = _of_clicked(error.detach() - imputed_error, click)
     return (_clicked_over_propensity(click, propensity) * residual.square()).mean()
+
+
+def mrdr_imputation_risk(
+    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+) -> Tensor:
+    """Imputation risk of MRDR: (1/|D|) Σ o·(1 − ô)/ô²·(δ − δ̂)² (Guo et al., SIGIR 2021, L_e^MRDR).
+
+    |D| times an unbiased estimate of the DR risk's variance, (1/|D|²) Σ (1 − ô)/ô·(δ − δ̂)², so the
+    imputation that minimises it is the one with which DR varies least.
+
+    Args:
+        error: δ for each impression, ``[|D|]``; detached here: it is the target.
+        imputed_error: δ̂ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô in (0, 1] where o = 1, ``[|D|]``; detached here.
+    """
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    residual = _of_clicked(error.detach() - imputed_error, click)
+    weight = _clicked_over_propensity(click, propensity)
+    return (weight * (weight - 1) * residual.square()).mean()  # 1/ô·(1/ô − 1) = (1 − ô)/ô²

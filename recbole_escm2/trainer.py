@@ -243,11 +243,12 @@ class EntireSpaceTrainer(Trainer):
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
         predictions = self.eval_collector.predictions
-        if not getattr(self.model, "has_counterfactual_risk", False) or predictions is None:
+        weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
+        if not weighs or predictions is None:
             return None
-        truth = predictions.truth
-        propensity = predictions.of("ctr") if truth.propensity is None else truth.propensity
-        return WeightDiagnostics.of(truth.click, propensity, self.model.propensity_floor)
+        return WeightDiagnostics.of(
+            predictions.truth.click, predictions.propensity, self.model.propensity_floor
+        )
 
     def evaluate(
         self,

@@ -10,13 +10,14 @@ from recbole.utils import ModelType, get_model, get_trainer
 import recbole_escm2
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES
-from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM
+from recbole_escm2.model import ESMM
+from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.plugin import register
 from recbole_escm2.trainer import EntireSpaceTrainer
 
 
 def test_recbole_finds_models_data_set_and_trainer():
-    for model in (ESMM, ESCM2_IPS, ESCM2_DR):
+    for model in MODELS:
         assert get_model(model.__name__) is model
         assert get_trainer(ModelType.CONTEXT, model.__name__) is EntireSpaceTrainer
         assert getattr(recbole.data.dataset, f"{model.__name__}Dataset") is EntireSpaceDataset

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from recbole_escm2.risk import (
     binary_cross_entropy,
+    click_space_risk,
     ctcvr_risk,
     ctr_risk,
     dr_risk,
     imputation_risk,
     ips_risk,
+    mrdr_imputation_risk,
     self_normalized,
+    snips_risk,
 )
 
 many = settings(deadline=None, max_examples=150, derandomize=True)
@@ -134,6 +137,11 @@ def test_weighted_risks_by_hand():
     assert dr_risk(error, imputed, click, propensity).item() == 0.9375
     # (0.25²/0.25 + 1²/0.5) / 4
     assert imputation_risk(error, imputed, click, propensity).item() == 0.5625
+    # (0.25²·0.75/0.25² + 1²·0.5/0.5²) / 4
+    assert mrdr_imputation_risk(error, imputed, click, propensity).item() == 0.6875
+    # (0.5/0.25 + 2/0.5) / (1/0.25 + 1/0.5), and (0.5 + 2) / 2
+    assert snips_risk(error, click, propensity).item() == 1.0
+    assert click_space_risk(error, click).item() == 1.25
 
 
 def test_weighted_gradients_by_hand():
@@ -387,6 +395,9 @@ def weighted_risks(error, imputed, click, propensity):
         "ips": ips_risk(error, click, propensity),
         "dr": dr_risk(error, imputed, click, propensity),
         "imputation": imputation_risk(error, imputed, click, propensity),
+        "mrdr": mrdr_imputation_risk(error, imputed, click, propensity),
+        "snips": snips_risk(error, click, propensity),
+        "naive": click_space_risk(error, click),
     }
 
 
@@ -400,6 +411,9 @@ def test_gradient_reaches_what_it_should_and_nothing_else():
         "ips": [True, False, False],
         "dr": [True, True, False],
         "imputation": [False, True, False],
+        "mrdr": [False, True, False],
+        "snips": [True, False, False],
+        "naive": [True, False, False],
     }
 
 
@@ -428,6 +442,7 @@ def test_unclicked_imputed_error_never_counts_in_the_imputation_risk():
     risk = imputation_risk(error, imputed, click, propensity)
     assert risk.item() == 0.5625
     assert gradients(risk, imputed)[0].tolist() == [-0.5, 0, 1, 0]
+    assert mrdr_imputation_risk(error, imputed, click, propensity).item() == 0.6875
 
 
 def test_without_a_click_only_the_imputed_error_is_left():
@@ -437,6 +452,9 @@ def test_without_a_click_only_the_imputed_error_is_left():
         "ips": 0.0,
         "dr": 1.1875,
         "imputation": 0.0,
+        "mrdr": 0.0,
+        "snips": 0.0,
+        "naive": 0.0,
     }
     grads = {name: gradients(risk, error, imputed) for name, risk in risks.items()}
     assert grads["ips"][0].tolist() == grads["dr"][0].tolist() == [0.0] * 4
@@ -446,7 +464,16 @@ def test_without_a_click_only_the_imputed_error_is_left():
 
 # ------------------------------------------------------------------ what is refused
 
-RISKS = {ctr_risk: 2, ctcvr_risk: 3, ips_risk: 3, dr_risk: 4, imputation_risk: 4}
+RISKS = {
+    ctr_risk: 2,
+    ctcvr_risk: 3,
+    ips_risk: 3,
+    snips_risk: 3,
+    click_space_risk: 2,
+    dr_risk: 4,
+    imputation_risk: 4,
+    mrdr_imputation_risk: 4,
+}
 EACH_INPUT = [(risk, i) for risk, inputs in RISKS.items() for i in range(inputs)]
 
 
@@ -639,3 +666,43 @@ def test_self_normalising_refuses_other_shapes():
 def test_binary_cross_entropy_refuses_broadcasting():
     with pytest.raises(ValueError, match=r"\(3,\) and logit \(3, 1\)"):
         binary_cross_entropy(torch.zeros(3), torch.zeros(3, 1))
+
+
+@few
+@given(populations)
+def test_the_mrdr_imputation_risk_is_the_variance_of_dr(batch):
+    """Its mean over the clicks, divided by |D|: what it minimises is what the paper says."""
+    error, imputed, ctr, _ = doubles(batch)
+    tensors = [torch.from_numpy(column) for column in (error, imputed, ctr)]
+
+    def risk(click):
+        return mrdr_imputation_risk(tensors[0], tensors[1], click, tensors[2])
+
+    mean, _ = moments(risk, ctr)
+    _, variance = dr_moments(error, imputed, ctr, ctr)
+    assert mean / len(error) == pytest.approx(variance, rel=1e-8, abs=1e-15)
+
+
+@few
+@given(batches(positive, true_ctr, max_size=8), floats(0.25, 4))
+def test_snips_is_the_mean_of_errors_that_are_alike_whatever_the_scale(batch, scale):
+    """IPS isn't: it is off by the mean weight. Both weight the clicked errors alike."""
+    error, propensity = map(tensor, batch)
+    click = torch.ones_like(error)
+    alike = torch.full_like(error, 0.75)
+    assert snips_risk(alike, click, propensity).item() == approx(0.75, 1e-5)
+    scaled = (scale * propensity).clamp(max=1)
+    if (scale * propensity <= 1).all():
+        risk = snips_risk(error, click, scaled).item()
+        assert risk == approx(snips_risk(error, click, propensity).item(), 1e-5)
+    weight = ips_risk(click, click, propensity)  # the mean weight
+    expected = (ips_risk(error, click, propensity) / weight).item()
+    assert snips_risk(error, click, propensity).item() == approx(expected, 1e-5)
+
+
+def test_the_click_space_risk_is_biased_where_clicks_select():
+    error, ctr = torch.tensor([1.0, 3.0]).double(), np.array([0.9, 0.1])
+    naive, _ = moments(lambda click: click_space_risk(error, click), ctr)
+    # both, the first, the second or none clicked: .09·2 + .81·1 + .01·3 + .09·0
+    assert naive == pytest.approx(1.02)
+    assert error.mean() == 2

@@ -18,7 +18,8 @@ from recbole_escm2.config import Config, model_defaults, parse_value, read_yaml
 from recbole_escm2.data.sources import open_store
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
-from recbole_escm2.model import ESMM, EntireSpaceRecommender
+from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.entire_space import has_counterfactual_risk
 from recbole_escm2.model.lookup import MODELS, find_model, model_path
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
@@ -27,8 +28,8 @@ KEYS = (
     "sweep",
 )
 
-# They do nothing in a model that has no counterfactual risk.
-_OF_WEIGHTS = ("counterfactual_weight", "propensity_floor")
+# They do nothing in a model without weights.
+_OF_WEIGHTS = ("propensity", "propensity_floor", "propensity_normalization")
 # Values of these hold commas of their own.
 _NEVER_SWEPT = {
     *("columns", "config_files", "dataset", "field_separator", "gpu_id", "metrics"),
@@ -299,8 +300,13 @@ def _has_effect(key: str, model: type) -> bool:
     """Whether a model reads a key; no one asks this of keys that aren't about models."""
     if issubclass(model, EntireSpaceRecommender):
         own = model_defaults(model)
-        if key in _OF_WEIGHTS and model.counterfactual_risk is ESMM.counterfactual_risk:
-            return model.risks is not ESMM.risks
+        if key in _OF_WEIGHTS and not model.weighs_clicks():
+            return False
+        as_in_the_base = model.risks is EntireSpaceRecommender.risks
+        if key == "counterfactual_weight" and as_in_the_base and not has_counterfactual_risk(model):
+            return False
+        if key == "global_weight" and as_in_the_base and not model.has_global_risk:
+            return False
     else:
         own = Config(model, "none").internal_config_dict
     return key in own or all(key not in model_defaults(other) for other in MODELS)

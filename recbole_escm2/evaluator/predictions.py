@@ -87,6 +87,12 @@ class Predictions:
         except KeyError:
             raise NotPredictedError(f"the model doesn't predict {task}") from None
 
+    @property
+    def propensity(self) -> Array:
+        """ô as a weight: of the data, where the model weighs clicks by it, else pctr."""
+        given = self.truth.propensity
+        return self.of("ctr") if given is None else given
+
     def scored(self, space: str) -> Scored:
         """The rows, label and score of ``ctr``, ``cvr``, ``ctcvr`` or ``cvr_es``.
 

@@ -43,12 +43,13 @@ class WeightDiagnostics:
         propensity = np.asarray(pctr, dtype=np.float64)[np.asarray(click) > 0]
         if not len(propensity):
             return None
-        weight = 1 / np.maximum(propensity, floor)
+        with np.errstate(divide="ignore"):  # 1/0 is infinite, as it should be
+            unfloored, weight = 1 / propensity, 1 / np.maximum(propensity, floor)
         return cls(
             clicks=len(propensity),
             share_at_floor=float(np.mean(propensity < floor)),
             effective_sample_size=float(weight.sum() ** 2 / np.square(weight).sum()),
-            mean_weight_unfloored=float((1 / propensity).sum() / len(click)),
+            mean_weight_unfloored=float(unfloored.sum() / len(click)),
             mean_weight=float(weight.sum() / len(click)),
             largest_weight=float(weight.max()),
         )
@@ -58,10 +59,12 @@ class WeightDiagnostics:
         """What is wrong with the weights as weights, and what may help; None where nothing is."""
         kept = self.effective_sample_size / self.clicks
         if self.clicks > 1 and kept > _NEARLY_CONSTANT:
+            floored = self.share_at_floor > 1 - _NEARLY_CONSTANT
             return (
                 f"the propensity weights are nearly constant (effective sample {kept:.1%} of the "
                 f"clicks, {self.share_at_floor:.1%} at the floor), so that the counterfactual risk "
-                "is nearly the click-space one: a smaller propensity_floor lets them differ"
+                "is nearly the click-space one"
+                + (": a smaller propensity_floor lets them differ" if floored else "")
             )
         if kept < _HANDFUL:
             return (

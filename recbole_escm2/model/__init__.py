@@ -1,8 +1,30 @@
 """The models, and the base class that new ones are derived from."""
 
+from recbole_escm2.model.aitm import AITM
+from recbole_escm2.model.dcmt import DCMT
 from recbole_escm2.model.entire_space import EntireSpaceRecommender, Impressions
 from recbole_escm2.model.escm2_dr import ESCM2_DR
 from recbole_escm2.model.escm2_ips import ESCM2_IPS
+from recbole_escm2.model.escm2_mrdr import ESCM2_MRDR
 from recbole_escm2.model.esmm import ESMM
+from recbole_escm2.model.mtl_dr import MTL_DR
+from recbole_escm2.model.mtl_eib import MTL_EIB
+from recbole_escm2.model.mtl_imp import MTL_IMP
+from recbole_escm2.model.mtl_ips import MTL_IPS
+from recbole_escm2.model.naive import Naive
 
-__all__ = ["ESCM2_DR", "ESCM2_IPS", "ESMM", "EntireSpaceRecommender", "Impressions"]
+__all__ = [
+    "AITM",
+    "DCMT",
+    "ESCM2_DR",
+    "ESCM2_IPS",
+    "ESCM2_MRDR",
+    "ESMM",
+    "MTL_DR",
+    "MTL_EIB",
+    "MTL_IMP",
+    "MTL_IPS",
+    "EntireSpaceRecommender",
+    "Impressions",
+    "Naive",
+]

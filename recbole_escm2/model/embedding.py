@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,3 +38,28 @@ def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
         sparse=table.sparse,
         per_sample_weights=weights,
     )
+
+
+def pool_bags(tables: Iterable[nn.Embedding], bags: Iterable[Bags], pooling: str) -> Tensor:
+    """Each field's bag by its table, ``[batch, fields, embedding]``; see :func:`pool_bag`."""
+    pairs = zip(tables, bags, strict=True)
+    return torch.stack([pool_bag(table, bag, pooling) for table, bag in pairs], dim=1)
+
+
+class WithBags:
+    """A batch whose multi-valued fields are bags, whatever it holds them as.
+
+    Args:
+        interaction: the batch.
+        fields: the multi-valued fields.
+    """
+
+    def __init__(self, interaction: Any, fields: list[str]) -> None:
+        self._interaction = interaction
+        self._bags = getattr(interaction, "bags", {})
+        self._fields = frozenset(fields)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._fields:
+            return self._interaction[name]
+        return self._bags[name] if name in self._bags else Bags.of_padded(self._interaction[name])

@@ -13,10 +13,11 @@ from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
-from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
-from recbole_escm2.model.embedding import pool_bag
+from recbole_escm2.model import backbone
+from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.embedding import WithBags, pool_bags
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk, self_normalized
 
@@ -43,20 +44,6 @@ class Impressions:
         return binary_cross_entropy(self.conversion, self.logit["cvr"])
 
 
-class _WithBags:
-    """A batch whose multi-valued fields are bags, whatever it holds them as."""
-
-    def __init__(self, interaction: Any, fields: list[str]) -> None:
-        self._interaction = interaction
-        self._bags = getattr(interaction, "bags", {})
-        self._fields = frozenset(fields)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._fields:
-            return self._interaction[name]
-        return self._bags[name] if name in self._bags else Bags.of_padded(self._interaction[name])
-
-
 CVRRisk = Callable[[Impressions], Tensor | None]
 
 
@@ -64,14 +51,17 @@ class EntireSpaceRecommender(ContextRecommender):
     """ESMM's architecture and the combined risk L = L_CTR + λc·L_CVR + λg·L_CTCVR.
 
     All features are embedded once (RecBole's embedding of token, token-sequence and numerical
-    features), and each tower is an MLP on the concatenated embeddings that ends in one logit.
+    features), and each tower maps the embeddings to one logit: an MLP, on layers that the tasks
+    share or not, or one of RecBole's context-aware models, by the config key ``backbone``.
 
     A new model overrides what differs:
 
     * :meth:`counterfactual_risk`: L_CVR from an :class:`Impressions`. None (here): no such term.
     * :attr:`tower_names`: the towers to build; their logits are in ``Impressions.logit``.
     * :meth:`build_tower`: another tower than an MLP.
-    * :meth:`propensity`: another weight than the floored ô.
+    * :meth:`forward`: towers that aren't independent, from their :meth:`tower_inputs`.
+    * :meth:`propensity`: another weight than the floored ô; :attr:`weighs_by_propensity`: none.
+    * :attr:`has_global_risk`: False for a model without L_CTCVR.
     * :meth:`risks`: other terms than the three (weighted by :attr:`risk_weight`, else by 1).
     * :meth:`loss_steps`: more than one optimizer step a batch.
     * :attr:`default_config`: config keys of its own and their defaults.
@@ -79,11 +69,18 @@ class EntireSpaceRecommender(ContextRecommender):
     Config keys: see ``properties/model/EntireSpaceRecommender.yaml``.
 
     Raises:
-        UsageError: the data set has no feature, or a label stands among the features.
+        UsageError: the data set has no feature, a label stands among the features, or the
+            backbone would replace towers of the model's own.
     """
 
-    #: Names of the towers; ``ctr`` and ``cvr`` are always needed.
+    #: Names of the towers; the risks and predictions here need ``ctr`` and ``cvr``.
     tower_names: ClassVar[tuple[str, ...]] = ("ctr", "cvr")
+    #: Whether the loss has L_CTCVR.
+    has_global_risk: ClassVar[bool] = True
+    #: Whether the counterfactual risk, where there is one, divides by the propensity.
+    weighs_by_propensity: ClassVar[bool] = True
+    #: Whether a propensity that is rescaled, and so may exceed 1, makes sense in it.
+    takes_rescaled_propensity: ClassVar[bool] = True
     #: Config keys that a model adds, with their defaults; a subclass inherits its parents'.
     default_config: ClassVar[dict[str, Any]] = {}
 
@@ -98,6 +95,11 @@ class EntireSpaceRecommender(ContextRecommender):
         self.propensity_normalization: str = config["propensity_normalization"]
         #: Column of the batch that holds ô; None where it is the CTR tower's prediction.
         self.propensity_field: str | None = propensity_field(config)
+        if self.propensity_normalization == "snips" and not self.takes_rescaled_propensity:
+            raise UsageError(
+                f"{type(self).__name__} has another use for ô than the weights o/ô, which "
+                "propensity_normalization: snips rescales: leave it out"
+            )
         if self.propensity_field and config["propensity"] == "oracle":
             getLogger().warning(
                 f"propensity: oracle weighs clicks by their true probability "
@@ -114,15 +116,32 @@ class EntireSpaceRecommender(ContextRecommender):
         self.bag_pooling: str = config["bag_pooling"]
         self._check_features(dataset)
 
+        self.backbone: str = config["backbone"]
+        self._embeds = backbone.uses_shared_embedding(self.backbone)
+        if self.backbone in BOTTOMS:
+            input_size = self.num_feature_field * self.embedding_size
+            self.bottom = BOTTOMS[self.backbone](input_size, self.tower_names, config)
+            self.towers = nn.ModuleDict(
+                {name: self.build_tower(self.bottom.output_size) for name in self.tower_names}
+            )
+            self.apply(xavier_normal_initialization)
+        else:
+            self._build_recbole_towers(config, dataset)
         if config["sparse_embedding"]:
-            for module in self.modules():
-                if isinstance(module, nn.Embedding):
-                    module.sparse = True
-        input_size = self.num_feature_field * self.embedding_size
-        self.towers = nn.ModuleDict(
-            {name: self.build_tower(input_size) for name in self.tower_names}
-        )
-        self.apply(xavier_normal_initialization)
+            backbone.make_sparse(self, self.regularizer())
+
+    def _build_recbole_towers(self, config: Any, dataset: Any) -> None:
+        if type(self).build_tower is not EntireSpaceRecommender.build_tower:
+            raise UsageError(
+                f"{type(self).__name__} builds towers of its own, which backbone {self.backbone} "
+                f"would replace: choose backbone {', '.join(BOTTOMS)}"
+            )
+        if self._embeds:
+            self.apply(xavier_normal_initialization)
+        else:
+            backbone.drop_embedding(self)
+        # RecBole's models have initialised themselves.
+        self.towers = backbone.recbole_towers(self.backbone, self.tower_names, config, dataset)
 
     def _check_features(self, dataset: Any) -> None:
         features = [
@@ -153,8 +172,29 @@ class EntireSpaceRecommender(ContextRecommender):
             interaction: a batch of features.
             towers: the towers to evaluate; all by default.
         """
-        embedding = self.concat_embed_input_fields(interaction).flatten(start_dim=1)
-        return evaluate({name: self.towers[name] for name in towers or self.tower_names}, embedding)
+        names = towers or self.tower_names
+        inputs = self.tower_inputs(interaction, names)
+        return evaluate({name: self.towers[name] for name in names}, inputs)
+
+    def tower_inputs(self, interaction: Any, towers: tuple[str, ...]) -> dict[str, Any]:
+        """What each of the towers named maps to its logit.
+
+        Of an MLP tower that is what the backbone's bottom makes of the embedding,
+        ``[|D|, input_size]``; of one of RecBole's models it is the batch with the embedding.
+        """
+        embedding = self.concat_embed_input_fields(interaction) if self._embeds else None
+        if embedding is not None and self.backbone in BOTTOMS:
+            inputs: dict[str, Any] = self.bottom(embedding.flatten(start_dim=1), towers)
+            return inputs
+        return dict.fromkeys(towers, backbone.EmbeddedBatch(interaction, embedding))
+
+    def regularizer(self, towers: tuple[str, ...] | None = None) -> Tensor | None:
+        """What a backbone of RecBole's adds to its loss, a scalar; None where it adds nothing.
+
+        Args:
+            towers: the towers whose parameters it is about; all by default.
+        """
+        return backbone.regularizer(self.towers[name] for name in towers or self.tower_names)
 
     def concat_embed_input_fields(self, interaction: Any) -> Tensor:
         """All embeddings, ``[|D|, fields, embedding]``; a single kind of them isn't copied."""
@@ -166,15 +206,11 @@ class EntireSpaceRecommender(ContextRecommender):
         """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
         if not token_seq_fields:
             return None
-        pooled = [
-            pool_bag(table, bag, self.bag_pooling)
-            for table, bag in zip(self.token_seq_embedding_table, token_seq_fields, strict=True)
-        ]
-        return torch.stack(pooled, dim=1)
+        return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
 
     def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
         """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
-        return super().embed_input_fields(_WithBags(interaction, self.token_seq_field_names))
+        return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
 
     def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
         """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``.
@@ -204,11 +240,18 @@ class EntireSpaceRecommender(ContextRecommender):
 
     @property
     def has_counterfactual_risk(self) -> bool:
-        """Whether the model has an L_CVR, and so a weight to look after."""
-        return _weighs_clicks(type(self))
+        """Whether the model has an L_CVR."""
+        return has_counterfactual_risk(type(self))
+
+    @classmethod
+    def weighs_clicks(cls) -> bool:
+        """Whether the model has weights o/ô, to be made of something and looked after."""
+        return has_counterfactual_risk(cls) and cls.weighs_by_propensity
 
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
-        """The unweighted risks ``ctr``, ``cvr`` (where there is one) and ``ctcvr``, scalars.
+        """The unweighted risks ``ctr``, ``cvr`` and ``ctcvr`` (where there are), scalars.
+
+        Then ``regularizer``, where the backbone has one.
 
         Args:
             impressions: the batch.
@@ -219,7 +262,11 @@ class EntireSpaceRecommender(ContextRecommender):
         counterfactual = (cvr_risk or self.counterfactual_risk)(impressions)
         if counterfactual is not None:
             risks["cvr"] = counterfactual
-        risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], click * impressions.conversion)
+        if self.has_global_risk:
+            ctcvr = click * impressions.conversion
+            risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], ctcvr)
+        if (penalty := self.regularizer()) is not None:
+            risks["regularizer"] = penalty
         return risks
 
     def weighted(self, risks: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -260,12 +307,9 @@ class EntireSpaceRecommender(ContextRecommender):
         return self.predict_tasks(interaction)[self.predict_task]
 
 
-def _weighs_clicks(model_class: type) -> bool:
-    base = EntireSpaceRecommender
-    return (
-        issubclass(model_class, base)
-        and model_class.counterfactual_risk is not base.counterfactual_risk
-    )
+def has_counterfactual_risk(model: type[EntireSpaceRecommender]) -> bool:
+    """Whether a model class has an L_CVR."""
+    return model.counterfactual_risk is not EntireSpaceRecommender.counterfactual_risk
 
 
 def propensity_field(config: Any) -> str | None:
@@ -274,7 +318,8 @@ def propensity_field(config: Any) -> str | None:
     None where the CTR tower's prediction is the propensity, or the model has no weights.
     """
     key = {"field": "PROPENSITY_FIELD", "oracle": "TRUE_CTR_FIELD"}.get(config["propensity"])
-    if key is None or not _weighs_clicks(config.model_class):
+    model = config.model_class
+    if key is None or not (issubclass(model, EntireSpaceRecommender) and model.weighs_clicks()):
         return None
     if config[key] is None:
         raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")

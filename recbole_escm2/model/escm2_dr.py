@@ -52,24 +52,22 @@ class ESCM2_DR(EntireSpaceRecommender):
                 "imputation_risk"
             )
 
+    def imputed_error(self, imputed: Tensor, cvr: Tensor) -> Tensor:
+        """δ̂ from the logits of the imputation and the CVR tower, ``[|D|]``; the caller detaches."""
+        if self.imputation == "label":
+            return binary_cross_entropy(torch.sigmoid(imputed), cvr)
+        return F.softplus(imputed)
+
     def dr_risk(self, impressions: Impressions) -> Tensor:
         """R_DR: no gradient to the imputation tower."""
-        imputed = impressions.logit["imputation"].detach()
-        if self.imputation == "label":
-            imputed_error = binary_cross_entropy(torch.sigmoid(imputed), impressions.logit["cvr"])
-        else:
-            imputed_error = F.softplus(imputed)
+        logit = impressions.logit
+        imputed_error = self.imputed_error(logit["imputation"].detach(), logit["cvr"])
         return dr_risk(impressions.error, imputed_error, impressions.click, impressions.propensity)
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
         """R_imp: gradient to the imputation tower and the embedding below it only."""
-        imputed = impressions.logit["imputation"]
-        if self.imputation == "label":
-            imputed_error = binary_cross_entropy(
-                torch.sigmoid(imputed), impressions.logit["cvr"].detach()
-            )
-        else:
-            imputed_error = F.softplus(imputed)
+        logit = impressions.logit
+        imputed_error = self.imputed_error(logit["imputation"], logit["cvr"].detach())
         return imputation_risk(
             impressions.error, imputed_error, impressions.click, impressions.propensity
         )
@@ -82,6 +80,13 @@ class ESCM2_DR(EntireSpaceRecommender):
             yield from super().loss_steps(interaction)
             return
         weight = self.risk_weight["cvr"]
+        others = tuple(name for name in self.tower_names if name != "imputation")
         if weight:
-            yield {"imputation": weight * self.imputation_risk(self.impressions(interaction))}
-        yield self.weighted(self.risks(self.impressions(interaction), cvr_risk=self.dr_risk))
+            risk = weight * self.imputation_risk(self.impressions(interaction))
+            yield {"imputation": risk, **self._regularizer_of(("imputation",))}
+        risks = self.risks(self.impressions(interaction), cvr_risk=self.dr_risk)
+        yield self.weighted({**risks, **self._regularizer_of(others)})
+
+    def _regularizer_of(self, towers: tuple[str, ...]) -> dict[str, Tensor]:
+        penalty = self.regularizer(towers)
+        return {} if penalty is None else {"regularizer": penalty}

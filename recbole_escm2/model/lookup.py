@@ -12,9 +12,35 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_escm2.errors import UsageError, did_you_mean
-from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM, EntireSpaceRecommender
+from recbole_escm2.model import (
+    AITM,
+    DCMT,
+    ESCM2_DR,
+    ESCM2_IPS,
+    ESCM2_MRDR,
+    ESMM,
+    MTL_DR,
+    MTL_EIB,
+    MTL_IMP,
+    MTL_IPS,
+    EntireSpaceRecommender,
+    Naive,
+)
+from recbole_escm2.model.recbole_models import recbole_context_model, recbole_context_names
 
-MODELS: tuple[type[EntireSpaceRecommender], ...] = (ESMM, ESCM2_IPS, ESCM2_DR)
+MODELS: tuple[type[EntireSpaceRecommender], ...] = (
+    ESMM,
+    ESCM2_IPS,
+    ESCM2_DR,
+    ESCM2_MRDR,
+    DCMT,
+    AITM,
+    Naive,
+    MTL_IMP,
+    MTL_EIB,
+    MTL_IPS,
+    MTL_DR,
+)
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "
@@ -26,29 +52,9 @@ _OTHER_KINDS = {
 }
 
 
-def recbole_context_models() -> dict[str, str]:
-    """Module of each context-aware model that RecBole ships, by the module's last name."""
-    package = importlib.import_module("recbole.model.context_aware_recommender")
-    return {
-        module.name: f"{package.__name__}.{module.name}"
-        for module in pkgutil.iter_modules(package.__path__)
-    }
-
-
 def context_model_names() -> list[str]:
     """Names of all models that can be run: ours, then RecBole's context-aware ones."""
-    ours = [model.__name__ for model in MODELS]
-    return ours + sorted(_class_in(module).__name__ for module in recbole_context_models().values())
-
-
-def _class_in(module_name: str) -> type[AbstractRecommender]:
-    module = importlib.import_module(module_name)
-    stem = module_name.rpartition(".")[2]
-    return next(
-        value
-        for name, value in vars(module).items()
-        if name.lower() == stem and isinstance(value, type)
-    )
+    return [*(model.__name__ for model in MODELS), *recbole_context_names()]
 
 
 def find_model(model: str | type) -> type[AbstractRecommender]:
@@ -104,8 +110,7 @@ def _named_model(name: str) -> type[AbstractRecommender]:
     for model in MODELS:
         if model.__name__ == name:
             return model
-    module = recbole_context_models().get(name.lower())
-    if module and (found := _class_in(module)).__name__ == name:
+    if found := recbole_context_model(name):
         return found
     for package_name, kind in _OTHER_KINDS.items():
         spec = importlib.util.find_spec(f"recbole.model.{package_name}")

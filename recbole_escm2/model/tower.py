@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,30 +25,42 @@ class Tower(nn.Sequential):
         self.dropout = dropout
 
     @property
+    def hidden(self) -> nn.Module:
+        """The hidden layers: ``[batch, input]`` to ``[batch, sizes[-1]]``."""
+        return self[0]
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer: ``[batch, sizes[-1]]`` to ``[batch, 1]``."""
+        return self[1]
+
+    @property
     def linears(self) -> list[nn.Linear]:
         """The layers with weights, in order."""
         return [module for module in self.modules() if isinstance(module, nn.Linear)]
 
 
-def evaluate(towers: Mapping[str, nn.Module], features: Tensor) -> dict[str, Tensor]:
+def evaluate(towers: Mapping[str, nn.Module], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The logits of towers, each ``[batch]`` and float32 (also under autocast).
 
-    Those of CTR and CVR, where they are alike, are one matrix product a layer: their first layers
-    side by side on the input that they share, so that its gradient is one product too, and the
-    others as a batch. A loss on one of the two gives the other a gradient of zeros instead of
+    Those of CTR and CVR, where they are alike and share their input, are one matrix product a
+    layer: their first layers side by side, so that the input's gradient is one product too, and
+    the others as a batch. A loss on one of the two gives the other a gradient of zeros instead of
     none, so no tower is among them that must stay out of another's optimizer step.
 
     Args:
-        towers: by name; any module from ``[batch, input]`` to ``[batch, 1]`` will do.
-        features: ``[batch, input]``.
+        towers: by name; any module from its input to ``[batch, 1]`` will do.
+        inputs: by the towers' names, each ``[batch, input]``, or whatever a tower takes.
     """
     pair = {n: tower for n, tower in towers.items() if n in _TOGETHER and type(tower) is Tower}
     alike, logits = list(pair.values()), dict[str, Tensor]()
     if len(alike) == 2 and alike[0].sizes == alike[1].sizes and not _drops(alike):
-        logits.update(zip(pair, _evaluate_together(alike, features), strict=True))
+        features, other = (inputs[name] for name in pair)
+        if features is other:
+            logits.update(zip(pair, _evaluate_together(alike, features), strict=True))
     for name, tower in towers.items():
         if name not in logits:
-            logits[name] = tower(features).squeeze(-1)
+            logits[name] = tower(inputs[name]).squeeze(-1)
     return {name: logits[name].float() for name in towers}
 
 

@@ -469,12 +469,28 @@ KEYS = {
     "sparse_embedding": (True, [1, "x", None]),
     "counterfactual_weight": WEIGHT,
     "global_weight": WEIGHT,
+    "backbone": ("ple", [1, "", None]),
+    "bottom_hidden_size": ([8], [[], [0], [8.5], [True], 8, "x", None]),
+    "shared_expert_num": (1, [0, 2.5, True, "x", None]),
+    "task_expert_num": (1, [0, 2.5, True, "x", None]),
+    "extraction_level_num": (1, [0, 2.5, True, "x", None]),
+    "counterfactual_prior_weight": WEIGHT,
+    "calibrator_weight": WEIGHT,
     "propensity_floor": (0.9, [-0.1, 1, math.nan, True, "x", None]),
     "propensity": ("field", ["logged", "", 1, None]),
     "propensity_normalization": ("snips", ["SNIPS", "", 1, True]),
     "imputation": ("label", ["both", "", 1, None]),
     "imputation_schedule": ("alternate", ["sometimes", "", 1, None]),
 }
+# The model that has a key, where ESCM2_DR hasn't, and what a key needs to have an effect.
+MODEL_OF = {"counterfactual_prior_weight": "DCMT", "calibrator_weight": "AITM"}
+BOTTOM_KEYS = (
+    "bottom_hidden_size",
+    "shared_expert_num",
+    "task_expert_num",
+    "extraction_level_num",
+)
+NEEDS = {key: {"backbone": "ple"} for key in BOTTOM_KEYS}
 
 
 def documented_keys():
@@ -489,19 +505,19 @@ def test_every_documented_key_is_tested_here():
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, (_, bad) in KEYS.items() for v in bad])
 def test_a_bad_value_is_refused_by_the_name_of_its_key(configure, key, value):
     with pytest.raises(UsageError, match=f"{key} must be"):
-        configure("ESCM2_DR", **{key: value})
+        configure(MODEL_OF.get(key, "ESCM2_DR"), **{key: value})
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_has_an_effect(build, key):
     def behaviour(**settings):
-        built = build("ESCM2_DR", **settings)
+        built = build(MODEL_OF.get(key, "ESCM2_DR"), **NEEDS.get(key, {}), **settings)
         torch.manual_seed(1)
         steps = list(built.model.loss_steps(built.batch))
         for step in steps:
             sum(step.values()).backward()
         shapes = [p.shape for p in built.model.parameters()]
-        sparse = [p.grad.is_sparse for p in built.model.parameters()]
+        sparse = [p.grad.is_sparse for p in built.model.parameters() if p.grad is not None]
         return steps, shapes, sparse
 
     value, _ = KEYS[key]

@@ -168,7 +168,7 @@ def test_the_diagnosis_is_of_the_weights_in_use(given):
     _, _, valid, _ = build("ESCM2_IPS", given, **changes)
     truth = valid.dataset.truth
     expected = np.mean(truth.click / truth.propensity)
-    found = result["weights_on_last_validation"]["mean_weight_unfloored"]
+    found = result["weights"]["mean_weight_unfloored"]
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -259,3 +259,10 @@ def test_the_command_line_weighs_by_the_truth(program, given):
     assert refused.returncode != 0
     assert "doesn't have: it takes a simulation" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("model", ["DCMT", "ESCM2_MRDR"])
+def test_models_with_one_minus_the_propensity_refuse_a_rescaled_one(model, settings):
+    config = {**settings, "propensity_normalization": "snips", "epochs": 1}
+    with pytest.raises(UsageError, match=f"{model} has another use for ô"):
+        run(model, "tiny", config_dict=config)

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from recbole_escm2.bags import Bags
+from recbole_escm2.model import tower
 from recbole_escm2.model.embedding import pool_bag
-from recbole_escm2.model.tower import Tower, evaluate
+from recbole_escm2.model.tower import Tower
 
 
 def towers(*names, sizes=(6, 5, 4), dropout=0.0):
@@ -12,8 +13,19 @@ def towers(*names, sizes=(6, 5, 4), dropout=0.0):
     return nn.ModuleDict({name: Tower(sizes, dropout) for name in names})
 
 
+def evaluate(modules, features):
+    return tower.evaluate(modules, dict.fromkeys(modules, features))
+
+
 def one_by_one(modules, features):
-    return {name: tower(features).squeeze(-1) for name, tower in modules.items()}
+    return {name: module(features).squeeze(-1) for name, module in modules.items()}
+
+
+def test_each_tower_gets_its_own_input():
+    modules = towers("ctr", "cvr")
+    inputs = {"ctr": torch.randn(9, 6), "cvr": torch.randn(9, 6)}
+    for name, logit in tower.evaluate(modules, inputs).items():
+        assert torch.allclose(logit, modules[name](inputs[name]).squeeze(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize("names", [("ctr", "cvr"), ("ctr", "cvr", "imputation"), ("cvr",)])
