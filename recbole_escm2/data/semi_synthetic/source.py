@@ -31,7 +31,7 @@ _KEYS = (
 )
 
 
-def _of_ratings(config: Any) -> Any:
+def of_ratings(config: Any) -> Any:
     """The config of the data set that the ratings are of."""
     name = config["ratings"]
     if name == "ml-100k":  # as RecBole, which ships it
@@ -49,7 +49,7 @@ def _of_ratings(config: Any) -> Any:
 
 def files(config: Any) -> list[Path]:
     """The atomic files of the ratings."""
-    return atomic_files(_of_ratings(config))
+    return atomic_files(of_ratings(config))
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
         f"completing the ratings of {config['ratings']} and simulating clicks and conversions on "
         "every pair, which happens once"
     )
-    data = SemiSyntheticFiles(_of_ratings(config), rule)
+    data = SemiSyntheticFiles(of_ratings(config), rule)
     with StoreWriter(target) as store:
         store.commit({**schema, "simulated": {"note": _NOTE}, **data.write(store)})
 
@@ -76,9 +76,14 @@ class SemiSyntheticFiles(AtomicFiles):
         config: a settled config, of the data set that the ratings are of.
         rule: how completed ratings become outcomes.
 
+    Attributes:
+        score: the completed rating of each pair, ``[pairs]``.
+
     Raises:
         UsageError: as :class:`AtomicFiles`, or a rating that is no number.
     """
+
+    score: np.ndarray
 
     def __init__(self, config: Any, rule: OutcomeRule) -> None:
         self._rule = rule
@@ -94,8 +99,8 @@ class SemiSyntheticFiles(AtomicFiles):
                 f"{', '.join(self.inter_feat)}"
             )
         rated, row = self._pair_up()
-        score = self._completed(numbers(rated[field]), row)
-        outcomes = self._rule.draw(score)
+        self.score = self._completed(numbers(rated[field]), row)
+        outcomes = self._rule.draw(self.score)
         for key, values in {
             "CLICK_FIELD": outcomes.click,
             "CONVERSION_FIELD": outcomes.conversion,
