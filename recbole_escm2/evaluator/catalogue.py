@@ -68,15 +68,15 @@ class MetricSpec:
 
 # statistic: (its value on scored rows, smaller is better, target)
 _STATISTICS: dict[str, tuple[Callable[[Scored, Setting], float], bool, float | None]] = {
-    "AUC": (lambda rows, _: metrics.auc(rows.groups), False, None),
+    "AUC": (lambda rows, _: metrics.auc(rows.classes), False, None),
     "GAUC": (lambda rows, _: metrics.gauc(rows.ranking), False, None),
-    "LogLoss": (lambda rows, _: metrics.log_loss(rows.groups), True, None),
-    "PR_AUC": (lambda rows, _: metrics.pr_auc(rows.groups), False, None),
-    "KS": (lambda rows, _: metrics.ks(rows.groups), False, None),
-    "Recall": (lambda rows, s: metrics.recall(rows.groups, s.threshold_of(rows)), False, None),
-    "F1": (lambda rows, s: metrics.f1(rows.groups, s.threshold_of(rows)), False, None),
-    "PCOC": (lambda rows, _: metrics.pcoc(rows.groups), False, 1.0),
-    "ECE": (lambda rows, s: metrics.ece(rows.groups, s.bins), True, None),
+    "LogLoss": (lambda rows, _: metrics.log_loss(rows.classes), True, None),
+    "PR_AUC": (lambda rows, _: metrics.pr_auc(rows.classes), False, None),
+    "KS": (lambda rows, _: metrics.ks(rows.classes), False, None),
+    "Recall": (lambda rows, s: metrics.recall(rows.classes, s.threshold_of(rows)), False, None),
+    "F1": (lambda rows, s: metrics.f1(rows.classes, s.threshold_of(rows)), False, None),
+    "PCOC": (lambda rows, _: metrics.pcoc(rows.classes), False, 1.0),
+    "ECE": (lambda rows, s: metrics.ece(rows.classes, s.bins), True, None),
     "NDCG@K": (lambda rows, s: metrics.ndcg_at_k(rows.ranking, s.k), False, None),
     "Recall@K": (lambda rows, s: metrics.recall_at_k(rows.ranking, s.k), False, None),
 }

@@ -28,7 +28,7 @@ def calibration(predictions: Predictions) -> dict[str, dict[str, list[float]]]:
     curves = {}
     for space in _SPACES:
         try:
-            cut = equal_mass_bins(predictions.scored(space).groups, _CALIBRATION_BINS)
+            cut = equal_mass_bins(predictions.scored(space).classes, _CALIBRATION_BINS)
         except (NotPredictedError, UndefinedMetricError):
             continue
         curves[space] = {

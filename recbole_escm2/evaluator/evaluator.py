@@ -54,6 +54,28 @@ class MetricResult(dict[str, float]):
         return self[name] if name in self else default  # noqa: SIM401
 
 
+class EntireSpaceData(DataStruct):
+    """What metrics read: ours under ``entire_space.predictions``, RecBole's under its own keys.
+
+    Args:
+        predictions: labels and probabilities.
+        label_task: the task that RecBole's own metrics score; their float32 label is made when one
+            of them asks for it.
+    """
+
+    def __init__(self, predictions: Predictions, label_task: str) -> None:
+        super().__init__()
+        self.set("entire_space.predictions", predictions)
+        self._label_task = label_task
+
+    def get(self, name: str) -> Any:
+        if name in ("rec.score", "data.label") and name not in self:
+            rows = self["entire_space.predictions"].scored(self._label_task)
+            self.set("rec.score", torch.from_numpy(np.ascontiguousarray(rows.score)))
+            self.set("data.label", torch.from_numpy(np.asarray(rows.label, dtype=np.float32)))
+        return super().get(name)
+
+
 class EntireSpaceCollector(Collector):
     """Gathers each batch's scores once, next to the labels of the whole split.
 
@@ -71,7 +93,7 @@ class EntireSpaceCollector(Collector):
         self.label_task = label_task
         #: The last split's labels and scores.
         self.predictions: Predictions | None = None
-        self._scores = torch.empty(0, len(tasks))
+        self._scores = torch.empty(len(tasks), 0)
         self._collected = 0
         self._truth: Truth | None = None
 
@@ -84,7 +106,8 @@ class EntireSpaceCollector(Collector):
         Args:
             truth: its labels, in the order in which the batches will come.
         """
-        self._scores = torch.empty(len(truth.click), len(self.tasks))
+        # A task's scores lie side by side, as the metrics read them.
+        self._scores = torch.empty(len(self.tasks), len(truth.click))
         self._collected = 0
         self._truth = truth
 
@@ -93,24 +116,17 @@ class EntireSpaceCollector(Collector):
     ) -> None:
         """Keep a batch's probabilities, ``[batch, tasks]``."""
         end = self._collected + len(scores_tensor)
-        self._scores[self._collected : end] = scores_tensor.detach()
+        self._scores[:, self._collected : end] = scores_tensor.detach().T
         self._collected = end
 
-    def get_data_struct(self) -> DataStruct:
-        """What metrics read: ours under ``entire_space.predictions``, RecBole's under its keys."""
+    def get_data_struct(self) -> EntireSpaceData:
+        """The labels and scores of the split."""
         assert self._truth is not None, "begin() comes before get_data_struct()"
-        assert self._collected == len(self._scores), "a row of scores for each impression"
+        assert self._collected == self._scores.shape[1], "a row of scores for each impression"
         scores = self._scores.numpy()
-        predictions = Predictions(
-            self._truth, {task: scores[:, column] for column, task in enumerate(self.tasks)}
-        )
+        predictions = Predictions(self._truth, dict(zip(self.tasks, scores, strict=True)))
         self.predictions = predictions
-        struct = DataStruct()
-        struct.set("entire_space.predictions", predictions)
-        rows = predictions.scored(self.label_task)
-        struct.set("rec.score", torch.from_numpy(np.ascontiguousarray(rows.score)))
-        struct.set("data.label", torch.from_numpy(np.asarray(rows.label, dtype=np.float32)))
-        return struct
+        return EntireSpaceData(predictions, self.label_task)
 
 
 class EntireSpaceEvaluator(Evaluator):

@@ -2,7 +2,7 @@
 
 Two sufficient statistics carry the cost, one sort each; every metric then reads the statistic:
 
-* ``tie_groups(label, score)``: the task over all rows, for ``auc`` ... ``ece``.
+* ``class_scores(label, score)``: the task over all rows, for ``auc`` ... ``ece``.
 * ``user_ranking(label, score, user)``: the task within each user, for ``gauc``, ``ndcg_at_k``
   and ``recall_at_k`` at any number of cut-offs.
 
@@ -12,17 +12,22 @@ so a threshold is compared in float64 (``float32(0.7) < 0.7``).
 """
 
 import math
+from bisect import bisect_left
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recbole_escm2.evaluator.sorting import sort_in_place
+
 __all__ = [
     "Bins",
-    "TieGroups",
+    "ClassScores",
     "UndefinedMetricError",
     "UserRanking",
     "auc",
+    "class_scores",
     "ece",
     "equal_mass_bins",
     "f1",
@@ -36,12 +41,12 @@ __all__ = [
     "pr_auc",
     "recall",
     "recall_at_k",
-    "tie_groups",
     "user_ranking",
 ]
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
+Scores: TypeAlias = NDArray[np.float32] | Floats
 
 _PROBABILITY_FLOOR = 1e-15  # recbole.evaluator.metrics.LogLoss
 
@@ -50,18 +55,20 @@ class UndefinedMetricError(ValueError):
     """The metric has no value on these rows; the message says why."""
 
 
-class TieGroups(NamedTuple):
-    """A scored binary task, one entry per distinct score, in ascending order of score.
+class ClassScores(NamedTuple):
+    """A scored binary task: the scores of its P positives and of its N - P negatives.
 
     Attributes:
-        score: The distinct scores, ``[G]``.
-        rows: Number of rows with that score (>= 1), ``[G]``.
-        positives: Number of those rows with label 1, ``[G]``.
+        positive: The positives' scores, ascending, ``[P]``.
+        negative: The negatives' scores, ascending, of the same dtype, ``[N - P]``.
+        below: Number of negatives that score lower than each positive, ``[P]``.
+        upto: Number of negatives that score no higher than each positive, ``[P]``.
     """
 
-    score: NDArray[np.float32] | Floats
-    rows: Ints
-    positives: Ints
+    positive: Scores
+    negative: Scores
+    below: Ints
+    upto: Ints
 
 
 class UserRanking(NamedTuple):
@@ -82,8 +89,8 @@ class UserRanking(NamedTuple):
     positives: Ints
 
 
-def tie_groups(label: ArrayLike, score: ArrayLike) -> TieGroups:
-    """Groups the rows by score.
+def class_scores(label: ArrayLike, score: ArrayLike) -> ClassScores:
+    """Sorts the rows of each class by score.
 
     Args:
         label: 0 or 1, any bool or numeric dtype, ``[N]``.
@@ -94,38 +101,28 @@ def tie_groups(label: ArrayLike, score: ArrayLike) -> TieGroups:
             score that is not a finite number.
         UndefinedMetricError: There are no rows.
     """
-    positive, values = _labelled_scores(label, score)
-    # Sorting values, and the positives' values again, is 2-3 times faster than one argsort: numpy
-    # vectorises the former, and the latter must gather labels from all over memory.
-    positive_values = np.sort(values[positive])
-    values.sort()
-    start = _starts(values)
-    distinct = values[start]
-    # Positives are few: what is counted where they occur needs no pass over all groups.
-    group, count = np.unique(np.searchsorted(distinct, positive_values), return_counts=True)
-    positives = np.zeros(distinct.size, dtype=np.int64)
-    positives[group] = count
-    rows = np.empty(distinct.size, dtype=np.int64)
-    np.subtract(start[1:], start[:-1], out=rows[:-1])
-    rows[-1] = values.size - start[-1]
-    return TieGroups(score=distinct, rows=rows, positives=positives)
+    is_positive, scores = _labelled_scores(label, score)
+    positive, negative = scores[is_positive], scores[~is_positive]
+    for ordered in (positive, negative):
+        sort_in_place(ordered)
+        # The ends tell, without another pass over all rows.
+        if not np.isfinite(ordered[:1]).all() or not np.isfinite(ordered[-1:]).all():
+            _require_finite("score", scores)
+    return ClassScores(positive, negative, *_ranks(negative, positive))
 
 
-def auc(groups: TieGroups) -> float:
+def auc(classes: ClassScores) -> float:
     """Area under the ROC curve: P(s+ > s-) + P(s+ = s-) / 2 (Mann-Whitney), in [0, 1].
 
     Raises:
         UndefinedMetricError: There is no positive or no negative.
     """
-    positives, negatives = _positives(groups), _negatives(groups)
-    at = np.flatnonzero(groups.positives)  # few, where the rest is only counted
-    positive, rows = groups.positives[at], groups.rows[at]
-    below = np.cumsum(groups.rows)[at] - rows - (np.cumsum(positive) - positive)
-    twice_won = int(np.sum(positive * (2 * below + rows - positive)))
+    positives, negatives = _positives(classes), _negatives(classes)
+    twice_won = int(np.sum(classes.below + classes.upto))
     return twice_won / (2 * positives * negatives)
 
 
-def pr_auc(groups: TieGroups) -> float:
+def pr_auc(classes: ClassScores) -> float:
     """Average precision: sum_n (R_n - R_{n-1}) P_n over the distinct thresholds, in (0, 1].
 
     R_n and P_n are recall and precision when the rows scoring at least the n-th highest score are
@@ -134,26 +131,32 @@ def pr_auc(groups: TieGroups) -> float:
     Raises:
         UndefinedMetricError: There is no positive.
     """
-    positives = _positives(groups)
-    positive = groups.positives[::-1]
-    precision = np.cumsum(positive) / np.cumsum(groups.rows[::-1])
-    return float(np.sum(positive * precision)) / positives
+    positives = _positives(classes)
+    # Recall changes at the positives' scores only.
+    start = _starts(classes.positive)
+    true_positives = positives - start
+    false_positives = classes.negative.size - classes.below[start]
+    precision = true_positives / (true_positives + false_positives)
+    return float(np.sum(np.diff(start, append=positives) * precision)) / positives
 
 
-def ks(groups: TieGroups) -> float:
+def ks(classes: ClassScores) -> float:
     """Kolmogorov-Smirnov distance max_t |TPR(t) - FPR(t)| of the two classes' scores, in [0, 1].
 
     Raises:
         UndefinedMetricError: There is no positive or no negative.
     """
-    positives, negatives = _positives(groups), _negatives(groups)
-    positive = np.cumsum(groups.positives)
-    negative = np.cumsum(groups.rows) - positive
-    gap = np.abs(positive * negatives - negative * positives)
-    return int(gap.max()) / (positives * negatives)
+    positives, negatives = _positives(classes), _negatives(classes)
+    # From one distinct score of the positives to the next only the FPR moves, and one way: the
+    # distance is greatest just below a positive's score or at it.
+    start = _starts(classes.positive)
+    end = np.append(start[1:], positives)
+    below = np.abs(start * negatives - classes.below[start] * positives)
+    upto = np.abs(end * negatives - classes.upto[start] * positives)
+    return int(max(below.max(), upto.max())) / (positives * negatives)
 
 
-def log_loss(groups: TieGroups) -> float:
+def log_loss(classes: ClassScores) -> float:
     """Mean of -y ln p - (1 - y) ln(1 - p), in nats, in [0, 34.54].
 
     p is the score clipped to [1e-15, 1 - 1e-15], as ``recbole.evaluator.metrics.LogLoss`` does.
@@ -161,46 +164,47 @@ def log_loss(groups: TieGroups) -> float:
     Raises:
         ValueError: A score lies outside [0, 1].
     """
-    low, high = float(groups.score[0]), float(groups.score[-1])
+    some = [ordered for ordered in (classes.positive, classes.negative) if ordered.size]
+    low, high = min(float(s[0]) for s in some), max(float(s[-1]) for s in some)
     if low < 0 or high > 1:
         raise ValueError(f"score must lie in [0, 1], not in [{low!r}, {high!r}]")
-    p = np.clip(groups.score.astype(np.float64), _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
-    negative = groups.rows - groups.positives
-    loss = -np.sum(groups.positives * np.log(p) + negative * np.log1p(-p))
-    return float(loss) / _rows(groups)
+    p, q = _clipped(classes.positive), _clipped(classes.negative)
+    log_p, log_1q = np.log(p, out=p), np.log1p(np.negative(q, out=q), out=q)
+    return -float(np.sum(log_p) + np.sum(log_1q)) / _rows(classes)
 
 
-def recall(groups: TieGroups, threshold: float) -> float:
+def recall(classes: ClassScores, threshold: float) -> float:
     """Share of the positives with score >= threshold, in [0, 1].
 
     Raises:
         ValueError: The threshold is NaN.
         UndefinedMetricError: There is no positive.
     """
-    positives = _positives(groups)
-    return _confusion(groups, threshold)[0] / positives
+    positives = _positives(classes)
+    return _confusion(classes, threshold)[0] / positives
 
 
-def f1(groups: TieGroups, threshold: float) -> float:
+def f1(classes: ClassScores, threshold: float) -> float:
     """2 TP / (2 TP + FP + FN) when score >= threshold predicts positive, in [0, 1].
 
     Raises:
         ValueError: The threshold is NaN.
         UndefinedMetricError: There is no positive.
     """
-    positives = _positives(groups)
-    true_positives, predicted = _confusion(groups, threshold)
+    positives = _positives(classes)
+    true_positives, predicted = _confusion(classes, threshold)
     return 2 * true_positives / (predicted + positives)
 
 
-def pcoc(groups: TieGroups) -> float:
+def pcoc(classes: ClassScores) -> float:
     """Predicted click over click: mean score / mean label; 1 is calibrated, > 1 overestimates.
 
     Raises:
         UndefinedMetricError: There is no positive.
     """
-    positives = _positives(groups)
-    return float(np.sum(groups.rows * groups.score)) / positives
+    positives = _positives(classes)
+    total = np.sum(classes.positive, dtype=np.float64) + np.sum(classes.negative, dtype=np.float64)
+    return float(total) / positives
 
 
 class Bins(NamedTuple):
@@ -217,7 +221,7 @@ class Bins(NamedTuple):
     positives: Floats
 
 
-def equal_mass_bins(groups: TieGroups, bins: int = 10) -> Bins:
+def equal_mass_bins(classes: ClassScores, bins: int = 10) -> Bins:
     """Cuts the rows, in ascending order of score, into bins of as equal a number as possible.
 
     There are ``min(bins, N)``, the larger ones first (``numpy.array_split``). A tie group that
@@ -230,22 +234,29 @@ def equal_mass_bins(groups: TieGroups, bins: int = 10) -> Bins:
         ValueError: ``bins`` is not an int >= 1.
     """
     _require_positive_int("bins", bins)
-    rows = _rows(groups)
+    rows = _rows(classes)
     bins = min(int(bins), rows)
     size, larger = divmod(rows, bins)
-    # A bin's content is the change across it of a cumulative sum, which is piecewise linear in the
-    # row number with a knot at each end of a tie group.
     edge = np.arange(bins + 1)
     edge = edge * size + np.minimum(edge, larger)
-    knot = np.concatenate(([0], np.cumsum(groups.rows)))
+    # Each bin's rows, as slices of the two classes; which of the tied rows it takes makes no
+    # difference to the sum of its scores.
+    positive_edge = np.searchsorted(classes.upto + np.arange(classes.positive.size), edge)
+    negative_edge = edge - positive_edge
+    predicted = _sums(classes.positive, positive_edge) + _sums(classes.negative, negative_edge)
+    # The row after an edge shows the tie group that the edge may cut.
+    cut = np.minimum(
+        _entry(classes.positive, positive_edge), _entry(classes.negative, negative_edge)
+    )
+    positives, positives_upto = _ranks(classes.positive, cut)
+    negatives, negatives_upto = _ranks(classes.negative, cut)
+    tied_positives, tied_negatives = positives_upto - positives, negatives_upto - negatives
+    share = (edge - positives - negatives) / np.maximum(tied_positives + tied_negatives, 1)
+    labels = np.diff(positives + share * tied_positives)
+    return Bins(np.diff(edge), predicted, labels)
 
-    def content(amount: NDArray[np.generic]) -> Floats:
-        return np.diff(np.interp(edge, knot, np.concatenate(([0.0], np.cumsum(amount)))))
 
-    return Bins(np.diff(edge), content(groups.rows * groups.score), content(groups.positives))
-
-
-def ece(groups: TieGroups, bins: int = 10) -> float:
+def ece(classes: ClassScores, bins: int = 10) -> float:
     """Expected calibration error: sum_b n_b / N |mean score_b - mean label_b|, in [0, 1] for a p.
 
     The bins are those of :func:`equal_mass_bins`.
@@ -255,8 +266,8 @@ def ece(groups: TieGroups, bins: int = 10) -> float:
     Raises:
         ValueError: ``bins`` is not an int >= 1.
     """
-    cut = equal_mass_bins(groups, bins)
-    return float(np.sum(np.abs(cut.predicted - cut.positives))) / _rows(groups)
+    cut = equal_mass_bins(classes, bins)
+    return float(np.sum(np.abs(cut.predicted - cut.positives))) / _rows(classes)
 
 
 def mean_absolute_error(truth: ArrayLike, score: ArrayLike) -> float:
@@ -296,22 +307,24 @@ def user_ranking(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> UserRan
         user: Any integers, ``[N]``.
 
     Raises:
-        ValueError: As ``tie_groups``; also when ``user`` is not of an integer dtype.
+        ValueError: As ``class_scores``; also when ``user`` is not of an integer dtype.
         UndefinedMetricError: There are no rows.
     """
     owner = _column("user", user)
     positive, values = _labelled_scores(label, score, owner)
+    _require_finite("score", values)
     if owner.dtype.kind not in "iu":
         raise ValueError(f"user must be of an integer dtype, not {owner.dtype}")
     # One integer key (user, descending score, label) per row: sorting values is several times
     # faster than a lexsort, and the sorted key still holds all that is needed of the row.
-    code, width = _descending_code(values)
+    # Without -0.0, whose bits are not those of its equal.
+    code, width = _descending_code(values + 0)
     key = _user_code(owner, 63 - width)
     key <<= np.uint64(width)
     key |= code
     key <<= np.uint64(1)
     key |= positive
-    key.sort()
+    sort_in_place(key)
     positive = (key & np.uint64(1)).astype(bool)
     key >>= np.uint64(1)
     start = _starts(key)
@@ -402,22 +415,26 @@ def _require_equal_length(**columns: NDArray[np.generic]) -> None:
         raise UndefinedMetricError("no rows")
 
 
-def _finite(name: str, column: NDArray[np.generic]) -> NDArray[np.float32] | Floats:
-    """A new array, of float32 when that is exact; without -0.0, which equals but is not 0.0."""
+def _real(name: str, column: NDArray[np.generic]) -> Scores:
+    """The column itself where it is float32 or float64, else as float32 when that is exact."""
     if column.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be of a real dtype, not {column.dtype}")
-    dtype = np.float32 if np.can_cast(column.dtype, np.float32) else np.float64
-    values: NDArray[np.float32] | Floats = np.add(column, 0, dtype=dtype, casting="unsafe")
+    if np.can_cast(column.dtype, np.float32):
+        return column.astype(np.float32, copy=False)
+    return column.astype(np.float64, copy=False)
+
+
+def _require_finite(name: str, values: Scores) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         bad = values.size - np.count_nonzero(finite)
         raise ValueError(f"{name} is not finite in {bad:,} of {values.size:,} rows")
-    return values
 
 
 def _labelled_scores(
     label: ArrayLike, score: ArrayLike, user: NDArray[np.generic] | None = None
-) -> tuple[NDArray[np.bool_], NDArray[np.float32] | Floats]:
+) -> tuple[NDArray[np.bool_], Scores]:
+    """The columns, checked but for finiteness; they may be the arguments themselves."""
     labels, scores = _column("label", label), _column("score", score)
     if user is None:
         _require_equal_length(label=labels, score=scores)
@@ -425,17 +442,20 @@ def _labelled_scores(
         _require_equal_length(label=labels, user=user, score=scores)
     if labels.dtype.kind not in "biuf":
         raise ValueError(f"label must be of a bool or numeric dtype, not {labels.dtype}")
-    positive = labels.astype(bool)
-    bad = np.count_nonzero(labels != positive)
+    positive = labels.astype(bool, copy=False)
+    bad = 0 if positive is labels else np.count_nonzero(labels != positive)
     if bad:
         raise ValueError(f"label is neither 0 nor 1 in {bad:,} of {labels.size:,} rows")
-    return positive, _finite("score", scores)
+    return positive, _real("score", scores)
 
 
 def _error(truth: ArrayLike, score: ArrayLike) -> Floats:
     truths, scores = _column("truth", truth), _column("score", score)
     _require_equal_length(truth=truths, score=scores)
-    return np.subtract(_finite("score", scores), _finite("truth", truths), dtype=np.float64)
+    columns = _real("score", scores), _real("truth", truths)
+    for name, column in zip(("score", "truth"), columns, strict=True):
+        _require_finite(name, column)
+    return np.subtract(*columns, dtype=np.float64)
 
 
 def _require_positive_int(name: str, value: int) -> None:
@@ -443,30 +463,62 @@ def _require_positive_int(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an int >= 1, not {value!r}")
 
 
-def _rows(groups: TieGroups) -> int:
-    return int(groups.rows.sum())
+def _rows(classes: ClassScores) -> int:
+    return classes.positive.size + classes.negative.size
 
 
-def _positives(groups: TieGroups) -> int:
-    positives = int(groups.positives.sum())
+def _positives(classes: ClassScores) -> int:
+    positives = classes.positive.size
     if positives == 0:
-        raise UndefinedMetricError(f"no positive among {_rows(groups):,} rows")
+        raise UndefinedMetricError(f"no positive among {_rows(classes):,} rows")
     return positives
 
 
-def _negatives(groups: TieGroups) -> int:
-    negatives = _rows(groups) - int(groups.positives.sum())
+def _negatives(classes: ClassScores) -> int:
+    negatives = classes.negative.size
     if negatives == 0:
-        raise UndefinedMetricError(f"no negative among {_rows(groups):,} rows")
+        raise UndefinedMetricError(f"no negative among {_rows(classes):,} rows")
     return negatives
 
 
-def _confusion(groups: TieGroups, threshold: float) -> tuple[int, int]:
+def _confusion(classes: ClassScores, threshold: float) -> tuple[int, int]:
     """True positives and predicted positives."""
     if math.isnan(threshold):
         raise ValueError("threshold must not be NaN")
-    at = int(np.searchsorted(groups.score, threshold, side="left"))
-    return int(groups.positives[at:].sum()), int(groups.rows[at:].sum())
+    # A NumPy scalar is compared in float64, and nothing but the entries that are looked at.
+    wide = np.float64(threshold)
+    true, false = (s.size - bisect_left(s, wide) for s in (classes.positive, classes.negative))
+    return true, true + false
+
+
+def _clipped(scores: Scores) -> Floats:
+    """A new array of probabilities whose logarithms, and their complements', are finite."""
+    p = scores.astype(np.float64)
+    return np.clip(p, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR, out=p)
+
+
+def _ranks(ordered: Scores, values: Scores) -> tuple[Ints, Ints]:
+    """For each value, the number of ordered entries that are lower, and that are no higher."""
+    below = np.searchsorted(ordered, values, side="left")
+    upto = below.copy()
+    if ordered.size:
+        # Most values are none of the entries, which is cheaper to see than to search for.
+        equal = ordered.take(below, mode="clip") == values
+        upto[equal] = np.searchsorted(ordered, values[equal], side="right")
+    return below, upto
+
+
+def _sums(values: Scores, edge: Ints) -> Floats:
+    """The sum of the values between each two successive edges."""
+    return np.array([np.sum(values[a:b], dtype=np.float64) for a, b in pairwise(edge)])
+
+
+def _entry(values: Scores, at: Ints) -> Scores:
+    """The values at some indices, infinity beyond the last."""
+    entry = np.full(at.shape, np.inf, dtype=values.dtype)
+    inside = at < values.size
+    entry[inside] = values[at[inside]]
+    return entry
 
 
 def _starts(ordered: NDArray[np.generic]) -> Ints:
@@ -484,7 +536,7 @@ def _before(count: Ints, first: Ints) -> Ints:
     return before
 
 
-def _descending_code(score: NDArray[np.float32] | Floats) -> tuple[NDArray[np.uint64], int]:
+def _descending_code(score: Scores) -> tuple[NDArray[np.uint64], int]:
     """Unsigned codes, equal or descending as the scores, and their width in bits."""
     if score.dtype == np.float32:
         # IEEE 754: the bits order as a signed integer does, once a negative's magnitude is flipped.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.evaluator.metrics import TieGroups, UserRanking, tie_groups, user_ranking
+from recbole_escm2.evaluator.metrics import ClassScores, UserRanking, class_scores, user_ranking
 
 Array = NDArray[Any]
 
@@ -51,9 +51,9 @@ class Scored:
     user: Array | None
 
     @cached_property
-    def groups(self) -> TieGroups:
-        """The rows by distinct score: one sort serves every metric that isn't per user."""
-        return tie_groups(self.label, self.score)
+    def classes(self) -> ClassScores:
+        """The rows by label and score: one sort serves every metric that isn't per user."""
+        return class_scores(self.label, self.score)
 
     @cached_property
     def ranking(self) -> UserRanking:
@@ -65,7 +65,7 @@ class Scored:
     @cached_property
     def base_rate(self) -> float:
         """The share of positives, 0 where there is no row."""
-        return float(np.mean(self.label)) if len(self.label) else 0.0
+        return np.count_nonzero(self.label) / len(self.label) if len(self.label) else 0.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,6 @@ class Predictions:
             if truth.potential_conversion is None:
                 raise NotPredictedError("the data holds no potential conversions")
             return Scored(truth.potential_conversion, self.of("cvr"), truth.user)
-        clicked = truth.click > 0
+        clicked = np.flatnonzero(truth.click > 0)
         user = None if truth.user is None else truth.user[clicked]
         return Scored(truth.conversion[clicked], self.of("cvr")[clicked], user)

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
-from recbole_escm2.evaluator.metrics import ece, equal_mass_bins, tie_groups
+from recbole_escm2.evaluator.metrics import class_scores, ece, equal_mass_bins
 from recbole_escm2.evaluator.predictions import Predictions, Truth
 
 
 def test_bins_by_hand():
     # scores .1 .2 | .3 .3 with the tie at the border of two bins of two rows
-    groups = tie_groups(np.array([0, 1, 0, 0]), np.array([0.1, 0.3, 0.2, 0.3]))
-    cut = equal_mass_bins(groups, 2)
+    classes = class_scores(np.array([0, 1, 0, 0]), np.array([0.1, 0.3, 0.2, 0.3]))
+    cut = equal_mass_bins(classes, 2)
     assert cut.rows.tolist() == [2, 2]
     np.testing.assert_allclose(cut.predicted, [0.3, 0.6])
     np.testing.assert_allclose(cut.positives, [0, 1])
-    three = equal_mass_bins(groups, 3)  # 2 + 1 + 1 rows: the tie is shared evenly
+    three = equal_mass_bins(classes, 3)  # 2 + 1 + 1 rows: the tie is shared evenly
     assert three.rows.tolist() == [2, 1, 1]
     np.testing.assert_allclose(three.positives, [0, 0.5, 0.5])
 
@@ -32,15 +32,15 @@ def test_bins_by_hand():
 )
 def test_bins_hold_everything_once(rows, bins):
     label, score = (np.array(column) for column in zip(*rows, strict=True))
-    groups = tie_groups(label, score)
-    cut = equal_mass_bins(groups, bins)
+    classes = class_scores(label, score)
+    cut = equal_mass_bins(classes, bins)
     assert cut.rows.sum() == len(rows)
     assert cut.rows.max() - cut.rows.min() <= 1
     assert cut.predicted.sum() == pytest.approx(score.sum())
     assert cut.positives.sum() == pytest.approx(label.sum())
     assert np.all(np.diff(cut.predicted / cut.rows) >= -1e-12)
     gap = np.abs(cut.predicted - cut.positives).sum() / len(rows)
-    assert ece(groups, bins) == pytest.approx(gap)
+    assert ece(classes, bins) == pytest.approx(gap)
 
 
 def predictions(**truth):

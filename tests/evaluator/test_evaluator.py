@@ -110,6 +110,19 @@ def test_recbole_metrics_score_the_task_of_predict(truth, scores):
         assert result["LogLoss"] == pytest.approx(reference[f"{ours}_LogLoss"], abs=1e-6)
 
 
+def test_recboles_label_is_made_when_it_is_asked_for(truth, scores):
+    collector = EntireSpaceCollector(("ctr", "cvr", "ctcvr"), "cvr")
+    collector.begin(truth)
+    collector.eval_batch_collect(torch.tensor(scores), None, None, None)
+    struct = collector.get_data_struct()
+    assert "data.label" not in struct
+    assert struct.get("data.label").tolist() == CONVERSION[CLICK == 1].tolist()
+    assert struct.get("data.label").dtype == torch.float32
+    assert struct.get("rec.score").tolist() == np.float32(PCVR[CLICK == 1]).tolist()
+    with pytest.raises(IndexError):
+        struct.get("rec.items")
+
+
 def test_a_single_task_has_its_own_metrics_only(truth, scores):
     result = evaluate(truth, scores[:, 1:2], tasks=("cvr",), label_task="cvr")
     assert {task_of(name) for name in result} == {"cvr"}

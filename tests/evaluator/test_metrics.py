@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 from recbole_escm2.evaluator.metrics import (
     UndefinedMetricError,
     auc,
+    class_scores,
     ece,
     f1,
     gauc,
@@ -24,7 +25,6 @@ from recbole_escm2.evaluator.metrics import (
     pr_auc,
     recall,
     recall_at_k,
-    tie_groups,
     user_ranking,
 )
 
@@ -87,83 +87,84 @@ def per_user(label, score, user):
 # --- by hand ---------------------------------------------------------------------------------
 
 
-def test_tie_groups_by_hand():
-    groups = tie_groups(LABEL, SCORE)
-    assert groups.score.tolist() == [0.125, 0.25, 0.5, 0.75, 0.875]
-    assert groups.rows.tolist() == [1, 1, 2, 1, 1]
-    assert groups.positives.tolist() == [0, 1, 1, 0, 1]
-    assert groups.score.dtype == np.float64
-    assert groups.rows.dtype == groups.positives.dtype == np.int64
+def test_class_scores_by_hand():
+    classes = class_scores(LABEL, SCORE)
+    assert classes.positive.tolist() == [0.25, 0.5, 0.875]
+    assert classes.negative.tolist() == [0.125, 0.5, 0.75]
+    assert classes.below.tolist() == [1, 1, 3]
+    assert classes.upto.tolist() == [1, 2, 3]
+    assert classes.positive.dtype == classes.negative.dtype == np.float64
+    assert classes.below.dtype == classes.upto.dtype == np.int64
 
 
 def test_auc_by_hand():
     # Negatives beaten: by 0.25 one (0.125); by 0.5 one and a tie; by 0.875 all three.
-    assert auc(tie_groups(LABEL, SCORE)) == approx((1 + 1.5 + 3) / 9)
+    assert auc(class_scores(LABEL, SCORE)) == approx((1 + 1.5 + 3) / 9)
 
 
 def test_pr_auc_by_hand():
     # A positive is reached at 0.875 (1 of 1), 0.5 (2 of 4) and 0.25 (3 of 5).
-    assert pr_auc(tie_groups(LABEL, SCORE)) == approx((1 / 1 + 2 / 4 + 3 / 5) / 3)
+    assert pr_auc(class_scores(LABEL, SCORE)) == approx((1 / 1 + 2 / 4 + 3 / 5) / 3)
 
 
 def test_ks_by_hand():
     # (TPR, FPR) from the top: (1/3, 0) (1/3, 1/3) (2/3, 2/3) (1, 2/3) (1, 1).
-    assert ks(tie_groups(LABEL, SCORE)) == approx(1 / 3)
+    assert ks(class_scores(LABEL, SCORE)) == approx(1 / 3)
     # The sign does not matter: with the classes swapped TPR < FPR.
-    assert ks(tie_groups([1, 1, 0, 0], [0.1, 0.2, 0.2, 0.3])) == approx(1 / 2)
+    assert ks(class_scores([1, 1, 0, 0], [0.1, 0.2, 0.2, 0.3])) == approx(1 / 2)
 
 
 def test_log_loss_by_hand():
     # Positives 0.25, 0.5, 0.875; negatives' complements 0.875, 0.5, 0.25: the product of all
     # six is (0.25 * 0.5 * 0.875)^2.
     expected = -math.log((0.25 * 0.5 * 0.875) ** 2) / 6
-    assert log_loss(tie_groups(LABEL, SCORE)) == approx(expected)
+    assert log_loss(class_scores(LABEL, SCORE)) == approx(expected)
 
 
 def test_log_loss_is_clipped_as_recbole_clips():
     # A certain and wrong prediction costs -ln 1e-15 = 34.538776...; a certain and right one 0.
-    assert log_loss(tie_groups([1, 0], [0.0, 0.0])) == approx(15 * math.log(10) / 2)
+    assert log_loss(class_scores([1, 0], [0.0, 0.0])) == approx(15 * math.log(10) / 2)
     # 1 - (1 - 1e-15) is 9.992e-16 in float64, for RecBole too.
-    assert log_loss(tie_groups([0], [1.0])) == approx(-math.log(1 - (1 - 1e-15)))
+    assert log_loss(class_scores([0], [1.0])) == approx(-math.log(1 - (1 - 1e-15)))
 
 
 def test_recall_and_f1_by_hand():
-    groups = tie_groups(LABEL, SCORE)
+    classes = class_scores(LABEL, SCORE)
     # At 0.5: four rows predicted positive, the threshold's own tie among them; TP 2, FP 2, FN 1.
-    assert recall(groups, 0.5) == approx(2 / 3)
-    assert f1(groups, 0.5) == approx(4 / (4 + 2 + 1))
+    assert recall(classes, 0.5) == approx(2 / 3)
+    assert f1(classes, 0.5) == approx(4 / (4 + 2 + 1))
     # Just above 0.5: TP 1, FP 1, FN 2.
-    assert recall(groups, 0.5 + 1e-9) == approx(1 / 3)
-    assert f1(groups, 0.5 + 1e-9) == approx(2 / (2 + 1 + 2))
+    assert recall(classes, 0.5 + 1e-9) == approx(1 / 3)
+    assert f1(classes, 0.5 + 1e-9) == approx(2 / (2 + 1 + 2))
     # All, and none.
-    assert (recall(groups, -math.inf), f1(groups, -math.inf)) == (1.0, approx(6 / 9))
-    assert (recall(groups, 0.9), f1(groups, 0.9)) == (0.0, 0.0)
+    assert (recall(classes, -math.inf), f1(classes, -math.inf)) == (1.0, approx(6 / 9))
+    assert (recall(classes, 0.9), f1(classes, 0.9)) == (0.0, 0.0)
 
 
 def test_threshold_is_compared_in_float64():
     score = np.array([0.7], dtype=np.float32)  # 0.699999988...
-    assert recall(tie_groups([1], score), 0.7) == 0.0
-    assert recall(tie_groups([1], score), np.float32(0.7)) == 1.0
+    assert recall(class_scores([1], score), 0.7) == 0.0
+    assert recall(class_scores([1], score), np.float32(0.7)) == 1.0
 
 
 def test_pcoc_by_hand():
     # Scores sum to 3, labels to 3; then 0.9 over 1.
-    assert pcoc(tie_groups(LABEL, SCORE)) == approx(1.0)
-    assert pcoc(tie_groups([0, 1], [0.4, 0.5])) == approx(0.9)
+    assert pcoc(class_scores(LABEL, SCORE)) == approx(1.0)
+    assert pcoc(class_scores([0, 1], [0.4, 0.5])) == approx(0.9)
 
 
 def test_ece_by_hand():
-    groups = tie_groups(LABEL, SCORE)
+    classes = class_scores(LABEL, SCORE)
     # Two bins of 3. The tie (sum of scores 1, of labels 1) gives one row to each, label 1/2:
     # low 0.125 + 0.25 + 0.5 = 0.875 against 0 + 1 + 0.5; high 0.5 + 0.75 + 0.875 = 2.125
     # against 0.5 + 0 + 1.
-    assert ece(groups, 2) == approx((0.625 + 0.625) / 6)
+    assert ece(classes, 2) == approx((0.625 + 0.625) / 6)
     # Four bins, of 2, 2, 1, 1 rows: 0.375 - 1; 1 - 1; 0.75 - 0; 0.875 - 1.
-    assert ece(groups, 4) == approx((0.625 + 0 + 0.75 + 0.125) / 6)
+    assert ece(classes, 4) == approx((0.625 + 0 + 0.75 + 0.125) / 6)
     # One bin: 3 - 3. One row a bin: 0.125, 0.75, 0, 0, 0.75, 0.125.
-    assert ece(groups, 1) == approx(0)
-    assert ece(groups, 6) == approx(1.75 / 6)
-    assert ece(groups) == approx(1.75 / 6)
+    assert ece(classes, 1) == approx(0)
+    assert ece(classes, 6) == approx(1.75 / 6)
+    assert ece(classes) == approx(1.75 / 6)
 
 
 def test_mean_errors_by_hand():
@@ -229,38 +230,38 @@ def test_recall_at_k_by_hand():
 @many
 def test_agrees_with_scikit_learn_and_scipy(task):
     label, score = task
-    groups = tie_groups(label, score)
-    assert auc(groups) == approx(sk.roc_auc_score(label, score))
-    assert pr_auc(groups) == approx(sk.average_precision_score(label, score))
+    classes = class_scores(label, score)
+    assert auc(classes) == approx(sk.roc_auc_score(label, score))
+    assert pr_auc(classes) == approx(sk.average_precision_score(label, score))
     distance = ks_2samp(score[label == 1], score[label == 0], method="exact").statistic
-    assert ks(groups) == approx(distance)
+    assert ks(classes) == approx(distance)
 
 
 @given(tasks(), st.integers(-1, 11))
 @many
 def test_threshold_metrics_agree_with_scikit_learn(task, tenths):
     label, score = task
-    groups = tie_groups(label, score)
+    classes = class_scores(label, score)
     # A score of the grid, so that >= and > differ.
     threshold = float(score.dtype.type(tenths) / score.dtype.type(10))
     predicted = score.astype(np.float64) >= threshold
-    assert recall(groups, threshold) == approx(sk.recall_score(label, predicted))
-    assert f1(groups, threshold) == approx(sk.f1_score(label, predicted))
+    assert recall(classes, threshold) == approx(sk.recall_score(label, predicted))
+    assert f1(classes, threshold) == approx(sk.f1_score(label, predicted))
 
 
 @given(tasks())
 @many
 def test_log_loss_and_calibration_agree_with_their_definitions(task):
     label, score = task
-    groups = tie_groups(label, score)
+    classes = class_scores(label, score)
     wide = score.astype(np.float64)
-    assert pcoc(groups) == approx(wide.mean() / label.mean())
+    assert pcoc(classes) == approx(wide.mean() / label.mean())
     p = np.clip(wide, 1e-15, 1 - 1e-15)
     recbole = np.mean(-label * np.log(p) - (1 - label) * np.log(1 - p))
-    assert log_loss(groups) == approx(recbole)
+    assert log_loss(classes) == approx(recbole)
     inner = np.clip(score, 0.01, 0.99).astype(np.float64)
     expected = sk.log_loss(label, inner, labels=[0, 1])
-    assert log_loss(tie_groups(label, inner)) == approx(expected)
+    assert log_loss(class_scores(label, inner)) == approx(expected)
 
 
 @given(user_tasks(), st.integers(1, 45))
@@ -276,14 +277,21 @@ def test_ndcg_agrees_with_scikit_learn(task, k):
     assert ndcg_at_k(user_ranking(label, score, user), k) == approx(np.mean(expected))
 
 
-def test_agrees_with_scikit_learn_at_size():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agrees_with_scikit_learn_at_size(dtype):
     rng = np.random.default_rng(0)
-    score = rng.beta(1, 20, 200_000).astype(np.float32)
+    # So many rows that they are sorted by radix; some tie, within a class and across.
+    score = rng.beta(1, 20, 1_500_000).astype(dtype)
+    score[::7] = np.round(score[::7], 2)
     label = rng.random(score.size) < score
-    groups = tie_groups(label, score)
-    assert groups.rows.sum() == score.size
-    assert auc(groups) == approx(sk.roc_auc_score(label, score))
-    assert pr_auc(groups) == approx(sk.average_precision_score(label, score))
+    classes = class_scores(label, score)
+    assert np.array_equal(classes.positive, np.sort(score[label]))
+    assert np.array_equal(classes.negative, np.sort(score[~label]))
+    assert auc(classes) == approx(sk.roc_auc_score(label, score))
+    assert pr_auc(classes) == approx(sk.average_precision_score(label, score))
+    score[np.flatnonzero(~label)[5]] = -math.nan
+    with refuses("^score is not finite in 1 of 1,500,000 rows"):
+        class_scores(label, score)
 
 
 # --- against brute force ---------------------------------------------------------------------
@@ -344,7 +352,7 @@ def test_ece_without_ties_agrees_with_array_split(task, bins):
     score = np.random.default_rng(label.size).permutation(label.size) / label.size
     order = np.argsort(score)
     expected = binned_error(label[order], score[order], bins)
-    assert ece(tie_groups(label, score), bins) == approx(expected)
+    assert ece(class_scores(label, score), bins) == approx(expected)
 
 
 @given(tasks(max_size=6), st.integers(1, 8))
@@ -355,7 +363,7 @@ def test_ece_with_ties_agrees_with_the_mean_of_all_tie_orders(task, bins):
     ranked = np.take_along_axis(orders, np.argsort(score[orders], axis=1, kind="stable"), axis=1)
     expected_label = label[ranked].mean(axis=0)
     expected = binned_error(expected_label, np.sort(score).astype(np.float64), bins)
-    assert ece(tie_groups(label, score), bins) == approx(expected)
+    assert ece(class_scores(label, score), bins) == approx(expected)
 
 
 # --- order of the rows, dtypes ---------------------------------------------------------------
@@ -369,8 +377,8 @@ def test_order_of_rows_does_not_matter(task, random):
     random.shuffle(order)
     shuffled = label[order], score[order], user[order]
     for ours, theirs in zip(
-        (*tie_groups(label, score), *user_ranking(label, score, user)),
-        (*tie_groups(*shuffled[:2]), *user_ranking(*shuffled)),
+        (*class_scores(label, score), *user_ranking(label, score, user)),
+        (*class_scores(*shuffled[:2]), *user_ranking(*shuffled)),
         strict=True,
     ):
         assert np.array_equal(ours, theirs)
@@ -385,9 +393,9 @@ def test_dtypes_do_not_matter(task, dtype):
     label, score, user = task
     score = np.round(score * 8) / 8 - 0.5  # exact in any dtype, of both signs
     for a, b in zip(
-        (*tie_groups(label, score), *user_ranking(label, score, user)),
+        (*class_scores(label, score), *user_ranking(label, score, user)),
         (
-            *tie_groups(label.astype(bool), score.astype(dtype)),
+            *class_scores(label.astype(bool), score.astype(dtype)),
             *user_ranking(label.astype(np.float32), score.astype(dtype), user),
         ),
         strict=True,
@@ -415,17 +423,17 @@ def test_any_float32_ranks_as_its_float64(score):
 
 def test_scores_that_differ_only_in_float64_are_no_tie():
     score = np.array([0.1, 0.1 + 1e-15])
-    assert auc(tie_groups([0, 1], score)) == 1.0
+    assert auc(class_scores([0, 1], score)) == 1.0
     assert gauc(user_ranking([0, 1], score, [3, 3])) == 1.0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_zeros_of_either_sign_are_a_tie(dtype):
     score = np.array([-0.0, 0.0], dtype=dtype)
-    groups = tie_groups([0, 1], score)
-    assert groups.rows.tolist() == [2]
-    assert not np.signbit(groups.score[0])
-    assert auc(groups) == 0.5
+    classes = class_scores([0, 1], score)
+    assert classes.below.tolist() == [0]
+    assert classes.upto.tolist() == [1]
+    assert auc(classes) == 0.5
     assert gauc(user_ranking([0, 1], score, [3, 3])) == 0.5
 
 
@@ -456,15 +464,15 @@ def test_arguments_are_left_alone():
     arguments = [np.array(LABEL), np.float32(SCORE), np.arange(6) // 2]
     for array in arguments:
         array.flags.writeable = False
-    tie_groups(*arguments[:2])
+    class_scores(*arguments[:2])
     user_ranking(*arguments)
     mean_absolute_error(arguments[1], arguments[1])
 
 
 # --- undefined -------------------------------------------------------------------------------
 
-NO_POSITIVE = tie_groups(np.zeros(1234), np.linspace(0, 1, 1234))
-NO_NEGATIVE = tie_groups(np.ones(1234), np.linspace(0, 1, 1234))
+NO_POSITIVE = class_scores(np.zeros(1234), np.linspace(0, 1, 1234))
+NO_NEGATIVE = class_scores(np.ones(1234), np.linspace(0, 1, 1234))
 
 
 @pytest.mark.parametrize(
@@ -488,7 +496,7 @@ def test_defined_with_one_class():
     assert recall(NO_NEGATIVE, 0.0) == f1(NO_NEGATIVE, 0.0) == 1.0
     assert pcoc(NO_NEGATIVE) == approx(0.5)
     assert ece(NO_POSITIVE) == approx(0.5)
-    assert log_loss(tie_groups([0], [0.5])) == approx(math.log(2))
+    assert log_loss(class_scores([0], [0.5])) == approx(math.log(2))
 
 
 def test_undefined_without_a_user_of_both_classes():
@@ -507,7 +515,7 @@ def test_undefined_without_a_user_with_a_positive(metric):
 
 @pytest.mark.parametrize(
     ("function", "arguments"),
-    [(tie_groups, 2), (user_ranking, 3), (mean_absolute_error, 2), (mean_difference, 2)],
+    [(class_scores, 2), (user_ranking, 3), (mean_absolute_error, 2), (mean_difference, 2)],
 )
 def test_undefined_without_rows(function, arguments):
     with pytest.raises(UndefinedMetricError, match=r"^no rows$"):
@@ -547,7 +555,7 @@ BAD_LABELS_AND_SCORES = [
 @pytest.mark.parametrize(("match", "label", "score"), BAD_LABELS_AND_SCORES)
 def test_bad_label_or_score_is_refused(match, label, score):
     with refuses(match):
-        tie_groups(label, score)
+        class_scores(label, score)
     with refuses(match):
         user_ranking(label, score, np.zeros(np.size(score), dtype=int))
 
@@ -586,19 +594,19 @@ def test_bad_truth_or_score_is_refused(metric, match, truth, score):
 @pytest.mark.parametrize("bad", [-1e-9, 1 + 1e-9])
 def test_log_loss_refuses_a_score_that_is_no_probability(bad):
     with refuses(r"^score must lie in \[0, 1\]"):
-        log_loss(tie_groups([0, 1], [0.5, bad]))
+        log_loss(class_scores([0, 1], [0.5, bad]))
 
 
 @pytest.mark.parametrize("metric", [recall, f1])
 def test_nan_threshold_is_refused(metric):
     with refuses("^threshold must not be NaN"):
-        metric(tie_groups(LABEL, SCORE), math.nan)
+        metric(class_scores(LABEL, SCORE), math.nan)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.0, True, "3", None])
 def test_counts_are_positive_ints(bad):
     with refuses("^bins must be an int >= 1"):
-        ece(tie_groups(LABEL, SCORE), bad)
+        ece(class_scores(LABEL, SCORE), bad)
     ranking = user_ranking(RANKED_LABEL, RANKED_SCORE, RANKED_USER)
     for metric in (ndcg_at_k, recall_at_k):
         with refuses("^k must be an int >= 1"):
@@ -608,4 +616,4 @@ def test_counts_are_positive_ints(bad):
 def test_counts_may_be_numpy_ints():
     ranking = user_ranking(RANKED_LABEL, RANKED_SCORE, RANKED_USER)
     assert recall_at_k(ranking, np.int32(2)) == recall_at_k(ranking, 2)
-    assert ece(tie_groups(LABEL, SCORE), np.int32(2)) == ece(tie_groups(LABEL, SCORE), 2)
+    assert ece(class_scores(LABEL, SCORE), np.int32(2)) == ece(class_scores(LABEL, SCORE), 2)
