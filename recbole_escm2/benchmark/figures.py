@@ -198,7 +198,8 @@ def calibration(study: Study, task: str, labels: Sequence[str] | None = None) ->
     positive = everything[everything > 0]
     logarithmic = len(positive) > 0 and positive.max() / positive.min() > 10
     low = positive.min() / 1.8 if logarithmic else 0.0
-    high = min(1.0, float(everything.max()) * (1.6 if logarithmic else 1.12)) or 1.0
+    beyond = (1.6, 1.15) if logarithmic else (1.12, 1.04)  # room for the signs of the last bin
+    high = min(float(everything.max()) * beyond[0], beyond[1]) or 1.0
     ax.plot([low, high], [low, high], color=INK, linewidth=0.8, alpha=0.6, zorder=1)
     styles = _row_styles(study, rows)
     for n, (pooled, style) in enumerate(zip(drawn, styles.values(), strict=True)):
@@ -241,7 +242,7 @@ def calibration(study: Study, task: str, labels: Sequence[str] | None = None) ->
     ax.set_aspect("equal")
     for axis in (ax.xaxis, ax.yaxis):
         _ticks(axis, logarithmic)
-    ax.set_title(_wrapped(TASKS[task], 44))
+    ax.set_title(_wrapped(TASKS[task], 34))
     ax.set_xlabel("mean prediction")
     ax.set_ylabel("positive rate")
     ax.grid()
@@ -402,6 +403,7 @@ def row_groups(study: Study) -> list[list[str]]:
 @_styled
 def png(figure: Figure) -> bytes:
     """The figure on white paper, 150 dots an inch, the same bytes for the same figure."""
+    _lay_out(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
@@ -420,6 +422,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         name: unique in the page; all ids begin with it.
         description: what a reader hears who can't see it.
     """
+    _lay_out(figure)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)
@@ -474,6 +477,14 @@ def _panels(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
     for ax in grid[count:]:
         ax.remove()
     return figure, list(grid[:count])
+
+
+def _lay_out(figure: Figure) -> None:
+    """Give everything its place once, which saving would do by drawing twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _legend(figure: Figure, ax: Axes, styles: Iterable[_Style]) -> None:
