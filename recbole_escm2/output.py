@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -93,16 +93,17 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
         root.setLevel(before)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside and rename: a reader never sees half of it."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text beside and rename: a reader never sees half of it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file beside and rename: a reader never sees half of it. Text becomes UTF-8."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(unfinished, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    write_whole(path, text + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -138,6 +139,19 @@ def metric_table(result: MetricResult, decimals: int = 4) -> str:
     columns = [task for task in [*tasks, ""] if any(task in row for row in cells.values())]
     rows = [[name, *(row.get(task, "") for task in columns)] for name, row in cells.items()]
     return table(["metric", *(column or "predict()" for column in columns)], rows)
+
+
+def scope_notes(metrics: Iterable[str]) -> list[str]:
+    """Which rows the metrics of these names are over, as sentences."""
+    names = list(metrics)
+    notes = []
+    if any(name.startswith(("CTR_", "CTCVR_")) for name in names):
+        notes.append("CTR and CTCVR: over all impressions.")
+    if any(name.startswith("CVR_") and not name.endswith(("_ES", "_Gap")) for name in names):
+        notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
+    if any(name.endswith("_ES") or name == "IEB" for name in names):
+        notes.append("CVR …_ES and IEB: over all impressions, against their potential outcomes.")
+    return notes
 
 
 def metric_lines(result: MetricResult) -> str:

@@ -11,8 +11,8 @@ _MANY = 1 << 20
 def sort_in_place(values: NDArray[Any]) -> None:
     """Sorts in ascending order; the ends show whether all are finite, as a NaN is never inside.
 
-    Many values are sorted by radix, as numpy's speed depends on the processor: its AVX-512 code is
-    six times slower on AMD's Zen 4 than its AVX2 code. Takes as much memory again while it runs.
+    Many values are sorted by radix, as numpy's speed depends much on the processor. Takes as much
+    memory again while it runs.
 
     Args:
         values: Of dtype float32, float64 or uint64, contiguous and writeable, ``[N]``.

@@ -1,0 +1,671 @@
+"""A study as numbers: CSV, JSON, Markdown, LaTeX and text.
+
+All that people read is made of one :class:`Layout`, so that no two formats can disagree.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recbole_escm2 import output
+from recbole_escm2.benchmark.statistics import ALPHA, CONFIDENCE, Cell, Sample, sample
+from recbole_escm2.benchmark.study import Study
+from recbole_escm2.evaluator.catalogue import bigger_is_better, target_of
+
+BETTER, WORSE = "▲", "▼"
+MINUS = "\N{MINUS SIGN}"
+MARKS = {"better": BETTER, "worse": WORSE}
+#: What a run costs, beside its metrics: key of its result file and name.
+COSTS = {"seconds": "time", "epochs": "epochs", "parameters": "parameters"}
+_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column of numbers.
+
+    Attributes:
+        key: the metric, or a key of :data:`COSTS`.
+        name: as it is shown, with the unit.
+        arrow: ``↑`` or ``↓`` for the better direction, ``→ 1`` for a target, empty for a cost.
+    """
+
+    key: str
+    name: str
+    arrow: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.arrow}".rstrip()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number of the table as text; all empty where a row has none.
+
+    Attributes:
+        mean: over seeds.
+        std: standard deviation over seeds, empty with a single one.
+        seeds: how many it is the mean of, where that isn't every finished run of its row.
+        best: whether it is the best of its column.
+        verdict: ``better``, ``worse`` or ``same``; None where nothing was compared.
+        order: what to sort by, the best first; None sorts last.
+        interval: of the mean, ``low to high``.
+        by_seed: seed and value.
+        difference: from the baseline.
+        difference_interval: of the difference.
+        p: after correction.
+    """
+
+    mean: str = ""
+    std: str = ""
+    seeds: int | None = None
+    best: bool = False
+    verdict: str | None = None
+    order: float | None = None
+    interval: str = ""
+    by_seed: tuple[tuple[int, str], ...] = ()
+    difference: str = ""
+    difference_interval: str = ""
+    p: str = ""
+
+    @property
+    def mark(self) -> str:
+        """▲ or ▼ where it differs from the baseline."""
+        return MARKS.get(self.verdict or "", "")
+
+    @property
+    def value(self) -> str:
+        """``mean ± std``, with the number of seeds where that needs saying."""
+        few = f" (n={self.seeds})" if self.seeds is not None else ""
+        return self.mean + (f" ± {self.std}" if self.std else "") + few
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table.
+
+    Attributes:
+        label: its name on one line.
+        baseline: whether the others are compared with it.
+        finished: its finished runs.
+        planned: the runs it should have.
+        entries: one a heading.
+    """
+
+    label: str
+    baseline: bool
+    finished: int
+    planned: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def seeds(self) -> str:
+        """``4 of 5``, or the number where all have finished."""
+        if self.finished == self.planned:
+            return str(self.planned)
+        return f"{self.finished} of {self.planned}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run without a result, or a metric that some runs of a row don't have: where and why."""
+
+    label: str
+    seeds: tuple[int, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.label}, seed{'s' * (len(self.seeds) > 1)} {seeds}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The table as all formats show it.
+
+    Attributes:
+        headings: the columns of numbers.
+        lines: the rows.
+        notes: sentences that belong under the table, plain text.
+        simulated: what to say first, on simulated data.
+        problems: runs that are missing, and metrics that are missing in finished runs.
+    """
+
+    headings: tuple[Heading, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    simulated: str | None
+    problems: tuple[Problem, ...]
+
+    def caption(self, best: str) -> list[str]:
+        """The notes, and how the best of a column is marked."""
+        marked = any(entry.best for line in self.lines for entry in line.entries)
+        note = f"{best}: the best mean of its column, which by itself says nothing about chance."
+        return [*self.notes, *([note] if marked else [])]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some row lacks a run: then the number of seeds is a column."""
+        return any(line.finished != line.planned for line in self.lines)
+
+
+def layout(study: Study) -> Layout:
+    """What the table of a study shows: its columns, training time, epochs and parameters."""
+    shown = [key for key in COSTS if _costs(study, key)]
+    metrics = [Heading(m, m, direction(m)) for m in study.shown]
+    costs = [_Cost.of(key, _costs(study, key)) for key in shown]
+    digits = {metric: decimals(study, metric) for metric in study.shown}
+    lines = []
+    for row in study.rows:
+        runs = study.of(row.label)
+        entries = [
+            _entry(study.table[row.label].get(metric), metric, digits[metric], len(runs))
+            for metric in study.shown
+        ]
+        entries += [cost.entry(_cost_values(runs, cost.heading.key)) for cost in costs]
+        lines.append(
+            Line(
+                one_line(row.label),
+                row.label == study.baseline,
+                len(runs),
+                len(study.seeds),
+                tuple(entries),
+            )
+        )
+    return Layout(
+        (*metrics, *(cost.heading for cost in costs)),
+        tuple(lines),
+        tuple(_notes(study)),
+        one_line(study.simulated) if study.simulated else None,
+        (*_missing_runs(study), *_missing_metrics(study)),
+    )
+
+
+def direction(metric: str) -> str:
+    """``↑``, ``↓`` or ``→ target``."""
+    target = target_of(metric)
+    if target is not None:
+        return f"→ {target:g}"
+    return "↑" if bigger_is_better(metric) else "↓"
+
+
+def decimals(study: Study, metric: str) -> int:
+    """Common decimals of a column: four, more where all of its means are small."""
+    means = [abs(row[metric].sample.mean) for row in study.table.values() if metric in row]
+    largest = max((m for m in means if math.isfinite(m)), default=0.0)
+    if not largest:
+        return _DECIMALS
+    return min(10, max(_DECIMALS, 2 - math.floor(math.log10(largest))))
+
+
+def one_line(label: str) -> str:
+    """A label without line breaks and doubled blanks."""
+    return " ".join(label.split())
+
+
+def humanise(number: float) -> str:
+    """A count in three digits: ``999``, ``12.3 k``, ``1.23 M``, ``4.56 G``."""
+    for power, unit in ((0, ""), (3, " k"), (6, " M"), (9, " G")):
+        scaled = number / 10**power
+        if abs(float(f"{scaled:.3g}")) < 1000 or unit == " G":
+            break
+    if not unit and number == int(number):
+        return str(int(number))
+    whole = len(str(int(abs(float(f"{scaled:.3g}")))))
+    return f"{scaled:.{max(0, 3 - whole)}f}{unit}"
+
+
+def p_value(p: float) -> str:
+    """A p value in two digits, ``< 0.0001`` below that."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def tidy_csv(study: Study) -> str:
+    """One line a row and metric of the table, costs included; a missing number is empty."""
+    lines: list[dict[str, Any]] = []
+    for row in study.rows:
+        head = {"row": row.label, "model": row.model, "seeds": len(study.seeds)}
+        for metric in study.shown:
+            cell = study.table[row.label].get(metric)
+            lines.append({**head, "metric": metric, **_tidy(metric, cell)})
+        for key in COSTS:
+            values = _cost_values(study.of(row.label), key)
+            own = sample(values) if values else None
+            lines.append({**head, "metric": key, **_tidy_sample(own)})
+    columns = ["row", "model", "metric", "direction", "seeds", *_tidy_sample(None)]
+    columns += [key for key in _tidy("AUC", None) if key not in columns]
+    return _csv(columns, lines)
+
+
+def runs_csv(study: Study) -> str:
+    """One line a run: its state, all test metrics, time, epochs, parameters."""
+    lines: list[dict[str, Any]] = []
+    for row in study.rows:
+        for seed in study.seeds:
+            run = study.results.get((row.label, seed))
+            line: dict[str, Any] = {"row": row.label, "model": row.model, "seed": seed}
+            if run is None:
+                line["state"], line["reason"] = _state(study, row.label, seed)
+            else:
+                line["state"] = "finished"
+                line |= {key: run.get(key) for key in (*COSTS, "best_epoch", "threads", "run_dir")}
+                line |= run["test_result"]
+            lines.append(line)
+    columns = ["row", "model", "seed", "state", "reason", *COSTS, "best_epoch", "threads"]
+    return _csv([*columns, *study.metrics, "run_dir"], lines)
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """Everything: statistics, values by seed, configurations, versions, failures.
+
+    A number that isn't finite is null, so that strict readers take it.
+    """
+    shown = layout(study)
+    rows = []
+    for row in study.rows:
+        metrics = {}
+        for metric, cell in study.table[row.label].items():
+            numbers = _tidy(metric, cell)
+            numbers["values"] = {str(s): v for s, v in cell.sample.values.items()}
+            metrics[metric] = numbers
+        rows.append(
+            {
+                "label": row.label,
+                "model": row.model,
+                "settings": dict(row.settings),
+                "swept": dict(row.swept),
+                "metrics": metrics,
+                "runs": {str(seed): dict(run) for seed, run in study.of(row.label).items()},
+            }
+        )
+    return _strict(
+        {
+            "title": study.title,
+            "command": study.command,
+            "dataset": study.dataset,
+            "simulated": study.simulated,
+            "seeds": list(study.seeds),
+            "baseline": study.baseline,
+            "columns": list(study.shown),
+            "confidence": CONFIDENCE,
+            "alpha": round(ALPHA, 10),
+            "shared": dict(study.shared),
+            "notes": shown.caption("best"),
+            "problems": [
+                {"row": p.label, "seeds": list(p.seeds), "reason": p.reason} for p in shown.problems
+            ],
+            "rows": rows,
+        }
+    )
+
+
+def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
+    """A page: the table, what to know about it, what is missing, figures, the command.
+
+    Args:
+        study: what is shown.
+        figures: paths of pictures, relative to the page, by their description.
+    """
+    shown = layout(study)
+    table = _grid(shown, _markdown_entry, markdown_escape)
+    header, *rows = [f"| {' | '.join(cells)} |" for cells in table]
+    lines = [f"# {markdown_escape(one_line(study.title))}", ""]
+    if shown.simulated:
+        lines += [f"**{markdown_escape(shown.simulated)}**", ""]
+    lines += [header, "|---|" + "---:|" * (len(table[0]) - 1), *rows, ""]
+    lines += [f"- {markdown_escape(note)}" for note in shown.caption("Bold")]
+    if shown.problems:
+        lines += ["", "## What is missing", ""]
+        lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
+    for description, path in (figures or {}).items():
+        lines += ["", f"![{markdown_escape(description)}]({path})"]
+    fence = "`" * (3 + study.command.count("```"))
+    lines += ["", "Made by", "", f"{fence}bash", study.command, fence]
+    return "\n".join(lines) + "\n"
+
+
+def latex(study: Study) -> str:
+    """A ``table`` for ``booktabs`` (rules), ``amssymb`` (marks) and ``graphicx`` (width)."""
+    shown = layout(study)
+    head, *rows = [" & ".join(cells) for cells in _grid(shown, _latex_entry, latex_escape)]
+    sentences = [f"{one_line(study.title)}.", *_first(shown), *shown.caption("Bold")]
+    caption = " ".join([*sentences, *(f"{problem}." for problem in shown.problems)])
+    columns = len(shown.headings) + shown.uneven
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs, amssymb, graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_escape(caption)}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * columns}}}",
+            r"\toprule",
+            rf"{head} \\",
+            r"\midrule",
+            *(rf"{row} \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def text(study: Study, width: int | None = None) -> str:
+    """The table for a terminal.
+
+    Args:
+        study: what is shown.
+        width: columns that don't fit into it go into a further table below.
+    """
+    shown = layout(study)
+    head, *rows = _grid(shown, _text_entry, str)
+    blocks = [
+        output.table(
+            [head[0], *(head[n] for n in block)], [[r[0], *(r[n] for n in block)] for r in rows]
+        )
+        for block in _blocks([head, *rows], width)
+    ]
+    problems = [str(problem) for problem in shown.problems]
+    under = [*_first(shown), *shown.caption("*"), *problems]
+    return "\n".join(["\n\n".join(blocks), "", *under])
+
+
+def markdown_escape(words: str) -> str:
+    """Text that Markdown (and a cell of its table) shows as it is."""
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|#~$" else c for c in words)
+
+
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "{''}",
+    # these mean something at the start of a table's row, and two dashes are one
+    **{c: f"{{{c}}}" for c in "[]*-"},
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    MINUS: r"$-$",
+    "…": r"\dots{}",
+    "²": r"\textsuperscript{2}",
+    BETTER: r"$\blacktriangle$",
+    WORSE: r"$\blacktriangledown$",
+}
+
+
+def latex_escape(words: str) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(_LATEX.get(c, c) for c in words)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A column of costs, in one unit and as many decimals for all of its rows."""
+
+    heading: Heading
+    scale: float
+    digits: int
+
+    @classmethod
+    def of(cls, key: str, values: Sequence[float]) -> _Cost:
+        """The column of a key, with the values that it will hold."""
+        if key != "seconds":
+            return cls(Heading(key, COSTS[key], ""), 1.0, 1)
+        minutes = max(values) >= 600
+        digits = 1 if minutes or max(values) < 100 else 0
+        unit = "min" if minutes else "s"
+        return cls(Heading(key, f"{COSTS[key]} ({unit})", ""), 60.0 if minutes else 1.0, digits)
+
+    def entry(self, by_seed: Mapping[int, float]) -> Entry:
+        if not by_seed:
+            return Entry()
+        own = sample(by_seed)
+        return Entry(
+            mean=self._text(own.mean),
+            order=own.mean,
+            by_seed=tuple((seed, self._text(value)) for seed, value in by_seed.items()),
+        )
+
+    def _text(self, value: float) -> str:
+        if self.heading.key == "parameters":
+            return humanise(value)
+        return f"{value / self.scale:.{self.digits}f}"
+
+
+def _cost_values(runs: Mapping[int, Mapping[str, Any]], key: str) -> dict[int, float]:
+    return {seed: float(run[key]) for seed, run in runs.items() if run.get(key) is not None}
+
+
+def _costs(study: Study, key: str) -> list[float]:
+    return [v for row in study.rows for v in _cost_values(study.of(row.label), key).values()]
+
+
+def _entry(cell: Cell | None, metric: str, digits: int, finished: int) -> Entry:
+    if cell is None:
+        return Entry()
+    own, compared = cell.sample, cell.comparison
+    order = own.mean if not direction(metric).startswith("↑") else -own.mean
+    target = target_of(metric)
+    if target is not None:
+        order = float(np.mean([abs(v - target) for v in own.values.values()]))
+    return Entry(
+        mean=f"{own.mean:.{digits}f}",
+        std="" if own.std is None else f"{own.std:.{digits}f}",
+        seeds=len(own.values) if len(own.values) != finished else None,
+        best=cell.best,
+        verdict=compared.verdict if compared else None,
+        order=order,
+        interval=_range(own.low, own.high, digits),
+        by_seed=tuple((seed, f"{value:.{digits}f}") for seed, value in own.values.items()),
+        difference=f"{compared.difference:+.{digits}f}" if compared else "",
+        difference_interval=_range(compared.low, compared.high, digits, "+") if compared else "",
+        p=p_value(compared.p_adjusted) if compared else "",
+    )
+
+
+def _range(low: float | None, high: float | None, digits: int, sign: str = "") -> str:
+    if low is None or high is None:
+        return ""
+    return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
+
+
+def _notes(study: Study) -> Iterable[str]:
+    seeds, runs = len(study.seeds), study.results.values()
+    chosen = sorted({run["valid_metric"] for run in runs if run.get("valid_metric")})
+    chosen_by = f" (chosen by {', '.join(chosen)})" if chosen else ""
+    at_best = f"at the best epoch on validation{chosen_by}"
+    if seeds == 1:
+        yield (
+            f"Test metrics of a single seed ({study.seeds[0]}) {at_best}: with one seed there is "
+            "no interval and no test."
+        )
+    else:
+        named = ", ".join(map(str, study.seeds))
+        yield f"Test metrics {at_best}: mean ± standard deviation over {seeds} seeds ({named})."
+    comparisons = count_comparisons(study)
+    if comparisons:
+        yield (
+            f"{BETTER} better and {WORSE} worse than {one_line(study.baseline)}: two-sided t test "
+            f"paired by seed, p < {ALPHA:.2g} after Holm's correction over the {comparisons} "
+            "comparisons of this table."
+        )
+    arrows = [direction(metric) for metric in study.shown]
+    words = [
+        *(["↑ larger is better"] if "↑" in arrows else []),
+        *(["↓ smaller is better"] if "↓" in arrows else []),
+        *(["→ the nearer to the target the better"] if any("→" in a for a in arrows) else []),
+    ]
+    if words:
+        yield ", ".join(words) + "."
+    yield from output.scope_notes(study.shown)
+    if single := _trained_apart(study):
+        yield (
+            f"{', '.join(single)}: two models, one of clicks over all impressions and one of "
+            "conversions over clicked ones; pCTCVR is their product."
+        )
+    if any(run.get("seconds") is not None for run in runs):
+        threads = sorted({run["threads"] for run in runs if run.get("threads")})
+        on = f" on {' or '.join(map(str, threads))} threads" if threads else ""
+        yield f"Time: training and evaluation of a run{on}; time, epochs and parameters are means."
+
+
+def count_comparisons(study: Study) -> int:
+    """The number of tests that the p values are corrected for."""
+    return sum(cell.comparison is not None for row in study.table.values() for cell in row.values())
+
+
+def _trained_apart(study: Study) -> list[str]:
+    return [
+        one_line(row.label)
+        for row in study.rows
+        if any(len(run.get("trainings") or ()) > 1 for run in study.of(row.label).values())
+    ]
+
+
+def _state(study: Study, label: str, seed: int) -> tuple[str, str]:
+    reason = study.failures.get((label, seed))
+    return ("failed", reason) if reason is not None else ("missing", "not run yet")
+
+
+def _missing_runs(study: Study) -> Iterable[Problem]:
+    for row in study.rows:
+        seeds_of: dict[str, list[int]] = {}
+        for seed in study.seeds:
+            if (row.label, seed) not in study.results:
+                state, reason = _state(study, row.label, seed)
+                words = f"failed: {one_line(reason)}" if state == "failed" else reason
+                seeds_of.setdefault(words, []).append(seed)
+        for words, seeds in seeds_of.items():
+            yield Problem(one_line(row.label), tuple(seeds), words)
+
+
+def _missing_metrics(study: Study) -> Iterable[Problem]:
+    for row in study.rows:
+        runs = study.of(row.label)
+        why = {
+            (metric, seed): reason
+            for seed, run in runs.items()
+            for metric, reason in (run.get("undefined") or {}).items()
+            if metric in study.shown
+        }
+        for metric in study.shown:
+            for reason in dict.fromkeys(r for (m, _), r in why.items() if m == metric):
+                seeds = tuple(s for s in runs if why.get((metric, s)) == reason)
+                yield Problem(one_line(row.label), seeds, f"no {metric}, {one_line(reason)}")
+
+
+def _grid(shown: Layout, entry: Any, escape: Any) -> list[list[str]]:
+    """Header and rows as text: label, the number of seeds where rows differ in it, numbers."""
+    head = [escape("model"), *([escape("seeds")] if shown.uneven else [])]
+    rows = [[*head, *(escape(str(heading)) for heading in shown.headings)]]
+    for line in shown.lines:
+        label = line.label + (" (baseline)" if line.baseline and len(shown.lines) > 1 else "")
+        seeds = [escape(line.seeds)] if shown.uneven else []
+        rows.append([escape(label), *seeds, *(entry(e) for e in line.entries)])
+    return rows
+
+
+def _first(shown: Layout) -> list[str]:
+    return [shown.simulated] if shown.simulated else []
+
+
+def _markdown_entry(entry: Entry) -> str:
+    bold = "**" if entry.best else ""
+    return f"{bold}{entry.value}{bold} {entry.mark}".strip() if entry.mean else ""
+
+
+def _latex_entry(entry: Entry) -> str:
+    if not entry.mean:
+        return ""
+    value = latex_escape(entry.value.replace("-", MINUS))
+    if entry.best:
+        value = rf"\textbf{{{value}}}"
+    return value + (f"$^{{{latex_escape(entry.mark).strip('$')}}}$" if entry.mark else "")
+
+
+def _text_entry(entry: Entry) -> str:
+    """With a place for each mark, so that numbers stay in line."""
+    if (
+        not entry.mean
+        or entry.order is None
+        or (not entry.std and not entry.mark and not entry.best)
+    ):
+        return entry.value
+    return f"{entry.value} {'*' if entry.best else ' '}{entry.mark or ' '}"
+
+
+def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
+    """Columns, the first left out, in groups that fit the width beside the first."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    blocks: list[list[int]] = [[]]
+    used = widths[0]
+    for n, own in enumerate(widths[1:], start=1):
+        if width is not None and blocks[-1] and used + 2 + own > width:
+            blocks.append([])
+            used = widths[0]
+        blocks[-1].append(n)
+        used += 2 + own
+    return blocks
+
+
+def _tidy_sample(own: Sample | None) -> dict[str, Any]:
+    if own is None:
+        return {"n": 0, "mean": None, "std": None, "low": None, "high": None}
+    return {
+        "n": len(own.values),
+        "mean": own.mean,
+        "std": own.std,
+        "low": own.low,
+        "high": own.high,
+    }
+
+
+def _tidy(metric: str, cell: Cell | None) -> dict[str, Any]:
+    compared = cell.comparison if cell else None
+    target = target_of(metric)
+    better = "higher" if bigger_is_better(metric) else "lower"
+    return {
+        "direction": better if target is None else f"target {target:g}",
+        **_tidy_sample(cell.sample if cell else None),
+        "best": cell.best if cell else None,
+        "pairs": compared.pairs if compared else None,
+        "difference": compared.difference if compared else None,
+        "difference_low": compared.low if compared else None,
+        "difference_high": compared.high if compared else None,
+        "p": compared.p if compared else None,
+        "p_adjusted": compared.p_adjusted if compared else None,
+        "verdict": compared.verdict if compared else None,
+    }
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """RFC 4180 with plain line feeds; floats in full precision."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def _strict(content: Any) -> Any:
+    if isinstance(content, float):
+        return float(content) if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {str(key): _strict(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple, set, frozenset)):
+        return [_strict(value) for value in content]
+    return content

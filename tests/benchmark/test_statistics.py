@@ -1,0 +1,245 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from recbole_escm2.benchmark.statistics import (
+    Comparison,
+    compare,
+    cost,
+    holm,
+    sample,
+    tabulate,
+)
+
+few = settings(deadline=None, max_examples=80, derandomize=True)
+numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+OURS = {1: 0.71, 2: 0.74, 3: 0.73, 4: 0.78}
+THEIRS = {1: 0.70, 2: 0.71, 3: 0.72, 4: 0.74}
+
+
+def by_seed(values):
+    return dict(enumerate(values, start=1))
+
+
+class TestSample:
+    def test_interval_is_students(self):
+        found = sample(OURS)
+        values = list(OURS.values())
+        assert found.mean == pytest.approx(0.74)
+        assert found.std == pytest.approx(np.std(values, ddof=1))
+        interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+    def test_interval_by_hand(self):
+        # mean 2, s = 1, s/sqrt(3) = 0.57735, t(0.975, 2) = 4.30265
+        found = sample({1: 1.0, 2: 2.0, 3: 3.0})
+        assert (found.low, found.high) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
+
+    def test_one_value_has_no_interval(self):
+        found = sample({7: 0.5})
+        assert (found.mean, found.std, found.low, found.high) == (0.5, None, None, None)
+
+    def test_equal_values_are_an_interval_of_no_width(self):
+        found = sample({1: 0.25, 2: 0.25, 3: 0.25})
+        assert (found.std, found.low, found.high) == (0, 0.25, 0.25)
+
+    def test_no_value_is_refused(self):
+        with pytest.raises(ValueError, match="needs a value"):
+            sample({})
+
+    @few
+    @given(st.lists(numbers, min_size=2, max_size=8), numbers)
+    def test_shifting_values_shifts_the_interval(self, values, shift):
+        one = sample(by_seed(values))
+        other = sample(by_seed([v + shift for v in values]))
+        assert other.mean == pytest.approx(one.mean + shift, abs=1e-9)
+        assert other.low == pytest.approx(one.low + shift, abs=1e-9)
+        assert one.low <= one.mean <= one.high
+
+    def test_interval_covers_the_mean_as_often_as_it_says(self):
+        rng = np.random.default_rng(0)
+        draws = rng.normal(3, 2, size=(2000, 4))
+        samples = [sample(by_seed(row)) for row in draws]
+        covered = np.mean([s.low <= 3 <= s.high for s in samples])
+        assert 0.935 < covered < 0.965
+
+
+class TestCost:
+    @pytest.mark.parametrize(
+        ("metric", "value", "expected"),
+        [
+            ("CTR_AUC", 0.7, -0.7),
+            ("CTR_LogLoss", 0.2, 0.2),
+            ("CVR_MAE_ES", 0.1, 0.1),
+            ("CVR_PCOC", 0.75, 0.25),
+            ("CVR_PCOC", 1.25, 0.25),
+            ("IEB", -0.02, 0.02),
+        ],
+    )
+    def test_direction(self, metric, value, expected):
+        assert cost(metric, value) == pytest.approx(expected)
+
+
+class TestCompare:
+    def test_against_scipy(self):
+        found = compare("CTR_AUC", sample(OURS), sample(THEIRS))
+        test = stats.ttest_rel(list(OURS.values()), list(THEIRS.values()))
+        interval = test.confidence_interval(0.95)
+        assert found.pairs == 4
+        assert found.difference == pytest.approx(0.0225)
+        assert found.p == pytest.approx(test.pvalue)
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+        assert found.gain
+
+    def test_smaller_is_better(self):
+        up = compare("CTR_LogLoss", sample(OURS), sample(THEIRS))
+        down = compare("CTR_LogLoss", sample(THEIRS), sample(OURS))
+        assert up.difference == pytest.approx(0.0225)
+        assert (up.gain, down.gain) == (False, True)
+
+    def test_target_compares_distances_seed_by_seed(self):
+        ours = sample({1: 0.9, 2: 1.1, 3: 1.05})  # distances .1 .1 .05, though their mean is 1.017
+        theirs = sample({1: 1.0, 2: 1.02, 3: 0.97})  # distances 0 .02 .03
+        found = compare("CVR_PCOC", ours, theirs)
+        expected = stats.ttest_rel([0.1, 0.1, 0.05], [0.0, 0.02, 0.03])
+        assert found.difference == pytest.approx((0.1 + 0.08 + 0.02) / 3)
+        assert found.p == pytest.approx(expected.pvalue)
+        assert not found.gain
+
+    def test_pairs_are_the_seeds_of_both(self):
+        found = compare("CTR_AUC", sample({2: 0.72, 3: 0.76, 9: 0.1}), sample(THEIRS))
+        assert found.pairs == 2
+        assert found.difference == pytest.approx((0.01 + 0.04) / 2)
+
+    def test_order_of_seeds_does_not_matter(self):
+        shuffled = sample({seed: THEIRS[seed] for seed in (3, 1, 4, 2)})
+        assert compare("CTR_AUC", sample(OURS), shuffled).p == pytest.approx(
+            compare("CTR_AUC", sample(OURS), sample(THEIRS)).p
+        )
+
+    @pytest.mark.parametrize("other", [{1: 0.5}, {8: 0.5, 9: 0.6}])
+    def test_fewer_than_two_pairs_are_no_comparison(self, other):
+        assert compare("CTR_AUC", sample(OURS), sample(other)) is None
+
+    def test_no_spread(self):
+        same = compare("CTR_AUC", sample(OURS), sample(OURS))
+        assert (same.difference, same.p) == (0, 1)
+        shifted = compare("CTR_AUC", sample({1: 0.75, 2: 0.5}), sample({1: 0.5, 2: 0.25}))
+        assert (shifted.difference, shifted.p, shifted.gain) == (0.25, 0, True)
+
+    @few
+    @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
+    def test_turning_the_pair_round_turns_the_difference_round(self, pairs):
+        ours, theirs = (sample(by_seed(side)) for side in zip(*pairs, strict=True))
+        one, other = compare("CTR_AUC", ours, theirs), compare("CTR_AUC", theirs, ours)
+        assert one.difference == pytest.approx(-other.difference)
+        assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+        assert one.p == pytest.approx(other.p)
+        if one.difference:
+            assert one.gain != other.gain
+
+
+class TestVerdict:
+    @pytest.mark.parametrize(
+        ("gain", "p", "expected"),
+        [(True, 0.049, "better"), (False, 0.049, "worse"), (True, 0.051, "same")],
+    )
+    def test_follows_the_corrected_p(self, gain, p, expected):
+        assert Comparison(5, 0.1, 0, 0.2, gain, 0.001, p).verdict == expected
+
+
+class TestHolm:
+    @pytest.mark.parametrize(
+        ("p", "expected"),
+        [
+            # sorted .01 .02 .03 .04: 4·.01, 3·.02, then 2·.03 = .06 and 1·.04 raised to .06
+            ([0.04, 0.01, 0.03, 0.02], [0.06, 0.04, 0.06, 0.06]),
+            # Wikipedia's example: .005·4, .01·3 raised to .03, .03·2, .04 raised to .06
+            ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+            ([0.5, 0.6], [1.0, 1.0]),
+            ([0.2], [0.2]),
+            ([], []),
+            ([0.01, 0.01], [0.02, 0.02]),
+        ],
+    )
+    def test_by_hand(self, p, expected):
+        assert holm(p) == pytest.approx(expected)
+
+    @few
+    @given(p_values)
+    def test_between_p_and_bonferroni_and_in_order(self, p):
+        adjusted = holm(p)
+        for own, corrected in zip(p, adjusted, strict=True):
+            assert own <= corrected <= min(1.0, len(p) * own) + 1e-12
+        order = np.argsort(p, kind="stable")
+        assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+
+    def test_rejects_wrongly_no_more_often_than_alpha(self):
+        rng = np.random.default_rng(1)
+        wrong = np.mean([min(holm(rng.random(10))) < 0.05 for _ in range(2000)])
+        assert wrong < 0.065
+
+
+class TestTabulate:
+    VALUES = {  # noqa: RUF012
+        "base": {"CTR_AUC": {1: 0.5, 2: 0.6, 3: 0.7}, "IEB": {1: 0.2, 2: 0.21, 3: 0.2}},
+        "near": {"CTR_AUC": {1: 0.5, 2: 0.61, 3: 0.7}, "IEB": {1: -0.01, 2: 0.02, 3: -0.03}},
+        "far": {"CTR_AUC": {1: 0.4, 2: 0.5, 3: 0.61}, "IEB": {1: -0.5, 2: -0.55, 3: -0.52}},
+    }
+
+    def test_corrects_over_all_cells(self):
+        table = tabulate(self.VALUES, "base")
+        raw = [
+            compare(m, sample(self.VALUES[row][m]), sample(self.VALUES["base"][m])).p
+            for row in ("near", "far")
+            for m in ("CTR_AUC", "IEB")
+        ]
+        found = [
+            table[row][m].comparison.p_adjusted
+            for row in ("near", "far")
+            for m in ("CTR_AUC", "IEB")
+        ]
+        assert found == pytest.approx(holm(raw))
+        assert found != pytest.approx(raw)
+
+    def test_baseline_has_no_comparison(self):
+        assert all(c.comparison is None for c in tabulate(self.VALUES, "base")["base"].values())
+
+    def test_best_is_nearest_to_the_target(self):
+        table = tabulate(self.VALUES, "base")
+        assert [row for row in table if table[row]["IEB"].best] == ["near"]
+        assert table["near"]["IEB"].comparison.verdict == "better"
+        assert table["far"]["IEB"].comparison.verdict == "worse"
+
+    def test_best_is_smallest_where_smaller_is_better(self):
+        table = tabulate({"a": {"CTR_LogLoss": {1: 0.3}}, "b": {"CTR_LogLoss": {1: 0.2}}}, "a")
+        assert (table["a"]["CTR_LogLoss"].best, table["b"]["CTR_LogLoss"].best) == (False, True)
+        assert table["b"]["CTR_LogLoss"].comparison is None
+
+    def test_ties_are_all_best_and_a_lone_row_is_not(self):
+        tied = tabulate({"a": {"CTR_AUC": {1: 0.5}}, "b": {"CTR_AUC": {1: 0.5}}}, "a")
+        assert all(row["CTR_AUC"].best for row in tied.values())
+        assert not tabulate({"a": {"CTR_AUC": {1: 0.5}}, "b": {}}, "a")["a"]["CTR_AUC"].best
+
+    def test_a_metric_without_values_is_left_out(self):
+        assert tabulate({"a": {"CTR_AUC": {}}}, "a") == {"a": {}}
+
+    def test_missing_baseline_compares_nothing(self):
+        table = tabulate({"a": {"CTR_AUC": {1: 0.5, 2: 0.6}}}, "gone")
+        assert table["a"]["CTR_AUC"].comparison is None
+
+    def test_best_of_a_target_metric_is_by_distance_not_by_mean(self):
+        # the mean of "spread" is exactly 1, yet each of its seeds is farther away
+        values = {
+            "spread": {"CVR_PCOC": {1: 0.5, 2: 1.5}},
+            "steady": {"CVR_PCOC": {1: 1.1, 2: 1.1}},
+        }
+        table = tabulate(values, "spread")
+        assert table["steady"]["CVR_PCOC"].best
+        assert math.isclose(table["spread"]["CVR_PCOC"].sample.mean, 1)
