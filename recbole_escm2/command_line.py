@@ -10,6 +10,8 @@ from recbole_escm2.errors import UsageError, did_you_mean
 
 _HELP = """\
 usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
+       {program} --model=NAME,NAME,... --dataset=NAME --seeds=N [--KEY=VALUE,VALUE,... ...]
+       {program} search --model=NAME --dataset=NAME --trials=N     (more: {program} search --help)
        {program} --checkpoint=FILE --evaluate
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
 
@@ -25,6 +27,18 @@ ends with a table of test metrics per task.
   --checkpoint=FILE    a checkpoint that a run has written ...
   --evaluate           ... to be scored again on its test split
   --help, --version
+
+Several models, several seeds or several values of a key (in any combination) are a benchmark. Its
+runs are processes of their own, it goes on where it was stopped, and ends with tables and a page.
+  --seeds=N            seeds from the config's on, or a list: --seeds=[1,5,9]
+  --jobs=N             runs at once (1)
+  --baseline=ROW       the row that the others are compared with (the first)
+  --columns=METRIC,... of the table; all metrics are in its CSV and JSON
+  --name=NAME          of its folder in output_dir
+  --saved=True         keep the checkpoints
+  --fresh=True         do again what is done already
+  --benchmark=FILE     the same in a YAML file: models (a list, or a mapping of names to settings),
+                       dataset, seeds, sweep, baseline, columns, and config keys of all rows
 
 Often wanted keys (all of ours, with comments, are in the properties folder:
 {properties}; RecBole's keep their meaning):
@@ -59,6 +73,26 @@ _KNOBS = {
     "test_share": "share of the rows that goes to test",
     "conversions_without_click": "share of rows with click 0 and purchase 1",
 }
+_SEARCH_HELP = """\
+usage: {program} search --model=NAME --dataset=NAME --trials=N [--KEY=VALUE ...]
+
+Searches the settings of a model that are best on validation (valid_metric). Each trial is a run in
+a process of its own. The search goes on where it was stopped, several at once share one study, and
+the best settings are written as a config file that --config_files takes.
+
+  --trials=N           how many, those of earlier starts included (20)
+  --params_file=FILE   ranges in RecBole's format, a line each: name type range, with the types
+                       choice [a, b], uniform low,high, quniform low,high,step and loguniform
+                       low,high (natural logarithms). By default those that ship for the model; a
+                       key that is set on the command line isn't searched
+  --jobs=N             trials at once (1); with more than one their order, and so what is proposed
+                       next, depends on their speed
+  --sampler=tpe        or random
+  --pruner=median      ends a trial that is below the median of the others at an epoch; or none
+  --name=NAME          of its folder in output_dir (search-MODEL-DATASET)
+  --storage=URL        of Optuna's storage (an SQLite file in that folder)
+  any config key       of all trials
+"""
 _FLAGS = ("help", "version", "evaluate")
 
 
@@ -112,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
         if arguments and arguments[0] in _COMMANDS:
             return _COMMANDS[arguments[0]](parse_arguments(arguments[1:]))
-        return _main(parse_arguments(arguments))
+        return _main(parse_arguments(arguments), arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -121,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _main(options: dict[str, str]) -> int:
+def _main(options: dict[str, str], arguments: Sequence[str]) -> int:
     if "version" in options:
         from recbole_escm2 import __version__
 
@@ -130,6 +164,12 @@ def _main(options: dict[str, str]) -> int:
     if "help" in options:
         print(_help())
         return 0
+    from recbole_escm2.benchmark.plan import is_benchmark
+
+    if is_benchmark(options):
+        from recbole_escm2.benchmark.command import benchmark
+
+        return benchmark(options, arguments)
     from recbole_escm2.output import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
@@ -240,4 +280,13 @@ def _simulated(content: dict[str, Any], out: Any) -> str:
     )
 
 
-_COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {"simulate": _simulate}
+def _search(options: dict[str, str]) -> int:
+    from recbole_escm2.benchmark.search import search
+
+    if "help" in options:
+        print(_SEARCH_HELP.format(program="run_recbole_escm2.py"))
+        return 0
+    return search(options)
+
+
+_COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {"simulate": _simulate, "search": _search}

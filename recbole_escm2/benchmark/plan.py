@@ -287,7 +287,7 @@ def _rows(request: Request) -> list[Row]:
             given = {**request.settings, **request.texts, **request.sweep, **settings}
             if "task" not in given:
                 settings["task"] = "both"  # all three tasks, as the others have them
-        keys = [k for k in request.sweep if k not in entry.settings and _has_effect(k, model)]
+        keys = [k for k in request.sweep if k not in entry.settings and has_effect(k, model)]
         for values in itertools.product(*(request.sweep[key] for key in keys)):
             swept = dict(zip(keys, values, strict=True))
             shown = ", ".join(f"{key}={value}" for key, value in swept.items())
@@ -296,7 +296,7 @@ def _rows(request: Request) -> list[Row]:
     return rows
 
 
-def _has_effect(key: str, model: type) -> bool:
+def has_effect(key: str, model: type) -> bool:
     """Whether a model reads a key; no one asks this of keys that aren't about models."""
     if issubclass(model, EntireSpaceRecommender):
         own = model_defaults(model)
@@ -317,7 +317,7 @@ def config_of(row: Row, request: Request) -> Config:
     own = dict(row.settings)
     files = [*request.files, *_list(own.pop("config_files", []))]
     model = find_model(row.model)
-    effective = {key: text for key, text in request.texts.items() if _has_effect(key, model)}
+    effective = {key: text for key, text in request.texts.items() if has_effect(key, model)}
     texts = {key: text for key, text in effective.items() if key not in own}
     try:
         return Config(model, request.dataset, files, {**request.settings, **own}, texts)

@@ -519,7 +519,8 @@ def _notes(study: Study) -> Iterable[str]:
         )
     if any(run.get("seconds") is not None for run in runs):
         threads = sorted({run["threads"] for run in runs if run.get("threads")})
-        on = f" on {' or '.join(map(str, threads))} threads" if threads else ""
+        many = "" if threads == [1] else "s"
+        on = f" on {' or '.join(map(str, threads))} thread{many}" if threads else ""
         yield f"Time: training and evaluation of a run{on}; time, epochs and parameters are means."
 
 

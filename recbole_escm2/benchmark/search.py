@@ -1,0 +1,389 @@
+"""Hyper-parameter search: Optuna proposes, each trial is a run, the best one is a config file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
+from recbole_escm2.benchmark.plan import (
+    Request,
+    Run,
+    config_of,
+    runs_of,
+    take_apart,
+    whole_number,
+)
+from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished
+from recbole_escm2.benchmark.space import Space, default_space, read_space, settings_of
+from recbole_escm2.benchmark.study import Row
+from recbole_escm2.checkpoint import plain
+from recbole_escm2.config import Config, parse_value
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import score_of
+from recbole_escm2.model.lookup import model_path
+from recbole_escm2.output import table, write_whole
+
+#: Options of a search besides config keys, with their defaults.
+OPTIONS: Mapping[str, Any] = {
+    "trials": 20,
+    "params_file": None,
+    "sampler": "tpe",
+    "pruner": "median",
+    "jobs": 1,
+    "name": None,
+    "storage": None,
+}
+_SHOWN_TRIALS = 10
+_PRUNED = "pruned"
+_ABANDONED = "abandoned"  # numbers of the trials that were stopped and queued again
+_OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search before it runs.
+
+    Attributes:
+        request: the settings that all trials share.
+        config: those, as a config.
+        model: as ``--model`` takes it.
+        space: what may be chosen.
+        trials: how many, those of earlier starts included.
+        jobs: trials at once.
+        sampler: ``tpe`` or ``random``.
+        pruner: ``median`` or ``none``.
+        folder: of the search.
+        storage: Optuna's, as a URL.
+        name: of the study in the storage.
+    """
+
+    request: Request
+    config: Config
+    model: str
+    space: Space
+    trials: int
+    jobs: int
+    sampler: str
+    pruner: str
+    folder: Path
+    storage: str
+    name: str
+
+    @property
+    def alone(self) -> FileLock:
+        """Held by one search of several on the same study at a time, for as long as it takes."""
+        return FileLock(self.folder / "lock")
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the runs go."""
+        return self.folder.parent
+
+    def run_of(self, number: int, settings: Mapping[str, Any]) -> Run:
+        """The run of a trial."""
+        row = Row(f"trial {number}", self.model, settings)
+        config = config_of(row, self.request)
+        (run,) = runs_of([row], [config["seed"]], {row.label: config}, [])
+        return run
+
+
+def search(options: Mapping[str, str]) -> int:
+    """Search, or go on searching, and write the best settings as a config file.
+
+    Args:
+        options: of the command line, as text.
+
+    Returns:
+        The exit code: 0, or 130 where it was stopped.
+
+    Raises:
+        UsageError: something that the caller can mend.
+    """
+    asked = make_search(options)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        storage=optuna.storages.RDBStorage(asked.storage),
+        study_name=asked.name,
+        direction="maximize" if asked.config["valid_metric_bigger"] else "minimize",
+        pruner=optuna.pruners.MedianPruner() if asked.pruner == "median" else None,
+        load_if_exists=True,
+    )
+    if asked.pruner == "none":
+        study.pruner = optuna.pruners.NopPruner()
+    stopped = False
+    owner = asked.folder / f"{uuid.uuid4().hex}.owner"
+    with FileLock(owner):
+        with asked.alone:
+            _take_over(study, asked.folder)
+        say(
+            f"{asked.model} on {asked.config['dataset']}: {asked.trials} trials, "
+            f"{len(_over(study))} are done; {', '.join(asked.space)}"
+        )
+        try:
+            with terminated_as_interrupted():
+                _search(study, asked, owner)
+        except KeyboardInterrupt:
+            stopped = True
+            say("stopped; the same command goes on from here")
+    owner.unlink(missing_ok=True)
+    _show(study, asked)
+    return 130 if stopped else 0
+
+
+def make_search(options: Mapping[str, str]) -> Search:
+    """The search that a command line asks for.
+
+    Raises:
+        UsageError: whatever is wrong with it.
+    """
+    options = dict(options)
+    own = {key: options.pop(key, default) for key, default in OPTIONS.items()}
+    request = take_apart(options, {})
+    if request.sweep:
+        swept = next(iter(request.sweep))
+        raise UsageError(f"{swept} has several values: a search takes ranges from its params_file")
+    if len(request.entries) != 1:
+        raise UsageError("a search is of one model: --model=NAME")
+    (entry,) = request.entries
+    config = config_of(entry, request)
+    model = config.model_class
+    file = own["params_file"]
+    space = read_space(Path(file)) if file else default_space(model)
+    space = {name: values for name, values in space.items() if name not in request.texts}
+    if not space:
+        raise UsageError("every parameter of the ranges is set on the command line")
+    for key, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "none"))):
+        if own[key] not in known:
+            raise UsageError(f"{key} must be {' or '.join(known)}, got {own[key]!r}")
+    name = own["name"] or f"search-{config['model']}-{config['dataset']}"
+    folder = Path(config["output_dir"]).absolute() / name
+    return Search(
+        request=request,
+        config=config,
+        model=entry.model,
+        space=space,
+        trials=whole_number("trials", parse_value(str(own["trials"])), 1),
+        jobs=whole_number("jobs", parse_value(str(own["jobs"])), 1),
+        sampler=own["sampler"],
+        pruner=own["pruner"],
+        folder=folder,
+        storage=own["storage"] or f"sqlite:///{folder / 'study.db'}",
+        name=name,
+    )
+
+
+# --------------------------------------------------------------------------- trials
+
+
+def _over(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that are over, without those that are to be done again."""
+    abandoned = study.user_attrs.get(_ABANDONED, ())
+    trials = study.get_trials(deepcopy=False, states=_OVER)
+    return [trial for trial in trials if trial.number not in abandoned]
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _abandon(study: optuna.Study, number: int, chosen: Mapping[str, Any]) -> None:
+    """End a trial that was stopped, and queue its values again; others must be locked out."""
+    study.set_user_attr(_ABANDONED, [*study.user_attrs.get(_ABANDONED, ()), number])
+    study.tell(number, state=TrialState.FAIL)
+    if chosen:
+        study.enqueue_trial(dict(chosen))
+
+
+def _take_over(study: optuna.Study, folder: Path) -> None:
+    """Queue again what searches that are no more were at: their locks are free."""
+    for trial in _running(study):
+        owner = folder / trial.user_attrs.get("owner", "none.owner")
+        try:
+            with FileLock(owner, timeout=0):
+                _abandon(study, trial.number, trial.params)
+        except Timeout:
+            continue  # its search is alive
+        owner.unlink(missing_ok=True)
+
+
+def _search(study: optuna.Study, asked: Search, owner: Path) -> None:
+    """Ask for trials and do them until there are as many as asked for."""
+    trials: dict[str, optuna.Trial] = {}
+
+    def proposals() -> Iterator[Run]:
+        while (run := _propose(study, asked, owner, trials)) is not None:
+            yield run
+
+    def prune(process: Process) -> None:
+        trial = trials[process.run.name]
+        news = process.stopped is None and _report(trial, asked, process.history())
+        if news and trial.should_prune():
+            process.stop(_PRUNED)
+
+    try:
+        for outcome in execute(proposals(), asked.output_dir, asked.jobs, watch=prune):
+            _tell(study, asked, trials.pop(outcome.run.name), outcome)
+    finally:
+        with asked.alone:
+            for trial in trials.values():  # stopped: they are done again next time
+                _abandon(study, trial.number, trial.params)
+
+
+def _propose(
+    study: optuna.Study, asked: Search, owner: Path, trials: dict[str, optuna.Trial]
+) -> Run | None:
+    """The run of the next trial, None where there are enough.
+
+    A proposal whose run is finished, in this search or in a benchmark, is told at once.
+    """
+    while True:
+        with asked.alone:
+            number = len(_over(study)) + len(_running(study))
+            if number >= asked.trials:
+                return None
+            study.sampler = _sampler(asked, number)
+            trial = study.ask(asked.space)
+            trial.set_user_attr("owner", owner.name)
+        run = asked.run_of(trial.number, settings_of(trial.params))
+        if run.name in trials:  # the same values once more, while the first are at work
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        trial.set_user_attr("run", run.name)
+        earlier = finished(run, asked.output_dir)
+        if earlier is None:
+            trials[run.name] = trial
+            return run
+        _tell(study, asked, trial, earlier)
+
+
+def _report(trial: optuna.Trial, asked: Search, epochs: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell the pruner what is new among a run's validations, and whether anything is."""
+    metric, known = asked.config["valid_metric"], trial.user_attrs.get("validations", 0)
+    validated = [epoch for epoch in epochs if "valid" in epoch]
+    for epoch in validated[known:]:
+        trial.report(score_of(metric, epoch["valid"][metric]), epoch["epoch"])
+    if len(validated) > known:
+        trial.set_user_attr("validations", len(validated))
+    return len(validated) > known
+
+
+def _sampler(asked: Search, number: int) -> optuna.samplers.BaseSampler:
+    """Seeded by the number of the trial, so that a search that goes on repeats nothing."""
+    seed = (asked.config["seed"] + number * 1_000_003) % 2**32
+    if asked.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def _tell(study: optuna.Study, asked: Search, trial: optuna.Trial, outcome: Outcome) -> None:
+    number, chosen = trial.number, trial.params
+    if outcome.result is not None:
+        value = outcome.result["best_valid_score"]
+        trainings = outcome.result["trainings"]
+        if len(trainings) == 1:  # two trainings have no common validation
+            _report(trial, asked, trainings[0]["epochs"])
+        trial.set_user_attr("test_result", outcome.result["test_result"])
+        study.tell(trial, value)
+        how = f"{asked.config['valid_metric']} {value:.4f} on validation"
+    elif outcome.reason == _PRUNED:
+        study.tell(trial, state=TrialState.PRUNED)
+        how = "pruned"
+    else:
+        trial.set_user_attr("reason", outcome.reason)
+        study.tell(trial, state=TrialState.FAIL)
+        how = f"failed: {outcome.reason} (log: {outcome.folder})"
+    say(f"[{len(_over(study))}/{asked.trials}] trial {number}: {how}; {_written(chosen)}")
+
+
+def _written(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in chosen.items()
+    )
+
+
+# --------------------------------------------------------------------------- what came out
+
+
+def _show(study: optuna.Study, asked: Search) -> None:
+    """Write trials and best settings, and print the first of them."""
+    metric = asked.config["valid_metric"]
+    trials = _over(study)
+    write_whole(asked.folder / "trials.csv", _trials_csv(trials, asked, metric))
+    values = {t.number: t.value for t in trials if t.value is not None}
+    if not values:
+        raise UsageError(f"no trial has come to its end; see {asked.folder / 'trials.csv'}")
+    best_first = sorted(values, key=values.__getitem__, reverse=asked.config["valid_metric_bigger"])
+    by_number = {t.number: t for t in trials}
+    rows = [
+        [str(n), f"{values[n]:.4f}", *(_cell(by_number[n].params.get(p)) for p in asked.space)]
+        for n in best_first[:_SHOWN_TRIALS]
+    ]
+    print(table(["trial", metric, *asked.space], rows))
+    best = by_number[best_first[0]]
+    file = asked.folder / "best.yaml"
+    write_whole(file, _best_yaml(best, asked, len(trials)))
+    counts = {state: sum(t.state == state for t in trials) for state in _OVER}
+    print(
+        f"\n{counts[TrialState.COMPLETE]} trials completed, {counts[TrialState.PRUNED]} pruned, "
+        f"{counts[TrialState.FAIL]} failed. Trial {best.number} is the best on validation:"
+        f"\n--config_files={file}"
+    )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    tests = dict.fromkeys(name for t in trials for name in t.user_attrs.get("test_result", ()))
+    columns = [f"test_{name}" for name in tests]
+    writer.writerow(["trial", "state", f"valid_{metric}", *asked.space, "run", "reason", *columns])
+    for t in trials:
+        test = t.user_attrs.get("test_result", {})
+        writer.writerow(
+            [
+                t.number,
+                t.state.name.lower(),
+                "" if t.value is None or math.isnan(t.value) else t.value,
+                *(t.params.get(name, "") for name in asked.space),
+                t.user_attrs.get("run", ""),
+                t.user_attrs.get("reason", ""),
+                *(test.get(name, "") for name in tests),
+            ]
+        )
+    return lines.getvalue()
+
+
+def _best_yaml(best: FrozenTrial, asked: Search, trials: int) -> str:
+    row = Row("best", asked.model, settings_of(best.params))
+    config = config_of(row, asked.request)
+    settings = {
+        "model": model_path(config.model_class),
+        "dataset": config["dataset"],
+        **{
+            key: value
+            for key, value in plain(config.external_config_dict).items()
+            if key not in ("model", "dataset")
+        },
+    }
+    head = (
+        f"# The best of {trials} trials: {config['valid_metric']} {best.value:.6f} on validation "
+        f"(trial {best.number}).\n"
+    )
+    return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

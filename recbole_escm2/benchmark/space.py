@@ -1,0 +1,122 @@
+"""RecBole's hyper-parameter files: what a search may choose from."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+)
+
+from recbole_escm2.benchmark.plan import has_effect
+from recbole_escm2.config import PROPERTIES, parse_value
+from recbole_escm2.errors import UsageError
+from recbole_escm2.model import EntireSpaceRecommender
+
+Space: TypeAlias = dict[str, BaseDistribution]
+
+_TYPES = "choice, uniform, quniform and loguniform"
+
+
+def read_space(path: Any) -> Space:
+    """The parameters of a file in RecBole's format, one a line: ``name type range``.
+
+    Types: ``choice [a, b]``; ``uniform low,high``; ``quniform low,high,step``; ``loguniform
+    low,high``, whose ends are natural logarithms (hyperopt's habit, which RecBole keeps). Blank
+    lines and what follows a ``#`` are skipped.
+
+    Raises:
+        UsageError: no such file, or a line isn't as it must be; the message says which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"params_file {path}: {error}") from error
+    space: Space = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split(maxsplit=2)
+        if not words:
+            continue
+        place = f"params_file {path}, line {number}"
+        if len(words) < 3:
+            raise UsageError(f"{place}: '{line.strip()}' must be 'name type range'")
+        name, kind, wanted = words
+        if name in space:
+            raise UsageError(f"{place}: {name} stands there twice")
+        try:
+            space[name] = _distribution(kind, wanted)
+        except (ValueError, SyntaxError) as error:
+            raise UsageError(f"{place}: {name} {kind} {wanted}: {error}") from error
+    if not space:
+        raise UsageError(f"params_file {path} names no parameter")
+    return space
+
+
+def default_space(model: type) -> Space:
+    """The space that ships for a model: its parents' ranges, then its own.
+
+    Keys that do nothing in the model are left out.
+
+    Raises:
+        UsageError: there is none for this model.
+    """
+    space: Space = {}
+    for parent in reversed(model.__mro__):
+        if parent is model or issubclass(parent, EntireSpaceRecommender):
+            file = PROPERTIES / "model" / f"{parent.__name__}.hyper"
+            if file.is_file():
+                space.update(read_space(file))
+    if not space:
+        raise UsageError(
+            f"no ranges ship for {model.__name__}: give a --params_file of lines 'name type range'"
+        )
+    return {name: values for name, values in space.items() if has_effect(name, model)}
+
+
+def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Chosen values as config values: text such as '[64, 32]' is what it spells."""
+    return {name: _setting(value) for name, value in parameters.items()}
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.12g}")  # 0.3, which steps of 0.1 make 0.30000000000000004
+    return parse_value(value) if isinstance(value, str) else value
+
+
+def _distribution(kind: str, wanted: str) -> BaseDistribution:
+    if kind == "choice":
+        values = ast.literal_eval(wanted)
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError("a choice is a list of values")
+        return CategoricalDistribution([_choice(value) for value in values])
+    if kind == "uniform":
+        low, high = _numbers(wanted, 2)
+        return FloatDistribution(low, high)
+    if kind == "loguniform":
+        low, high = _numbers(wanted, 2)
+        return FloatDistribution(math.exp(low), math.exp(high), log=True)
+    if kind == "quniform":
+        low, high, step = _numbers(wanted, 3)
+        if step <= 0:
+            raise ValueError("the step must be > 0")
+        # hyperopt rounds to multiples of the step, whatever the ends are.
+        return FloatDistribution(round(low / step) * step, round(high / step) * step, step=step)
+    raise ValueError(f"there are {_TYPES}")
+
+
+def _choice(value: Any) -> Any:
+    """A value as the storage can keep it: lists and mappings as text."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _numbers(text: str, count: int) -> Iterable[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if len(numbers) != count or numbers[0] > numbers[1]:
+        raise ValueError(f"{'low,high,step' if count == 3 else 'low,high'} is wanted")
+    return numbers

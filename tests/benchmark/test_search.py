@@ -1,0 +1,163 @@
+"""Hyper-parameter search: RecBole's files, trials that survive a kill, a config that runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from recbole_escm2.benchmark.space import default_space, read_space, settings_of
+from recbole_escm2.config import Config
+from recbole_escm2.errors import UsageError
+from recbole_escm2.model import ESCM2_DR, ESMM
+from recbole_escm2.model.lookup import context_model_names, find_model
+
+
+def test_recboles_format(tmp_path):
+    file = tmp_path / "x.hyper"
+    file.write_text(
+        "# ranges\n"
+        "learning_rate loguniform -8,0\n"
+        "\n"
+        "embedding_size choice [64, 96 , 128]\n"
+        "mlp_hidden_size choice ['[64, 64]','[128]']  # as RecBole writes lists\n"
+        "dropout_prob uniform 0,0.5\n"
+        "weight quniform 0.1,0.9,0.2\n"
+    )
+    space = read_space(file)
+    assert space == {
+        "learning_rate": FloatDistribution(math.exp(-8), 1.0, log=True),
+        "embedding_size": CategoricalDistribution([64, 96, 128]),
+        "mlp_hidden_size": CategoricalDistribution(["[64, 64]", "[128]"]),
+        "dropout_prob": FloatDistribution(0.0, 0.5),
+        "weight": FloatDistribution(0.0, 0.8, step=0.2),
+    }
+    assert settings_of({"mlp_hidden_size": "[64, 64]", "a": "error", "d": 0.1 + 0.2}) == {
+        "mlp_hidden_size": [64, 64],
+        "a": "error",
+        "d": 0.3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rate uniform", "line 1: .* must be 'name type range'"),
+        ("learning_rate normal 0,1", "choice, uniform, quniform and loguniform"),
+        ("learning_rate uniform 1,0", "low,high is wanted"),
+        ("learning_rate uniform 0", "low,high is wanted"),
+        ("learning_rate quniform 0,1,0", "step must be > 0"),
+        ("a choice __import__('os')", "line 1: a choice"),
+        ("a choice 3", "a list of values"),
+        ("a choice [1]\na choice [2]", "line 2: a stands there twice"),
+        ("# nothing", "names no parameter"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, line, message):
+    file = tmp_path / "x.hyper"
+    file.write_text(line + "\n")
+    with pytest.raises(UsageError, match=message):
+        read_space(file)
+
+
+@pytest.mark.parametrize("name", context_model_names())
+def test_ranges_ship_for_every_model_and_name_its_keys(name):
+    model = find_model(name)
+    space = default_space(model)
+    known = Config(name, "none").internal_config_dict
+    assert set(space) <= set(known)
+    for key, values in space.items():  # each choice is a value that the config takes
+        for value in getattr(values, "choices", (getattr(values, "low", None),)):
+            config = Config(name, "none", config_dict=settings_of({key: value}))
+            assert config[key] == settings_of({key: value})[key]
+
+
+def test_ranges_of_a_variant_are_its_parents(tmp_path):
+    parent = ESCM2_DR
+    assert default_space(type("Mine", (parent,), {})) == default_space(parent)
+    assert "counterfactual_weight" in default_space(parent)
+    assert "counterfactual_weight" not in default_space(ESMM)  # it has no such risk
+
+
+def test_a_search_survives_a_kill_and_its_config_runs(program, metrics_of, data_path, tmp_path):
+    (tmp_path / "mine.hyper").write_text(
+        "learning_rate loguniform -7,-3\nmlp_hidden_size choice ['[4]', '[8, 4]']\n"
+    )
+    arguments = (
+        *("search", "--model=ESCM2_IPS", "--dataset=tiny", f"--data_path={data_path}"),
+        *("--params_file=mine.hyper", "--trials=6", "--jobs=2", "--epochs=2"),
+        *("--embedding_size=4", "--train_batch_size=256", "--pruner=none"),
+    )
+    command = [sys.executable, "-m", "recbole_escm2", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[2/6]"):
+            break
+    process.kill()
+    process.wait()
+
+    done = program(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "output" / "search-ESCM2_IPS-tiny"
+    with open(folder / "trials.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == 6
+    assert {trial["state"] for trial in trials} == {"complete"}
+    best = max(trials, key=lambda trial: float(trial["valid_CTCVR_AUC"]))
+    content = yaml.safe_load((folder / "best.yaml").read_text())
+    assert content["learning_rate"] == pytest.approx(float(best["learning_rate"]))
+    assert content["mlp_hidden_size"] == yaml.safe_load(best["mlp_hidden_size"])
+
+    run = program(f"--config_files={folder / 'best.yaml'}")
+    assert run.returncode == 0, run.stderr
+    assert metrics_of(run.stdout)["CTCVR_AUC"] == pytest.approx(
+        float(best["test_CTCVR_AUC"]), abs=1e-6
+    )
+
+    again = program(*arguments)
+    assert "6 trials, 6 are done" in again.stderr
+    assert again.stdout == done.stdout
+
+
+def test_pruning_ends_a_trial_early(program, data_path, tmp_path):
+    # With this seed the sixth trial is the first that hardly moves: it would never stop by itself.
+    (tmp_path / "mine.hyper").write_text(
+        "learning_rate choice [0.01, 0.011, 0.012, 0.013, 1e-12]\n"
+    )
+    done = program(
+        *("search", "--model=ESMM", "--dataset=tiny", f"--data_path={data_path}"),
+        *("--params_file=mine.hyper", "--trials=6", "--sampler=random", "--seed=15"),
+        *("--epochs=100000", "--embedding_size=4", "--mlp_hidden_size=[4]"),
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "output" / "search-ESMM-tiny"
+    with open(folder / "trials.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert [trial["state"] for trial in trials] == ["complete"] * 5 + ["pruned"]
+    assert trials[-1]["learning_rate"] == "1e-12"
+    assert "5 trials completed, 1 pruned, 0 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--model=ESMM,ESCM2_IPS"], "a search is of one model"),
+        (["--model=ESMM", "--sampler=grid"], "sampler must be tpe or random"),
+        (["--model=ESMM", "--params_file=none.hyper"], "params_file none.hyper"),
+        (["--model=ESMM", "--trials=0"], "trials must be a whole number >= 1"),
+        (["--model=ESMM", "--trials=few"], "trials must be a whole number >= 1"),
+        (["--model=ESMM", "--global_weight=0,1"], "global_weight has several values"),
+    ],
+)
+def test_mistakes_end_in_one_message(program, data_path, change, message):
+    done = program("search", "--dataset=tiny", f"--data_path={data_path}", *change)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
