@@ -134,7 +134,7 @@ def metric_table(result: MetricResult, decimals: int = 4) -> str:
     for name, value in result.items():
         task, _, statistic = name.partition("_")
         if task not in tasks:
-            task, statistic = ("CVR", name) if name == "IEB" else ("", name)
+            task, statistic = ("CVR", name) if name in ("IEB", "PIP") else ("", name)
         cells.setdefault(statistic, {})[task] = f"{value:.{decimals}f}"
     columns = [task for task in [*tasks, ""] if any(task in row for row in cells.values())]
     rows = [[name, *(row.get(task, "") for task in columns)] for name, row in cells.items()]
@@ -149,7 +149,7 @@ def scope_notes(metrics: Iterable[str]) -> list[str]:
         notes.append("CTR and CTCVR: over all impressions.")
     if any(name.startswith("CVR_") and not name.endswith(("_ES", "_Gap")) for name in names):
         notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
-    if any(name.endswith("_ES") or name == "IEB" for name in names):
+    if any(name.endswith("_ES") or name in ("IEB", "PIP") for name in names):
         notes.append("CVR …_ES and IEB: over all impressions, against their potential outcomes.")
     return notes
 

@@ -21,6 +21,7 @@ DEFAULT_COLUMNS = (
     "CVR_LogLoss_ES",
     "CVR_MAE_ES",
     "IEB",
+    "PIP",
 )
 
 

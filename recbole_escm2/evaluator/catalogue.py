@@ -105,6 +105,22 @@ def _gap(predictions: Predictions, _: Setting) -> float:
     return over_d - clicked.base_rate
 
 
+def _crr(predictions: Predictions, outcome: Any) -> float:
+    return metrics.causal_risk_ratio(predictions.truth.click, predictions.of("ctr"), outcome)
+
+
+def _crr_of_pcvr(predictions: Predictions, _: Setting) -> float:
+    return _crr(predictions, predictions.of("cvr"))
+
+
+def _crr_of_truth(predictions: Predictions, _: Setting) -> float:
+    return _crr(predictions, _true_cvr(predictions))
+
+
+def _pip(predictions: Predictions, setting: Setting) -> float:
+    return _crr_of_pcvr(predictions, setting) - _crr_of_truth(predictions, setting)
+
+
 def _specs() -> dict[str, MetricSpec]:
     specs = []
     for space, task, suffix in (
@@ -134,6 +150,11 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("IEB", "cvr", _ieb, target=0.0),
         # mean pcvr over D - conversions per click: not a bias, as the click space is selected
         MetricSpec("CVR_Gap", "cvr", _gap, target=0.0),
+        # causal risk ratio of click on pcvr, matched on pctr; on the true CVR; their difference,
+        # potential independence priority: < 0 where pcvr depends less on the click than the truth
+        MetricSpec("CVR_CRR", "cvr", _crr_of_pcvr),
+        MetricSpec("CVR_CRR_True", "cvr", _crr_of_truth),
+        MetricSpec("PIP", "cvr", _pip, target=0.0),
     ]
     return {spec.name.lower(): spec for spec in specs}
 

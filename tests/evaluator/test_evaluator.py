@@ -195,7 +195,7 @@ def test_directions():
     smaller = {name for name in METRIC_NAMES if not bigger_is_better(name)}
     assert smaller == {
         name for name in METRIC_NAMES if any(s in name for s in ("LogLoss", "ECE", "MAE", "PCOC"))
-    } | {"IEB", "CVR_Gap"}
+    } | {"IEB", "PIP", "CVR_Gap"}
     assert bigger_is_better("AUC")
     assert not bigger_is_better("LogLoss")
     assert {spec.target for spec in SPECS.values() if "PCOC" in spec.name} == {1.0}
