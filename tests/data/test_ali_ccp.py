@@ -65,16 +65,25 @@ def test_the_simulated_data_set_makes_itself(tmp_path):
     config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
     first = EntireSpaceDataset(config)
     assert "imulated" in first.simulated
-    modified = (tmp_path / "ali-ccp-sim" / "raw" / "simulation.json").stat().st_mtime_ns
+    raw = tmp_path / "ali-ccp-sim" / "raw"
+    (file,) = raw.glob("*/simulation.json")
+    modified = file.stat().st_mtime_ns
     EntireSpaceDataset(config)
-    file = tmp_path / "ali-ccp-sim" / "raw" / "simulation.json"
     assert file.stat().st_mtime_ns == modified
+
+    # another simulation is another folder and another store: both stay
     settings["simulation"]["rows"] = 1000
-    other = EntireSpaceDataset(Config("ESMM", "ali-ccp-sim", config_dict=settings))
-    assert other.counts()["impressions"] == 1000
+    settings["selection_strength"] = 0.0
+    config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
+    assert EntireSpaceDataset(config).counts()["impressions"] == 1000
+    strengths = {json.loads(f.read_text())["settings"]["selection"] for f in raw.glob("*/*.json")}
+    assert strengths == {0.5, 0.0}
+    assert len(list((tmp_path / "ali-ccp-sim" / "store").iterdir())) == 2
+    assert len(first) == 2000
+    assert file.stat().st_mtime_ns == modified
 
 
-@pytest.mark.parametrize("wrong", [{"rows": "many"}, {"colour": 3}, 5])
+@pytest.mark.parametrize("wrong", [{"rows": "many"}, {"colour": 3}, {"selection": 0.1}, 5])
 def test_a_faulty_simulation_is_named(tmp_path, wrong):
     settings = {"data_path": str(tmp_path), "simulation": wrong}
     with pytest.raises(UsageError, match=r"simulation|rows"):
@@ -192,4 +201,4 @@ def test_both_data_sets_have_the_same_keys():
         yaml.safe_load((PROPERTIES / "dataset" / f"{name}.yaml").read_text())
         for name in ("ali-ccp", "ali-ccp-sim")
     )
-    assert {*real} - {"obtain"} == {*simulated} - {"simulation"}
+    assert {*real} - {"obtain"} == {*simulated} - {"simulation", "selection_strength"}

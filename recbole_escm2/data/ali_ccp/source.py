@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,36 +19,52 @@ _LABELS = {"CLICK_FIELD": "click", "CONVERSION_FIELD": "purchase"}
 
 
 def _raw(config: Any) -> Path:
-    return Path(config["data_path"]) / "raw"
+    """Where the raw files are; each simulation has a folder of its own."""
+    simulation, folder = _simulation(config), Path(config["data_path"]) / "raw"
+    if simulation is None:
+        return folder
+    content = json.dumps(asdict(simulation), sort_keys=True)
+    return folder / hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def files(config: Any) -> list[Path]:
     """The raw files; with the key ``simulation`` they are simulated when they aren't there yet."""
-    if config["simulation"]:
-        _simulate(config)
+    simulation, raw = _simulation(config), _raw(config)
+    if simulation is not None and not _is_there(simulation, raw):
+        getLogger().info(f"simulating {simulation.rows:,} impressions in {raw}")
+        simulate(simulation, raw)
     try:
-        return list(find_raw(_raw(config)).paths)
+        return list(find_raw(raw).paths)
     except UsageError as error:
         how = f". {config['obtain'].strip()}" if config["obtain"] else ""
         raise UsageError(f"data set '{config['dataset']}': {error}{how}") from error
 
 
-def _simulate(config: Any) -> None:
+def _simulation(config: Any) -> Simulation | None:
+    """What to simulate, None where the files are real ones.
+
+    Raises:
+        UsageError: the key ``simulation`` isn't as it must be.
+    """
     wanted = config["simulation"]
+    if not wanted:
+        return None
     if not isinstance(wanted, Mapping):
         raise UsageError(f"simulation must be a mapping of a simulation's keys, got {wanted!r}")
+    strength = config["selection_strength"]
+    given = {} if strength is None else {"selection": strength}
     try:
-        simulation = Simulation(**wanted)
+        return Simulation(**given, **wanted)
     except TypeError as error:
         raise UsageError(f"simulation: {error}") from error
-    out = _raw(config)
+
+
+def _is_there(simulation: Simulation, raw: Path) -> bool:
     try:
-        there = json.loads((out / SIMULATION_FILE).read_text(encoding="utf-8"))["settings"]
+        written = json.loads((raw / SIMULATION_FILE).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError):
-        there = None
-    if there != asdict(simulation):
-        getLogger().info(f"simulating {simulation.rows:,} impressions in {out}")
-        simulate(simulation, out)
+        return False
+    return bool(written == asdict(simulation))
 
 
 def options(config: Any) -> Options:
@@ -74,9 +91,10 @@ def options(config: Any) -> Options:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The keys of the conversion."""
-    chosen = options(config)
-    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)}
+    """The keys of the conversion, and of the simulation where there is one."""
+    chosen, simulation = options(config), _simulation(config)
+    simulated = {} if simulation is None else {"simulation": asdict(simulation)}
+    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)} | simulated
 
 
 def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
