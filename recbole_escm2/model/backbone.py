@@ -27,7 +27,7 @@ from recbole_escm2.model.recbole_models import recbole_context_model, recbole_co
 REFUSED = {
     "DSSM": "its score is a cosine: as a logit it keeps every probability between 0.27 and 0.73, "
     "so that neither a click rate nor a propensity can be learned",
-    "KD_DAGFM": "it is trained in phases, and predicts by a teacher whose checkpoint it wants",
+    "KD_DAGFM": "it is trained in phases: a teacher first, whose checkpoint the student then wants",
 }
 
 #: RecBole's models with an embedding of their own, by the module that holds it.
