@@ -27,11 +27,14 @@ from recbole_escm2.model.recbole_models import recbole_context_model, recbole_co
 REFUSED = {
     "DSSM": "its score is a cosine: as a logit it keeps every probability between 0.27 and 0.73, "
     "so that neither a click rate nor a propensity can be learned",
-    "KD_DAGFM": "it is trained in phases, and predicts by a teacher whose checkpoint it wants",
+    "KD_DAGFM": "it is trained in phases: a teacher first, whose checkpoint the student then wants",
 }
 
 #: RecBole's models with an embedding of their own, by the module that holds it.
 _OWN_EMBEDDING = {"FFM": "ffm"}
+
+#: RecBole's models that fail where there is no pair of features.
+_OF_PAIRS = ("FFM", "FiGNN", "FwFM")
 
 #: The attributes that hold RecBole's embedding.
 EMBEDDING_TABLES = (
@@ -207,17 +210,25 @@ def recbole_towers(backbone: str, names: Sequence[str], config: Any, dataset: An
         names: of the towers.
         config: with the model's own keys.
         dataset: as RecBole's models want it.
+
+    Raises:
+        UsageError: the model can't be a tower, or not on this data.
     """
     model = recbole_context_model(backbone)
     bases: Any = (RecBoleTower, model, _OnSharedEmbedding)
     tower = type(f"{backbone}Tower", bases, {})
     towers = nn.ModuleDict({name: tower(config, dataset) for name in names})
+    first: Any = towers[names[0]]
+    if backbone in _OF_PAIRS and first.num_feature_field < 2:
+        raise UsageError(
+            f"backbone {backbone} is made of pairs of features, and {dataset.dataset_name} has "
+            "only one: load another, or choose another backbone"
+        )
     if not _reads(model, "first_order_linear"):
         for each in towers.values():
             del each.first_order_linear
     if own := _OWN_EMBEDDING.get(backbone):
-        first, *others = towers.values()
-        for other in others:
+        for other in towers.values():
             setattr(other, own, getattr(first, own))
     return towers
 

@@ -444,6 +444,17 @@ def test_the_backbones_keys_are_among_the_defaults_wherever_it_is_named():
     assert defaults(own, "shop")["cross_layer_num"] == 6
 
 
+@pytest.mark.parametrize("backbone", RECBOLE)
+def test_a_single_feature_will_do_or_is_refused(build, backbone):
+    one = {"load_col": {"inter": ["kind", "click", "conversion"]}}
+    if backbone in ("FFM", "FiGNN", "FwFM"):
+        with pytest.raises(UsageError, match="pairs of features, and rows has only one"):
+            make(build, backbone, "ESMM", dataset="rows", **one)
+        return
+    built = make(build, backbone, "ESMM", dataset="rows", **one)
+    assert sum(built.model.calculate_loss(built.batch)).isfinite()
+
+
 class Linear(ESCM2_DR):
     def build_tower(self, input_size):
         return nn.Linear(input_size, 1)
