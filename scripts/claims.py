@@ -1,0 +1,259 @@
+"""Write results/claims.md: what holds of the paper's claims, where the truth is known.
+
+Each claim is a benchmark, ``scripts/claims/*.yaml``, run on both data sets by the benchmark command,
+so that what is finished isn't run again. Tables and verdicts are computed from its reports;
+``scripts/claims/conclusions.md`` is what a person read out of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_escm2.benchmark.command import benchmark
+from recbole_escm2.output import versions, write_whole
+
+HERE = Path(__file__).parent
+DATASETS: dict[str, dict[str, str]] = {
+    "ml-100k-semi": {
+        "impression_sample": "0.12",
+        "eval_args": "{split: {RS: [0.5, 0.1, 0.4]}}",
+    },
+    "ali-ccp-sim": {"impression_sample": "0.5"},
+}
+#: For a try: fewer impressions, seeds and epochs.
+QUICK = {"ml-100k-semi": {"impression_sample": "0.03"}, "ali-ccp-sim": {"impression_sample": "0.1"}}
+SELECTION = {"ml-100k-semi": "0.0,1.0,2.0", "ali-ccp-sim": "0.0,0.5,0.9"}
+COLUMNS = ("IEB", "CVR_AUC_ES", "CVR_LogLoss_ES", "CVR_MAE_ES", "CVR_AUC", "CTCVR_AUC", "PIP")
+RATIOS = ("CVR_CRR", "CVR_CRR_True")
+CLAIMS = {
+    "main": (
+        "a, b, c: bias, accuracy, dependence on the click",
+        "ESMM over-estimates CVR (IEB > 0), and ESCM² doesn't; ESCM² is the better CVR model over "
+        "the entire space; and pCVR depends on the click as the truth does (PIP near 0), which "
+        "ESMM's may not.",
+        ("metrics", "calibration-cvr_es", "overlap", "weights"),
+    ),
+    "counterfactual_weight": (
+        "d: λc",
+        "λc is useful in about 0.1 to 1; too large, and CTCVR falls. 0 is ESMM.",
+        ("sweep-counterfactual_weight",),
+    ),
+    "global_weight": (
+        "d: λg",
+        "λg of at least 1 helps both tasks.",
+        ("sweep-global_weight",),
+    ),
+    "propensity_floor": (
+        "e: the propensity's floor",
+        "At a click rate of a few percent a floor of 0.1 makes most weights equal, and IPS nearly "
+        "naive. λc = 1 here, so that the weights matter.",
+        ("sweep-propensity_floor",),
+    ),
+    "forms": (
+        "f: forms of the estimators",
+        "Alternating steps make DR stable; imputing the label lets imputation reach r̂ on unclicked "
+        "impressions; self-normalised weights vary less. λc = 1 and floor 0.01 here, so that the "
+        "forms differ. The true propensity is a bound that only a simulation has.",
+        ("metrics",),
+    ),
+    "selection_strength": (
+        "g: the strength of the selection bias",
+        "All of it matters more the stronger clicks select.",
+        ("sweep-selection_strength",),
+    ),
+}
+PAGE = """\
+# What holds of the paper's claims, where the truth is known
+
+Written by `{command}`, by way of `run_recbole_escm2.py --benchmark=scripts/claims/NAME.yaml`.
+**Both data sets are simulated**: numbers on them say nothing about real clicks. They know the true
+CTR and CVR of every impression, which no model reads.
+
+{conclusions}
+## The data
+
+{data}
+
+Every model has its defaults (`properties/`), batch {batch}, Adam, early stopping on CTCVR_AUC of
+validation, which real data would have too. Cells are means over seeds [95 % interval]; ▲ better and
+▼ worse than the first row by a t test paired by seed, p < 0.05 after Holm's correction over all
+comparisons of a table. CVR_…_ES, IEB and PIP are over all impressions against the truth; CVR_AUC is
+over the clicks, which is all that real data shows.
+
+{claims}
+Versions: {versions}.
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished benchmark: what its report holds, and its folder."""
+
+    report: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """In the order of the table."""
+        rows: Sequence[Mapping[str, Any]] = self.report["rows"]
+        return rows
+
+    def mean(self, row: Mapping[str, Any], metric: str) -> float:
+        """Of a test metric that the table needn't have."""
+        return statistics.mean(run["test_result"][metric] for run in row["runs"].values())
+
+
+def run(name: str, dataset: str, arguments: argparse.Namespace) -> Finished:
+    """A benchmark of the folder ``claims``, or what is missing of it."""
+    folder = f"claims-{'quick-' if arguments.quick else ''}{dataset}-{name}"
+    options = {
+        "benchmark": str(HERE / "claims" / f"{name}.yaml"),
+        "dataset": dataset,
+        "name": folder,
+        "columns": ",".join(COLUMNS),
+        "metrics": f"[{', '.join([*COLUMNS, *RATIOS, 'CTR_AUC', 'CVR_PCOC'])}]",
+        "output_dir": str(arguments.output),
+        "jobs": str(arguments.jobs),
+        **DATASETS[dataset],
+    }
+    if arguments.quick:
+        options |= {"seeds": "2", "epochs": "2", **QUICK[dataset]}
+    if name == "selection_strength":
+        options["selection_strength"] = SELECTION[dataset]
+    code = benchmark(options, [f"--{key}={value}" for key, value in options.items()])
+    if code:
+        raise SystemExit(code)
+    report = json.loads((arguments.output / folder / "report.json").read_text(encoding="utf-8"))
+    return Finished(report, arguments.output / folder)
+
+
+def table(finished: Finished) -> str:
+    """Means, intervals and marks as Markdown."""
+    lines = [["model", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
+    for row in finished.rows:
+        cells = [_cell(row["metrics"][m]) if m in row["metrics"] else "" for m in COLUMNS]
+        lines.append([row["label"], *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(numbers: Mapping[str, Any]) -> str:
+    mark = {"better": " ▲", "worse": " ▼"}.get(numbers.get("verdict") or "", "")
+    interval = ""
+    if numbers["low"] is not None:
+        interval = f" [{numbers['low']:.4f}, {numbers['high']:.4f}]"
+    return f"{numbers['mean']:.4f}{interval}{mark}"
+
+
+def verdicts(name: str, finished: Finished) -> Iterable[str]:
+    """What the intervals and tests say, in words."""
+    if name == "main":
+        yield from (_bias(row) for row in finished.rows)
+        yield _against_baseline(finished, "IEB", "|IEB|")
+        for metric in ("CVR_AUC_ES", "CVR_LogLoss_ES", "CVR_MAE_ES", "CVR_AUC", "CTCVR_AUC"):
+            yield _against_baseline(finished, metric, metric)
+        yield _against_baseline(finished, "PIP", "|PIP|")
+        ratios = ", ".join(
+            f"{row['label']} {finished.mean(row, 'CVR_CRR'):.3f} "
+            f"(the true CVR's: {finished.mean(row, 'CVR_CRR_True'):.3f})"
+            for row in finished.rows
+        )
+        yield f"Causal risk ratio of click on pCVR, matched on pCTR: {ratios}."
+    if name == "propensity_floor":
+        yield "Weights on validation: " + "; ".join(_weights(row) for row in finished.rows) + "."
+
+
+def _bias(row: Mapping[str, Any]) -> str:
+    numbers = row["metrics"]["IEB"]
+    low, high = numbers["low"], numbers["high"]
+    what = "no bias is seen" if low <= 0 <= high else None
+    what = what or ("over-estimates CVR" if numbers["mean"] > 0 else "under-estimates CVR")
+    return f"{row['label']}: IEB {numbers['mean']:+.4f} [{low:+.4f}, {high:+.4f}]: {what}."
+
+
+def _against_baseline(finished: Finished, metric: str, shown: str) -> str:
+    first, *others = finished.rows
+    said = []
+    for row in others:
+        numbers = row["metrics"][metric]
+        verdict = {"same": "no difference seen"}.get(numbers["verdict"], numbers["verdict"])
+        p = numbers["p_adjusted"]
+        said.append(
+            f"{row['label']} {verdict} ({numbers['difference']:+.4f} "
+            f"[{numbers['difference_low']:+.4f}, {numbers['difference_high']:+.4f}], p {p:.2g})"
+        )
+    return f"{shown} against {first['label']}: {'; '.join(said)}."
+
+
+def _weights(row: Mapping[str, Any]) -> str:
+    found = [run["weights"] for run in row["runs"].values()]
+    at_floor = statistics.mean(w["share_at_floor"] for w in found)
+    kept = statistics.mean(w["effective_sample_size"] / w["clicks"] for w in found)
+    return f"{row['label']}: {at_floor:.0%} of the clicks at the floor, effective sample {kept:.0%}"
+
+
+def _section(name: str, finished: Mapping[str, Finished], pictures: Path) -> str:
+    heading, claim, figures = CLAIMS[name]
+    lines = [f"## {heading}", "", f"Claimed: {claim}", ""]
+    for dataset, one in finished.items():
+        lines += [f"### {dataset}, {len(one.report['seeds'])} seeds", "", table(one), ""]
+        lines += [f"- {said}" for said in verdicts(name, one)]
+        for figure in figures:
+            drawn = one.folder / "figures" / f"{figure}.png"
+            if drawn.is_file():
+                target = pictures / f"{dataset}-{name}-{figure}.png"
+                shutil.copyfile(drawn, target)
+                alt = f"{heading}, {dataset}: {figure}"
+                lines += ["", f"![{alt}]({pictures.name}/{target.name})"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _data(finished: Mapping[str, Finished]) -> str:
+    header = ["data set", "part", "impressions", "clicks", "conversions"]
+    lines = [header, ["---", "---", *["---:"] * 3]]
+    for dataset, one in finished.items():
+        first = next(iter(one.rows[0]["runs"].values()))
+        for part, counts in first["data"].items():
+            lines.append([dataset, part, *(f"{count:,}" for count in counts.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main() -> None:
+    """Run what is missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a try of everything, in minutes")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--output", type=Path, default=Path("output"))
+    parser.add_argument("--page", type=Path, default=Path("results/claims.md"))
+    parser.add_argument("--only", choices=CLAIMS, action="append", help="this claim; repeatable")
+    arguments = parser.parse_args()
+    pictures = arguments.page.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    finished = {
+        name: {dataset: run(name, dataset, arguments) for dataset in DATASETS}
+        for name in arguments.only or CLAIMS
+    }
+    first = next(iter(finished.values()))
+    any_run = next(iter(next(iter(first.values())).rows[0]["runs"].values()))
+    conclusions = (HERE / "claims" / "conclusions.md").read_text(encoding="utf-8")
+    page = PAGE.format(
+        command="python scripts/claims.py" + (" --quick" if arguments.quick else ""),
+        conclusions="" if arguments.quick else conclusions,
+        data=_data(first),
+        batch=f"{any_run['config']['train_batch_size']:,}",
+        claims="\n".join(_section(name, found, pictures) for name, found in finished.items()),
+        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+    )
+    write_whole(arguments.page, page)
+    print(f"written to {arguments.page}")
+
+
+if __name__ == "__main__":
+    main()
