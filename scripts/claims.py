@@ -1,7 +1,7 @@
 """Write results/claims.md: what holds of the paper's claims, where the truth is known.
 
-Each claim is a benchmark, ``scripts/claims/*.yaml``, run on both data sets by the benchmark command,
-so that what is finished isn't run again. Tables and verdicts are computed from its reports;
+Each claim is a benchmark, ``scripts/claims/*.yaml``, run on both data sets by the benchmark
+command, so that what is finished isn't run again. Tables and verdicts are computed from its reports;
 ``scripts/claims/conclusions.md`` is what a person read out of them.
 """
 

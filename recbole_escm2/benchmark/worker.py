@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first optimizer imports, for seconds: once, for all runs
 from filelock import FileLock
 
 from recbole_escm2.errors import UsageError
