@@ -1,22 +1,23 @@
 """Write results/claims.md: what holds of the paper's claims, where the truth is known.
 
 Each claim is a benchmark, ``scripts/claims/*.yaml``, run on both data sets by the benchmark
-command, so that what is finished isn't run again. Tables and verdicts are computed from its reports;
-``scripts/claims/conclusions.md`` is what a person read out of them.
+command, so that what is finished isn't run again. Tables and verdicts are computed from its
+reports; ``scripts/claims/conclusions.md`` is what a person read out of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.benchmark.command import benchmark
+from pages import data_table, finished_report, markdown
+
+from recbole_escm2.benchmark import figures
+from recbole_escm2.benchmark.study import Row, Study
 from recbole_escm2.output import versions, write_whole
 
 HERE = Path(__file__).parent
@@ -31,6 +32,8 @@ DATASETS: dict[str, dict[str, str]] = {
 QUICK = {"ml-100k-semi": {"impression_sample": "0.03"}, "ali-ccp-sim": {"impression_sample": "0.1"}}
 SELECTION = {"ml-100k-semi": "0.0,1.0,2.0", "ali-ccp-sim": "0.0,0.5,0.9"}
 COLUMNS = ("IEB", "CVR_AUC_ES", "CVR_LogLoss_ES", "CVR_MAE_ES", "CVR_AUC", "CTCVR_AUC", "PIP")
+#: Of them, the panels of the pictures.
+SHOWN = ("IEB", "CVR_AUC_ES", "CVR_MAE_ES", "CVR_AUC", "CTCVR_AUC", "PIP")
 RATIOS = ("CVR_CRR", "CVR_CRR_True")
 CLAIMS = {
     "main": (
@@ -38,23 +41,23 @@ CLAIMS = {
         "ESMM over-estimates CVR (IEB > 0), and ESCM² doesn't; ESCM² is the better CVR model over "
         "the entire space; and pCVR depends on the click as the truth does (PIP near 0), which "
         "ESMM's may not.",
-        ("metrics", "calibration-cvr_es", "overlap", "weights"),
+        ("metrics", "calibration", "overlap", "weights"),
     ),
     "counterfactual_weight": (
         "d: λc",
         "λc is useful in about 0.1 to 1; too large, and CTCVR falls. 0 is ESMM.",
-        ("sweep-counterfactual_weight",),
+        ("sweep",),
     ),
     "global_weight": (
         "d: λg",
         "λg of at least 1 helps both tasks.",
-        ("sweep-global_weight",),
+        ("sweep",),
     ),
     "propensity_floor": (
         "e: the propensity's floor",
         "At a click rate of a few percent a floor of 0.1 makes most weights equal, and IPS nearly "
         "naive. λc = 1 here, so that the weights matter.",
-        ("sweep-propensity_floor",),
+        ("sweep",),
     ),
     "forms": (
         "f: forms of the estimators",
@@ -66,7 +69,7 @@ CLAIMS = {
     "selection_strength": (
         "g: the strength of the selection bias",
         "All of it matters more the stronger clicks select.",
-        ("sweep-selection_strength",),
+        ("sweep",),
     ),
 }
 PAGE = """\
@@ -127,20 +130,51 @@ def run(name: str, dataset: str, arguments: argparse.Namespace) -> Finished:
         options |= {"seeds": "2", "epochs": "2", **QUICK[dataset]}
     if name == "selection_strength":
         options["selection_strength"] = SELECTION[dataset]
-    code = benchmark(options, [f"--{key}={value}" for key, value in options.items()])
-    if code:
-        raise SystemExit(code)
-    report = json.loads((arguments.output / folder / "report.json").read_text(encoding="utf-8"))
-    return Finished(report, arguments.output / folder)
+    return Finished(*finished_report(options))
 
 
 def table(finished: Finished) -> str:
     """Means, intervals and marks as Markdown."""
-    lines = [["model", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
+    rows = []
     for row in finished.rows:
         cells = [_cell(row["metrics"][m]) if m in row["metrics"] else "" for m in COLUMNS]
-        lines.append([row["label"], *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append([row["label"], *cells])
+    return markdown(["model", *COLUMNS], rows)
+
+
+def study_of(finished: Finished) -> Study:
+    """The study that a report was written of, as far as pictures need it."""
+    report = finished.report
+    rows = [Row(r["label"], r["model"], r["settings"], r["swept"]) for r in finished.rows]
+    return Study(
+        title=report["title"],
+        command=report["command"],
+        dataset=report["dataset"],
+        rows=rows,
+        seeds=report["seeds"],
+        baseline=report["baseline"],
+        columns=report["columns"],
+        results={
+            (row["label"], int(seed)): result
+            for row in finished.rows
+            for seed, result in row["runs"].items()
+        },
+    )
+
+
+def draw(name: str, one: Finished, picture: str, target: Path) -> bool:
+    """Draw a picture of a claim; whether there is anything to draw."""
+    study = study_of(one)
+    figure = {
+        "metrics": lambda: figures.dots(study, SHOWN),
+        "sweep": lambda: figures.sweep(study, name, SHOWN),
+        "calibration": lambda: figures.calibration(study, "cvr_es"),
+        "overlap": lambda: figures.overlap(study),
+        "weights": lambda: figures.weights(study),
+    }[picture]()
+    if figure is not None:
+        write_whole(target, figures.png(figure))
+    return figure is not None
 
 
 def _cell(numbers: Mapping[str, Any]) -> str:
@@ -199,30 +233,18 @@ def _weights(row: Mapping[str, Any]) -> str:
 
 
 def _section(name: str, finished: Mapping[str, Finished], pictures: Path) -> str:
-    heading, claim, figures = CLAIMS[name]
+    heading, claim, drawn = CLAIMS[name]
     lines = [f"## {heading}", "", f"Claimed: {claim}", ""]
     for dataset, one in finished.items():
         lines += [f"### {dataset}, {len(one.report['seeds'])} seeds", "", table(one), ""]
         lines += [f"- {said}" for said in verdicts(name, one)]
-        for figure in figures:
-            drawn = one.folder / "figures" / f"{figure}.png"
-            if drawn.is_file():
-                target = pictures / f"{dataset}-{name}-{figure}.png"
-                shutil.copyfile(drawn, target)
-                alt = f"{heading}, {dataset}: {figure}"
+        for picture in drawn:
+            target = pictures / f"{dataset}-{name}-{picture}.png"
+            if draw(name, one, picture, target):
+                alt = f"{heading}, {dataset}: {picture}"
                 lines += ["", f"![{alt}]({pictures.name}/{target.name})"]
         lines.append("")
     return "\n".join(lines)
-
-
-def _data(finished: Mapping[str, Finished]) -> str:
-    header = ["data set", "part", "impressions", "clicks", "conversions"]
-    lines = [header, ["---", "---", *["---:"] * 3]]
-    for dataset, one in finished.items():
-        first = next(iter(one.rows[0]["runs"].values()))
-        for part, counts in first["data"].items():
-            lines.append([dataset, part, *(f"{count:,}" for count in counts.values())])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> None:
@@ -246,7 +268,7 @@ def main() -> None:
     page = PAGE.format(
         command="python scripts/claims.py" + (" --quick" if arguments.quick else ""),
         conclusions="" if arguments.quick else conclusions,
-        data=_data(first),
+        data=data_table({dataset: one.report for dataset, one in first.items()}),
         batch=f"{any_run['config']['train_batch_size']:,}",
         claims="\n".join(_section(name, found, pictures) for name, found in finished.items()),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),

@@ -1,0 +1,42 @@
+"""What the scripts that write result pages share: a benchmark's report, and tables of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_escm2.benchmark.command import benchmark
+
+
+def finished_report(options: Mapping[str, str]) -> tuple[Mapping[str, Any], Path]:
+    """Run a benchmark, or what is missing of it: what its report holds, and its folder.
+
+    Args:
+        options: as on the command line; with ``name`` and ``output_dir``.
+
+    Raises:
+        SystemExit: a run failed, or the benchmark was stopped.
+    """
+    code = benchmark(options, [f"--{key}={value}" for key, value in options.items()])
+    if code:
+        raise SystemExit(code)
+    folder = Path(options["output_dir"]) / options["name"]
+    return json.loads((folder / "report.json").read_text(encoding="utf-8")), folder
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers and stand right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def data_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Impressions, clicks and conversions of each part, as each report's first run has them."""
+    rows = []
+    for dataset, report in reports.items():
+        first = next(iter(report["rows"][0]["runs"].values()))
+        for part, counts in first["data"].items():
+            rows.append([f"{dataset}, {part}", *(f"{count:,}" for count in counts.values())])
+    return markdown(["part", "impressions", "clicks", "conversions"], rows)
