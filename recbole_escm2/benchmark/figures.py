@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scipy.stats import norm
 
@@ -49,6 +50,7 @@ TASKS = {
     "cvr_es": "pCVR over all impressions, against potential conversions",
 }
 
+_DPI = 150
 _WIDTH, _HEIGHT = 3.6, 2.7  # of a panel, in inches: it is read at its own size on a phone
 _SALT = "recbole-escm2"
 _STYLE = {
@@ -405,7 +407,7 @@ def png(figure: Figure) -> bytes:
     """The figure on white paper, 150 dots an inch, the same bytes for the same figure."""
     _lay_out(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -472,7 +474,9 @@ def _panels(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` axes in up to three columns."""
     columns = _columns(count)
     lines = math.ceil(count / columns)
-    figure = Figure(figsize=(_WIDTH * columns, height * lines), layout="constrained")
+    # Text is laid out as wide as it will be drawn only at the resolution that it is drawn at.
+    layout = ConstrainedLayoutEngine(w_pad=0.08)  # a browser's font may be a little wider
+    figure = Figure(figsize=(_WIDTH * columns, height * lines), dpi=_DPI, layout=layout)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in grid[count:]:
         ax.remove()

@@ -57,6 +57,16 @@ class TestDots:
         drawn = [line for line in lines(ax) if line.get_marker() == "v"]
         assert len(drawn) == len(worse) > 0
 
+    def test_labels_are_drawn_whole(self):
+        labels = [f"self-normalised {word}" for word in ("propensity", "imputation", "IPS, joint")]
+        metrics = ("IEB", "CVR_AUC", "CTR_AUC", "CTCVR_AUC", "CVR_AUC_ES")
+        values = {label: {metric: [0.1, 0.2] for metric in metrics} for label in labels}
+        figure = figures.dots(study_of(values, labels[0]))
+        figures.png(figure)
+        for ax in figure.axes:
+            for text in ax.get_yticklabels():
+                assert text.get_window_extent().x0 >= 0
+
     def test_single_seed_has_no_whisker(self):
         study = study_of({"a": {"CTR_AUC": [0.7]}, "b": {"CTR_AUC": [0.8]}}, "a")
         (ax,) = figures.dots(study, legend=False).axes
