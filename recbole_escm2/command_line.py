@@ -164,7 +164,7 @@ def _main(options: dict[str, str], arguments: Sequence[str]) -> int:
     if "help" in options:
         print(_help())
         return 0
-    from recbole_escm2.benchmark.plan import is_benchmark
+    from recbole_escm2.benchmark.request import is_benchmark
 
     if is_benchmark(options):
         from recbole_escm2.benchmark.command import benchmark

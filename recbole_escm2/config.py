@@ -28,6 +28,7 @@ from recbole_escm2.evaluator.catalogue import (
     bigger_is_better,
     canonical_name,
     is_metric,
+    is_neutral,
     task_of,
 )
 from recbole_escm2.fields import LABEL_KEYS
@@ -388,7 +389,7 @@ def single_task(config: Any) -> str:
 
 def metric_for(task: str, name: str) -> str:
     """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
-    if task_of(name) == task:
+    if task_of(name) in (None, task):
         return name
     statistic = name.partition("_")[2].removesuffix("_ES")
     own = f"{task.upper()}_{statistic}"
@@ -436,6 +437,11 @@ def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
         raise UsageError(
             f"valid_metric {config['valid_metric']} scores {valid_task}, but "
             f"{config['model']} learns {tasks[0]} (task: {tasks[0]})"
+        )
+    if is_neutral(config["valid_metric"]):
+        raise UsageError(
+            f"valid_metric {config['valid_metric']} knows no better or worse: it can't choose the "
+            "best epoch"
         )
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))

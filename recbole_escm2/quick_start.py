@@ -91,7 +91,10 @@ def run(
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    with tempfile.TemporaryDirectory() as unsaved, _run_folder(config, folder) as run_dir:
+    with (
+        _run_folder(config, folder) as run_dir,
+        tempfile.TemporaryDirectory(dir=folder, prefix="unsaved-") as unsaved,
+    ):
         if not saved:
             config["checkpoint_dir"] = unsaved
         fitted = []

@@ -44,7 +44,8 @@ def benchmark(options: Mapping[str, str], arguments: Sequence[str] = ()) -> int:
                 outcomes[outcome.run.name] = outcome
     except KeyboardInterrupt:
         stopped = True
-        say("stopped; the same command goes on from here")
+        again = "the same command without --fresh" if plan.fresh else "the same command"
+        say(f"stopped; {again} goes on from here")
     study = _study(plan, outcomes, arguments)
     if study.results:
         paths = report(study, plan.output_dir / plan.name)
@@ -64,7 +65,7 @@ def _earlier(plan: Plan) -> dict[str, Outcome]:
     if plan.fresh:
         for run in plan.runs:
             (folder_of(run, plan.output_dir) / RESULT_FILE).unlink(missing_ok=True)
-    found = (finished(run, plan.output_dir) for run in plan.runs)
+    found = (finished(run, plan.output_dir, plan.saved) for run in plan.runs)
     return {outcome.run.name: outcome for outcome in found if outcome is not None}
 
 

@@ -10,11 +10,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from recbole_escm2.benchmark.plan import Run
 from recbole_escm2.benchmark.worker import OUTPUT_FILE, RUN_FILE, main
+from recbole_escm2.errors import UsageError
 from recbole_escm2.output import write_json
 from recbole_escm2.quick_start import RESULT_FILE
 from recbole_escm2.trainer import HISTORY_FILE
@@ -45,13 +47,33 @@ def folder_of(run: Run, output_dir: Path) -> Path:
     return output_dir / "runs" / run.name
 
 
-def finished(run: Run, output_dir: Path) -> Outcome | None:
-    """The outcome of a run that was done before."""
+def finished(run: Run, output_dir: Path, saved: bool = False) -> Outcome | None:
+    """The outcome of a run that was done before.
+
+    Args:
+        run: the run.
+        output_dir: of the benchmark.
+        saved: whether its checkpoint must be there, too.
+    """
     folder = folder_of(run, output_dir)
+    if saved and not any(folder.rglob("checkpoint.pth")):
+        (folder / RESULT_FILE).unlink(missing_ok=True)
     try:
         return Outcome(run, json.loads((folder / RESULT_FILE).read_text("utf-8")), None, folder)
     except FileNotFoundError:
         return None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, with its parents; it may be there.
+
+    Raises:
+        UsageError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output_dir: {folder} can't be made: {error.strerror}") from error
 
 
 class Process:
@@ -68,9 +90,15 @@ class Process:
         self.run = run
         self.folder = folder_of(run, output_dir)
         self.stopped: str | None = None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        asked = {"model": run.model, "dataset": run.dataset, "saved": saved}
-        write_json(self.folder / RUN_FILE, {**asked, "settings": run.settings})
+        asked = {
+            "model": run.model,
+            "dataset": run.dataset,
+            "saved": saved,
+            "code": run.code,
+            "settings": run.settings,
+        }
+        make_folder(self.folder)
+        write_json(self.folder / RUN_FILE, asked)
         self._process = _server().Process(target=main, args=(self.folder, threads))
         self._process.start()
 
@@ -96,22 +124,26 @@ class Process:
 
     def stop(self, reason: str) -> None:
         """End the run before its time."""
-        self.stopped = reason
-        self._process.terminate()
+        self.ask_to_stop(reason)
         self._process.join(_STOP_SECONDS)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Ask the run to end, without waiting."""
+        self.stopped = reason
+        self._process.terminate()
 
     def _why(self, code: int) -> str:
         if code < 0:
             name = signal.Signals(-code).name
             hint = "; was memory short?" if name == "SIGKILL" else ""
             return f"its process was ended by {name}{hint}"
-        lines = (self.folder / OUTPUT_FILE).read_text("utf-8", errors="replace").splitlines()
-        said = [line for line in lines if line.strip()]
-        errors = [line for line in said if line.startswith("error: ")]
-        last = (errors or said or [f"it ended with exit code {code}"])[-1]
+        log = self.folder / OUTPUT_FILE
+        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        said = [line for line in text.splitlines() if line.strip()]
+        last = (said or [f"it ended with exit code {code}"])[-1]
         return last.removeprefix("error: ")
 
 
@@ -133,7 +165,8 @@ def execute(
         saved: whether to keep checkpoints.
         watch: called with each run at work, now and then; it may stop it.
     """
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // jobs))
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    threads = int(wanted) if wanted.isdecimal() and int(wanted) else max(1, _cores() // jobs)
     at_work: list[Process] = []
     try:
         while True:
@@ -151,13 +184,23 @@ def execute(
                     yield outcome
     finally:
         for process in at_work:
+            process.ask_to_stop("stopped")
+        for process in at_work:
             process.stop("stopped")
 
 
 def _server() -> Any:
     """Makes processes from one that has imported everything: importing takes seconds a run."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([main.__module__])
+    # While it imports, Ctrl-C would be its own too, and end in a traceback.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import math
+import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,14 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
-from recbole_escm2.benchmark.plan import (
-    Request,
-    Run,
-    config_of,
-    runs_of,
-    take_apart,
-    whole_number,
-)
-from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished
+from recbole_escm2.benchmark.plan import Run, runs_of, whole_number
+from recbole_escm2.benchmark.request import Request, read_request
+from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished, make_folder
 from recbole_escm2.benchmark.space import Space, default_space, read_space, settings_of
 from recbole_escm2.benchmark.study import Row
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config, parse_value
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import table, write_whole
@@ -47,6 +41,8 @@ OPTIONS: Mapping[str, Any] = {
 }
 _SHOWN_TRIALS = 10
 _PRUNED = "pruned"
+_AT_WORK = "the same values were at work"
+_SUBJECT = "subject"
 _ABANDONED = "abandoned"  # numbers of the trials that were stopped and queued again
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -94,9 +90,18 @@ class Search:
     def run_of(self, number: int, settings: Mapping[str, Any]) -> Run:
         """The run of a trial."""
         row = Row(f"trial {number}", self.model, settings)
-        config = config_of(row, self.request)
-        (run,) = runs_of([row], [config["seed"]], {row.label: config}, [])
+        config = self.request.config(row)
+        (run,) = runs_of([row], [config["seed"]], {row.label: config})
         return run
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """What trials of one study have in common; with anything else they can't be compared."""
+        return {
+            "settings or data": self.run_of(0, {}).name,
+            "valid_metric": self.config["valid_metric"],
+            "ranges": repr(sorted(self.space.items())),
+        }
 
 
 def search(options: Mapping[str, str]) -> int:
@@ -112,22 +117,15 @@ def search(options: Mapping[str, str]) -> int:
         UsageError: something that the caller can mend.
     """
     asked = make_search(options)
-    asked.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(asked.folder)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(asked.storage),
-        study_name=asked.name,
-        direction="maximize" if asked.config["valid_metric_bigger"] else "minimize",
-        pruner=optuna.pruners.MedianPruner() if asked.pruner == "median" else None,
-        load_if_exists=True,
-    )
-    if asked.pruner == "none":
-        study.pruner = optuna.pruners.NopPruner()
     stopped = False
     owner = asked.folder / f"{uuid.uuid4().hex}.owner"
     with FileLock(owner):
         with asked.alone:
-            _take_over(study, asked.folder)
+            study = _open(asked)
+            _take_over(study)
+            _try_again(study)
         say(
             f"{asked.model} on {asked.config['dataset']}: {asked.trials} trials, "
             f"{len(_over(study))} are done; {', '.join(asked.space)}"
@@ -139,8 +137,37 @@ def search(options: Mapping[str, str]) -> int:
             stopped = True
             say("stopped; the same command goes on from here")
     owner.unlink(missing_ok=True)
-    _show(study, asked)
+    _show(study, asked, stopped)
     return 130 if stopped else 0
+
+
+def _open(asked: Search) -> optuna.Study:
+    """The study, made where it isn't there.
+
+    Raises:
+        UsageError: the storage can't be had, or the study is of something else.
+    """
+    pruner = optuna.pruners.MedianPruner() if asked.pruner == "median" else None
+    try:
+        study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(asked.storage),
+            study_name=asked.name,
+            direction="maximize" if asked.config["valid_metric_bigger"] else "minimize",
+            pruner=pruner or optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    except Exception as error:  # each database has errors of its own
+        raise UsageError(f"storage {asked.storage}: {error}") from error
+    before = study.user_attrs.get(_SUBJECT)
+    if before is None:
+        study.set_user_attr(_SUBJECT, asked.subject)
+    elif before != asked.subject:
+        changed = ", ".join(key for key in asked.subject if before.get(key) != asked.subject[key])
+        raise UsageError(
+            f"the search '{asked.name}' was begun with other {changed}: trials of both can't be "
+            "compared. Give this one another --name"
+        )
+    return study
 
 
 def make_search(options: Mapping[str, str]) -> Search:
@@ -151,18 +178,23 @@ def make_search(options: Mapping[str, str]) -> Search:
     """
     options = dict(options)
     own = {key: options.pop(key, default) for key, default in OPTIONS.items()}
-    request = take_apart(options, {})
+    request = read_request(options)
     if request.sweep:
         swept = next(iter(request.sweep))
         raise UsageError(f"{swept} has several values: a search takes ranges from its params_file")
     if len(request.entries) != 1:
         raise UsageError("a search is of one model: --model=NAME")
-    (entry,) = request.entries
-    config = config_of(entry, request)
+    (entry,) = request.rows()
+    request = replace(request, settings={**request.settings, **entry.settings})
+    config = request.config(entry)
     model = config.model_class
     file = own["params_file"]
     space = read_space(Path(file)) if file else default_space(model)
     space = {name: values for name, values in space.items() if name not in request.texts}
+    for name in space:
+        if not request.reads(entry, name):
+            close = did_you_mean(name, config.final_config_dict)
+            raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")
     if not space:
         raise UsageError("every parameter of the ranges is set on the command line")
     for key, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "none"))):
@@ -207,16 +239,32 @@ def _abandon(study: optuna.Study, number: int, chosen: Mapping[str, Any]) -> Non
         study.enqueue_trial(dict(chosen))
 
 
-def _take_over(study: optuna.Study, folder: Path) -> None:
-    """Queue again what searches that are no more were at: their locks are free."""
+def _take_over(study: optuna.Study) -> bool:
+    """Queue again what searches that are no more were at: their locks are free.
+
+    Others must be locked out. Whether there was any.
+    """
+    any_left = False
     for trial in _running(study):
-        owner = folder / trial.user_attrs.get("owner", "none.owner")
+        host, _, lock = trial.user_attrs.get("owner", "").partition(":")
+        if host != platform.node():
+            continue  # who knows; not of this machine
         try:
-            with FileLock(owner, timeout=0):
+            with FileLock(lock, timeout=0):
                 _abandon(study, trial.number, trial.params)
         except Timeout:
             continue  # its search is alive
-        owner.unlink(missing_ok=True)
+        Path(lock).unlink(missing_ok=True)
+        any_left = True
+    return any_left
+
+
+def _try_again(study: optuna.Study) -> None:
+    """Queue again what failed in an earlier start: the reason may be gone."""
+    for trial in _over(study):
+        if trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != _AT_WORK:
+            study.set_user_attr(_ABANDONED, [*study.user_attrs.get(_ABANDONED, ()), trial.number])
+            study.enqueue_trial(trial.params)
 
 
 def _search(study: optuna.Study, asked: Search, owner: Path) -> None:
@@ -252,13 +300,20 @@ def _propose(
     while True:
         with asked.alone:
             number = len(_over(study)) + len(_running(study))
+            if number >= asked.trials and _take_over(study):
+                continue
             if number >= asked.trials:
                 return None
             study.sampler = _sampler(asked, number)
             trial = study.ask(asked.space)
-            trial.set_user_attr("owner", owner.name)
-        run = asked.run_of(trial.number, settings_of(trial.params))
+            trial.set_user_attr("owner", f"{platform.node()}:{owner}")
+            try:
+                run = asked.run_of(trial.number, settings_of(trial.params, asked.space))
+            except UsageError:  # the ranges are wrong, and this was no trial
+                _abandon(study, trial.number, {})
+                raise
         if run.name in trials:  # the same values once more, while the first are at work
+            trial.set_user_attr("reason", _AT_WORK)
             study.tell(trial, state=TrialState.FAIL)
             continue
         trial.set_user_attr("run", run.name)
@@ -318,12 +373,19 @@ def _written(chosen: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------- what came out
 
 
-def _show(study: optuna.Study, asked: Search) -> None:
-    """Write trials and best settings, and print the first of them."""
+def _show(study: optuna.Study, asked: Search, stopped: bool) -> None:
+    """Write trials and best settings, and print the first of them.
+
+    Raises:
+        UsageError: there is none, though nobody stopped the search.
+    """
     metric = asked.config["valid_metric"]
     trials = _over(study)
     write_whole(asked.folder / "trials.csv", _trials_csv(trials, asked, metric))
-    values = {t.number: t.value for t in trials if t.value is not None}
+    # A pruned trial has a value too: its last one.
+    values = {t.number: t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE}
+    if not values and stopped:
+        return
     if not values:
         raise UsageError(f"no trial has come to its end; see {asked.folder / 'trials.csv'}")
     best_first = sorted(values, key=values.__getitem__, reverse=asked.config["valid_metric_bigger"])
@@ -360,7 +422,7 @@ def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> st
             [
                 t.number,
                 t.state.name.lower(),
-                "" if t.value is None or math.isnan(t.value) else t.value,
+                t.value if t.state == TrialState.COMPLETE else "",
                 *(t.params.get(name, "") for name in asked.space),
                 t.user_attrs.get("run", ""),
                 t.user_attrs.get("reason", ""),
@@ -371,8 +433,8 @@ def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> st
 
 
 def _best_yaml(best: FrozenTrial, asked: Search, trials: int) -> str:
-    row = Row("best", asked.model, settings_of(best.params))
-    config = config_of(row, asked.request)
+    row = Row("best", asked.model, settings_of(best.params, asked.space))
+    config = asked.request.config(row)
     settings = {
         "model": model_path(config.model_class),
         "dataset": config["dataset"],

@@ -13,7 +13,7 @@ from optuna.distributions import (
     FloatDistribution,
 )
 
-from recbole_escm2.benchmark.plan import has_effect
+from recbole_escm2.benchmark.request import has_effect
 from recbole_escm2.config import PROPERTIES, parse_value
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import EntireSpaceRecommender
@@ -50,7 +50,7 @@ def read_space(path: Any) -> Space:
             raise UsageError(f"{place}: {name} stands there twice")
         try:
             space[name] = _distribution(kind, wanted)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError, OverflowError) as error:
             raise UsageError(f"{place}: {name} {kind} {wanted}: {error}") from error
     if not space:
         raise UsageError(f"params_file {path} names no parameter")
@@ -78,13 +78,19 @@ def default_space(model: type) -> Space:
     return {name: values for name, values in space.items() if has_effect(name, model)}
 
 
-def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Chosen values as config values: text such as '[64, 32]' is what it spells."""
-    return {name: _setting(value) for name, value in parameters.items()}
+def settings_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Chosen values as config values.
+
+    Text such as '[64, 32]' is what it spells, and a number in whole steps is a whole number.
+    """
+    return {name: _setting(value, space[name]) for name, value in parameters.items()}
 
 
-def _setting(value: Any) -> Any:
-    if isinstance(value, float):
+def _setting(value: Any, values: BaseDistribution) -> Any:
+    if isinstance(values, FloatDistribution):
+        step = values.step
+        if step and step.is_integer() and values.low.is_integer():
+            return int(value)
         return float(f"{value:.12g}")  # 0.3, which steps of 0.1 make 0.30000000000000004
     return parse_value(value) if isinstance(value, str) else value
 
@@ -117,6 +123,6 @@ def _choice(value: Any) -> Any:
 
 def _numbers(text: str, count: int) -> Iterable[float]:
     numbers = [float(part) for part in text.split(",")]
-    if len(numbers) != count or numbers[0] > numbers[1]:
+    if len(numbers) != count or not all(map(math.isfinite, numbers)) or numbers[0] > numbers[1]:
         raise ValueError(f"{'low,high,step' if count == 3 else 'low,high'} is wanted")
     return numbers

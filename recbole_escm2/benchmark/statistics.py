@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from recbole_escm2.evaluator.catalogue import bigger_is_better, score_of, target_of
+from recbole_escm2.evaluator.catalogue import (
+    bigger_is_better,
+    is_neutral,
+    score_of,
+    target_of,
+)
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
@@ -100,10 +105,12 @@ def sample(values: Mapping[int, float]) -> Sample:
 def compare(metric: str, row: Sample, baseline: Sample) -> Comparison | None:
     """The paired comparison of two samples, None where fewer than two seeds are in both.
 
+    Nor is there one where a value isn't finite, or the metric knows no better or worse.
+
     ``p_adjusted`` is ``p`` yet: :func:`tabulate` corrects it.
     """
     seeds = [seed for seed in row.values if seed in baseline.values]
-    if len(seeds) < 2:
+    if len(seeds) < 2 or is_neutral(metric):
         return None
     if target_of(metric) is None:
         pairs = [(row.values[seed], baseline.values[seed]) for seed in seeds]
@@ -111,6 +118,8 @@ def compare(metric: str, row: Sample, baseline: Sample) -> Comparison | None:
         pairs = [(cost(metric, row.values[s]), cost(metric, baseline.values[s])) for s in seeds]
     ours, theirs = np.array(pairs, dtype=np.float64).T
     difference = ours - theirs
+    if not np.isfinite(difference).all():
+        return None
     mean = float(difference.mean())
     low, high = _interval(difference)
     if np.ptp(difference) > 0:
@@ -174,7 +183,9 @@ def tabulate(
         row: {
             metric: Cell(
                 own,
-                len(in_column[metric]) > 1 and costs[row][metric] == min(in_column[metric]),
+                len(in_column[metric]) > 1
+                and not is_neutral(metric)
+                and costs[row][metric] == min(in_column[metric]),
                 comparisons.get((row, metric)),
             )
             for metric, own in metrics.items()

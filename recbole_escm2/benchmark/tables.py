@@ -17,7 +17,7 @@ import numpy as np
 from recbole_escm2 import output
 from recbole_escm2.benchmark.statistics import ALPHA, CONFIDENCE, Cell, Sample, sample
 from recbole_escm2.benchmark.study import Study
-from recbole_escm2.evaluator.catalogue import bigger_is_better, target_of
+from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, target_of
 
 BETTER, WORSE = "▲", "▼"
 MINUS = "\N{MINUS SIGN}"
@@ -189,7 +189,9 @@ def layout(study: Study) -> Layout:
 
 
 def direction(metric: str) -> str:
-    """``↑``, ``↓`` or ``→ target``."""
+    """``↑``, ``↓`` or ``→ target``; nothing where no value is better by itself."""
+    if is_neutral(metric):
+        return ""
     target = target_of(metric)
     if target is not None:
         return f"→ {target:g}"

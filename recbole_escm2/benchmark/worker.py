@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo  # which the first optimizer imports, for seconds: once, for all runs
 from filelock import FileLock
 
+from recbole_escm2.benchmark.code import code_of
 from recbole_escm2.errors import UsageError
+from recbole_escm2.model.lookup import find_model
 from recbole_escm2.quick_start import RESULT_FILE, run
 
 RUN_FILE = "run.json"
@@ -30,7 +34,8 @@ def work(folder: Path) -> None:
         folder: the run's.
 
     Raises:
-        UsageError: the run can't be done; the message says why.
+        UsageError: the run can't be done, or the model's code has changed since it was planned, so
+            that its numbers would go by a wrong name; the message says why.
     """
     with FileLock(folder / _LOCK_FILE):
         if (folder / RESULT_FILE).is_file():
@@ -38,9 +43,11 @@ def work(folder: Path) -> None:
         for left in folder.iterdir():
             if left.is_dir():
                 shutil.rmtree(left)
-            elif left.name not in (RUN_FILE, OUTPUT_FILE, _LOCK_FILE):
-                left.unlink()
+            elif not left.name.startswith((RUN_FILE, OUTPUT_FILE, _LOCK_FILE)):
+                left.unlink(missing_ok=True)
         asked = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        if code_of(find_model(asked["model"])) != asked["code"]:
+            raise UsageError("the code has changed since the benchmark began: start it again")
         run(
             asked["model"],
             asked["dataset"],
@@ -59,8 +66,13 @@ def main(folder: Path, threads: int) -> None:
         folder: the run's.
         threads: that torch may use.
     """
-    os.setsid()  # Ctrl-C is for the benchmark, which then stops its runs
-    output = os.open(folder / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C is for the benchmark, which then stops its runs
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, _leave)
+    # Appended to: another process may be at this run, and write into the file.
+    output = os.open(folder / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
@@ -70,3 +82,8 @@ def main(folder: Path, threads: int) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _leave(number: int, frame: Any) -> None:
+    """Leave orderly, so that temporary files go."""
+    sys.exit(128 + number)

@@ -57,6 +57,7 @@ class MetricSpec:
             ``NotPredictedError`` where there is none.
         smaller: whether a smaller value is better.
         target: the best value where that is neither the largest nor the smallest.
+        neutral: whether no value of it is better than another by itself.
     """
 
     name: str
@@ -64,6 +65,7 @@ class MetricSpec:
     value: Callable[[Predictions, Setting], float]
     smaller: bool = False
     target: float | None = None
+    neutral: bool = False
 
 
 # statistic: (its value on scored rows, smaller is better, target)
@@ -152,8 +154,8 @@ def _specs() -> dict[str, MetricSpec]:
         MetricSpec("CVR_Gap", "cvr", _gap, target=0.0),
         # causal risk ratio of click on pcvr, matched on pctr; on the true CVR; their difference,
         # potential independence priority: < 0 where pcvr depends less on the click than the truth
-        MetricSpec("CVR_CRR", "cvr", _crr_of_pcvr),
-        MetricSpec("CVR_CRR_True", "cvr", _crr_of_truth),
+        MetricSpec("CVR_CRR", "cvr", _crr_of_pcvr, neutral=True),
+        MetricSpec("CVR_CRR_True", "cvr", _crr_of_truth, neutral=True),
         MetricSpec("PIP", "cvr", _pip, target=0.0),
     ]
     return {spec.name.lower(): spec for spec in specs}
@@ -220,6 +222,12 @@ def bigger_is_better(name: str) -> bool:
     if spec is None:
         return name.lower() not in smaller_metrics
     return not spec.smaller and spec.target is None
+
+
+def is_neutral(name: str) -> bool:
+    """Whether a metric knows no better or worse by itself."""
+    spec = spec_of(name)
+    return spec is not None and spec.neutral
 
 
 def score_of(name: str, value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from recbole_escm2.benchmark.plan import is_benchmark, make_plan, split_list
+from recbole_escm2.benchmark.plan import make_plan
+from recbole_escm2.benchmark.request import is_benchmark, split_list
+from recbole_escm2.benchmark.runs import execute
 from recbole_escm2.errors import UsageError
 
 QUICK = {"epochs": "1", "show_progress": "False"}
@@ -99,6 +102,30 @@ def test_a_sweep_leaves_alone_what_it_has_no_effect_on(options):
     assert plan.runs[2].settings["counterfactual_weight"] == 0.3
 
 
+def test_a_key_of_one_model_is_swept_for_that_one(options):
+    plan = make_plan({**options, "model": "ESMM,AutoInt", "n_layers": "2,3"})
+    assert [row.label for row in plan.rows] == [
+        "ESMM",
+        "AutoInt, n_layers=2",
+        "AutoInt, n_layers=3",
+    ]
+    backbone = {"backbone": "DCNV2", "cross_layer_num": "1,2"}
+    plan = make_plan({**options, "model": "ESMM,DeepFM", **backbone})
+    assert [row.swept.get("cross_layer_num") for row in plan.rows] == [1, 2, None]
+
+
+def test_a_task_that_a_file_names_stays(options, tmp_path):
+    (tmp_path / "t.yaml").write_text("task: cvr\n")
+    plan = make_plan({**options, "model": "DeepFM,ESMM", "config_files": f"{tmp_path}/t.yaml"})
+    assert plan.runs[0].settings["task"] == "cvr"
+
+
+def test_the_command_line_wins_over_a_sweep_of_the_file(options, tmp_path):
+    (tmp_path / "b.yaml").write_text("models: [ESMM]\nsweep: {global_weight: [1, 2]}\n")
+    plan = make_plan({**options, "benchmark": f"{tmp_path}/b.yaml", "global_weight": "5"})
+    assert [run.settings["global_weight"] for run in plan.runs] == [5]
+
+
 def test_a_key_of_another_model_is_no_mistake(options):
     plan = make_plan({**options, "model": "ESMM,ESCM2_DR,DeepFM", "imputation": "label"})
     assert [run.settings.get("imputation") for run in plan.runs] == [None, "label", None]
@@ -156,6 +183,11 @@ def test_a_file(options, tmp_path):
         ({"dataset": "nothing"}, "no data set 'nothing'"),
         ({"benchmark": "nowhere.yaml"}, "nowhere.yaml"),
         ({"fresh": "perhaps"}, "fresh must be True or False"),
+        ({"seed": "1,2,3"}, r"several seeds are --seeds=\[1,2,3\]"),
+        ({"seeds": "[2147483648]"}, "below 2"),
+        ({"learning_rte": "0.1,0.2"}, "'learning_rte'.*did you mean learning_rate"),
+        ({"counterfactual_weight": "0,1"}, "an effect on none of the models"),
+        ({"global_weight": "1,1"}, "global_weight has a value twice"),
     ],
 )
 def test_mistakes(options, change, message):
@@ -170,6 +202,8 @@ def test_mistakes(options, change, message):
         ("models: [ESMM]\nsweep: {epochs: 3}\n", "sweep of epochs must be a list"),
         ("models: {ESMM: [1]}\n", "ESMM must be followed by a mapping"),
         ("seeds: 2\n", "which models"),
+        ("models: {ESMM: {seed: 3}}\n", "ESMM has a seed"),
+        ("models: [ESMM]\nbaselne: ESMM\n", "'baselne'.*did you mean baseline"),
     ],
 )
 def test_mistakes_in_a_file(options, tmp_path, text, message):
@@ -190,18 +224,43 @@ def test_a_run_is_known_by_what_its_numbers_depend_on(options, tmp_path):
     assert _names(options, seed="1") != names
     assert _names(options, seeds="3")[0] == names[0]
     assert _names(options, columns="CVR_AUC") == names  # computed in any case
+    assert _names(options, global_weight="1") == names
 
 
 def test_an_edited_model_is_another_one(options, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    file = tmp_path / "edited_variant.py"
-    code = "from recbole_escm2.model import ESMM\nclass Mine(ESMM):\n    pass\n"
+    helper, file = tmp_path / "variants_helper.py", tmp_path / "edited_variant.py"
+    helper.write_text("FACTOR = 1\n")
+    code = (
+        "from recbole_escm2.model import ESMM\n"
+        "from variants_helper import FACTOR\n"
+        "class Mine(ESMM):\n"
+        '    """A doc string."""\n'
+        "    factor = FACTOR\n"
+    )
     file.write_text(code)
-    change = {"model": "edited_variant:Mine"}
-    names = [run.name for run in make_plan({**options, **change}).runs]
     importlib.invalidate_caches()
-    file.write_text(code + "\n# a change\n")
-    assert [run.name for run in make_plan({**options, **change}).runs] != names
+
+    def name() -> str:
+        (run,) = make_plan({**options, "model": "edited_variant:Mine"}).runs
+        return run.name
+
+    names = {name()}
+    file.write_text(code.replace("A doc string", "Another one") + "# and a comment\n")
+    assert name() in names
+    file.write_text(code.replace("factor = FACTOR", "factor = 2 * FACTOR"))
+    names.add(name())
+    helper.write_text("FACTOR = 3\n")
+    names.add(name())
+    assert len(names) == 3
+
+
+def test_code_that_changes_before_its_run_is_refused(options, tmp_path):
+    (run,) = make_plan({**options, "model": "ESMM"}).runs
+    later = dataclasses.replace(run, code="another")
+    (outcome,) = execute(iter([later]), tmp_path, 1)
+    assert outcome.result is None
+    assert outcome.reason == "the code has changed since the benchmark began: start it again"
 
 
 def test_settings_survive_json(options):

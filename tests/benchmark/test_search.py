@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import subprocess
 import sys
 
@@ -37,11 +38,14 @@ def test_recboles_format(tmp_path):
         "dropout_prob": FloatDistribution(0.0, 0.5),
         "weight": FloatDistribution(0.0, 0.8, step=0.2),
     }
-    assert settings_of({"mlp_hidden_size": "[64, 64]", "a": "error", "d": 0.1 + 0.2}) == {
+    chosen = {"mlp_hidden_size": "[64, 64]", "weight": 0.6 + 1e-16, "embedding_size": 64}
+    assert settings_of(chosen, space) == {
         "mlp_hidden_size": [64, 64],
-        "a": "error",
-        "d": 0.3,
+        "weight": 0.6,
+        "embedding_size": 64,
     }
+    whole = {"embedding_size": FloatDistribution(8, 64, step=8)}
+    assert repr(settings_of({"embedding_size": 16.0}, whole)["embedding_size"]) == "16"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,9 @@ def test_recboles_format(tmp_path):
         ("learning_rate quniform 0,1,0", "step must be > 0"),
         ("a choice __import__('os')", "line 1: a choice"),
         ("a choice 3", "a list of values"),
+        ("a choice {[1]: 2}", "line 1: a choice"),
+        ("a loguniform 8,1024", "line 1: a loguniform"),
+        ("a uniform nan,1", "low,high is wanted"),
         ("a choice [1]\na choice [2]", "line 2: a stands there twice"),
         ("# nothing", "names no parameter"),
     ],
@@ -73,8 +80,8 @@ def test_ranges_ship_for_every_model_and_name_its_keys(name):
     assert set(space) <= set(known)
     for key, values in space.items():  # each choice is a value that the config takes
         for value in getattr(values, "choices", (getattr(values, "low", None),)):
-            config = Config(name, "none", config_dict=settings_of({key: value}))
-            assert config[key] == settings_of({key: value})[key]
+            chosen = settings_of({key: value}, space)
+            assert Config(name, "none", config_dict=chosen)[key] == chosen[key]
 
 
 def test_ranges_of_a_variant_are_its_parents(tmp_path):
@@ -145,9 +152,80 @@ def test_pruning_ends_a_trial_early(program, data_path, tmp_path):
     assert "5 trials completed, 1 pruned, 0 failed" in done.stdout
 
 
+def test_what_cant_be_compared_is_not_mixed(program, data_path, tmp_path):
+    file = tmp_path / "mine.hyper"
+    file.write_text("learning_rate choice [0.01, 0.02]\n")
+    arguments = (
+        *("search", "--model=ESMM", "--dataset=tiny", f"--data_path={data_path}"),
+        *("--params_file=mine.hyper", "--trials=2", "--embedding_size=4", "--mlp_hidden_size=[4]"),
+    )
+    assert program(*arguments, "--epochs=1").returncode == 0
+    other = program(*arguments, "--epochs=2")
+    assert other.returncode == 2
+    assert "was begun with other settings or data" in other.stderr
+    metric = program(*arguments, "--epochs=1", "--valid_metric=CTCVR_LogLoss")
+    assert "other settings or data, valid_metric" in metric.stderr
+    file.write_text("learning_rate choice [0.01, 0.02, 0.03]\n")
+    ranges = program(*arguments, "--epochs=1")
+    assert "was begun with other ranges" in ranges.stderr
+    assert "Traceback" not in other.stderr + metric.stderr + ranges.stderr
+    assert program(*arguments, "--epochs=2", "--name=second").returncode == 0
+
+
+def test_a_wrong_range_is_mended_and_what_failed_is_tried_again(program, data_path, tmp_path):
+    file = tmp_path / "mine.hyper"
+    file.write_text("embedding_size uniform 8.1,8.9\n")
+    arguments = (
+        *("search", "--model=ESMM", "--dataset=tiny", f"--data_path={data_path}", "--epochs=1"),
+        *("--params_file=mine.hyper", "--trials=1", "--mlp_hidden_size=[4]"),
+    )
+    wrong = program(*arguments)
+    assert wrong.returncode == 2
+    assert "embedding_size must be a whole number" in wrong.stderr
+    file.write_text("embedding_size choice [4]\n")
+    assert program(*arguments, "--name=mended").returncode == 0
+
+    (tmp_path / "broken.py").write_text(
+        "from pathlib import Path\n"
+        "from recbole_escm2.model import ESMM\n"
+        "class Broken(ESMM):\n"
+        "    def task_risks(self, interaction):\n"
+        "        if Path('full').exists():\n"
+        "            raise OSError('no space left')\n"
+        "        return super().task_risks(interaction)\n"
+    )
+    (tmp_path / "full").touch()
+    arguments = ("search", "--model=broken:Broken", *arguments[2:])
+    failed = program(*arguments)
+    assert failed.returncode == 2
+    assert "no space left" in failed.stderr
+    (tmp_path / "full").unlink()
+    again = program(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "1 trials completed, 0 pruned, 0 failed" in again.stdout
+
+
+def test_two_searches_share_a_study(data_path, tmp_path):
+    (tmp_path / "mine.hyper").write_text("learning_rate loguniform -7,-3\n")
+    command = [
+        *(sys.executable, "-m", "recbole_escm2", "search", "--model=ESMM", "--dataset=tiny"),
+        *(f"--data_path={data_path}", "--params_file=mine.hyper", "--trials=6", "--epochs=1"),
+        *("--embedding_size=4", "--mlp_hidden_size=[4]"),
+    ]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    done = [re.findall(r"trial (\d+):", text) for text in said]
+    assert sorted(map(int, done[0] + done[1])) == list(range(6))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (["--model=ESMM", "--storage=foo"], "storage foo: "),
+        (["--model=ESMM", "--output_dir=/dev/null/x"], "can't be made"),
         (["--model=ESMM,ESCM2_IPS"], "a search is of one model"),
         (["--model=ESMM", "--sampler=grid"], "sampler must be tpe or random"),
         (["--model=ESMM", "--params_file=none.hyper"], "params_file none.hyper"),

@@ -243,3 +243,14 @@ class TestTabulate:
         table = tabulate(values, "spread")
         assert table["steady"]["CVR_PCOC"].best
         assert math.isclose(table["spread"]["CVR_PCOC"].sample.mean, 1)
+
+
+def test_what_is_not_finite_is_not_compared():
+    first, second = sample({1: 0.5, 2: math.nan}), sample({1: 0.4, 2: 0.5})
+    assert compare("CTR_AUC", first, second) is None
+
+
+def test_a_metric_without_a_direction_is_not_judged():
+    table = tabulate({"a": {"CVR_CRR": {1: 1.0, 2: 1.1}}, "b": {"CVR_CRR": {1: 2.0, 2: 2.2}}}, "a")
+    assert table["b"]["CVR_CRR"].comparison is None
+    assert not any(table[row]["CVR_CRR"].best for row in table)

@@ -1,0 +1,93 @@
+"""What code a run's numbers come from, as a digest that comments and formatting don't change."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import recbole_escm2
+
+_PACKAGE = Path(recbole_escm2.__file__).parent
+# Modules of the package that no number of a run depends on.
+_AROUND = ("benchmark", "__main__.py", "command_line.py", "plugin.py")
+
+
+def code_of(model: type) -> str:
+    """The digest of this package and, for a model of the user's own, of its files.
+
+    Args:
+        model: the model's class.
+    """
+    known = [_digest_of_package(), *sorted(_digest(file) for file in _own_files(model))]
+    return hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _digest_of_package() -> str:
+    """Read once: a process goes on with the code that it has imported."""
+    files = [
+        file
+        for file in sorted(_PACKAGE.rglob("*.py"))
+        if file.relative_to(_PACKAGE).parts[0] not in _AROUND
+    ]
+    return hashlib.sha256(" ".join(map(_digest, files)).encode()).hexdigest()
+
+
+def _own_files(model: type) -> set[Path]:
+    """The files of a user's model and its parents, and what they import from their folders."""
+    released = ("builtins", "recbole", "recbole_escm2", "torch")  # known by their versions
+    names = {part.__module__ for part in model.__mro__}
+    todo = [sys.modules[name] for name in names if name.partition(".")[0] not in released]
+    folders = {file.parent for module in todo if (file := _file_of(module))}
+    files: set[Path] = set()
+    while todo:
+        module = todo.pop()
+        file = _file_of(module)
+        if file is None or file in files or not folders & {*file.parents}:
+            continue
+        files.add(file)
+        found = (sys.modules.get(name) for name in _imported(file, module.__package__ or ""))
+        todo += [imported for imported in found if imported is not None]
+    return files
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    """Where a module's source is; None for what is installed or compiled."""
+    source = Path(getattr(module, "__file__", None) or "")
+    if source.suffix != ".py" or not source.is_file() or "site-packages" in source.parts:
+        return None
+    return source.resolve()
+
+
+def _imported(file: Path, package: str) -> Iterator[str]:
+    """Names of the modules that a file's import statements may mean."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parents if node.level else ()), *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _digest(file: Path) -> str:
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_docstring(body[0]):
+            body[0] = ast.Expr(ast.Constant(""))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

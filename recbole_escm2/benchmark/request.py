@@ -1,0 +1,291 @@
+"""What a command line or a YAML file asks to be compared, taken apart into rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from recbole_escm2.benchmark.study import Row
+from recbole_escm2.config import Config, known_keys, parse_value, read_yaml
+from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.entire_space import has_counterfactual_risk
+from recbole_escm2.model.lookup import find_model
+
+#: Keys of a benchmark, on the command line and in its file, besides config keys.
+KEYS = (
+    *("baseline", "benchmark", "columns", "fresh", "jobs", "models", "name", "saved", "seeds"),
+    "sweep",
+)
+
+# They do nothing in a model without weights.
+_OF_WEIGHTS = ("propensity", "propensity_floor", "propensity_normalization")
+# Values of these hold commas of their own.
+_NEVER_SWEPT = {
+    *("checkpoint_dir", "columns", "config_files", "data_path", "dataset", "field_separator"),
+    *("gpu_id", "metrics", "output_dir", "seeds", "seq_separator", "store_dir", "topk"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        entries: a row for each model, before any sweep.
+        dataset: its name, where it was given.
+        files: config files of all rows.
+        settings: config keys of all rows, of the benchmark's file.
+        texts: the same of the command line, as text.
+        sweep: values by key.
+        about: the benchmark's own keys: those of :data:`KEYS` that say nothing of rows.
+    """
+
+    entries: Sequence[Row]
+    dataset: str | None = None
+    files: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The user's settings of all rows."""
+        files = {"config_files": list(self.files)} if self.files else {}
+        texts = {key: parse_value(text) for key, text in self.texts.items()}
+        return {**files, **self.settings, **texts}
+
+    def rows(self) -> list[Row]:
+        """Each entry with each combination of the swept values that has an effect on it.
+
+        Raises:
+            UsageError: a key that no entry's model knows, or one swept for none of them.
+        """
+        for key in (*self.settings, *self.texts):
+            self._check_key(key)
+        rows = []
+        used: set[str] = set()
+        for entry in self.entries:
+            keys = [k for k in self.sweep if k not in entry.settings and self.reads(entry, k)]
+            used.update(keys)
+            settings = {**self._both_tasks(entry), **entry.settings}
+            for values in itertools.product(*(self.sweep[key] for key in keys)):
+                swept = dict(zip(keys, values, strict=True))
+                shown = ", ".join(f"{key}={value}" for key, value in swept.items())
+                label = f"{entry.label}, {shown}" if shown else entry.label
+                rows.append(Row(label, entry.model, {**settings, **swept}, swept))
+        for key in self.sweep:
+            self._check_key(key)
+            if key not in used:
+                raise UsageError(f"{key} has several values, and an effect on none of the models")
+        return rows
+
+    def reads(self, entry: Row, key: str) -> bool:
+        """Whether the model of an entry reads a config key."""
+        backbones = self.sweep.get("backbone", ())
+        one = entry.settings.get("backbone", self.shared.get("backbone"))
+        return has_effect(
+            key, find_model(entry.model), self.dataset, tuple(map(str, backbones or [one or ""]))
+        )
+
+    def config(self, row: Row) -> Config:
+        """The config of a row: shared settings, those of the command line, then its own.
+
+        Raises:
+            UsageError: naming the row.
+        """
+        own = dict(row.settings)
+        files = [*self.files, *_list(own.pop("config_files", []))]
+        settings = {k: v for k, v in self.settings.items() if k not in own and self.reads(row, k)}
+        texts = {k: text for k, text in self.texts.items() if k not in own and self.reads(row, k)}
+        try:
+            return Config(find_model(row.model), self.dataset, files, {**settings, **own}, texts)
+        except UsageError as error:
+            raise UsageError(f"{row.label}: {error}") from error
+
+    def _check_key(self, key: str) -> None:
+        """Refuse a key that no entry's model knows."""
+        known: set[str] = {*KEYS}
+        for entry in self.entries:
+            model: Any = find_model(entry.model)
+            known |= _keys_of(model, self.dataset, ())
+            if key in known or self.reads(entry, key):
+                return
+        raise UsageError(f"there is no config key '{key}'{did_you_mean(key, known)}")
+
+    def _both_tasks(self, entry: Row) -> dict[str, Any]:
+        """A single-task model learns both tasks, unless somebody says otherwise: then all rows of
+        a table have the metrics of all tasks."""
+        if issubclass(find_model(entry.model), EntireSpaceRecommender):
+            return {}
+        files = [*self.files, *_list(entry.settings.get("config_files", []))]
+        said = [self.settings, self.texts, self.sweep, entry.settings]
+        said += [read_yaml(Path(file)) for file in files]
+        return {} if any("task" in where for where in said) else {"task": "both"}
+
+
+def has_effect(
+    key: str, model: Any, dataset: str | None = None, backbones: tuple[str, ...] = ()
+) -> bool:
+    """Whether a model reads a config key.
+
+    Args:
+        key: the key.
+        model: the model's class.
+        dataset: the data set's name, where it is known: it may have keys of its own.
+        backbones: the backbones that the model may have; likewise.
+    """
+    if issubclass(model, EntireSpaceRecommender):
+        if key in _OF_WEIGHTS and not model.weighs_clicks():
+            return False
+        as_in_the_base = model.risks is EntireSpaceRecommender.risks
+        if key == "counterfactual_weight" and as_in_the_base and not has_counterfactual_risk(model):
+            return False
+        if key == "global_weight" and as_in_the_base and not model.has_global_risk:
+            return False
+    return key in _keys_of(model, dataset, backbones)
+
+
+@lru_cache(maxsize=256)
+def _keys_of(model: Hashable, dataset: str | None, backbones: tuple[str, ...]) -> frozenset[str]:
+    name = dataset or "none"
+    keys: set[str] = set()
+    for backbone in backbones or ("",):
+        config = Config(cast(type, model), name, None, {"backbone": backbone} if backbone else None)
+        keys |= known_keys(config.model_class, name, config.internal_config_dict)
+    return frozenset(keys)
+
+
+# --------------------------------------------------------------------------- command line, file
+
+
+def is_benchmark(options: Mapping[str, str]) -> bool:
+    """Whether a command line asks for many runs rather than one."""
+    return any(key in options for key in ("benchmark", "models", "seeds")) or any(
+        len(_values(key, text)) > 1 for key, text in options.items()
+    )
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a text between commas that no bracket or quote encloses."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def read_request(options: Mapping[str, str]) -> Request:
+    """What a command line asks for.
+
+    Args:
+        options: as text: those of :data:`KEYS`, ``model``, ``dataset``, ``config_files``, and
+            config keys, of which some may have several values.
+
+    Raises:
+        UsageError: whatever is wrong with them.
+    """
+    options = dict(options)
+    asked = _from_file(options.pop("benchmark", None))
+    for key in KEYS:
+        if key in options:
+            asked[key] = _option(key, options.pop(key))
+    files = [*_list(asked.pop("config_files", [])), *options.pop("config_files", "").split()]
+    of_file = asked.pop("dataset", None)
+    dataset = options.pop("dataset", None) or of_file
+    models = options.pop("model", None) or asked.pop("models", None)
+    asked.pop("models", None)
+    sweep = dict(asked.pop("sweep", None) or {})
+    texts = {}
+    for key, text in options.items():
+        values = _values(key, text)
+        sweep.pop(key, None)  # the command line wins
+        if len(values) > 1:
+            sweep[key] = [parse_value(value) for value in values]
+        else:
+            texts[key] = text
+    if "seed" in sweep:
+        raise UsageError("several seeds are --seeds=[1,2,3]")
+    for key, values in sweep.items():
+        if any(value in values[:n] for n, value in enumerate(values)):
+            raise UsageError(f"{key} has a value twice: {', '.join(map(str, values))}")
+    settings = {key: value for key, value in asked.items() if key not in KEYS}
+    about = {key: value for key, value in asked.items() if key in KEYS}
+    return Request(_models(models, files), dataset, files, settings, texts, sweep, about)
+
+
+def _values(key: str, text: str) -> list[str]:
+    """The values of a key that the command line gives, several where it is swept."""
+    if key in _NEVER_SWEPT:
+        return [text]
+    parts = split_list(text)
+    return [text] if "" in parts else parts
+
+
+def _from_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    asked = read_yaml(Path(path))
+    if "models" not in asked and "model" in asked:
+        asked["models"] = asked.pop("model")
+    if not isinstance(asked.get("models", []), (dict, list, str)):
+        raise UsageError(f"benchmark {path}: models must be a list or a mapping")
+    if not isinstance(asked.get("sweep", {}), (dict, type(None))):
+        raise UsageError(f"benchmark {path}: sweep must map config keys to lists of values")
+    for key, values in (asked.get("sweep") or {}).items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"benchmark {path}: sweep of {key} must be a list of values")
+    return asked
+
+
+def _option(key: str, text: str) -> Any:
+    if key in ("name", "baseline"):
+        return text
+    if key in ("columns", "models"):
+        return split_list(text)
+    if key == "sweep":
+        raise UsageError("a sweep is written --KEY=VALUE,VALUE,...")
+    return parse_value(text)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else str(value or "").split()
+
+
+def _models(asked: Any, files: Sequence[str]) -> list[Row]:
+    """A row for each entry of ``models``, before any sweep."""
+    if asked is None:
+        asked = next(
+            (content["model"] for f in files if "model" in (content := read_yaml(Path(f)))), None
+        )
+    if isinstance(asked, str):
+        asked = split_list(asked)
+    if not asked:
+        raise UsageError("which models? --model=NAME,NAME,..., or models: in --benchmark=FILE")
+    rows = []
+    for label, settings in asked.items() if isinstance(asked, dict) else ((m, {}) for m in asked):
+        if not isinstance(settings, (dict, type(None))):
+            raise UsageError(f"models: {label} must be followed by a mapping of config keys")
+        settings = dict(settings or {})
+        if "seed" in settings:
+            raise UsageError(f"models: {label} has a seed: seeds are the same for all rows")
+        rows.append(Row(str(label), str(settings.pop("model", label)), settings))
+    labels = [row.label for row in rows]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise UsageError(f"models: {', '.join(sorted(twice))} stands there twice")
+    return rows
