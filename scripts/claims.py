@@ -17,6 +17,7 @@ from typing import Any
 from pages import data_table, finished_report, markdown
 
 from recbole_escm2.benchmark import figures
+from recbole_escm2.benchmark.statistics import ALPHA, compare, holm, sample
 from recbole_escm2.benchmark.study import Row, Study
 from recbole_escm2.output import versions, write_whole
 
@@ -34,6 +35,8 @@ SELECTION = {"ml-100k-semi": "0.0,1.0,2.0", "ali-ccp-sim": "0.0,0.5,0.9"}
 COLUMNS = ("IEB", "CVR_AUC_ES", "CVR_LogLoss_ES", "CVR_MAE_ES", "CVR_AUC", "CTCVR_AUC", "PIP")
 #: Of them, the panels of the pictures.
 SHOWN = ("IEB", "CVR_AUC_ES", "CVR_MAE_ES", "CVR_AUC", "CTCVR_AUC", "PIP")
+#: Of the picture on the README's front page.
+FRONT = ("IEB", "CVR_AUC_ES", "CTCVR_AUC")
 RATIOS = ("CVR_CRR", "CVR_CRR_True")
 CLAIMS = {
     "main": (
@@ -133,11 +136,11 @@ def run(name: str, dataset: str, arguments: argparse.Namespace) -> Finished:
     return Finished(*finished_report(options))
 
 
-def table(finished: Finished) -> str:
+def table(finished: Finished, marked: bool = True) -> str:
     """Means, intervals and marks as Markdown."""
     rows = []
     for row in finished.rows:
-        cells = [_cell(row["metrics"][m]) if m in row["metrics"] else "" for m in COLUMNS]
+        cells = [_cell(row["metrics"][m], marked) if m in row["metrics"] else "" for m in COLUMNS]
         rows.append([row["label"], *cells])
     return markdown(["model", *COLUMNS], rows)
 
@@ -177,8 +180,8 @@ def draw(name: str, one: Finished, picture: str, target: Path) -> bool:
     return figure is not None
 
 
-def _cell(numbers: Mapping[str, Any]) -> str:
-    mark = {"better": " ▲", "worse": " ▼"}.get(numbers.get("verdict") or "", "")
+def _cell(numbers: Mapping[str, Any], marked: bool) -> str:
+    mark = {"better": " ▲", "worse": " ▼"}.get(numbers.get("verdict") or "", "") if marked else ""
     interval = ""
     if numbers["low"] is not None:
         interval = f" [{numbers['low']:.4f}, {numbers['high']:.4f}]"
@@ -199,8 +202,33 @@ def verdicts(name: str, finished: Finished) -> Iterable[str]:
             for row in finished.rows
         )
         yield f"Causal risk ratio of click on pCVR, matched on pCTR: {ratios}."
+    if name == "selection_strength":
+        yield from _within_strengths(finished)
     if name == "propensity_floor":
         yield "Weights on validation: " + "; ".join(_weights(row) for row in finished.rows) + "."
+
+
+def _within_strengths(finished: Finished) -> Iterable[str]:
+    """Each model against ESMM on the same data, corrected over all of these comparisons."""
+    rows = {(r["swept"]["selection_strength"], r["model"]): r["metrics"] for r in finished.rows}
+    compared = {}
+    for (strength, model), metrics in rows.items():
+        for metric in ("IEB", "CVR_AUC_ES", "CVR_MAE_ES", "CTCVR_AUC"):
+            ours, theirs = (
+                sample({int(seed): v for seed, v in m[metric]["values"].items()})
+                for m in (metrics, rows[strength, "ESMM"])
+            )
+            if model != "ESMM" and (found := compare(metric, ours, theirs)) is not None:
+                compared[strength, model, metric] = found
+    corrected = dict(zip(compared, holm([c.p for c in compared.values()]), strict=True))
+    for strength in dict.fromkeys(key[0] for key in compared):
+        said = []
+        for key, found in compared.items():
+            if key[0] == strength and corrected[key] < ALPHA:
+                shown = "|IEB|" if key[2] == "IEB" else key[2]
+                verdict = "better" if found.gain else "worse"
+                said.append(f"{key[1]} {verdict} in {shown} ({found.difference:+.4f})")
+        yield f"Strength {strength}, against ESMM: {'; '.join(said) or 'no difference seen'}."
 
 
 def _bias(row: Mapping[str, Any]) -> str:
@@ -236,7 +264,9 @@ def _section(name: str, finished: Mapping[str, Finished], pictures: Path) -> str
     heading, claim, drawn = CLAIMS[name]
     lines = [f"## {heading}", "", f"Claimed: {claim}", ""]
     for dataset, one in finished.items():
-        lines += [f"### {dataset}, {len(one.report['seeds'])} seeds", "", table(one), ""]
+        # Another strength is other data: to be compared with ESMM on it, not with the first row.
+        marked = name != "selection_strength"
+        lines += [f"### {dataset}, {len(one.report['seeds'])} seeds", "", table(one, marked), ""]
         lines += [f"- {said}" for said in verdicts(name, one)]
         for picture in drawn:
             target = pictures / f"{dataset}-{name}-{picture}.png"
@@ -253,9 +283,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a try of everything, in minutes")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--output", type=Path, default=Path("output"))
-    parser.add_argument("--page", type=Path, default=Path("results/claims.md"))
+    parser.add_argument("--page", type=Path, help="results/claims.md, of a try output/claims.md")
     parser.add_argument("--only", choices=CLAIMS, action="append", help="this claim; repeatable")
     arguments = parser.parse_args()
+    a_try = arguments.quick or arguments.only
+    arguments.page = arguments.page or Path("output" if a_try else "results") / "claims.md"
     pictures = arguments.page.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     finished = {
@@ -274,6 +306,11 @@ def main() -> None:
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
     write_whole(arguments.page, page)
+    if "counterfactual_weight" in finished:
+        one = finished["counterfactual_weight"]["ali-ccp-sim"]
+        front = figures.sweep(study_of(one), "counterfactual_weight", FRONT)
+        assert front is not None
+        write_whole(pictures / "front.png", figures.png(front))
     print(f"written to {arguments.page}")
 
 
