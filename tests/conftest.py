@@ -111,6 +111,21 @@ def program(tmp_path: Path) -> Any:
     return call
 
 
+@pytest.fixture
+def kill_at(tmp_path: Path) -> Any:
+    """Runs the real command line in ``tmp_path`` and kills it once it has said a line."""
+
+    def call(line_start: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", "recbole_escm2", *arguments]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert any(line.startswith(line_start) for line in process.stderr)
+        process.kill()
+        process.wait()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def metrics_of() -> Callable[[str], dict[str, float]]:
     """Reads the lines, one a metric, that a run's output has for scripts."""

@@ -41,16 +41,9 @@ def results(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_a_benchmark_goes_on_where_it_was_killed(program, metrics_of, quick, tmp_path):
+def test_a_benchmark_goes_on_where_it_was_killed(program, kill_at, metrics_of, quick, tmp_path):
     arguments = (f"--model={MODELS}", "--seeds=2", "--jobs=2", "--name=three", *quick)
-    command = [sys.executable, "-m", "recbole_escm2", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("[2/6]"):
-            break
-    process.kill()
-    process.wait()
+    kill_at("[2/6]", *arguments)
     before = {name: result["run_dir"] for name, result in results(tmp_path).items()}
     assert 2 <= len(before) < 6
     at = {name: (Path(d) / "result.json").stat().st_mtime_ns for name, d in before.items()}

@@ -91,7 +91,9 @@ def test_ranges_of_a_variant_are_its_parents(tmp_path):
     assert "counterfactual_weight" not in default_space(ESMM)  # it has no such risk
 
 
-def test_a_search_survives_a_kill_and_its_config_runs(program, metrics_of, data_path, tmp_path):
+def test_a_search_survives_a_kill_and_its_config_runs(
+    program, kill_at, metrics_of, data_path, tmp_path
+):
     (tmp_path / "mine.hyper").write_text(
         "learning_rate loguniform -7,-3\nmlp_hidden_size choice ['[4]', '[8, 4]']\n"
     )
@@ -100,14 +102,7 @@ def test_a_search_survives_a_kill_and_its_config_runs(program, metrics_of, data_
         *("--params_file=mine.hyper", "--trials=6", "--jobs=2", "--epochs=2"),
         *("--embedding_size=4", "--train_batch_size=256", "--pruner=none"),
     )
-    command = [sys.executable, "-m", "recbole_escm2", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("[2/6]"):
-            break
-    process.kill()
-    process.wait()
+    kill_at("[2/6]", *arguments)
 
     done = program(*arguments)
     assert done.returncode == 0, done.stderr
