@@ -712,14 +712,19 @@ def _pooled_bins(study: Study, row: Row, task: str) -> _Bins | None:
 
 
 def _pooled_overlap(study: Study, row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Edges and counts, added up over the seeds that share the first one's edges."""
+    """Edges and counts, added up over the seeds that share the first one's edges.
+
+    Without the empty bins at both ends.
+    """
     found = [h for run in study.of(row.label).values() if (h := run.get("overlap"))]
     if not found:
         return None
     edges = np.array(found[0]["logit_edges"], dtype=np.float64)
     same = [h for h in found if np.array_equal(h["logit_edges"], edges)]
     clicked, unclicked = (np.sum([h[n] for h in same], axis=0) for n in ("clicked", "unclicked"))
-    return edges, clicked, unclicked
+    filled = np.flatnonzero(clicked + unclicked)
+    bins = slice(filled[0], filled[-1] + 1)
+    return edges[bins.start : bins.stop + 1], clicked[bins], unclicked[bins]
 
 
 def _pooled_quantiles(study: Study, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
