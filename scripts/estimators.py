@@ -6,7 +6,6 @@ All is drawn anew for each seed: clicks, potential conversions and the random pr
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from recbole_escm2.data.semi_synthetic.outcomes import OutcomeRule, outcome_rule
 from recbole_escm2.data.semi_synthetic.predictions import MATRICES, prediction_matrices
 from recbole_escm2.data.semi_synthetic.source import SemiSyntheticFiles, of_ratings
 from recbole_escm2.estimators import ESTIMATORS, Sample, noisy_propensity
-from recbole_escm2.output import table, versions
+from recbole_escm2.output import table, versions, write_whole
 
 
 class Setting(NamedTuple):
@@ -167,9 +166,7 @@ def main() -> None:
         tables="\n\n".join(tables),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
-    unfinished = arguments.page.with_name(f"{arguments.page.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, arguments.page)
+    write_whole(arguments.page, page)
     print(f"\nwritten to {arguments.page}")
 
 

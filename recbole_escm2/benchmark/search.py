@@ -94,7 +94,6 @@ class Search:
         (run,) = runs_of([row], [config["seed"]], {row.label: config})
         return run
 
-    @property
     def subject(self) -> dict[str, str]:
         """What trials of one study have in common; with anything else they can't be compared."""
         return {
@@ -158,11 +157,11 @@ def _open(asked: Search) -> optuna.Study:
         )
     except Exception as error:  # each database has errors of its own
         raise UsageError(f"storage {asked.storage}: {error}") from error
-    before = study.user_attrs.get(_SUBJECT)
+    before, subject = study.user_attrs.get(_SUBJECT), asked.subject()
     if before is None:
-        study.set_user_attr(_SUBJECT, asked.subject)
-    elif before != asked.subject:
-        changed = ", ".join(key for key in asked.subject if before.get(key) != asked.subject[key])
+        study.set_user_attr(_SUBJECT, subject)
+    elif before != subject:
+        changed = ", ".join(key for key in subject if before.get(key) != subject[key])
         raise UsageError(
             f"the search '{asked.name}' was begun with other {changed}: trials of both can't be "
             "compared. Give this one another --name"
