@@ -32,6 +32,9 @@ Several models, several seeds or several values of a key (in any combination) ar
 runs are processes of their own, it goes on where it was stopped, and ends with tables and a page.
   --seeds=N            seeds from the config's on, or a list: --seeds=[1,5,9]
   --jobs=N             runs at once (1)
+  --trials=N           tune each row first: as it is, and N-1 settings drawn at random from its
+                       ranges (properties/model/MODEL.hyper, or CLASS.hyper beside your module);
+                       the best on validation with --tuning_seed (1) is what the seeds then run
   --baseline=ROW       the row that the others are compared with (the first)
   --columns=METRIC,... of the table; all metrics are in its CSV and JSON
   --name=NAME          of its folder in output_dir

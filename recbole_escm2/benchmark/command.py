@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
-from recbole_escm2.benchmark.plan import Plan, Run, make_plan
+from recbole_escm2.benchmark.plan import Plan, Run, make_plan, with_rows
 from recbole_escm2.benchmark.report import report
 from recbole_escm2.benchmark.runs import Outcome, execute, finished, folder_of
-from recbole_escm2.benchmark.study import Study
+from recbole_escm2.benchmark.study import Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import text
+from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.quick_start import RESULT_FILE
 
 
@@ -30,23 +31,23 @@ def benchmark(options: Mapping[str, str], arguments: Sequence[str] = ()) -> int:
         UsageError: something that the caller can mend; nothing has run then.
     """
     plan = make_plan(options)
-    outcomes = _earlier(plan)
-    runs = {run.name: run for run in plan.runs}  # rows that are the same but for their labels
-    missing = [run for name, run in runs.items() if name not in outcomes]
-    say(
-        f"{plan.dataset}: {len(plan.rows)} rows, {len(plan.seeds)} seeds, {len(runs)} runs, "
-        f"of which {len(outcomes)} are done"
-    )
+    tuning: Tuning | None = None
+    outcomes: dict[str, Outcome] = {}
     stopped = False
     try:
         with terminated_as_interrupted():
-            for outcome in _work(plan, missing):
-                outcomes[outcome.run.name] = outcome
+            if plan.tuning:
+                what = f"{len(plan.rows)} rows, {plan.trials} trials each"
+                _work(plan, [run for _, run in plan.tuning], what, "valid", outcomes)
+                tuning = _tuning(plan, outcomes)
+                plan = with_rows(plan, tuned(plan.rows, tuning))
+            what = f"{len(plan.rows)} rows, {len(plan.seeds)} seeds"
+            _work(plan, plan.runs, what, "test", outcomes)
     except KeyboardInterrupt:
         stopped = True
         again = "the same command without --fresh" if plan.fresh else "the same command"
         say(f"stopped; {again} goes on from here")
-    study = _study(plan, outcomes, arguments)
+    study = _study(plan, outcomes, tuning, arguments)
     if study.results:
         paths = report(study, plan.output_dir / plan.name)
         print(text(study))
@@ -60,36 +61,48 @@ def benchmark(options: Mapping[str, str], arguments: Sequence[str] = ()) -> int:
     return 1 if study.failures else 0
 
 
-def _earlier(plan: Plan) -> dict[str, Outcome]:
-    """The runs that are done, by name; none where all are to be done afresh."""
+def _work(
+    plan: Plan, runs: Sequence[Run], what: str, split: str, outcomes: dict[str, Outcome]
+) -> None:
+    """Do what is missing of some runs, saying how each one went.
+
+    Args:
+        plan: theirs.
+        runs: those that are the same but for their labels are done once.
+        what: what they are, for people.
+        split: whose metric is said of each.
+        outcomes: by the run's name; those of these runs are added.
+    """
+    new = {run.name: run for run in runs if run.name not in outcomes}
     if plan.fresh:
-        for run in plan.runs:
+        for run in new.values():
             (folder_of(run, plan.output_dir) / RESULT_FILE).unlink(missing_ok=True)
-    found = (finished(run, plan.output_dir, plan.saved) for run in plan.runs)
-    return {outcome.run.name: outcome for outcome in found if outcome is not None}
-
-
-def _work(plan: Plan, missing: Sequence[Run]) -> Iterator[Outcome]:
-    """Do the missing runs and say how each one went."""
+    for run in new.values():
+        if (earlier := finished(run, plan.output_dir, plan.saved)) is not None:
+            outcomes[run.name] = earlier
+    missing = [run for name, run in new.items() if name not in outcomes]
+    names = {run.name for run in runs}
+    say(f"{plan.dataset}: {what}, {len(names)} runs, of which {len(names) - len(missing)} are done")
     started = time.perf_counter()
-    outcomes = execute(iter(missing), plan.output_dir, plan.jobs, plan.saved)
-    for done, outcome in enumerate(outcomes, start=1):
-        per_run = (time.perf_counter() - started) / done
-        left = per_run * (len(missing) - done)
+    work = execute(iter(missing), plan.output_dir, plan.jobs, plan.saved)
+    for done, outcome in enumerate(work, start=1):
+        outcomes[outcome.run.name] = outcome
+        left = (time.perf_counter() - started) / done * (len(missing) - done)
         say(
             f"[{done}/{len(missing)}] {outcome.run.row.label}, seed {outcome.run.seed}: "
-            f"{_how(outcome)}" + (f"; about {_duration(left)} left" if left else "")
+            f"{_how(outcome, split)}" + (f"; about {_duration(left)} left" if left else "")
         )
-        yield outcome
 
 
-def _how(outcome: Outcome) -> str:
-    if outcome.result is None:
+def _how(outcome: Outcome, split: str) -> str:
+    result = outcome.result
+    if result is None:
         return f"failed: {outcome.reason} (log: {outcome.folder})"
-    metric = outcome.result["valid_metric"]
-    test = outcome.result["test_result"].get(metric)
-    shown = f"{metric} {test:.4f}, " if test is not None else ""
-    return f"{shown}{outcome.result['epochs']} epochs, {_duration(outcome.result['seconds'])}"
+    metric = result["valid_metric"]
+    value = result["test_result" if split == "test" else "best_valid_result"].get(metric)
+    on = "" if split == "test" else " on validation"
+    shown = f"{metric} {value:.4f}{on}, " if value is not None else ""
+    return f"{shown}{result['epochs']} epochs, {_duration(result['seconds'])}"
 
 
 def _duration(seconds: float) -> str:
@@ -100,7 +113,28 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _study(plan: Plan, outcomes: Mapping[str, Outcome], arguments: Sequence[str]) -> Study:
+def _tuning(plan: Plan, outcomes: Mapping[str, Outcome]) -> Tuning:
+    by_row: dict[str, list[Trial]] = {}
+    for candidate, run in plan.tuning:
+        outcome = outcomes[run.name]
+        result = outcome.result
+        trial = Trial(
+            chosen=candidate.chosen,
+            score=None if result is None else float(result["best_valid_score"]),
+            bigger=result is None or bool(result["valid_score_bigger"]),
+            run=run.name,
+            reason=outcome.reason or "",
+        )
+        by_row.setdefault(candidate.label, []).append(trial)
+    return Tuning(plan.trials, plan.tuning_seed, plan.metric, by_row)
+
+
+def _study(
+    plan: Plan,
+    outcomes: Mapping[str, Outcome],
+    tuning: Tuning | None,
+    arguments: Sequence[str],
+) -> Study:
     results: dict[tuple[str, int], Mapping[str, Any]] = {}
     failures: dict[tuple[str, int], str] = {}
     for run in plan.runs:
@@ -121,4 +155,5 @@ def _study(plan: Plan, outcomes: Mapping[str, Outcome], arguments: Sequence[str]
         results=results,
         failures=failures,
         shared=plan.shared,
+        tuning=tuning,
     )

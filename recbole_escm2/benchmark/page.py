@@ -24,6 +24,7 @@ from recbole_escm2.benchmark.tables import (
     count_comparisons,
     layout,
     one_line,
+    tuning_table,
 )
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -102,6 +103,7 @@ def page(study: Study) -> str:
         warned=weight_warnings(weighed),
         data=_data(study),
         settings=settings(study),
+        tuning=tuning_table(study.tuning) if study.tuning else [],
         versions=found,
         mixed=[package for package, versions in found.items() if len(versions) > 1],
         alpha=ALPHA,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 
 from recbole_escm2 import __version__
 from recbole_escm2.benchmark.code import code_of
-from recbole_escm2.benchmark.request import read_request, split_list
+from recbole_escm2.benchmark.request import Request, read_request, split_list
 from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row
+from recbole_escm2.benchmark.tuning import Candidate, candidates
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config
 from recbole_escm2.data.sources import open_store
@@ -70,7 +71,13 @@ class Plan:
         jobs: processes at once.
         fresh: run everything anew.
         saved: keep the checkpoints.
-        runs: all of them, seed by seed, so that a stopped benchmark has whole seeds.
+        runs: all of them, seed by seed, so that a stopped benchmark has whole seeds; with
+            ``trials``, as they are before any tuning.
+        request: what was asked for.
+        tuning: where rows are tuned first, what is tried, each with its run.
+        trials: settings that are tried a row; 1 is no tuning.
+        tuning_seed: of what is tried.
+        metric: of validation.
     """
 
     dataset: str
@@ -85,6 +92,11 @@ class Plan:
     fresh: bool
     saved: bool
     runs: Sequence[Run]
+    request: Request
+    tuning: Sequence[tuple[Candidate, Run]]
+    trials: int
+    tuning_seed: int
+    metric: str
 
 
 def make_plan(options: Mapping[str, str]) -> Plan:
@@ -109,7 +121,11 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         )
     columns = _columns(asked.get("columns"), first)
     runs = runs_of(rows, seeds, configs, columns)
-    digest = hashlib.sha256(" ".join(sorted(run.name for run in runs)).encode()).hexdigest()[:8]
+    trials = whole_number("trials", asked.get("trials", 1), 1)
+    tuning_seed = whole_number("tuning_seed", asked.get("tuning_seed", 1), 0)
+    tuning = _tuning(request, rows, trials, tuning_seed, columns) if trials > 1 else []
+    names = sorted(run.name for run in [*runs, *(run for _, run in tuning)])
+    digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
     return Plan(
         dataset=first["dataset"],
         rows=rows,
@@ -123,7 +139,28 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         fresh=_true_or_false("fresh", asked.get("fresh", False)),
         saved=_true_or_false("saved", asked.get("saved", False)),
         runs=runs,
+        request=request,
+        tuning=tuning,
+        trials=trials,
+        tuning_seed=tuning_seed,
+        metric=first["valid_metric"],
     )
+
+
+def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
+    """The plan with other settings in its rows."""
+    configs = {row.label: plan.request.config(row) for row in rows}
+    return replace(plan, rows=rows, runs=runs_of(rows, plan.seeds, configs, plan.columns))
+
+
+def _tuning(
+    request: Request, rows: Sequence[Row], trials: int, seed: int, columns: Sequence[str]
+) -> list[tuple[Candidate, Run]]:
+    """What is tried, row by row, with its runs."""
+    tried = candidates(request, rows, trials, seed)
+    configs = {one.row.label: request.config(one.row) for one in tried}
+    runs = runs_of([one.row for one in tried], [seed], configs, columns)
+    return list(zip(tried, runs, strict=True))
 
 
 def runs_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from recbole_escm2.model.lookup import find_model
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (
     *("baseline", "benchmark", "columns", "fresh", "jobs", "models", "name", "saved", "seeds"),
-    "sweep",
+    *("sweep", "trials", "tuning_seed"),
 )
 
 # They do nothing in a model without weights.
@@ -71,6 +71,8 @@ class Request:
         rows = []
         used: set[str] = set()
         for entry in self.entries:
+            if entry.params_file and self.about.get("trials", 1) == 1:
+                raise UsageError(f"models: {entry.label} has a params_file: --trials=N tunes in it")
             keys = [k for k in self.sweep if k not in entry.settings and self.reads(entry, k)]
             used.update(keys)
             settings = {**self._both_tasks(entry), **entry.settings}
@@ -78,7 +80,8 @@ class Request:
                 swept = dict(zip(keys, values, strict=True))
                 shown = ", ".join(f"{key}={value}" for key, value in swept.items())
                 label = f"{entry.label}, {shown}" if shown else entry.label
-                rows.append(Row(label, entry.model, {**settings, **swept}, swept))
+                tuned = {**settings, **swept}
+                rows.append(replace(entry, label=label, settings=tuned, swept=swept))
         for key in self.sweep:
             self._check_key(key)
             if key not in used:
@@ -166,7 +169,7 @@ def _keys_of(model: Hashable, dataset: str | None, backbones: tuple[str, ...]) -
 
 def is_benchmark(options: Mapping[str, str]) -> bool:
     """Whether a command line asks for many runs rather than one."""
-    return any(key in options for key in ("benchmark", "models", "seeds")) or any(
+    return any(key in options for key in ("benchmark", "models", "seeds", "trials")) or any(
         len(_values(key, text)) > 1 for key, text in options.items()
     )
 
@@ -284,7 +287,8 @@ def _models(asked: Any, files: Sequence[str]) -> list[Row]:
         settings = dict(settings or {})
         if "seed" in settings:
             raise UsageError(f"models: {label} has a seed: seeds are the same for all rows")
-        rows.append(Row(str(label), str(settings.pop("model", label)), settings))
+        model, file = str(settings.pop("model", label)), settings.pop("params_file", None)
+        rows.append(Row(str(label), model, settings, params_file=file and str(file)))
     labels = [row.label for row in rows]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UsageError(f"models: {', '.join(sorted(twice))} stands there twice")

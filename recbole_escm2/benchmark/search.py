@@ -20,11 +20,11 @@ from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
 from recbole_escm2.benchmark.plan import Run, runs_of, whole_number
 from recbole_escm2.benchmark.request import Request, read_request
 from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished, make_folder
-from recbole_escm2.benchmark.space import Space, default_space, read_space, settings_of
+from recbole_escm2.benchmark.space import Space, random_seed_of, ranges_of, settings_of
 from recbole_escm2.benchmark.study import Row
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config, parse_value
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import table, write_whole
@@ -184,18 +184,9 @@ def make_search(options: Mapping[str, str]) -> Search:
     if len(request.entries) != 1:
         raise UsageError("a search is of one model: --model=NAME")
     (entry,) = request.rows()
+    space = ranges_of(request, replace(entry, params_file=own["params_file"]))
     request = replace(request, settings={**request.settings, **entry.settings})
     config = request.config(entry)
-    model = config.model_class
-    file = own["params_file"]
-    space = read_space(Path(file)) if file else default_space(model)
-    space = {name: values for name, values in space.items() if name not in request.texts}
-    for name in space:
-        if not request.reads(entry, name):
-            close = did_you_mean(name, config.final_config_dict)
-            raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")
-    if not space:
-        raise UsageError("every parameter of the ranges is set on the command line")
     for key, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "none"))):
         if own[key] not in known:
             raise UsageError(f"{key} must be {' or '.join(known)}, got {own[key]!r}")
@@ -336,7 +327,7 @@ def _report(trial: optuna.Trial, asked: Search, epochs: Sequence[Mapping[str, An
 
 def _sampler(asked: Search, number: int) -> optuna.samplers.BaseSampler:
     """Seeded by the number of the trial, so that a search that goes on repeats nothing."""
-    seed = (asked.config["seed"] + number * 1_000_003) % 2**32
+    seed = random_seed_of(asked.config["seed"], number)
     if asked.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from optuna.distributions import (
@@ -13,10 +15,12 @@ from optuna.distributions import (
     FloatDistribution,
 )
 
-from recbole_escm2.benchmark.request import has_effect
+from recbole_escm2.benchmark.request import Request, has_effect
+from recbole_escm2.benchmark.study import Row
 from recbole_escm2.config import PROPERTIES, parse_value
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.lookup import find_model
 
 Space: TypeAlias = dict[str, BaseDistribution]
 
@@ -57,10 +61,35 @@ def read_space(path: Any) -> Space:
     return space
 
 
+def ranges_of(request: Request, entry: Row) -> Space:
+    """What may be chosen for a row: its ranges, without the keys that somebody has set.
+
+    Args:
+        request: whose settings and options aren't searched.
+        entry: the row, which names a file of ranges or has those that ship for its model.
+
+    Raises:
+        UsageError: there are no ranges, they have a key that the model doesn't read, or every key
+            of them is set.
+    """
+    file = entry.params_file
+    space = read_space(Path(file)) if file else default_space(find_model(entry.model))
+    for name in space:
+        if not request.reads(entry, name):
+            close = did_you_mean(name, request.config(entry).final_config_dict)
+            raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")
+    fixed = {*request.texts, *request.settings, *entry.settings}
+    space = {name: values for name, values in space.items() if name not in fixed}
+    if not space:
+        raise UsageError("every parameter of the ranges is set already")
+    return space
+
+
 def default_space(model: type) -> Space:
     """The space that ships for a model: its parents' ranges, then its own.
 
-    Keys that do nothing in the model are left out.
+    They are in files ``CLASS.hyper``, for a model of the user's in the folder of its module. Keys
+    that do nothing in the model are left out.
 
     Raises:
         UsageError: there is none for this model.
@@ -68,14 +97,23 @@ def default_space(model: type) -> Space:
     space: Space = {}
     for parent in reversed(model.__mro__):
         if parent is model or issubclass(parent, EntireSpaceRecommender):
-            file = PROPERTIES / "model" / f"{parent.__name__}.hyper"
-            if file.is_file():
-                space.update(read_space(file))
+            module = getattr(sys.modules.get(parent.__module__), "__file__", None)
+            own = [Path(module).parent] if module else []  # a notebook has no file
+            for folder in (PROPERTIES / "model", *own):
+                file = folder / f"{parent.__name__}.hyper"
+                if file.is_file():
+                    space.update(read_space(file))
     if not space:
         raise UsageError(
-            f"no ranges ship for {model.__name__}: give a --params_file of lines 'name type range'"
+            f"no ranges ship for {model.__name__}: write {model.__name__}.hyper beside its module, "
+            "or give a params_file, of lines 'name type range'"
         )
     return {name: values for name, values in space.items() if has_effect(name, model)}
+
+
+def random_seed_of(seed: int, number: int) -> int:
+    """The seed of a trial's draws: its own, so that one that is asked for later is the same."""
+    return (seed + number * 1_000_003) % 2**32
 
 
 def settings_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:

@@ -34,12 +34,61 @@ class Row:
         model: as ``--model`` takes it.
         settings: its own config keys, over those that all rows share.
         swept: those of them that a sweep has set.
+        params_file: of the ranges that it is tuned in; by default those that ship for the model.
     """
 
     label: str
     model: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Any] = field(default_factory=dict)
+    params_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried for a row.
+
+    Attributes:
+        chosen: by config key; empty where the row was tried as it is.
+        score: the best on validation, None where the run failed.
+        bigger: whether a larger score is better.
+        run: the run's name.
+        reason: why there is no score.
+    """
+
+    chosen: Mapping[str, Any]
+    score: float | None
+    bigger: bool
+    run: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the settings of the rows were chosen.
+
+    Attributes:
+        trials: settings that were tried a row.
+        seed: of their runs.
+        metric: of validation, which chose.
+        by_row: what was tried, by the row's label.
+    """
+
+    trials: int
+    seed: int
+    metric: str
+    by_row: Mapping[str, Sequence[Trial]]
+
+    def best(self, label: str) -> Trial:
+        """What was best for a row; the row as it is where no trial came to its end."""
+        tried = self.by_row[label]
+        scored = [trial for trial in tried if trial.score is not None]
+        return max(scored, key=_goodness, default=tried[0])
+
+
+def _goodness(trial: Trial) -> float:
+    score = float("nan") if trial.score is None else trial.score
+    return score if trial.bigger else -score
 
 
 @dataclass(frozen=True)
@@ -57,6 +106,7 @@ class Study:
         results: what ``result.json`` of a run holds, by label and seed.
         failures: why a run has no result, by label and seed.
         shared: config keys that are the user's and the same for all rows.
+        tuning: how the settings of the rows were chosen, where they were.
     """
 
     title: str
@@ -69,6 +119,7 @@ class Study:
     results: Mapping[tuple[str, int], Mapping[str, Any]]
     failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Tuning | None = None
 
     def of(self, label: str) -> dict[int, Mapping[str, Any]]:
         """The results of a row by seed."""

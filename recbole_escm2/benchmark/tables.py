@@ -6,6 +6,7 @@ All that people read is made of one :class:`Layout`, so that no two formats can 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from recbole_escm2 import output
 from recbole_escm2.benchmark.statistics import ALPHA, CONFIDENCE, Cell, Sample, sample
-from recbole_escm2.benchmark.study import Study
+from recbole_escm2.benchmark.study import Study, Tuning
 from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, target_of
 
 BETTER, WORSE = "▲", "▼"
@@ -299,6 +300,7 @@ def as_json(study: Study) -> dict[str, Any]:
             "confidence": CONFIDENCE,
             "alpha": round(ALPHA, 10),
             "shared": dict(study.shared),
+            "tuning": dataclasses.asdict(study.tuning) if study.tuning else None,
             "notes": shown.caption("best"),
             "problems": [
                 {"row": p.label, "seeds": list(p.seeds), "reason": p.reason} for p in shown.problems
@@ -323,6 +325,11 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
         lines += [f"**{markdown_escape(shown.simulated)}**", ""]
     lines += [header, "|---|" + "---:|" * (len(table[0]) - 1), *rows, ""]
     lines += [f"- {markdown_escape(note)}" for note in shown.caption("Bold")]
+    if study.tuning is not None:
+        head, *chosen = tuning_table(study.tuning)
+        lines += ["", "## The settings that were chosen", ""]
+        lines += [f"| {' | '.join(head)} |", "|---|" + "---:|" * 2 + "---|"]
+        lines += [f"| {' | '.join(map(markdown_escape, cells))} |" for cells in chosen]
     if shown.problems:
         lines += ["", "## What is missing", ""]
         lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
@@ -378,6 +385,21 @@ def text(study: Study, width: int | None = None) -> str:
     problems = [str(problem) for problem in shown.problems]
     under = [*_first(shown), *shown.caption("*"), *problems]
     return "\n".join(["\n\n".join(blocks), "", *under])
+
+
+def tuning_table(tuning: Tuning) -> list[list[str]]:
+    """Header and rows as text: the score of a row as it was, the best, and what was chosen."""
+    rows = [["model", f"valid {tuning.metric}, as it was", "tuned", "chosen"]]
+    for label, tried in tuning.by_row.items():
+        best = tuning.best(label)
+        scores = ["" if trial.score is None else f"{trial.score:.4f}" for trial in (tried[0], best)]
+        chosen = ", ".join(f"{key}={_setting(value)}" for key, value in best.chosen.items())
+        rows.append([one_line(label), *scores, chosen or "as it was"])
+    return rows
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def markdown_escape(words: str) -> str:
@@ -498,6 +520,12 @@ def _notes(study: Study) -> Iterable[str]:
     else:
         named = ", ".join(map(str, study.seeds))
         yield f"Test metrics {at_best}: mean ± standard deviation over {seeds} seeds ({named})."
+    if (tuning := study.tuning) is not None:
+        yield (
+            f"Tuned: a row has the settings that were best on validation ({tuning.metric}, seed "
+            f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
+            "drawn at random from its ranges."
+        )
     comparisons = count_comparisons(study)
     if comparisons:
         yield (
