@@ -1,32 +1,42 @@
-"""Write results/DATASET.md: models compared on a data set, as scripts/results/DATASET.yaml says.
+"""Write results/DATASET.md, the leaderboard's models on a data set, each tuned; and README's table.
 
-The comparison is a benchmark, so that what is finished isn't run again. scripts/results/DATASET.md
-is what stands above its table.
+The rows are scripts/results/leaderboard.yaml, a data set's settings scripts/results/DATASET.yaml,
+and scripts/results/DATASET.md is what stands above its table. The comparison is a benchmark, so
+that what is finished isn't run again.
 
-    python scripts/results.py ml-100k
+    python scripts/results.py ml-100k --jobs=2
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import shutil
 from pathlib import Path
 
+import leaderboard
 from pages import data_table, finished_report
 
 from recbole_escm2.output import versions, write_whole
 
-HERE = Path(__file__).parent / "results"
+HERE = Path(os.path.relpath(Path(__file__).parent)) / "results"
+BENCHMARK = HERE / "leaderboard.yaml"
 PAGE = """\
 # {title}
 
 Written by `python scripts/results.py {dataset}`, from the benchmark
-`run_recbole_escm2.py --benchmark=scripts/results/{dataset}.yaml`.
+
+```bash
+{command}
+```
 
 {above}
 {table}
 
-![Means and 95 % intervals]({figures}/metrics.png)
+All numbers, with intervals and p values, are in [table.csv]({dataset}/table.csv).
+
+![Means and 95 % intervals]({dataset}/metrics.png)
 
 ## The data, as the first seed splits it
 
@@ -38,39 +48,49 @@ Versions: {versions}.
 
 def main() -> None:
     """Run what is missing and write the page."""
-    known = sorted(file.stem for file in HERE.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=known)
+    parser.add_argument("dataset", choices=leaderboard.DATASETS)
+    parser.add_argument("--quick", action="store_true", help="a try of everything, in minutes")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--output", type=Path, default=Path("output"))
-    parser.add_argument("--pages", type=Path, default=Path("results"), help="the page's folder")
     arguments = parser.parse_args()
     dataset = arguments.dataset
+    pages = arguments.output / "results" if arguments.quick else Path("results")
+    asked = {
+        "benchmark": str(BENCHMARK),
+        "dataset": dataset,
+        "config_files": str(HERE / f"{dataset}.yaml"),
+    }
+    quick = {"seeds": "2", "trials": "2", "epochs": "1", "impression_sample": "0.02"}
+    asked |= quick if arguments.quick else {}
     report, folder = finished_report(
         {
-            "benchmark": str(HERE / f"{dataset}.yaml"),
-            "name": f"results-{dataset}",
+            **asked,
+            "name": f"results-{dataset}{'-quick' if arguments.quick else ''}",
             "output_dir": str(arguments.output),
             "jobs": str(arguments.jobs),
         }
     )
-    pictures = arguments.pages / dataset
-    pictures.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "figures" / "metrics.png", pictures / "metrics.png")
+    beside = pages / dataset
+    beside.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "figures" / "metrics.png", beside / "metrics.png")
+    shutil.copyfile(folder / "table.csv", beside / "table.csv")
     heading, above = (HERE / f"{dataset}.md").read_text(encoding="utf-8").split("\n", 1)
     shown = (folder / "report.md").read_text(encoding="utf-8")
-    table = shown[shown.index("\n|") :].partition("\n\n!")[0].strip()
+    options = [f"--{key}={Path(value).as_posix()}" for key, value in asked.items()]
     page = PAGE.format(
         title=heading.removeprefix("# "),
         dataset=dataset,
+        command=shlex.join(["python", "run_recbole_escm2.py", *options]),
         above=above.strip() + "\n",
-        table=table,
-        figures=dataset,
+        table=shown[shown.index("\n|") :].partition("\n\n!")[0].strip(),
         data=data_table({dataset: report}),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
-    write_whole(arguments.pages / f"{dataset}.md", page)
-    print(f"written to {arguments.pages / f'{dataset}.md'}")
+    write_whole(pages / f"{dataset}.md", page)
+    print(f"written to {pages / f'{dataset}.md'}")
+    if not arguments.quick:
+        leaderboard.refresh()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def candidates(request: Request, rows: Sequence[Row], trials: int, seed: int) ->
     Raises:
         UsageError: a row without ranges, or with wrong ones; the message names it.
     """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     found = []
     for row in rows:
         try:

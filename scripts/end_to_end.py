@@ -1,4 +1,4 @@
-"""Write results/ali-ccp-sim.md: simulated Ali-CCP files from raw text to test metrics, end to end.
+"""Write results/ali-ccp-end-to-end.md: simulated Ali-CCP files from raw text to test metrics.
 
 Every step is a process of its own, started as a user would start it; finished steps are kept in the
 output folder and not run again.
@@ -36,7 +36,7 @@ PAGE = """\
 # Ali-CCP's format, simulated: {rows:,} impressions from raw text to test metrics
 
 **Simulated data: numbers say nothing about Ali-CCP.** Written by
-`python scripts/results_ali_ccp_sim.py --rows={rows}` on {cores} cores with {threads} torch
+`python scripts/end_to_end.py --rows={rows}` on {cores} cores with {threads} torch
 thread(s). The files have the raw format of Ali-CCP and stood where the real ones would; the command
 was the real one,
 `python run_recbole_escm2.py --model=… --dataset=ali-ccp{options}`. They were simulated with a
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--conversion-rate", type=float, default=0.05)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("output/results-ali-ccp-sim"))
-    parser.add_argument("--page", type=Path, default=Path("results/ali-ccp-sim.md"))
+    parser.add_argument("--page", type=Path, default=Path("results/ali-ccp-end-to-end.md"))
     arguments = parser.parse_args()
     folder = (arguments.output / f"{arguments.rows}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
