@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.dropout import Dropout
 from recbole_escm2.model.entire_space import CVRRisk, EntireSpaceRecommender, Impressions
 from recbole_escm2.risk import binary_cross_entropy, ctr_risk
 
@@ -26,7 +27,7 @@ class InformationTransfer(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.information = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
+        self.information = nn.Sequential(nn.Linear(width, width), nn.ReLU(), Dropout(dropout))
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
 
     def forward(self, own: Tensor, previous: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from recbole.model.layers import MLPLayers
 from torch import Tensor, nn
+
+from recbole_escm2.model.dropout import mlp
 
 
 class Separate(nn.Module):
@@ -120,7 +121,7 @@ class _Experts(nn.ModuleList):
 
 
 def _expert(input_size: int, config: Any) -> nn.Module:
-    return MLPLayers([input_size, *config["bottom_hidden_size"]], config["dropout_prob"])
+    return mlp([input_size, *config["bottom_hidden_size"]], config["dropout_prob"])
 
 
 def _gate(input_size: int, experts: int) -> nn.Linear:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from recbole.model.layers import MLPLayers
 from torch import Tensor, nn
+
+from recbole_escm2.model.dropout import mlp
 
 
 class Tower(nn.Sequential):
@@ -20,7 +21,7 @@ class Tower(nn.Sequential):
     """
 
     def __init__(self, sizes: Sequence[int], dropout: float) -> None:
-        super().__init__(MLPLayers(list(sizes), dropout), nn.Linear(sizes[-1], 1))
+        super().__init__(mlp(sizes, dropout), nn.Linear(sizes[-1], 1))
         self.sizes = tuple(sizes)
         self.dropout = dropout
 
