@@ -29,7 +29,14 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.lookup import model_path
-from recbole_escm2.output import logging_to, make_run_dir, metric_table, versions, write_json
+from recbole_escm2.output import (
+    logging_to,
+    make_run_dir,
+    metric_table,
+    scope_notes,
+    versions,
+    write_json,
+)
 from recbole_escm2.trainer import EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.
@@ -357,10 +364,7 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     result: MetricResult = outcome["test_result"]
     heading = "Test metrics" + (" on simulated data" if outcome["simulated"] else "")
     lines = ["", heading, "", metric_table(result, decimals), ""]
-    if any(name.startswith("CVR_") for name in result):
-        lines.append("CTR and CTCVR: all impressions. CVR: the clicked ones, a selected sample.")
-    if any(name.endswith("_ES") for name in result):
-        lines.append("CVR ..._ES: potential conversions of all impressions.")
+    lines += scope_notes(result)
     if any(name.endswith(("_F1", "_Recall")) for name in result):
         shown = ", ".join(f"{task.upper()} {value:.4f}" for task, value in result.threshold.items())
         lines.append(f"F1 and Recall predict a positive from a probability of {shown}.")

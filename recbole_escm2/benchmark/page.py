@@ -26,6 +26,7 @@ from recbole_escm2.benchmark.tables import (
     one_line,
     tuning_table,
 )
+from recbole_escm2.evaluator.weights import HANDFUL, NEARLY_CONSTANT
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row
@@ -160,17 +161,20 @@ def weight_warnings(rows: Sequence[Weighed]) -> list[tuple[str, str]]:
     def value(row: Weighed, name: str) -> float:
         return row.numbers[name]
 
+    def kept(row: Weighed) -> float:
+        return value(row, "effective_sample_size") / value(row, "clicks")
+
     kinds: list[tuple[Callable[[Weighed], bool], Callable[[list[Weighed]], str]]] = [
         (
-            lambda row: value(row, "share_at_floor") > 0.5,
+            lambda row: kept(row) > NEARLY_CONSTANT,
             lambda rows: (
-                f"{_between(rows, 'share_at_floor', '.0%')} of the clicks stand at the floor"
-                f"{_floors(rows)} and weigh the same: among them the estimate is the naive one of "
+                f"The weights are nearly equal, with {_between(rows, 'share_at_floor', '.0%')} of "
+                f"the clicks at the floor{_floors(rows)}: the estimate is nearly the naive one of "
                 "the click space."
             ),
         ),
         (
-            lambda row: value(row, "effective_sample_size") < 0.3 * value(row, "clicks"),
+            lambda row: kept(row) < HANDFUL,
             lambda rows: (
                 "A few clicks rule the estimate: all of them together count as "
                 f"{_between(rows, 'effective_sample_size', ',.0f')} equal ones, and the heaviest "

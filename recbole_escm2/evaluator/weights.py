@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Shares of the clicks that the effective sample size is of.
-_NEARLY_CONSTANT = 0.95
-_HANDFUL = 0.05
+#: An effective sample of more than this share of the clicks: the weights do nearly nothing.
+NEARLY_CONSTANT = 0.95
+#: An effective sample of less than this share of the clicks: a few of them do nearly everything.
+HANDFUL = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ class WeightDiagnostics:
     def warning(self) -> str | None:
         """What is wrong with the weights as weights, and what may help; None where nothing is."""
         kept = self.effective_sample_size / self.clicks
-        if self.clicks > 1 and kept > _NEARLY_CONSTANT:
-            floored = self.share_at_floor > 1 - _NEARLY_CONSTANT
+        if self.clicks > 1 and kept > NEARLY_CONSTANT:
+            floored = self.share_at_floor > 1 - NEARLY_CONSTANT
             return (
                 f"the propensity weights are nearly constant (effective sample {kept:.1%} of the "
                 f"clicks, {self.share_at_floor:.1%} at the floor), so that the counterfactual risk "
                 "is nearly the click-space one"
                 + (": a smaller propensity_floor lets them differ" if floored else "")
             )
-        if kept < _HANDFUL:
+        if kept < HANDFUL:
             return (
                 f"a handful of impressions carry the counterfactual risk (effective sample "
                 f"{self.effective_sample_size:,.0f} of {self.clicks:,} clicks, largest weight "

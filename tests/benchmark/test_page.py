@@ -225,8 +225,11 @@ class TestWeightWarnings:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"share_at_floor": 0.9}, "90% of the clicks stand at the floor (0.1)"),
-            ({"effective_sample_size": 100.0}, "count as 100 equal ones"),
+            (
+                {"effective_sample_size": 960.0, "share_at_floor": 0.9},
+                "nearly equal, with 90% of the clicks at the floor (0.1)",
+            ),
+            ({"effective_sample_size": 40.0}, "count as 40 equal ones"),
             (
                 {"mean_weight_unfloored": 1.3, "mean_weight": 1.2},
                 "pCTR is too small where clicks are",
@@ -241,10 +244,12 @@ class TestWeightWarnings:
         assert words in found
 
     def test_a_kind_is_said_once_with_its_range(self):
-        ((labels, words),) = self.warn({"share_at_floor": 0.6}, {"share_at_floor": 0.8})
+        equal = {"effective_sample_size": 990.0}
+        shares = [{**equal, "share_at_floor": share} for share in (0.6, 0.8)]
+        ((labels, words),) = self.warn(*shares)
         assert labels == "All rows"
-        assert words.startswith("60% to 80% of the clicks")
-        ((labels, _),) = self.warn({"share_at_floor": 0.6}, {})
+        assert "60% to 80% of the clicks" in words
+        ((labels, _),) = self.warn(equal, {})
         assert labels == "m0"
 
     def test_numbers_are_means_over_seeds(self, study):
