@@ -288,6 +288,22 @@ class TestSettings:
         assert "Not all runs had the same numpy:" in page(mixed)
 
 
+class TestTuning:
+    def test_what_was_chosen_is_shown(self, study):
+        shown = page(study)
+        section = shown[shown.index("Chosen by tuning</h3>") : shown.index("Where rows differ")]
+        section = section.replace("<wbr>", "")
+        assert "0.9500</td><td>0.9600" in section
+        assert "learning_rate=0.00252, mlp_hidden_size=[256, 128, 64]" in section
+        assert section.count("as it was</td>") == 1  # ESMM's
+        assert "of 3 that were tried, its own and 2 drawn at random" in shown
+
+    def test_nothing_is_said_without(self, study):
+        shown = page(replace(study, tuning=None))
+        assert "Chosen by tuning" not in shown
+        assert "Tuned:" not in shown
+
+
 class TestReport:
     @pytest.fixture(scope="class")
     def written(self, tmp_path_factory):
