@@ -317,6 +317,7 @@ def _check_values(config: Any) -> None:
             raise UsageError(f"{key} must be {wanted}, got {value!r}")
     if is_entire_space(config):
         check_backbone(config["backbone"])
+        _check_own_keys(config)
     if config["sparse_embedding"] and is_entire_space(config):
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
@@ -335,6 +336,23 @@ def _check_values(config: Any) -> None:
     for key, fields in not_labels.items():
         if wrong := labels.intersection(fields):
             raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")
+
+
+def _check_own_keys(config: Any) -> None:
+    """Refuse a value of another type than the default that a model's class gives its own key."""
+    for parent in config.model_class.__mro__:
+        for key, default in vars(parent).get("default_config", {}).items():
+            value = config[key]
+            numbers = isinstance(default, int | float) and not isinstance(default, bool)
+            kind = (int, float) if numbers else type(default)
+            if key in _RULES or default is None or value is None:
+                continue
+            if not isinstance(value, kind) or (numbers and isinstance(value, bool)):
+                wanted = "a number" if numbers else f"a {type(default).__name__}"
+                raise UsageError(
+                    f"{key} must be {wanted}, as its default {default!r} in {parent.__name__} is, "
+                    f"got {value!r}"
+                )
 
 
 def _check_sampling(config: Any) -> None:

@@ -1,7 +1,13 @@
 """The one kind of error that a person can mend without reading code."""
 
+from __future__ import annotations
+
 import difflib
+import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -10,6 +16,60 @@ class UsageError(ValueError):
     The message says what is wrong, where (file, line, field or config key) and what to do about
     it. The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+def place_in_own_code(error: BaseException, files: Iterable[str]) -> str | None:
+    """Where in some files an exception arose, and what it says.
+
+    Args:
+        error: as it was caught.
+        files: a user's modules.
+
+    Returns:
+        For example ``crm.py, line 12, in propensity: TypeError: …``, of the innermost call in these
+        files, or of the line that Python can't read; None where nothing of it is in them.
+    """
+    said = traceback.format_exception_only(error)[-1].strip()
+    own = {Path(file).absolute() for file in files}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).absolute()
+        if path in own:
+            within = "" if frame.name == "<module>" else f", in {frame.name}"
+            return f"{_shown(path)}, line {frame.lineno}{within}: {said}"
+    return None
+
+
+def place_of_import_error(error: BaseException, module: str) -> str:
+    """Where the import of a user's module failed, and what it says."""
+    said = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(Path(error.filename))}, line {error.lineno}: {said}"
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    libraries = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in names)]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in libraries):
+            return f"{_shown(path)}, line {frame.lineno}: {said}"
+    return f"module {module}: {said}"
+
+
+def own_files(cls: type) -> list[str]:
+    """The files of a class and of its parents that belong to neither this package nor a library."""
+    files = []
+    for parent in cls.__mro__:
+        package = parent.__module__.partition(".")[0]
+        file = getattr(sys.modules.get(parent.__module__), "__file__", None)
+        if file and package not in ("recbole_escm2", "recbole", "torch"):
+            files.append(file)
+    return files
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

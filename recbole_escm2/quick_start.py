@@ -19,7 +19,7 @@ from recbole.utils import init_seed
 from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
 from recbole_escm2.config import Config, learns_both, metric_for, scored_tasks, single_task
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import (
@@ -28,6 +28,7 @@ from recbole_escm2.evaluator.evaluator import (
     MetricResult,
 )
 from recbole_escm2.evaluator.predictions import Predictions
+from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import (
     logging_to,
@@ -233,9 +234,7 @@ def _about_training(fitted: Sequence[Fitted], predictions: Predictions) -> dict[
         "parameters": sum(_parameter_count(part.trainer.model) for part in fitted),
         "weights": trainer.weights and trainer.weights.as_dict(),
         "weights_warning": trainer.weights and trainer.weights.warning,
-        "weight_quantiles": weight_quantiles(
-            predictions.truth.click, predictions.propensity, trainer.model.propensity_floor
-        )
+        "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
         if weighted
         else None,
         "calibration": calibration(predictions),
@@ -317,6 +316,12 @@ def _run_folder(config: Config, folder: Path | None = None) -> Iterator[Path]:
             except UsageError:
                 getLogger().debug("stopped here", exc_info=True)
                 raise
+            except Exception as error:
+                where = place_in_own_code(error, own_files(config.model_class))
+                if where is None:
+                    raise
+                getLogger().debug("stopped here", exc_info=True)
+                raise UsageError(f"{where} (--state=debug shows all calls)") from error
     except UsageError:
         own = folder is None
         if own and not config["training_started"] and config["state"] != "debug":
@@ -329,6 +334,8 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
     logger = getLogger()
     of_task = f" as {config['stage'].upper()} model" if config["stage"] else ""
     logger.info(f"{config['model']}{of_task} on {config['dataset']}, seed {config['seed']}")
+    for sentence in misspelt_hooks(config.model_class):
+        logger.warning(sentence)
     init_seed(config["seed"], config["reproducibility"])
     try:
         dataset = EntireSpaceDataset(config)
@@ -341,6 +348,8 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
     except UsageError:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
+        if place_in_own_code(error, own_files(config.model_class)):
+            raise
         logger.debug("RecBole's error", exc_info=True)
         raise UsageError(
             f"{config['model']} can't be set up on {config['dataset']}: "

@@ -10,7 +10,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -77,6 +79,14 @@ class EntireSpaceTrainer(Trainer):
         self.verbose = True
         #: Propensity weights on the last validation.
         self.weights: WeightDiagnostics | None = None
+        # A logged propensity isn't among what is evaluated, so that no method could be asked.
+        self._weighs_its_own_way = (
+            isinstance(model, EntireSpaceRecommender)
+            and model.weighs_clicks()
+            and model.has_own_propensity()
+            and model.propensity_field is None
+        )
+        self._denominators: list[Tensor] = []
         self.vocabulary: dict[str, str] = {}
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
@@ -187,7 +197,7 @@ class EntireSpaceTrainer(Trainer):
             shown = ", ".join(f"{name} {value.item()}" for name, value in losses.items())
             raise UsageError(
                 f"the training loss isn't finite ({shown}). A smaller learning_rate, a "
-                "clip_grad_norm or a propensity_floor above 0 may help"
+                "clip_grad_norm or a propensity_floor above 0 may help, or the risk divides by 0"
             )
         self.optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -247,8 +257,19 @@ class EntireSpaceTrainer(Trainer):
         if not weighs or predictions is None:
             return None
         return WeightDiagnostics.of(
-            predictions.truth.click, predictions.propensity, self.model.propensity_floor
+            predictions.truth.click,
+            predictions.propensity,
+            self.model.propensity_floor,
+            self.denominator(),
         )
+
+    def denominator(self) -> NDArray[Any]:
+        """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
+        if self._denominators:
+            return torch.cat(self._denominators).numpy()
+        predictions = self.eval_collector.predictions
+        assert predictions is not None, "a split is scored before"
+        return np.maximum(predictions.propensity, self.model.propensity_floor)
 
     def evaluate(
         self,
@@ -267,6 +288,7 @@ class EntireSpaceTrainer(Trainer):
         if load_best_model:
             self._load_weights(load_checkpoint(model_file or self.saved_model_file, self.device))
         self.eval_collector.begin(eval_data._dataset.truth)
+        self._denominators = []
         return super().evaluate(eval_data, load_best_model=False, show_progress=bool(show_progress))
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
@@ -274,6 +296,9 @@ class EntireSpaceTrainer(Trainer):
         if isinstance(self.model, EntireSpaceRecommender):
             probability = self.model.predict_tasks(interaction)
             scores = torch.stack([probability[task] for task in self.tasks], dim=1)
+            if self._weighs_its_own_way:
+                weighted = self.model.propensity(self.model(interaction), interaction)
+                self._denominators.append(weighted.float().cpu())
         else:
             scores = self.model.predict(interaction).reshape(-1, 1)
         return interaction, scores, None, None

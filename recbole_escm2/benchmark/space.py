@@ -17,7 +17,7 @@ from optuna.distributions import (
 
 from recbole_escm2.benchmark.request import Request, has_effect
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import PROPERTIES, parse_value
+from recbole_escm2.config import PROPERTIES, Config, parse_value
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import find_model
@@ -89,12 +89,13 @@ def default_space(model: type) -> Space:
     """The space that ships for a model: its parents' ranges, then its own.
 
     They are in files ``CLASS.hyper``, for a model of the user's in the folder of its module. Keys
-    that do nothing in the model are left out.
+    that the model has and that do nothing in it are left out.
 
     Raises:
         UsageError: there is none for this model.
     """
     space: Space = {}
+    known = set(Config(model, "none").final_config_dict)
     for parent in reversed(model.__mro__):
         if parent is model or issubclass(parent, EntireSpaceRecommender):
             module = getattr(sys.modules.get(parent.__module__), "__file__", None)
@@ -102,7 +103,14 @@ def default_space(model: type) -> Space:
             for folder in (PROPERTIES / "model", *own):
                 file = folder / f"{parent.__name__}.hyper"
                 if file.is_file():
-                    space.update(read_space(file))
+                    ranges = read_space(file)
+                    for name in ranges:
+                        if name not in known:
+                            raise UsageError(
+                                f"{file} has {name}, which {model.__name__} doesn't read"
+                                f"{did_you_mean(name, known)}"
+                            )
+                    space.update(ranges)
     if not space:
         raise UsageError(
             f"no ranges ship for {model.__name__}: write {model.__name__}.hyper beside its module, "

@@ -62,22 +62,21 @@ def overlap(predictions: Predictions) -> dict[str, list[float]] | None:
 
 
 def weight_quantiles(
-    click: NDArray[Any], pctr: NDArray[Any], floor: float
+    click: NDArray[Any], denominator: NDArray[Any]
 ) -> dict[str, list[float]] | None:
-    """Quantiles ``q`` of the weights ``w`` = 1/max(ô, floor) of the clicked impressions.
+    """Quantiles ``q`` of the weights ``w`` of the clicked impressions.
 
     Args:
         click: o, ``[|D|]``.
-        pctr: ô, ``[|D|]``.
-        floor: of the propensity.
+        denominator: 1/w, such as max(ô, floor), ``[|D|]``.
 
     Returns:
         None where nothing was clicked.
     """
-    propensity = np.asarray(pctr, dtype=np.float64)[np.asarray(click) > 0]
-    if not len(propensity):
+    divisor = np.asarray(denominator, dtype=np.float64)[np.asarray(click) > 0]
+    if not len(divisor):
         return None
-    weight = 1 / np.maximum(propensity, floor)
+    weight = 1 / divisor
     return {
         "q": list(_WEIGHT_QUANTILES),
         "w": np.quantile(weight, _WEIGHT_QUANTILES).tolist(),

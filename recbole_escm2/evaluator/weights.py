@@ -16,7 +16,7 @@ HANDFUL = 0.05
 
 @dataclass(frozen=True)
 class WeightDiagnostics:
-    """The weights w = o/max(ô, floor) of a split.
+    """The weights w = o/max(ô, floor) of a split, or others that a model has.
 
     At a click rate below the floor nearly all clicked impressions stand at the floor; their
     weights are equal, and IPS is nearly the naive click-space estimate.
@@ -39,13 +39,31 @@ class WeightDiagnostics:
     largest_weight: float
 
     @classmethod
-    def of(cls, click: NDArray[Any], pctr: NDArray[Any], floor: float) -> WeightDiagnostics | None:
-        """The diagnostics of labels o and probabilities ô, both ``[|D|]``; None without a click."""
-        propensity = np.asarray(pctr, dtype=np.float64)[np.asarray(click) > 0]
+    def of(
+        cls,
+        click: NDArray[Any],
+        pctr: NDArray[Any],
+        floor: float,
+        denominator: NDArray[Any] | None = None,
+    ) -> WeightDiagnostics | None:
+        """The diagnostics of a split; None without a click.
+
+        Args:
+            click: o, ``[|D|]``.
+            pctr: ô, ``[|D|]``.
+            floor: of ô.
+            denominator: what o is divided by, ``[|D|]``; max(ô, floor) by default.
+        """
+        clicked = np.asarray(click) > 0
+        propensity = np.asarray(pctr, dtype=np.float64)[clicked]
         if not len(propensity):
             return None
+        if denominator is None:
+            divisor = np.maximum(propensity, floor)
+        else:
+            divisor = np.asarray(denominator, dtype=np.float64)[clicked]
         with np.errstate(divide="ignore"):  # 1/0 is infinite, as it should be
-            unfloored, weight = 1 / propensity, 1 / np.maximum(propensity, floor)
+            unfloored, weight = 1 / propensity, 1 / divisor
         return cls(
             clicks=len(propensity),
             share_at_floor=float(np.mean(propensity < floor)),
@@ -82,6 +100,6 @@ class WeightDiagnostics:
     def __str__(self) -> str:
         return (
             f"{self.share_at_floor:.1%} of {self.clicks:,} clicks at the floor, effective sample "
-            f"{self.effective_sample_size:,.0f}, mean weight {self.mean_weight:.3f} "
-            f"({self.mean_weight_unfloored:.3f} without floor), largest {self.largest_weight:.1f}"
+            f"{self.effective_sample_size:,.0f}, mean weight over D {self.mean_weight:.3f} "
+            f"(of 1/pCTR {self.mean_weight_unfloored:.3f}), largest {self.largest_weight:.1f}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +61,22 @@ class EntireSpaceRecommender(ContextRecommender):
     * :attr:`tower_names`: the towers to build; their logits are in ``Impressions.logit``.
     * :meth:`build_tower`: another tower than an MLP.
     * :meth:`forward`: towers that aren't independent, from their :meth:`tower_inputs`.
-    * :meth:`propensity`: another weight than the floored ô; :attr:`weighs_by_propensity`: none.
+    * :meth:`propensity`: another weight's denominator than the floored ô (the risks take no
+      gradient to it); :attr:`weighs_by_propensity`: none.
     * :attr:`has_global_risk`: False for a model without L_CTCVR.
-    * :meth:`risks`: other terms than the three (weighted by :attr:`risk_weight`, else by 1).
+    * :meth:`risks`: terms beside the three, ``risks = super().risks(impressions, cvr_risk)`` and
+      then ``risks["mine"] = …``, a scalar; ``self.risk_weight["mine"] = 0.3`` in the constructor
+      weights it, by 1 otherwise. A further tower moves the shared embedding by its risk, unless
+      that is made of a detached logit.
     * :meth:`loss_steps`: more than one optimizer step a batch.
-    * :attr:`default_config`: config keys of its own and their defaults.
+    * :attr:`default_config`: config keys of its own and their defaults; a value of another type
+      is refused. Ranges for tuning are in ``CLASS.hyper`` beside the module.
+
+    The constructor's ``dataset`` is the training part: ``dataset.inter_feat[name]`` is a column of
+    it, ``dataset.num(name)`` the number of ids of a token column, 0 for padding included. An
+    ``interaction`` holds a batch of the same columns: ids of token columns, numbers, and in
+    training the labels ``self.click_field`` and ``self.conversion_field``. The users' column is
+    ``config["USER_ID_FIELD"]``, the items' ``config["ITEM_ID_FIELD"]``.
 
     Config keys: see ``properties/model/EntireSpaceRecommender.yaml``.
 
@@ -215,7 +227,8 @@ class EntireSpaceRecommender(ContextRecommender):
     def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
         """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``.
 
-        ô is, by config ``propensity``, the prediction of the CTR tower or a column of the batch.
+        The risks detach it, so that a parameter of an overriding method wouldn't learn. ô is, by
+        config ``propensity``, the prediction of the CTR tower or a column of the batch.
         """
         if self.propensity_field is None:
             propensity = torch.sigmoid(logit["ctr"].detach())
@@ -230,6 +243,7 @@ class EntireSpaceRecommender(ContextRecommender):
         conversion = torch.where(click > 0, interaction[self.conversion_field].float(), 0.0)
         logit = self(interaction)
         propensity = self.propensity(logit, interaction)
+        _check_shape(self, "propensity", propensity, click.shape)
         if self.propensity_normalization == "snips":
             propensity = self_normalized(propensity, click)
         return Impressions(click, conversion, logit, propensity)
@@ -242,6 +256,11 @@ class EntireSpaceRecommender(ContextRecommender):
     def has_counterfactual_risk(self) -> bool:
         """Whether the model has an L_CVR."""
         return has_counterfactual_risk(type(self))
+
+    @classmethod
+    def has_own_propensity(cls) -> bool:
+        """Whether the weights are others than 1/max(ô, floor), by an overriding method."""
+        return cls.propensity is not EntireSpaceRecommender.propensity
 
     @classmethod
     def weighs_clicks(cls) -> bool:
@@ -262,6 +281,11 @@ class EntireSpaceRecommender(ContextRecommender):
         counterfactual = (cvr_risk or self.counterfactual_risk)(impressions)
         if counterfactual is not None:
             risks["cvr"] = counterfactual
+        elif self.has_counterfactual_risk:
+            raise UsageError(
+                f"counterfactual_risk of {type(self).__name__} has returned None: does it lack a "
+                "return?"
+            )
         if self.has_global_risk:
             ctcvr = click * impressions.conversion
             risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], ctcvr)
@@ -274,6 +298,8 @@ class EntireSpaceRecommender(ContextRecommender):
 
         A term that :attr:`risk_weight` doesn't name has weight 1.
         """
+        for name, risk in risks.items():
+            _check_shape(self, f"risk '{name}'", risk, torch.Size())
         weight = {name: self.risk_weight.get(name, 1.0) for name in risks}
         return {
             name: weight[name] * risk if weight[name] else torch.zeros_like(risk).detach()
@@ -305,6 +331,47 @@ class EntireSpaceRecommender(ContextRecommender):
     def predict(self, interaction: Any) -> Tensor:
         """The probability of the task that config ``predict_task`` names, ``[|D|]``."""
         return self.predict_tasks(interaction)[self.predict_task]
+
+
+def _check_shape(model: nn.Module, what: str, value: Any, wanted: torch.Size) -> None:
+    """Refuse what a hook has returned in another shape, which torch might broadcast."""
+    if isinstance(value, Tensor) and value.shape == wanted:
+        return
+    must = "a tensor for each impression" if wanted else "a tensor with a single number, a mean"
+    found = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+    raise UsageError(
+        f"{what} of {type(model).__name__} must be {must} (shape {list(wanted)}), but is {found}"
+    )
+
+
+#: What a subclass overrides or sets; see :class:`EntireSpaceRecommender`.
+HOOKS = (
+    *("build_tower", "counterfactual_risk", "default_config", "forward", "has_global_risk"),
+    *("loss_steps", "propensity", "risks", "takes_rescaled_propensity", "tower_inputs"),
+    *("tower_names", "weighs_by_propensity", "predict_tasks", "regularizer"),
+)
+
+
+def misspelt_hooks(model: type) -> list[str]:
+    """What looks like a hook's name in a model class and is none: nothing would ever call it.
+
+    Returns:
+        A sentence for each.
+    """
+    found: list[str] = []
+    if not issubclass(model, EntireSpaceRecommender):
+        return found
+    for parent in model.__mro__:
+        if parent.__module__.startswith("recbole_escm2."):
+            break
+        for name in vars(parent):
+            close = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.85)
+            if close and not hasattr(EntireSpaceRecommender, name):
+                found.append(
+                    f"{parent.__name__}.{name} is no hook, and nothing but its own code calls it: "
+                    f"is {close[0]} meant?"
+                )
+    return found
 
 
 def has_counterfactual_risk(model: type[EntireSpaceRecommender]) -> bool:

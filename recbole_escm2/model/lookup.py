@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from pathlib import PurePath
 from typing import Any
 
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
 from recbole_escm2.model import (
     AITM,
     DCMT,
@@ -82,19 +83,28 @@ def find_model(model: str | type) -> type[AbstractRecommender]:
 
 
 def _import_model(path: str) -> Any:
-    module_name, _, class_name = path.partition(":")
+    module_name, _, class_name = path.rpartition(":")
     if not module_name or not class_name:
         raise UsageError(f"model '{path}' must be path.to.module:ClassName")
+    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
+        stem = PurePath(module_name.removesuffix(".py")).name
+        raise UsageError(
+            f"model '{path}' must be path.to.module:ClassName, not a file: run it in the folder of "
+            f"{stem}.py as {stem}:{class_name}"
+        )
     if "" not in sys.path:  # as `python -m` does; a console script leaves it out
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module was found and lacks something of its own
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"model '{path}': there is no module '{module_name}' (looked in the current folder "
+                "and the installed packages)"
+            ) from error
         raise UsageError(
-            f"model '{path}': there is no module '{module_name}' (looked in the current folder "
-            "and the installed packages)"
+            f"model '{path}' can't be imported: {place_of_import_error(error, module_name)}"
         ) from error
     try:
         return getattr(module, class_name)

@@ -71,9 +71,9 @@ def test_overlap_counts_every_impression_by_click():
 
 
 def test_weight_quantiles_by_hand():
-    found = weight_quantiles(np.array([1, 1, 1, 0]), np.array([0.5, 0.05, 0.2, 0.01]), 0.1)
+    found = weight_quantiles(np.array([1, 1, 1, 0]), np.array([0.5, 0.1, 0.2, 0.1]))
     at = dict(zip(found["q"], found["w"], strict=True))
     assert at[0.0] == pytest.approx(2)
     assert at[0.5] == pytest.approx(5)
     assert at[1.0] == pytest.approx(10)
-    assert weight_quantiles(np.zeros(2), np.ones(2), 0.1) is None
+    assert weight_quantiles(np.zeros(2), np.ones(2)) is None
