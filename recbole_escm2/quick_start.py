@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import tempfile
@@ -105,10 +106,10 @@ def run(
     ):
         if not saved:
             config["checkpoint_dir"] = unsaved
-        fitted = []
+        fitted: list[Fitted] = []
         for stage in _stages(config):
             try:
-                fitted.append(_fit(stage))
+                fitted.append(_fit(stage, fitted[0] if fitted else None))
             finally:
                 config["training_started"] |= bool(stage["training_started"])
         started = time.perf_counter()
@@ -176,11 +177,18 @@ def _stages(config: Config) -> Iterator[Config]:
         yield stage
 
 
-def _fit(config: Config) -> Fitted:
-    """Train with early stopping."""
+def _fit(config: Config, before: Fitted | None = None) -> Fitted:
+    """Train with early stopping.
+
+    Args:
+        config: of the training.
+        before: the training on all impressions that one on the clicked ones goes with.
+    """
     trainer, loaders = _prepare(config)
     started = time.perf_counter()
     train, valid, _ = loaders
+    if before is not None:
+        _keep_pace(trainer, math.ceil(len(before.splits["train"]) / len(train)))
     best_score, best_valid = trainer.fit(
         train, valid, saved=True, show_progress=config["show_progress"]
     )
@@ -193,6 +201,32 @@ def _fit(config: Config) -> Fitted:
         best_valid,
         time.perf_counter() - started,
     )
+
+
+def _keep_pace(trainer: EntireSpaceTrainer, times: int) -> None:
+    """Give a training with short epochs as many steps as the one that its result goes with.
+
+    An epoch over the clicks may be a step or two, and a patience of three such epochs ends the
+    training before it has begun. Epochs and patience are therefore counted in steps; validations
+    come up to five times as often as in the other training.
+
+    Args:
+        trainer: of the short epochs, before it trains.
+        times: how many of its epochs have the steps of one of the other's.
+    """
+    patience = trainer.stopping_step * trainer.eval_step * times
+    trainer.epochs *= times
+    trainer.eval_step *= max(1, times // _VALIDATIONS)
+    trainer.stopping_step = math.ceil(patience / trainer.eval_step)
+    if times > 1:
+        getLogger().info(
+            f"{times} epochs have the steps of one over all impressions: up to {trainer.epochs} "
+            f"epochs, a validation every {trainer.eval_step}, of which {trainer.stopping_step} may "
+            "bring nothing better"
+        )
+
+
+_VALIDATIONS = 5
 
 
 def _score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import signal
 import subprocess
@@ -122,9 +123,11 @@ def test_ctrl_c_stops_the_runs(quick, tmp_path):
 
 def test_a_run_of_both_tasks_is_the_product_of_two(settings, tmp_path):
     both = run("DeepFM", "tiny", config_dict={**settings, "task": "both"})
+    # as many steps for the clicks, a third of the impressions, as for all: 4 batches, not 13
+    steps = {"ctr": {}, "cvr": {"epochs": 4 * settings["epochs"], "stopping_step": 4 * 3}}
     single = {
-        task: run("DeepFM", "tiny", config_dict={**settings, "task": task})["test_result"]
-        for task in ("ctr", "cvr")
+        task: run("DeepFM", "tiny", config_dict={**settings, **own, "task": task})["test_result"]
+        for task, own in steps.items()
     }
     for task, result in single.items():
         for statistic in ("AUC", "LogLoss", "ECE"):
@@ -182,3 +185,28 @@ def test_a_stopped_run_leaves_no_result(quick, tmp_path, data_path):
     assert outcome.result is None
     assert outcome.reason == "enough"
     assert finished(plan.runs[0], tmp_path) is None
+
+
+def test_the_model_of_the_clicks_may_take_as_many_steps_as_that_of_all(settings):
+    # 3,200 impressions are 50 batches of 64, the clicks of them a third
+    asked = {**settings, "train_batch_size": 64, "epochs": 2, "stopping_step": 1, "task": "both"}
+    outcome = run("DeepFM", "tiny", config_dict=asked)
+    content = json.loads((Path(outcome["run_dir"]) / "result.json").read_text())
+    batches = {
+        "ctr": math.ceil(content["data"]["train"]["impressions"] / 64),
+        "cvr": math.ceil(content["data"]["train"]["clicks"] / 64),
+    }
+    times = math.ceil(batches["ctr"] / batches["cvr"])
+    assert times > 1
+    ctr, cvr = content["trainings"]
+    assert len(ctr["epochs"]) == 2
+    assert len(cvr["epochs"]) <= 2 * times
+    validated = [epoch["epoch"] for epoch in cvr["epochs"] if "valid" in epoch]
+    # it stops before the end only after patience for as many steps as the other has
+    waited = cvr["epochs"][-1]["epoch"] - cvr["best_epoch"]
+    assert len(cvr["epochs"]) == 2 * times or waited > times
+    assert len(validated) >= 2
+    # a training by itself keeps RecBole's meaning of epochs
+    alone = run("DeepFM", "tiny", config_dict={**asked, "task": "cvr"})
+    content = json.loads((Path(alone["run_dir"]) / "result.json").read_text())
+    assert len(content["trainings"][0]["epochs"]) <= 2
