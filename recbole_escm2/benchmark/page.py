@@ -141,7 +141,7 @@ def summary(study: Study) -> str:
         better, worse = verdicts.count("better"), verdicts.count("worse")
         sentences.append(
             f"Of {len(verdicts)} comparisons with {one_line(study.baseline)} the corrected test "
-            f"calls {better} better and {worse} worse; in the others it sees no difference."
+            f"calls {better} better and {worse} worse, and leaves the others undecided."
         )
     elif rows > 1:
         sentences.append("No difference was tested: that takes two seeds in both rows.")

@@ -66,9 +66,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``same`` where the corrected test sees no difference."""
+        """``better``, ``worse``, or ``undecided`` where the corrected test sees no difference."""
         if self.p_adjusted >= ALPHA:
-            return "same"
+            return "undecided"
         return "better" if self.gain else "worse"
 
 

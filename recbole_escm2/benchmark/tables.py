@@ -55,7 +55,7 @@ class Entry:
         std: standard deviation over seeds, empty with a single one.
         seeds: how many it is the mean of, where that isn't every finished run of its row.
         best: whether it is the best of its column.
-        verdict: ``better``, ``worse`` or ``same``; None where nothing was compared.
+        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was compared.
         order: what to sort by, the best first; None sorts last.
         interval: of the mean, ``low to high``.
         by_seed: seed and value.
