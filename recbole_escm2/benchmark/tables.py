@@ -148,7 +148,12 @@ class Layout:
     def caption(self, best: str) -> list[str]:
         """The notes, and how the best of a column is marked."""
         marked = any(entry.best for line in self.lines for entry in line.entries)
-        note = f"{best}: the best mean of its column, which by itself says nothing about chance."
+        targets = any(heading.arrow.startswith("→") for heading in self.headings)
+        of_targets = " (with a target: the smallest mean distance from it)" if targets else ""
+        note = (
+            f"{best}: the best mean of its column{of_targets}, which by itself says nothing about "
+            "chance."
+        )
         return [*self.notes, *([note] if marked else [])]
 
     @property

@@ -136,6 +136,14 @@ class TestLayout:
         assert words in notes
         assert ("clicked impressions" in notes) == (metric == "CVR_AUC")
 
+    def test_caption_says_what_is_best_with_a_target_only_where_there_is_one(self, known):
+        note = layout(known).caption("Bold")[-1]
+        assert note == (
+            "Bold: the best mean of its column (with a target: the smallest mean distance from it),"
+            " which by itself says nothing about chance."
+        )
+        assert "target" not in layout(replace(known, columns=["CTR_AUC"])).caption("Bold")[-1]
+
     def test_small_numbers_get_more_decimals(self):
         study = study_of({"a": {"CTCVR_LogLoss": [0.00121]}, "b": {"CTCVR_LogLoss": [0.001]}}, "a")
         assert decimals(study, "CTCVR_LogLoss") == 5
