@@ -157,6 +157,19 @@ class Layout:
         return [*self.notes, *([note] if marked else [])]
 
     @property
+    def metrics(self) -> Layout:
+        """The table without its costs."""
+        places = [n for n, heading in enumerate(self.headings) if heading.key not in COSTS]
+        return dataclasses.replace(
+            self,
+            headings=tuple(self.headings[n] for n in places),
+            lines=tuple(
+                dataclasses.replace(line, entries=tuple(line.entries[n] for n in places))
+                for line in self.lines
+            ),
+        )
+
+    @property
     def uneven(self) -> bool:
         """Whether some row lacks a run: then the number of seeds is a column."""
         return any(line.finished != line.planned for line in self.lines)
@@ -316,25 +329,25 @@ def as_json(study: Study) -> dict[str, Any]:
 
 
 def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
-    """A page: the table, what to know about it, what is missing, figures, the command.
+    """A page: the table, what to know about it, intervals, what is missing, figures, the command.
 
     Args:
         study: what is shown.
         figures: paths of pictures, relative to the page, by their description.
     """
     shown = layout(study)
-    table = _grid(shown, _markdown_entry, markdown_escape)
-    header, *rows = [f"| {' | '.join(cells)} |" for cells in table]
     lines = [f"# {markdown_escape(one_line(study.title))}", ""]
     if shown.simulated:
         lines += [f"**{markdown_escape(shown.simulated)}**", ""]
-    lines += [header, "|---|" + "---:|" * (len(table[0]) - 1), *rows, ""]
+    lines += [*_markdown_table(_grid(shown, _markdown_entry, markdown_escape)), ""]
     lines += [f"- {markdown_escape(note)}" for note in shown.caption("Bold")]
+    if any(entry.interval for line in shown.lines for entry in line.entries):
+        intervals = _grid(shown.metrics, _markdown_interval, markdown_escape)
+        lines += ["", "## 95 % intervals of the means", "", *_markdown_table(intervals)]
     if study.tuning is not None:
-        head, *chosen = tuning_table(study.tuning)
+        chosen = [[*map(markdown_escape, cells)] for cells in tuning_table(study.tuning)]
         lines += ["", "## The settings that were chosen", ""]
-        lines += [f"| {' | '.join(head)} |", "|---|" + "---:|" * 2 + "---|"]
-        lines += [f"| {' | '.join(map(markdown_escape, cells))} |" for cells in chosen]
+        lines += _markdown_table(chosen, "|---|---:|---:|---|")
     if shown.problems:
         lines += ["", "## What is missing", ""]
         lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
@@ -622,6 +635,16 @@ def _first(shown: Layout) -> list[str]:
 def _markdown_entry(entry: Entry) -> str:
     bold = "**" if entry.best else ""
     return f"{bold}{entry.value}{bold} {entry.mark}".strip() if entry.mean else ""
+
+
+def _markdown_interval(entry: Entry) -> str:
+    return markdown_escape(entry.interval)
+
+
+def _markdown_table(grid: Sequence[Sequence[str]], rule: str = "") -> list[str]:
+    """Lines of a table whose cells are Markdown; by default the first column is text alone."""
+    header, *rows = [f"| {' | '.join(cells)} |" for cells in grid]
+    return [header, rule or "|---|" + "---:|" * (len(grid[0]) - 1), *rows]
 
 
 def _latex_entry(entry: Entry) -> str:

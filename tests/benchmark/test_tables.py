@@ -267,6 +267,28 @@ class TestMarkdown:
         assert any(line.startswith("| base (baseline) |") for line in lines)
         assert "- Bold: the best mean" in markdown(known)
 
+    def test_intervals(self, known):
+        _, _, section = markdown(known).partition("## 95 % intervals of the means\n\n")
+        head, _, base, new = section.partition("\n\n")[0].splitlines()
+        assert head == "| model | CTR\\_AUC ↑ | CTR\\_LogLoss ↓ | IEB → 0 | CVR\\_PCOC → 1 |"
+        assert base.startswith("| base (baseline) | 0.6852 to 0.7348 |")  # t(.975, 2) is 4.3027
+        assert new.startswith("| new | 0.6937 to 0.7483 | 0.2800 to 0.2800 | -0.0100 to -0.0100 |")
+
+    def test_intervals_stand_between_the_notes_and_what_was_chosen(self):
+        page = markdown(realistic())
+        places = [
+            page.index(words)
+            for words in (
+                *("- Bold:", "## 95 % intervals", "## The settings that were chosen"),
+                "## What is missing",
+            )
+        ]
+        assert places == sorted(places)
+
+    def test_a_single_seed_has_no_intervals(self):
+        study = study_of({"a": {"CTR_AUC": [0.7]}, "b": {"CTR_AUC": [0.8]}}, "a")
+        assert "intervals" not in markdown(study)
+
     @pytest.mark.parametrize("label", ODD)
     def test_odd_labels_are_one_cell_and_no_markup(self, label):
         study = study_of({label: {"CTR_AUC": [0.7, 0.8]}, "b": {"CTR_AUC": [0.7, 0.9]}}, "b")
