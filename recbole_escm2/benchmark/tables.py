@@ -283,6 +283,26 @@ def runs_csv(study: Study) -> str:
     return _csv([*columns, *study.metrics, "run_dir"], lines)
 
 
+def trials_csv(tuning: Tuning) -> str:
+    """One line a trial: its score on validation, whether it was chosen, and the settings drawn.
+
+    The score of a trial that failed is empty, and so is a setting that a trial didn't draw, which
+    is then the row's own.
+    """
+    score = f"valid_{tuning.metric}"
+    lines: list[dict[str, Any]] = []
+    drawn: dict[str, None] = {}
+    for label, tried in tuning.by_row.items():
+        best = tuning.best(label)
+        for number, trial in enumerate(tried):
+            line = {"row": label, "trial": number, score: trial.score, "chosen": int(trial is best)}
+            line |= {"reason": trial.reason, "run": trial.run}
+            # as text, since the CSV has nothing for None
+            lines.append(line | {key: str(value) for key, value in trial.chosen.items()})
+            drawn |= dict.fromkeys(trial.chosen)
+    return _csv(["row", "trial", score, "chosen", "reason", "run", *drawn], lines)
+
+
 def as_json(study: Study) -> dict[str, Any]:
     """Everything: statistics, values by seed, configurations, versions, failures.
 

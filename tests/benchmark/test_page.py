@@ -315,7 +315,8 @@ class TestReport:
         _, folder, paths = written
         found = {path for path in folder.rglob("*") if path.is_file()}
         assert found == set(paths.values())
-        assert {"html", "markdown", "latex", "text", "csv", "runs", "json"} <= set(paths)
+        kinds = {"html", "markdown", "latex", "text", "csv", "runs", "trials", "json"}
+        assert kinds <= set(paths)
         assert all(path.stat().st_size for path in paths.values())
 
     def test_pictures(self, written):
@@ -345,6 +346,10 @@ class TestReport:
         study, _, paths = written
         for name, path in report(study, tmp_path).items():
             assert path.read_bytes() == paths[name].read_bytes(), name
+
+    def test_without_tuning_there_are_no_trials(self, tmp_path):
+        assert "trials" not in report(study_of({"a": {"CTR_AUC": [0.7]}}, "a"), tmp_path)
+        assert not (tmp_path / "trials.csv").exists()
 
     def test_sweep_has_its_picture(self, tmp_path):
         runs = {("a", 1): result({"CTR_AUC": 0.7}), ("b", 1): result({"CTR_AUC": 0.8})}

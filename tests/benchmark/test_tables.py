@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from studies import realistic, study_of
 
-from recbole_escm2.benchmark.study import Row, Study
+from recbole_escm2.benchmark.study import Row, Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import (
     as_json,
     decimals,
@@ -22,6 +22,7 @@ from recbole_escm2.benchmark.tables import (
     runs_csv,
     text,
     tidy_csv,
+    trials_csv,
 )
 
 # By hand: CTR_AUC of "new" is larger by .010 .011 .012 (p = .003), LogLoss smaller by .02 .03 .04
@@ -229,6 +230,29 @@ class TestCsv:
             for metric, value in run["test_result"].items():
                 assert float(line[metric]) == value
             assert (float(line["seconds"]), line["epochs"]) == (12.5, "8")
+
+    def test_trials(self):
+        lines = records(trials_csv(realistic(sweep=False).tuning))
+        assert list(lines[0]) == [
+            *("row", "trial", "valid_CTCVR_AUC", "chosen", "reason", "run"),
+            *("learning_rate", "mlp_hidden_size"),
+        ]
+        found = [list(line.values()) for line in lines if line["row"] in ("ESMM", "ESCM2_IPS")]
+        drawn = ["0.00251737386424", "[256, 128, 64]"]
+        failed = ["", "0", "the loss is not finite", "run2", "0.01", ""]
+        assert found == [
+            ["ESMM", "0", "0.95", "1", "", "run0", "", ""],
+            ["ESMM", "1", "0.9", "0", "", "run1", *drawn],
+            ["ESMM", "2", *failed],
+            ["ESCM2_IPS", "0", "0.95", "0", "", "run0", "", ""],
+            ["ESCM2_IPS", "1", "0.96", "1", "", "run1", *drawn],
+            ["ESCM2_IPS", "2", *failed],
+        ]
+
+    def test_a_trial_that_drew_none_is_told_from_one_that_drew_nothing(self):
+        tried = [Trial({}, 0.5, True, "run0"), Trial({"k": None}, 0.5, True, "run1")]
+        lines = records(trials_csv(Tuning(2, 1, "CTR_AUC", {"a": tried})))
+        assert [line["k"] for line in lines] == ["", "None"]
 
     def test_odd_labels(self):
         study = study_of({label: {"CTR_AUC": [0.7, 0.8]} for label in ODD}, ODD[0])
