@@ -43,7 +43,7 @@ class Sample:
 class Comparison:
     """A row against the baseline on the seeds that both have.
 
-    The difference is that of the values; for a metric with a target (PCOC, IEB), that of the
+    The difference is that of the values; for a metric with a target (PCOC, IEB, PIP), that of the
     distances from it, row minus baseline.
 
     Attributes:

@@ -137,6 +137,22 @@ class TestLayout:
         assert words in notes
         assert ("clicked impressions" in notes) == (metric == "CVR_AUC")
 
+    @pytest.mark.parametrize(
+        ("metrics", "named"),
+        [
+            (["CVR_AUC_ES"], "CVR …_ES"),
+            (["IEB"], "IEB"),
+            (["PIP"], "PIP"),
+            (["PIP", "CVR_MAE_ES"], "CVR …_ES and PIP"),
+            (["CVR_AUC_ES", "IEB", "PIP"], "CVR …_ES, IEB and PIP"),
+        ],
+    )
+    def test_a_note_names_only_what_is_there(self, metrics, named):
+        study = study_of({"m": {key: [0.7] for key in metrics}}, "m")
+        assert [note for note in layout(study).notes if "potential outcomes" in note] == [
+            f"{named}: over all impressions, against their potential outcomes."
+        ]
+
     def test_caption_says_what_is_best_with_a_target_only_where_there_is_one(self, known):
         note = layout(known).caption("Bold")[-1]
         assert note == (
