@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean
@@ -97,6 +98,7 @@ the best settings are written as a config file that --config_files takes.
   any config key       of all trials
 """
 _FLAGS = ("help", "version", "evaluate")
+_AS_MODULE = ("python", "-m", "recbole_escm2")
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
@@ -146,10 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for a mistake that the caller can mend (said on standard error).
     """
     try:
+        # where another program calls this one, argv is that program's
+        started = _AS_MODULE if arguments is not None else started_as(sys.argv[0])
         arguments = sys.argv[1:] if arguments is None else arguments
         if arguments and arguments[0] in _COMMANDS:
             return _COMMANDS[arguments[0]](parse_arguments(arguments[1:]))
-        return _main(parse_arguments(arguments), arguments)
+        return _main(parse_arguments(arguments), [*started, *arguments])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -158,7 +162,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _main(options: dict[str, str], arguments: Sequence[str]) -> int:
+def started_as(program: str) -> Sequence[str]:
+    """The words that start the program the way it was started.
+
+    Args:
+        program: the first of ``sys.argv``.
+    """
+    path = Path(program)
+    if path.stem == "recbole-escm2":  # on Windows it ends in .exe
+        return (path.stem,)
+    return _AS_MODULE if path.name == "__main__.py" else ("python", program)
+
+
+def _main(options: dict[str, str], command: Sequence[str]) -> int:
     if "version" in options:
         from recbole_escm2 import __version__
 
@@ -172,7 +188,7 @@ def _main(options: dict[str, str], arguments: Sequence[str]) -> int:
     if is_benchmark(options):
         from recbole_escm2.benchmark.command import benchmark
 
-        return benchmark(options, arguments)
+        return benchmark(options, command)
     from recbole_escm2.output import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
@@ -208,7 +224,6 @@ def _help() -> str:
 
 def _simulate(options: dict[str, str]) -> int:
     import dataclasses
-    from pathlib import Path
 
     from tqdm import tqdm
 

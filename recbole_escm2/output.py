@@ -149,8 +149,11 @@ def scope_notes(metrics: Iterable[str]) -> list[str]:
         notes.append("CTR and CTCVR: over all impressions.")
     if any(name.startswith("CVR_") and not name.endswith(("_ES", "_Gap")) for name in names):
         notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
-    if any(name.endswith("_ES") or name in ("IEB", "PIP") for name in names):
-        notes.append("CVR …_ES and IEB: over all impressions, against their potential outcomes.")
+    entire = ["CVR …_ES"] if any(name.endswith("_ES") for name in names) else []
+    entire += [name for name in ("IEB", "PIP") if name in names]
+    if entire:
+        listed = " and ".join(filter(None, [", ".join(entire[:-1]), entire[-1]]))
+        notes.append(f"{listed}: over all impressions, against their potential outcomes.")
     return notes
 
 

@@ -244,7 +244,7 @@ def _against_baseline(finished: Finished, metric: str, shown: str) -> str:
     said = []
     for row in others:
         numbers = row["metrics"][metric]
-        verdict = {"same": "no difference seen"}.get(numbers["verdict"], numbers["verdict"])
+        verdict = {"undecided": "no difference seen"}.get(numbers["verdict"], numbers["verdict"])
         p = numbers["p_adjusted"]
         said.append(
             f"{row['label']} {verdict} ({numbers['difference']:+.4f} "

@@ -19,7 +19,8 @@ def finished_report(options: Mapping[str, str]) -> tuple[Mapping[str, Any], Path
     Raises:
         SystemExit: a run failed, or the benchmark was stopped.
     """
-    code = benchmark(options, [f"--{key}={value}" for key, value in options.items()])
+    words = [f"--{key}={value}" for key, value in options.items()]
+    code = benchmark(options, ["python", "run_recbole_escm2.py", *words])
     if code:
         raise SystemExit(code)
     folder = Path(options["output_dir"]) / options["name"]

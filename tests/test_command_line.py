@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,33 @@ def test_simulate_over_real_files(program, tmp_path):
     assert re.fullmatch(r"error: .*common_features_train\.csv isn't a file.*\n", done.stderr)
     assert file.read_text() == "real"
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("program", "started"),
+    [
+        ("/usr/bin/recbole-escm2", "recbole-escm2"),
+        ("C:/Scripts/recbole-escm2.exe", "recbole-escm2"),
+        ("/somewhere/recbole_escm2/__main__.py", "python -m recbole_escm2"),
+        ("run_recbole_escm2.py", "python run_recbole_escm2.py"),
+        ("../my copy/run_recbole_escm2.py", "python '../my copy/run_recbole_escm2.py'"),
+    ],
+)
+def test_a_benchmark_is_told_how_it_was_started(monkeypatch, program, started):
+    told = []
+
+    def benchmark(options, command):
+        told.append((options, shlex.join(command)))
+        return 0
+
+    monkeypatch.setattr("recbole_escm2.benchmark.command.benchmark", benchmark)
+    monkeypatch.setattr("sys.argv", [program, "--model=ESMM", "--seeds=[1, 2]"])
+    assert main() == 0
+    options = {"model": "ESMM", "seeds": "[1, 2]"}
+    assert told == [(options, f"{started} --model=ESMM '--seeds=[1, 2]'")]
+    # called from a script, argv is the script's: this is what does the same
+    assert main(["--model=ESMM", "--seeds=[1, 2]"]) == 0
+    assert told[1] == (options, "python -m recbole_escm2 --model=ESMM '--seeds=[1, 2]'")
 
 
 def test_simulate_where_raw_files_belong(tmp_path, monkeypatch, capsys):

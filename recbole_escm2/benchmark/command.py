@@ -17,12 +17,12 @@ from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.quick_start import RESULT_FILE
 
 
-def benchmark(options: Mapping[str, str], arguments: Sequence[str] = ()) -> int:
+def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
     """Run a benchmark, or what is missing of it, and write its report.
 
     Args:
         options: of the command line, as text.
-        arguments: the command line itself, for the report.
+        command: the words that make the report again, program and options, for it to show.
 
     Returns:
         The exit code: 0, 1 where a run failed, 130 where it was stopped.
@@ -47,7 +47,7 @@ def benchmark(options: Mapping[str, str], arguments: Sequence[str] = ()) -> int:
         stopped = True
         again = "the same command without --fresh" if plan.fresh else "the same command"
         say(f"stopped; {again} goes on from here")
-    study = _study(plan, outcomes, tuning, arguments)
+    study = _study(plan, outcomes, tuning, shlex.join(command))
     if study.results:
         paths = report(study, plan.output_dir / plan.name)
         print(text(study))
@@ -133,7 +133,7 @@ def _study(
     plan: Plan,
     outcomes: Mapping[str, Outcome],
     tuning: Tuning | None,
-    arguments: Sequence[str],
+    command: str,
 ) -> Study:
     results: dict[tuple[str, int], Mapping[str, Any]] = {}
     failures: dict[tuple[str, int], str] = {}
@@ -146,7 +146,7 @@ def _study(
             failures[key] = str(outcome.reason)
     return Study(
         title=f"{plan.dataset}: {len(plan.rows)} rows over {len(plan.seeds)} seeds",
-        command=shlex.join(["python", "run_recbole_escm2.py", *arguments]),
+        command=command,
         dataset=plan.dataset,
         rows=plan.rows,
         seeds=plan.seeds,

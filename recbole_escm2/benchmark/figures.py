@@ -22,7 +22,7 @@ from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from scipy.stats import norm
 
 from recbole_escm2.benchmark.statistics import CONFIDENCE, Sample
@@ -331,6 +331,7 @@ def weights(
                 ax.plot(q, w, color=style.colour, linestyle=style.dashes, marker=style.marker)
             ax.set_yscale("log")
             _ticks(ax.yaxis, logarithmic=True)
+            ax.set_ylabel("logarithmic scale")
             ax.set_xlabel("quantile of the clicks of test")
             ax.grid()
         else:
@@ -534,16 +535,28 @@ _LABEL_WIDTH = 27
 
 
 def _ticks(axis: Any, logarithmic: bool) -> None:
-    """Few ticks, in plain decimals."""
+    """Few ticks, in plain decimals.
+
+    A logarithmic axis has short ticks between them, so that it is seen to be one.
+    """
     if not logarithmic:
         axis.set_major_locator(MaxNLocator(5))
         return
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    axis.set_major_locator(FixedLocator([s * 10.0**e for e in exponents for s in steps]))
-    axis.set_minor_locator(NullLocator())
+
+    def at(steps: Iterable[int]) -> FixedLocator:
+        return FixedLocator([s * 10.0**e for e in exponents for s in steps])
+
+    if decades < 0.5:  # too few powers and their multiples
+        axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    elif decades < 1:
+        axis.set_major_locator(at((1, 2, 3, 5, 7)))
+    else:
+        axis.set_major_locator(at((1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)))
+    axis.set_minor_locator(at(range(2, 10)) if decades < 3 else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
 
 

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from recbole_escm2.benchmark import figures
+from recbole_escm2.benchmark.request import has_effect
 from recbole_escm2.benchmark.statistics import ALPHA
-from recbole_escm2.benchmark.study import Study
+from recbole_escm2.benchmark.study import Row, Study
 from recbole_escm2.benchmark.tables import (
     MINUS,
     count_comparisons,
@@ -26,11 +27,14 @@ from recbole_escm2.benchmark.tables import (
     one_line,
     tuning_table,
 )
+from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.weights import HANDFUL, NEARLY_CONSTANT
+from recbole_escm2.model.lookup import find_model
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row
 _OF_A_RUN = ("seed", "run_dir", "checkpoint_dir")
+_NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Settings:
 
     Attributes:
         asked: what the user set for all rows.
-        differing: keys whose value isn't the same in all rows, with the values by label.
+        differing: keys whose value isn't the same in all rows that have it and whose model reads
+            it, with the values by label: floats in four digits, a dash for any other row.
         complete: everything, by label.
     """
 
@@ -141,7 +146,7 @@ def summary(study: Study) -> str:
         better, worse = verdicts.count("better"), verdicts.count("worse")
         sentences.append(
             f"Of {len(verdicts)} comparisons with {one_line(study.baseline)} the corrected test "
-            f"calls {better} better and {worse} worse; in the others it sees no difference."
+            f"calls {better} better and {worse} worse, and leaves the others undecided."
         )
     elif rows > 1:
         sentences.append("No difference was tested: that takes two seeds in both rows.")
@@ -245,15 +250,38 @@ def settings(study: Study) -> Settings:
     """Configurations: what was asked for, where rows differ, and everything."""
     complete = {row.label: _row_config(study, row.label) for row in study.rows}
     complete = {label: config for label, config in complete.items() if config}
-    keys = list(dict.fromkeys(key for config in complete.values() for key in config))
-    nothing = "–"  # noqa: RUF001
-    differing = {
-        key: {label: config.get(key, nothing) for label, config in complete.items()}
-        for key in keys
-        if key not in _OF_A_RUN and len({config.get(key) for config in complete.values()}) > 1
-    }
     asked = {key: _value(value) for key, value in study.shared.items()}
-    return Settings(asked, differing, complete)
+    return Settings(asked, _differing(study, complete), complete)
+
+
+def _differing(
+    study: Study, complete: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Of the complete settings by label, the keys in which rows differ, with what to show."""
+    rows = [row for row in study.rows if row.label in complete]
+    short = {row.label: _row_config(study, row.label, digits=4) for row in rows}
+    hidden = {*_OF_A_RUN}
+    if all(row.label == row.model for row in rows):
+        hidden.add("model")
+    found = {}
+    for key in dict.fromkeys(key for config in complete.values() for key in config):
+        having = [row for row in rows if key in complete[row.label]]
+        # what no model reads is the program's, such as the device
+        reading = [row for row in having if _reads(study, row, key)] or having
+        if key not in hidden and len({complete[row.label][key] for row in reading}) > 1:
+            values = {row.label: short[row.label][key] for row in reading}
+            found[key] = {row.label: values.get(row.label, _NOTHING) for row in rows}
+    return found
+
+
+def _reads(study: Study, row: Row, key: str) -> bool:
+    """Whether the model of a row reads a config key; a model that isn't there may read any."""
+    configs = [run["config"] for run in study.of(row.label).values() if run.get("config")]
+    backbones = tuple(dict.fromkeys(str(config.get("backbone") or "") for config in configs))
+    try:
+        return has_effect(key, find_model(row.model), study.dataset, backbones)
+    except UsageError:
+        return True
 
 
 def versions(study: Study) -> dict[str, list[tuple[str, int]]]:
@@ -266,19 +294,36 @@ def versions(study: Study) -> dict[str, list[tuple[str, int]]]:
     return {package: list(by_version.items()) for package, by_version in counts.items()}
 
 
-def _row_config(study: Study, label: str) -> dict[str, str]:
-    """The configuration of a row's runs; a key that they differ in shows all values."""
+def _row_config(study: Study, label: str, digits: int | None = None) -> dict[str, str]:
+    """The configuration of a row's runs; a key that they differ in shows all values.
+
+    Args:
+        study: whose runs.
+        label: of the row.
+        digits: significant ones of floats; all by default.
+    """
     configs = [run["config"] for run in study.of(label).values() if run.get("config")]
     keys = dict.fromkeys(key for config in configs for key in config)
     return {
-        key: " | ".join(dict.fromkeys(_value(c[key]) for c in configs if key in c)) for key in keys
+        key: " | ".join(dict.fromkeys(_value(c[key], digits) for c in configs if key in c))
+        for key in keys
     }
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, digits: int | None = None) -> str:
+    if digits is not None:
+        value = _rounded(value, digits)
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    return [_rounded(item, digits) for item in value] if isinstance(value, list) else value
 
 
 def _data(study: Study) -> list[dict[str, str]]:

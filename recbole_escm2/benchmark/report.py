@@ -24,7 +24,8 @@ def report(study: Study, folder: str | Path) -> dict[str, Path]:
 
     Returns:
         The paths by what they hold: ``html``, ``markdown``, ``latex``, ``text``, ``csv`` (a line
-        a row and metric), ``runs`` (a line a run), ``json`` (everything), and ``figures/NAME``.
+        a row and metric), ``runs`` (a line a run), ``trials`` (a line a trial, where rows were
+        tuned), ``json`` (everything), and ``figures/NAME``.
     """
     target = Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,8 @@ def report(study: Study, folder: str | Path) -> dict[str, Path]:
         "runs": ("runs.csv", lambda: tables.runs_csv(study)),
         "html": ("report.html", lambda: page(study)),
     }
+    if (tuning := study.tuning) is not None:
+        texts["trials"] = ("trials.csv", lambda: tables.trials_csv(tuning))
     for kind, (name, text) in texts.items():
         paths[kind] = target / name
         write_whole(paths[kind], text())

@@ -43,7 +43,7 @@ class Sample:
 class Comparison:
     """A row against the baseline on the seeds that both have.
 
-    The difference is that of the values; for a metric with a target (PCOC, IEB), that of the
+    The difference is that of the values; for a metric with a target (PCOC, IEB, PIP), that of the
     distances from it, row minus baseline.
 
     Attributes:
@@ -66,9 +66,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``same`` where the corrected test sees no difference."""
+        """``better``, ``worse``, or ``undecided`` where the corrected test sees no difference."""
         if self.p_adjusted >= ALPHA:
-            return "same"
+            return "undecided"
         return "better" if self.gain else "worse"
 
 

@@ -55,7 +55,7 @@ class Entry:
         std: standard deviation over seeds, empty with a single one.
         seeds: how many it is the mean of, where that isn't every finished run of its row.
         best: whether it is the best of its column.
-        verdict: ``better``, ``worse`` or ``same``; None where nothing was compared.
+        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was compared.
         order: what to sort by, the best first; None sorts last.
         interval: of the mean, ``low to high``.
         by_seed: seed and value.
@@ -148,8 +148,26 @@ class Layout:
     def caption(self, best: str) -> list[str]:
         """The notes, and how the best of a column is marked."""
         marked = any(entry.best for line in self.lines for entry in line.entries)
-        note = f"{best}: the best mean of its column, which by itself says nothing about chance."
+        targets = any(heading.arrow.startswith("→") for heading in self.headings)
+        of_targets = " (with a target: the smallest mean distance from it)" if targets else ""
+        note = (
+            f"{best}: the best mean of its column{of_targets}, which by itself says nothing about "
+            "chance."
+        )
         return [*self.notes, *([note] if marked else [])]
+
+    @property
+    def metrics(self) -> Layout:
+        """The table without its costs."""
+        places = [n for n, heading in enumerate(self.headings) if heading.key not in COSTS]
+        return dataclasses.replace(
+            self,
+            headings=tuple(self.headings[n] for n in places),
+            lines=tuple(
+                dataclasses.replace(line, entries=tuple(line.entries[n] for n in places))
+                for line in self.lines
+            ),
+        )
 
     @property
     def uneven(self) -> bool:
@@ -265,6 +283,26 @@ def runs_csv(study: Study) -> str:
     return _csv([*columns, *study.metrics, "run_dir"], lines)
 
 
+def trials_csv(tuning: Tuning) -> str:
+    """One line a trial: its score on validation, whether it was chosen, and the settings drawn.
+
+    The score of a trial that failed is empty, and so is a setting that a trial didn't draw, which
+    is then the row's own.
+    """
+    score = f"valid_{tuning.metric}"
+    lines: list[dict[str, Any]] = []
+    drawn: dict[str, None] = {}
+    for label, tried in tuning.by_row.items():
+        best = tuning.best(label)
+        for number, trial in enumerate(tried):
+            line = {"row": label, "trial": number, score: trial.score, "chosen": int(trial is best)}
+            line |= {"reason": trial.reason, "run": trial.run}
+            # as text, since the CSV has nothing for None
+            lines.append(line | {key: str(value) for key, value in trial.chosen.items()})
+            drawn |= dict.fromkeys(trial.chosen)
+    return _csv(["row", "trial", score, "chosen", "reason", "run", *drawn], lines)
+
+
 def as_json(study: Study) -> dict[str, Any]:
     """Everything: statistics, values by seed, configurations, versions, failures.
 
@@ -311,25 +349,25 @@ def as_json(study: Study) -> dict[str, Any]:
 
 
 def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
-    """A page: the table, what to know about it, what is missing, figures, the command.
+    """A page: the table, what to know about it, intervals, what is missing, figures, the command.
 
     Args:
         study: what is shown.
         figures: paths of pictures, relative to the page, by their description.
     """
     shown = layout(study)
-    table = _grid(shown, _markdown_entry, markdown_escape)
-    header, *rows = [f"| {' | '.join(cells)} |" for cells in table]
     lines = [f"# {markdown_escape(one_line(study.title))}", ""]
     if shown.simulated:
         lines += [f"**{markdown_escape(shown.simulated)}**", ""]
-    lines += [header, "|---|" + "---:|" * (len(table[0]) - 1), *rows, ""]
+    lines += [*_markdown_table(_grid(shown, _markdown_entry, markdown_escape)), ""]
     lines += [f"- {markdown_escape(note)}" for note in shown.caption("Bold")]
+    if any(entry.interval for line in shown.lines for entry in line.entries):
+        intervals = _grid(shown.metrics, _markdown_interval, markdown_escape)
+        lines += ["", "## 95 % intervals of the means", "", *_markdown_table(intervals)]
     if study.tuning is not None:
-        head, *chosen = tuning_table(study.tuning)
+        chosen = [[*map(markdown_escape, cells)] for cells in tuning_table(study.tuning)]
         lines += ["", "## The settings that were chosen", ""]
-        lines += [f"| {' | '.join(head)} |", "|---|" + "---:|" * 2 + "---|"]
-        lines += [f"| {' | '.join(map(markdown_escape, cells))} |" for cells in chosen]
+        lines += _markdown_table(chosen, "|---|---:|---:|---|")
     if shown.problems:
         lines += ["", "## What is missing", ""]
         lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
@@ -617,6 +655,16 @@ def _first(shown: Layout) -> list[str]:
 def _markdown_entry(entry: Entry) -> str:
     bold = "**" if entry.best else ""
     return f"{bold}{entry.value}{bold} {entry.mark}".strip() if entry.mean else ""
+
+
+def _markdown_interval(entry: Entry) -> str:
+    return markdown_escape(entry.interval)
+
+
+def _markdown_table(grid: Sequence[Sequence[str]], rule: str = "") -> list[str]:
+    """Lines of a table whose cells are Markdown; by default the first column is text alone."""
+    header, *rows = [f"| {' | '.join(cells)} |" for cells in grid]
+    return [header, rule or "|---|" + "---:|" * (len(grid[0]) - 1), *rows]
 
 
 def _latex_entry(entry: Entry) -> str:

@@ -165,6 +165,7 @@ def run(row: Row, seed: int, place: int) -> dict[str, Any]:
             "train_batch_size": 4096,
             "load_col": None,
             **({"counterfactual_weight": 0.1, "propensity_floor": 0.1} if causal else {}),
+            **({"imputation": "error"} if row.model == "ESCM2_DR" else {}),
             **row.settings,
             "run_dir": f"output/{place}-{seed}",
         },

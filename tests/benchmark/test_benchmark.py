@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def test_a_benchmark_goes_on_where_it_was_killed(program, kill_at, metrics_of, q
     assert "[1/" not in again.stderr
     for word in ("ESMM", "ESCM2_IPS", "DeepFM", "CTCVR_AUC"):
         assert word in done.stdout
+    made_by = json.loads((tmp_path / "output" / "three" / "report.json").read_text())["command"]
+    assert made_by == shlex.join(["python", "-m", "recbole_escm2", *arguments])
 
     # one seed more runs that seed alone
     more = program(f"--model={MODELS}", "--seeds=3", "--name=three", *quick)

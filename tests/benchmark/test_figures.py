@@ -175,6 +175,29 @@ class TestOverlapAndWeights:
         assert figures.weights(study, ["DeepFM", "ESMM"]) is None
         assert len(figures.weights(study, ["ESCM2_IPS"]).axes) == 2
 
+    @pytest.mark.parametrize(
+        ("lightest", "heaviest", "shown"),
+        [
+            (9.1, 10, ["9.2", "9.4", "9.6", "9.8", "10"]),
+            (4, 10, ["4", "5", "6", "7", "8", "9", "10"]),
+            (1.6, 10, ["2", "3", "5", "7", "10"]),
+            (1.05, 30, ["1", "2", "5", "10", "20"]),
+            (1.5, 500, ["3", "10", "30", "100", "300"]),
+            (1.5, 50_000, ["1", "10", "100", "1000", "10000"]),
+        ],
+    )
+    def test_weights_are_seen_to_be_logarithmic(self, lightest, heaviest, shown):
+        study = study_of({"a": {"CTR_AUC": [0.7]}}, "a")
+        quantiles = {"q": [0, 1], "w": [lightest, heaviest]}
+        run = {**study.results["a", 1], "weight_quantiles": quantiles}
+        figure = figures.weights(replace(study, results={("a", 1): run}))
+        figures.png(figure)
+        (ax,) = figure.axes
+        low, high = ax.get_ylim()
+        labels = zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+        assert [text.get_text() for place, text in labels if low <= place <= high] == shown
+        assert "logarithmic" in ax.get_ylabel()
+
 
 class TestSweep:
     def swept(self, values, others=()):

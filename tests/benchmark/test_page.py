@@ -23,6 +23,7 @@ from recbole_escm2.benchmark.tables import MINUS, layout
 
 ODD = ["<script>alert(1)</script>", "<b>bold</b>", 'a_b & 50% | "c"', "{{ 7 * 7 }}"]
 COLUMNS = ["CTR_AUC", "CTR_LogLoss", "CVR_PCOC", "IEB"]
+DASH = "\N{EN DASH}"
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
 
@@ -268,7 +269,6 @@ class TestSettings:
             "model",
             "mlp_hidden_size",
             "counterfactual_weight",
-            "propensity_floor",
             "imputation",
         }
         assert found.differing["imputation"]["ESCM2_DR, label"] == "label"
@@ -277,6 +277,58 @@ class TestSettings:
         assert found.complete["ESMM"]["seed"] == "1 | 2 | 3"
         assert found.complete["ESMM"]["load_col"] == "none"
         assert found.asked == {"epochs": "30", "train_batch_size": "4096"}
+
+    def configured(self, configs, **models):
+        """A study of rows whose runs have these configs; a row's model is its label by default."""
+        study = study_of({label: {"CTR_AUC": [0.7]} for label in configs}, next(iter(configs)))
+        rows = [Row(label, models.get(label, label)) for label in configs]
+        results = {(label, 1): result({"CTR_AUC": 0.7}, config=c) for label, c in configs.items()}
+        return replace(study, rows=rows, results=results)
+
+    def test_a_key_that_some_rows_lack_differs_only_among_those_that_have_it(self):
+        of_ours = {"epochs": 3, "backbone": "separate"}
+        configs = {
+            "ESMM": {**of_ours, "dropout_prob": 0.1},
+            "ESCM2_IPS": {**of_ours, "dropout_prob": 0.2},
+            "DeepFM": {"epochs": 3},
+        }
+        assert settings(self.configured(configs)).differing == {
+            "dropout_prob": {"ESMM": "0.1", "ESCM2_IPS": "0.2", "DeepFM": DASH}
+        }
+
+    def test_a_key_without_effect_on_a_model_is_a_dash(self):
+        weights = {"ESMM": 0.1, "ESCM2_IPS": 0.2, "heavy": 0.3}
+        configs = {label: {"counterfactual_weight": weight} for label, weight in weights.items()}
+        study = self.configured(configs, heavy="ESCM2_IPS")
+        assert settings(study).differing == {
+            "counterfactual_weight": {"ESMM": DASH, "ESCM2_IPS": "0.2", "heavy": "0.3"}
+        }
+        assert settings(study).complete["ESMM"] == {"counterfactual_weight": "0.1"}
+        del configs["heavy"]
+        assert settings(self.configured(configs)).differing == {}
+
+    def test_what_no_model_reads_is_shown(self):
+        configs = {"ESMM": {"device": "cpu"}, "DeepFM": {"device": "cuda"}}
+        assert settings(self.configured(configs)).differing["device"] == {
+            "ESMM": "cpu",
+            "DeepFM": "cuda",
+        }
+
+    def test_the_model_is_shown_only_where_a_label_does_not_say_it(self):
+        configs = {"ESMM": {"model": "ESMM"}, "DeepFM": {"model": "DeepFM"}}
+        assert settings(self.configured(configs)).differing == {}
+        named = {"ESMM": configs["ESMM"], "deep": configs["DeepFM"]}
+        assert settings(self.configured(named, deep="DeepFM")).differing == {
+            "model": {"ESMM": "ESMM", "deep": "DeepFM"}
+        }
+
+    def test_floats_are_short_only_where_rows_are_compared(self):
+        rates = {"ESMM": 0.00251737386424, "DeepFM": 0.001}
+        configs = {k: {"learning_rate": v, "betas": [v, 0.999]} for k, v in rates.items()}
+        found = settings(self.configured(configs))
+        assert found.differing["learning_rate"] == {"ESMM": "0.002517", "DeepFM": "0.001"}
+        assert found.differing["betas"]["ESMM"] == "[0.002517, 0.999]"
+        assert found.complete["ESMM"]["learning_rate"] == "0.00251737386424"
 
     def test_mixed_versions_are_flagged(self, study):
         assert versions(study)["numpy"] == [("2.4.6", 53)]
@@ -315,7 +367,8 @@ class TestReport:
         _, folder, paths = written
         found = {path for path in folder.rglob("*") if path.is_file()}
         assert found == set(paths.values())
-        assert {"html", "markdown", "latex", "text", "csv", "runs", "json"} <= set(paths)
+        kinds = {"html", "markdown", "latex", "text", "csv", "runs", "trials", "json"}
+        assert kinds <= set(paths)
         assert all(path.stat().st_size for path in paths.values())
 
     def test_pictures(self, written):
@@ -345,6 +398,10 @@ class TestReport:
         study, _, paths = written
         for name, path in report(study, tmp_path).items():
             assert path.read_bytes() == paths[name].read_bytes(), name
+
+    def test_without_tuning_there_are_no_trials(self, tmp_path):
+        assert "trials" not in report(study_of({"a": {"CTR_AUC": [0.7]}}, "a"), tmp_path)
+        assert not (tmp_path / "trials.csv").exists()
 
     def test_sweep_has_its_picture(self, tmp_path):
         runs = {("a", 1): result({"CTR_AUC": 0.7}), ("b", 1): result({"CTR_AUC": 0.8})}

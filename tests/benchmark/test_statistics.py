@@ -148,7 +148,7 @@ class TestCompare:
 class TestVerdict:
     @pytest.mark.parametrize(
         ("gain", "p", "expected"),
-        [(True, 0.049, "better"), (False, 0.049, "worse"), (True, 0.051, "same")],
+        [(True, 0.049, "better"), (False, 0.049, "worse"), (True, 0.051, "undecided")],
     )
     def test_follows_the_corrected_p(self, gain, p, expected):
         assert Comparison(5, 0.1, 0, 0.2, gain, 0.001, p).verdict == expected

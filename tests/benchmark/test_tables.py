@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from studies import realistic, study_of
 
-from recbole_escm2.benchmark.study import Row, Study
+from recbole_escm2.benchmark.study import Row, Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import (
     as_json,
     decimals,
@@ -22,6 +22,7 @@ from recbole_escm2.benchmark.tables import (
     runs_csv,
     text,
     tidy_csv,
+    trials_csv,
 )
 
 # By hand: CTR_AUC of "new" is larger by .010 .011 .012 (p = .003), LogLoss smaller by .02 .03 .04
@@ -136,6 +137,30 @@ class TestLayout:
         assert words in notes
         assert ("clicked impressions" in notes) == (metric == "CVR_AUC")
 
+    @pytest.mark.parametrize(
+        ("metrics", "named"),
+        [
+            (["CVR_AUC_ES"], "CVR …_ES"),
+            (["IEB"], "IEB"),
+            (["PIP"], "PIP"),
+            (["PIP", "CVR_MAE_ES"], "CVR …_ES and PIP"),
+            (["CVR_AUC_ES", "IEB", "PIP"], "CVR …_ES, IEB and PIP"),
+        ],
+    )
+    def test_a_note_names_only_what_is_there(self, metrics, named):
+        study = study_of({"m": {key: [0.7] for key in metrics}}, "m")
+        assert [note for note in layout(study).notes if "potential outcomes" in note] == [
+            f"{named}: over all impressions, against their potential outcomes."
+        ]
+
+    def test_caption_says_what_is_best_with_a_target_only_where_there_is_one(self, known):
+        note = layout(known).caption("Bold")[-1]
+        assert note == (
+            "Bold: the best mean of its column (with a target: the smallest mean distance from it),"
+            " which by itself says nothing about chance."
+        )
+        assert "target" not in layout(replace(known, columns=["CTR_AUC"])).caption("Bold")[-1]
+
     def test_small_numbers_get_more_decimals(self):
         study = study_of({"a": {"CTCVR_LogLoss": [0.00121]}, "b": {"CTCVR_LogLoss": [0.001]}}, "a")
         assert decimals(study, "CTCVR_LogLoss") == 5
@@ -222,6 +247,29 @@ class TestCsv:
                 assert float(line[metric]) == value
             assert (float(line["seconds"]), line["epochs"]) == (12.5, "8")
 
+    def test_trials(self):
+        lines = records(trials_csv(realistic(sweep=False).tuning))
+        assert list(lines[0]) == [
+            *("row", "trial", "valid_CTCVR_AUC", "chosen", "reason", "run"),
+            *("learning_rate", "mlp_hidden_size"),
+        ]
+        found = [list(line.values()) for line in lines if line["row"] in ("ESMM", "ESCM2_IPS")]
+        drawn = ["0.00251737386424", "[256, 128, 64]"]
+        failed = ["", "0", "the loss is not finite", "run2", "0.01", ""]
+        assert found == [
+            ["ESMM", "0", "0.95", "1", "", "run0", "", ""],
+            ["ESMM", "1", "0.9", "0", "", "run1", *drawn],
+            ["ESMM", "2", *failed],
+            ["ESCM2_IPS", "0", "0.95", "0", "", "run0", "", ""],
+            ["ESCM2_IPS", "1", "0.96", "1", "", "run1", *drawn],
+            ["ESCM2_IPS", "2", *failed],
+        ]
+
+    def test_a_trial_that_drew_none_is_told_from_one_that_drew_nothing(self):
+        tried = [Trial({}, 0.5, True, "run0"), Trial({"k": None}, 0.5, True, "run1")]
+        lines = records(trials_csv(Tuning(2, 1, "CTR_AUC", {"a": tried})))
+        assert [line["k"] for line in lines] == ["", "None"]
+
     def test_odd_labels(self):
         study = study_of({label: {"CTR_AUC": [0.7, 0.8]} for label in ODD}, ODD[0])
         assert [r["row"] for r in records(runs_csv(study))][::2] == ODD
@@ -258,6 +306,28 @@ class TestMarkdown:
         assert "| **0.7210 ± 0.0110** ▲ |" in new
         assert any(line.startswith("| base (baseline) |") for line in lines)
         assert "- Bold: the best mean" in markdown(known)
+
+    def test_intervals(self, known):
+        _, _, section = markdown(known).partition("## 95 % intervals of the means\n\n")
+        head, _, base, new = section.partition("\n\n")[0].splitlines()
+        assert head == "| model | CTR\\_AUC ↑ | CTR\\_LogLoss ↓ | IEB → 0 | CVR\\_PCOC → 1 |"
+        assert base.startswith("| base (baseline) | 0.6852 to 0.7348 |")  # t(.975, 2) is 4.3027
+        assert new.startswith("| new | 0.6937 to 0.7483 | 0.2800 to 0.2800 | -0.0100 to -0.0100 |")
+
+    def test_intervals_stand_between_the_notes_and_what_was_chosen(self):
+        page = markdown(realistic())
+        places = [
+            page.index(words)
+            for words in (
+                *("- Bold:", "## 95 % intervals", "## The settings that were chosen"),
+                "## What is missing",
+            )
+        ]
+        assert places == sorted(places)
+
+    def test_a_single_seed_has_no_intervals(self):
+        study = study_of({"a": {"CTR_AUC": [0.7]}, "b": {"CTR_AUC": [0.8]}}, "a")
+        assert "intervals" not in markdown(study)
 
     @pytest.mark.parametrize("label", ODD)
     def test_odd_labels_are_one_cell_and_no_markup(self, label):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -161,6 +162,13 @@ def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_pa
             assert run["config"].items() >= best["chosen"].items()
         # what was tried is scored on validation alone: no trial's run is a run of the table
         assert all(t["run"] not in run["run_dir"] for t in tried for run in row["runs"].values())
+    with open(folder / "trials.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == 9
+    assert {row["row"] for row in trials if row["chosen"] == "1"} == set(tuning["by_row"])
+    (failed,) = (row for row in trials if not row["valid_CTCVR_AUC"])
+    assert (failed["row"], failed["trial"], failed["mlp_hidden_size"]) == ("broken:Half", "0", "")
+    assert "not as it is" in failed["reason"]
     shown = (folder / "report.md").read_text()
     assert "## The settings that were chosen" in shown
     assert "of 3 that were tried, its own and 2 drawn at random" in shown
