@@ -14,6 +14,9 @@ from recbole_escm2.benchmark.runs import Outcome, execute, finished, folder_of
 from recbole_escm2.benchmark.study import Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import text
 from recbole_escm2.benchmark.tuning import tuned
+from recbole_escm2.benchmark.worker import OUTPUT_FILE
+from recbole_escm2.model.entire_space import misspelt_hooks
+from recbole_escm2.model.lookup import find_model
 from recbole_escm2.quick_start import RESULT_FILE
 
 
@@ -31,12 +34,16 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
         UsageError: something that the caller can mend; nothing has run then.
     """
     plan = make_plan(options)
+    for model in dict.fromkeys(row.model for row in plan.rows):
+        for sentence in misspelt_hooks(find_model(model)):
+            say(f"warning: {sentence}")
     tuning: Tuning | None = None
     outcomes: dict[str, Outcome] = {}
     stopped = False
     try:
         with terminated_as_interrupted():
             if plan.tuning:
+                _say_ranges(plan)
                 what = f"{len(plan.rows)} rows, {plan.trials} trials each"
                 _work(plan, [run for _, run in plan.tuning], what, "valid", outcomes)
                 tuning = _tuning(plan, outcomes)
@@ -94,10 +101,20 @@ def _work(
         )
 
 
+def _say_ranges(plan: Plan) -> None:
+    """What is tuned in each row; rows with the same keys are said together."""
+    rows_of: dict[tuple[str, ...], list[str]] = {}
+    drawn = {candidate.label: tuple(candidate.chosen) for candidate, _ in plan.tuning}
+    for label, keys in drawn.items():
+        rows_of.setdefault(keys, []).append(label)
+    for keys, labels in rows_of.items():
+        say(f"tuned in {', '.join(labels)}: {', '.join(keys)}")
+
+
 def _how(outcome: Outcome, split: str) -> str:
     result = outcome.result
     if result is None:
-        return f"failed: {outcome.reason} (log: {outcome.folder})"
+        return f"failed: {outcome.reason} (log: {outcome.folder / OUTPUT_FILE})"
     metric = result["valid_metric"]
     value = result["test_result" if split == "test" else "best_valid_result"].get(metric)
     on = "" if split == "test" else " on validation"

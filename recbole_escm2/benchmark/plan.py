@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,25 @@ class Plan:
     metric: str
 
 
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """While the configurations of many runs are made, each warning is said for the first one."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in said
+        said.add(message)
+        return new
+
+    logging.getLogger().addFilter(is_new)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_new)
+
+
+@_said_once()
 def make_plan(options: Mapping[str, str]) -> Plan:
     """The plan of a benchmark.
 
@@ -147,6 +168,7 @@ def make_plan(options: Mapping[str, str]) -> Plan:
     )
 
 
+@_said_once()
 def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
     """The plan with other settings in its rows."""
     configs = {row.label: plan.request.config(row) for row in rows}

@@ -87,6 +87,8 @@ def test_one_failing_run_does_not_stop_the_others(program, quick, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from recbole_escm2.model import ESMM\n"
         "class Broken(ESMM):\n"
+        "    def riskss(self, interaction):\n"
+        "        return 0\n"
         "    def task_risks(self, interaction):\n"
         "        raise RuntimeError('broken on purpose')\n"
     )
@@ -95,7 +97,9 @@ def test_one_failing_run_does_not_stop_the_others(program, quick, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.count("failed: mine:Broken, seed 20") == 2
-    assert "RuntimeError: broken on purpose" in done.stderr
+    assert "mine.py, line 6, in task_risks: RuntimeError: broken on purpose" in done.stderr
+    assert "output.log)" in done.stderr
+    assert "warning: Broken.riskss is no hook" in done.stderr
     assert len(results(tmp_path)) == 2
     with open(tmp_path / "output" / "b" / "runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
