@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +13,6 @@ from recbole_escm2.benchmark.plan import make_plan
 from recbole_escm2.benchmark.request import is_benchmark, split_list
 from recbole_escm2.benchmark.runs import execute
 from recbole_escm2.errors import UsageError
-
-QUICK = {"epochs": "1", "show_progress": "False"}
-
-
-@pytest.fixture
-def options(data_path: Path, tmp_path: Path) -> dict[str, str]:
-    return {
-        "dataset": "tiny",
-        "data_path": str(data_path),
-        "output_dir": str(tmp_path / "output"),
-        **QUICK,
-    }
 
 
 @pytest.mark.parametrize(

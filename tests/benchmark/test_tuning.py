@@ -15,16 +15,6 @@ from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.errors import UsageError
 
 
-@pytest.fixture
-def options(data_path: Path, tmp_path: Path) -> dict[str, str]:
-    return {
-        "dataset": "tiny",
-        "data_path": str(data_path),
-        "output_dir": str(tmp_path / "output"),
-        "epochs": "1",
-    }
-
-
 def drawn(options: dict[str, str]) -> dict[str, list[dict]]:
     found: dict[str, list[dict]] = {}
     for candidate, run in make_plan(options).tuning:
