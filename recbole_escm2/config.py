@@ -340,12 +340,16 @@ def _check_values(config: Any) -> None:
 
 def _check_own_keys(config: Any) -> None:
     """Refuse a value of another type than the default that a model's class gives its own key."""
+    seen: set[str] = set(_RULES)
     for parent in config.model_class.__mro__:
         for key, default in vars(parent).get("default_config", {}).items():
+            if key in seen:  # a subclass may give it another default, of another type
+                continue
+            seen.add(key)
             value = config[key]
             numbers = isinstance(default, int | float) and not isinstance(default, bool)
             kind = (int, float) if numbers else type(default)
-            if key in _RULES or default is None or value is None:
+            if default is None or value is None:
                 continue
             if not isinstance(value, kind) or (numbers and isinstance(value, bool)):
                 wanted = "a number" if numbers else f"a {type(default).__name__}"

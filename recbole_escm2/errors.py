@@ -27,7 +27,7 @@ def place_in_own_code(error: BaseException, files: Iterable[str]) -> str | None:
 
     Returns:
         For example ``crm.py, line 12, in propensity: TypeError: …``, of the innermost call in these
-        files, or of the line that Python can't read; None where nothing of it is in them.
+        files; None where no call is in them.
     """
     said = traceback.format_exception_only(error)[-1].strip()
     own = {Path(file).absolute() for file in files}

@@ -114,6 +114,11 @@ def test_a_key_of_ones_own_has_the_type_of_its_default(own):
         assert f"{words}, as its default" in done.stderr
         assert "Traceback" not in done.stderr
     assert own(code, "--mine=2", "--twice=True").returncode == 0
+    other = code.replace("Mine", "Parent") + (
+        "class Mine(Parent):\n    default_config = {'mine': 'auto'}\n"
+    )
+    assert own(other).returncode == 0
+    assert "mine must be a str" in own(other, "--mine=2").stderr
 
 
 def test_a_file_is_no_module_path(program):
