@@ -141,13 +141,16 @@ def metric_table(result: MetricResult, decimals: int = 4) -> str:
     return table(["metric", *(column or "predict()" for column in columns)], rows)
 
 
+_NOT_OF_CLICKS = ("_ES", "_Gap", "_CRR", "_CRR_True")
+
+
 def scope_notes(metrics: Iterable[str]) -> list[str]:
     """Which rows the metrics of these names are over, as sentences."""
     names = list(metrics)
     notes = []
     if any(name.startswith(("CTR_", "CTCVR_")) for name in names):
         notes.append("CTR and CTCVR: over all impressions.")
-    if any(name.startswith("CVR_") and not name.endswith(("_ES", "_Gap")) for name in names):
+    if any(name.startswith("CVR_") and not name.endswith(_NOT_OF_CLICKS) for name in names):
         notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
     entire = ["CVR …_ES"] if any(name.endswith("_ES") for name in names) else []
     entire += [name for name in ("IEB", "PIP") if name in names]

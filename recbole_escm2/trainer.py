@@ -42,7 +42,7 @@ class EntireSpaceTrainer(Trainer):
     """Trains and scores entire-space models and RecBole's context-aware ones alike.
 
     Losses are reported as means over the batches of an epoch, by name. The best epoch is chosen on
-    the unrounded ``valid_metric``; one with a target (PCOC, IEB) by its distance from it.
+    the unrounded ``valid_metric``; one with a target (PCOC, IEB, PIP) by its distance from it.
 
     Args:
         config: a settled config. With ``run_dir`` all files go there, else to RecBole's places.
@@ -269,7 +269,8 @@ class EntireSpaceTrainer(Trainer):
             return torch.cat(self._denominators).numpy()
         predictions = self.eval_collector.predictions
         assert predictions is not None, "a split is scored before"
-        return np.maximum(predictions.propensity, self.model.propensity_floor)
+        propensity = np.asarray(predictions.propensity, dtype=np.float64)
+        return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(
         self,

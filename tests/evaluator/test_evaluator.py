@@ -24,6 +24,7 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.predictions import Truth
 from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.output import scope_notes
 
 
 def config_of(**changes):
@@ -239,3 +240,10 @@ def test_our_metrics_under_recboles_own_collector_say_what_is_missing():
     metric = metrics_dict["ctr_auc"](config_of())
     with pytest.raises(ValueError, match="not with RecBole's own Trainer"):
         metric.calculate_metric(DataStruct())
+
+
+def test_causal_risk_ratios_are_no_metrics_of_the_clicks():
+    assert scope_notes(["CVR_CRR", "CVR_CRR_True"]) == []
+    assert scope_notes(["CVR_AUC"]) == [
+        "CVR: over the clicked impressions, a sample that clicks have selected."
+    ]
