@@ -32,9 +32,10 @@ _BLOCK = re.compile(
 
 def leaderboard(results: Path) -> str:
     """The table, in the order of the mean rank in CTCVR_AUC over the data sets."""
-    tables = {dataset: _read(results / dataset / "table.csv") for dataset in DATASETS}
+    files = {dataset: results / dataset / "table.csv" for dataset in DATASETS}
+    tables = {dataset: _read(file) for dataset, file in files.items() if file.is_file()}
     labels = list(dict.fromkeys(label for table in tables.values() for label, _ in table))
-    columns = [(dataset, metric) for dataset, metrics in DATASETS.items() for metric in metrics]
+    columns = [(dataset, metric) for dataset in tables for metric in DATASETS[dataset]]
     ranks = {
         label: statistics.mean(_rank(table, label, "CTCVR_AUC") for table in tables.values())
         for label in labels

@@ -1,6 +1,9 @@
 """What the README shows works as it is printed."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,36 @@ def test_the_variant_runs_as_printed(variant, program, tmp_path):
     done = program(*command.split(), "--impression_sample=0.03", "--epochs=1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^CTCVR_AUC: 0\.\d+$", done.stdout, re.MULTILINE)
+
+
+def test_the_variant_stands_in_a_table_as_printed(variant, program, tmp_path):
+    (tmp_path / "crm.py").write_text(variant)
+    ((name, line),) = re.findall(r"`(\w+\.hyper)` beside `crm.py`, of the one line `(.+?)`", README)
+    (tmp_path / name).write_text(line + "\n")
+    (command,) = re.findall(r"run_recbole_escm2\.py (--model=.+,crm:.+)", README)
+    for printed, quick in (("seeds=5", "seeds=2"), ("trials=3", "trials=2"), ("=0.1", "=0.02")):
+        assert printed in command
+        command = command.replace(printed, quick)
+    done = program(*command.split(), "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    (report,) = tmp_path.glob("output/benchmark-*/report.json")
+    content = json.loads(report.read_text())
+    assert len(content["rows"]) == 7
+    (mine,) = (row for row in content["rows"] if row["label"] == "crm:ESCM2_CRM")
+    assert mine["metrics"]["CTCVR_AUC"]["low"] < mine["metrics"]["CTCVR_AUC"]["high"]
+    assert mine["metrics"]["CTCVR_AUC"]["verdict"] in ("better", "worse", "same")
+    _, tried = content["tuning"]["by_row"]["crm:ESCM2_CRM"]
+    assert 0.018 < tried["chosen"]["variance_weight"] < 1
+
+
+def test_the_leaderboard_is_what_the_tables_say():
+    checked = subprocess.run(
+        [sys.executable, "scripts/leaderboard.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_the_variant_runs_as_a_class(variant, settings):
