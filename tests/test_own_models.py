@@ -3,28 +3,47 @@ hooks change is what is looked after."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import textwrap
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from recbole_escm2.command_line import main
+
 HEAD = "import torch\nfrom recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM\n\n\n"
 
 
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stderr: str
+
+
 @pytest.fixture
-def own(program, tmp_path, data_path):
-    """Runs a class ``Mine`` of a module ``mine.py`` on the small data set."""
+def own(tmp_path, data_path, monkeypatch, capsys):
+    """Runs a class ``Mine`` of a module ``mine.py`` on the small data set, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the same file is written many times
 
-    def call(code: str, *arguments: str):
+    def call(code: str, *arguments: str) -> Done:
         (tmp_path / "mine.py").write_text(HEAD + textwrap.dedent(code))
-        return program(
-            *("--model=mine:Mine", "--dataset=tiny", f"--data_path={data_path}", "--epochs=1"),
-            *("--embedding_size=4", "--mlp_hidden_size=[8]", "--train_batch_size=512"),
-            *arguments,
+        sys.modules.pop("mine", None)
+        importlib.invalidate_caches()
+        code = main(
+            [
+                *("--model=mine:Mine", "--dataset=tiny", f"--data_path={data_path}"),
+                *("--epochs=1", "--embedding_size=4", "--mlp_hidden_size=[8]"),
+                *("--train_batch_size=512", *arguments),
+            ]
         )
+        return Done(code, capsys.readouterr().err)
 
-    return call
+    yield call
+    sys.modules.pop("mine", None)
 
 
 @pytest.mark.parametrize(
