@@ -43,6 +43,8 @@ from recbole_escm2.trainer import EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
+# Of a training with short epochs, at most in the steps of one epoch of the other training.
+_VALIDATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,6 @@ def _keep_pace(trainer: EntireSpaceTrainer, times: int) -> None:
             f"epochs, a validation every {trainer.eval_step}, of which {trainer.stopping_step} may "
             "bring nothing better"
         )
-
-
-_VALIDATIONS = 5
 
 
 def _score(

@@ -48,12 +48,14 @@ def leaderboard(results: Path) -> str:
     return markdown(header, rows)
 
 
-def refresh(readme: Path = Path("README.md"), results: Path = Path("results")) -> bool:
-    """Write the table into README; whether that changed it."""
+def refresh(
+    readme: Path = Path("README.md"), results: Path = Path("results"), write: bool = True
+) -> bool:
+    """Write the table into README; whether that changes it."""
     before = readme.read_text(encoding="utf-8")
     after, found = _BLOCK.subn(lambda m: m[1] + leaderboard(results) + m[2], before)
     assert found == 1, f"{readme} must have one leaderboard"
-    if after != before:
+    if write and after != before:
         write_whole(readme, after)
     return after != before
 
@@ -82,14 +84,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
+    changes = refresh(write=not arguments.check)
     if not arguments.check:
-        print("README.md has changed" if refresh() else "README.md is as it was")
-        return 0
-    match = _BLOCK.search(Path("README.md").read_text(encoding="utf-8"))
-    if match and match[0] == match[1] + leaderboard(Path("results")) + match[2]:
-        return 0
-    print("README.md: the leaderboard isn't what results/ says: python scripts/leaderboard.py")
-    return 1
+        print("README.md has changed" if changes else "README.md is as it was")
+    elif changes:
+        print("README.md: the leaderboard isn't what results/ says: python scripts/leaderboard.py")
+    return int(arguments.check and changes)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class WeightDiagnostics:
         click: NDArray[Any],
         pctr: NDArray[Any],
         floor: float,
-        denominator: NDArray[Any] | None = None,
+        denominator: NDArray[Any],
     ) -> WeightDiagnostics | None:
         """The diagnostics of a split; None without a click.
 
@@ -52,16 +52,13 @@ class WeightDiagnostics:
             click: o, ``[|D|]``.
             pctr: ô, ``[|D|]``.
             floor: of ô.
-            denominator: what o is divided by, ``[|D|]``; max(ô, floor) by default.
+            denominator: what o is divided by, such as max(ô, floor), ``[|D|]``.
         """
         clicked = np.asarray(click) > 0
         propensity = np.asarray(pctr, dtype=np.float64)[clicked]
         if not len(propensity):
             return None
-        if denominator is None:
-            divisor = np.maximum(propensity, floor)
-        else:
-            divisor = np.asarray(denominator, dtype=np.float64)[clicked]
+        divisor = np.asarray(denominator, dtype=np.float64)[clicked]
         with np.errstate(divide="ignore"):  # 1/0 is infinite, as it should be
             unfloored, weight = 1 / propensity, 1 / divisor
         return cls(

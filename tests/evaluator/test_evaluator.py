@@ -212,28 +212,32 @@ def test_results_are_looked_up_in_any_case():
         result["nonsense"]
 
 
+def diagnose(click, pctr, floor):
+    return WeightDiagnostics.of(click, pctr, floor, np.maximum(pctr, floor))
+
+
 def test_weight_diagnostics_by_hand():
     # clicks with pctr .5, .05, .2, and one impression without a click; floor .1
-    found = WeightDiagnostics.of(np.array([1, 1, 1, 0]), np.array([0.5, 0.05, 0.2, 0.9]), 0.1)
+    found = diagnose(np.array([1, 1, 1, 0]), np.array([0.5, 0.05, 0.2, 0.9]), 0.1)
     assert found.clicks == 3
     assert found.share_at_floor == pytest.approx(1 / 3)
     assert found.mean_weight_unfloored == pytest.approx((2 + 20 + 5) / 4)
     assert found.mean_weight == pytest.approx((2 + 10 + 5) / 4)
     assert found.largest_weight == 10
     assert found.effective_sample_size == pytest.approx(17**2 / (4 + 100 + 25))
-    assert WeightDiagnostics.of(np.zeros(2), np.ones(2), 0.1) is None
+    assert diagnose(np.zeros(2), np.ones(2), 0.1) is None
 
 
 def test_weights_that_cannot_be_trusted_are_said_to_be_so():
     clicked = np.ones(100)
     varied = np.linspace(0.2, 0.9, 100)
-    assert WeightDiagnostics.of(clicked, varied, 0.1).warning is None
-    at_floor = WeightDiagnostics.of(clicked, np.full(100, 0.01), 0.1).warning
+    assert diagnose(clicked, varied, 0.1).warning is None
+    at_floor = diagnose(clicked, np.full(100, 0.01), 0.1).warning
     assert "nearly constant" in at_floor
     assert "100.0% at the floor" in at_floor
     few = np.append(np.full(99, 0.9), 1e-4)
-    assert "a handful" in WeightDiagnostics.of(clicked, few, 0.0).warning
-    assert WeightDiagnostics.of(np.ones(1), np.full(1, 0.5), 0.1).warning is None
+    assert "a handful" in diagnose(clicked, few, 0.0).warning
+    assert diagnose(np.ones(1), np.full(1, 0.5), 0.1).warning is None
 
 
 def test_our_metrics_under_recboles_own_collector_say_what_is_missing():
