@@ -117,12 +117,22 @@ def test_one_failing_run_does_not_stop_the_others(program, quick, tmp_path):
 def test_ctrl_c_stops_the_runs(quick, tmp_path):
     endless = [*quick[:2], *quick[3:], "--epochs=5000", "--stopping_step=5000"]
     command = [sys.executable, "-m", "recbole_escm2", "--model=ESMM", "--seeds=2", *endless]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("output/runs/*/history.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts these tests in the background has them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("output/runs/*/history.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "stopped; the same command goes on from here" in said
     assert "Traceback" not in said
