@@ -1,7 +1,11 @@
 """ESMM and ESCM²: entire-space post-click conversion models, data and metrics for RecBole.
 
-Importing this package registers its models and metrics with RecBole and does nothing else.
+Importing this package makes RecBole find its models and metrics and does nothing else. Neither
+RecBole nor torch is loaded for it.
 """
+
+import importlib
+from typing import Any
 
 from recbole_escm2.plugin import register, register_model
 
@@ -9,3 +13,14 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "register_model"]
 
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """A module of the package, loaded when it is asked for: ``recbole_escm2.quick_start.run``."""
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.threads import bound_spinning, threads_of
 
 _HELP = """\
 usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for a mistake that the caller can mend (said on standard error).
     """
+    bound_spinning()
     try:
         # where another program calls this one, argv is that program's
         started = _AS_MODULE if arguments is not None else started_as(sys.argv[0])
@@ -189,9 +191,12 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         from recbole_escm2.benchmark.command import benchmark
 
         return benchmark(options, command)
+    import torch
+
     from recbole_escm2.output import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
+    torch.set_num_threads(threads_of())
     model, dataset = options.pop("model", None), options.pop("dataset", None)
     checkpoint = options.pop("checkpoint", None)
     if options.pop("evaluate", None) is not None:

@@ -1,21 +1,26 @@
-"""The only file that writes into RecBole: makes its name look-ups find what is here."""
+"""The only file that writes into RecBole: makes its name look-ups find what is here.
+
+Neither RecBole nor torch is loaded for it. What RecBole has loaded already is served at once, the
+rest when RecBole loads it, and our own modules when one of our names is looked up.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import recbole.data.dataset
-import recbole.evaluator.register as recbole_register
-import recbole.trainer
+if TYPE_CHECKING:
+    from recbole_escm2.model import EntireSpaceRecommender
 
-from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.evaluator.catalogue import SPECS, metric_class
-from recbole_escm2.model import EntireSpaceRecommender
-from recbole_escm2.model.lookup import MODELS
-from recbole_escm2.trainer import EntireSpaceTrainer
-
+#: Names of the models that RecBole's look-ups find.
+MODEL_NAMES = (
+    *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "DCMT", "AITM", "Naive", "MTL_IMP"),
+    *("MTL_EIB", "MTL_IPS", "MTL_DR"),
+)
 _CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
 _LARGEST_NAMED_K = 100  # RecBole looks names up literally, so X@10 needs an entry of its own
 
@@ -31,6 +36,12 @@ def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecom
     Returns:
         The class.
     """
+    import recbole.data.dataset
+    import recbole.trainer
+
+    from recbole_escm2.data import EntireSpaceDataset
+    from recbole_escm2.trainer import EntireSpaceTrainer
+
     name = f"{_CONTEXT_PACKAGE}.{model.__name__.lower()}"
     # A module of its own: RecBole's look-up needs a spec, which a script or a notebook hasn't.
     module = ModuleType(name)
@@ -42,29 +53,109 @@ def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecom
     return model
 
 
-def register_metrics() -> None:
+class _ModelLoader(Loader):
+    """Makes the module in which RecBole looks for a model of ours."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        import recbole_escm2.model
+
+        stem = module.__name__.rpartition(".")[2]
+        (name,) = (name for name in MODEL_NAMES if name.lower() == stem)
+        setattr(module, name, getattr(recbole_escm2.model, name))
+
+
+def _serve_classes(module: ModuleType) -> None:
+    """Let RecBole find ``MODELDataset`` and ``MODELTrainer``, which it reads from a module."""
+
+    def found(name: str) -> Any:
+        if name.removesuffix("Dataset") in MODEL_NAMES and module.__name__ == _DATASETS:
+            from recbole_escm2.data import EntireSpaceDataset
+
+            return EntireSpaceDataset
+        if name.removesuffix("Trainer") in MODEL_NAMES and module.__name__ == _TRAINERS:
+            from recbole_escm2.trainer import EntireSpaceTrainer
+
+            return EntireSpaceTrainer
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+    module.__getattr__ = found  # type: ignore[method-assign]
+
+
+def _enter_metrics(register: ModuleType) -> None:
     """Enter our metrics in RecBole's register; doing it twice is harmless."""
+    from recbole_escm2.evaluator.catalogue import SPECS
+
     for key, spec in SPECS.items():
         stem, at, _ = key.partition("@")
         if not at:
-            _enter(key, metric_class(spec))
+            _enter(register, key, spec, "K")
             continue
         if stem not in SPECS:
-            _enter(stem, metric_class(spec))  # CTR_NDCG is CTR_NDCG@K
+            _enter(register, stem, spec, "K")  # CTR_NDCG is CTR_NDCG@K
         for cut in ("K", *map(str, range(1, _LARGEST_NAMED_K + 1))):
-            _enter(f"{stem}@{cut.lower()}", metric_class(spec, cut))
+            _enter(register, f"{stem}@{cut.lower()}", spec, cut)
 
 
-def _enter(key: str, metric: type) -> None:
-    recbole_register.metrics_dict[key] = metric
-    recbole_register.metric_types[key] = metric.metric_type  # type: ignore[attr-defined]
-    recbole_register.metric_information[key] = metric.metric_need  # type: ignore[attr-defined]
-    if metric.smaller and key not in recbole_register.smaller_metrics:  # type: ignore[attr-defined]
-        recbole_register.smaller_metrics.append(key)
+def _enter(register: ModuleType, key: str, spec: Any, cut: str) -> None:
+    from recbole.utils import EvaluatorType
+
+    from recbole_escm2.evaluator.catalogue import PREDICTIONS
+
+    def metric(config: Any) -> Any:
+        from recbole_escm2.evaluator.recbole_metric import metric_class
+
+        return metric_class(spec, cut)(config)
+
+    register.metrics_dict.setdefault(key, metric)
+    register.metric_types[key] = EvaluatorType.VALUE
+    register.metric_information[key] = (PREDICTIONS,)
+    if spec.judged_smaller and key not in register.smaller_metrics:
+        register.smaller_metrics.append(key)
+
+
+_MODEL_MODULES = {f"{_CONTEXT_PACKAGE}.{name.lower()}" for name in MODEL_NAMES}
+_DATASETS, _TRAINERS = "recbole.data.dataset", "recbole.trainer"
+_WHEN_LOADED: dict[str, Callable[[ModuleType], None]] = {
+    _DATASETS: _serve_classes,
+    _TRAINERS: _serve_classes,
+    "recbole.evaluator.register": _enter_metrics,
+}
+
+
+class _Finder(MetaPathFinder):
+    """Finds our models where RecBole looks for its own, and waits for what it has to enter them in.
+
+    Stands first among the finders, since it has to see RecBole's modules before they are loaded.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname in _MODEL_MODULES:
+            return ModuleSpec(fullname, _ModelLoader())
+        if fullname not in _WHEN_LOADED:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, found), None)
+        if spec is not None and spec.loader is not None:
+            load, enter = spec.loader.exec_module, _WHEN_LOADED[fullname]
+
+            def load_and_enter(module: ModuleType) -> None:
+                load(module)
+                enter(module)
+
+            spec.loader.exec_module = load_and_enter  # type: ignore[method-assign]
+        return spec
 
 
 def register() -> None:
-    """Register all models and metrics."""
-    for model in MODELS:
-        register_model(model)
-    register_metrics()
+    """Let RecBole find all models and metrics, now or when it is loaded; twice is harmless."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    for name, enter in _WHEN_LOADED.items():
+        if name in sys.modules:
+            enter(sys.modules[name])

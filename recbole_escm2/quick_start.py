@@ -39,6 +39,7 @@ from recbole_escm2.output import (
     versions,
     write_json,
 )
+from recbole_escm2.threads import spinning_is_bounded, usable_cores
 from recbole_escm2.trainer import EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.
@@ -367,6 +368,7 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
     logger = getLogger()
     of_task = f" as {config['stage'].upper()} model" if config["stage"] else ""
     logger.info(f"{config['model']}{of_task} on {config['dataset']}, seed {config['seed']}")
+    _log_threads()
     for sentence in misspelt_hooks(config.model_class):
         logger.warning(sentence)
     init_seed(config["seed"], config["reproducibility"])
@@ -395,6 +397,17 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
         f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
     )
     return trainer, loaders
+
+
+def _log_threads() -> None:
+    logger, cores, threads = getLogger(), usable_cores(), torch.get_num_threads()
+    logger.info(f"{threads} thread{'s' * (threads > 1)}; the process may use {cores} cores")
+    if threads > 1 and not spinning_is_bounded():
+        logger.info(
+            "threads that wait spin, and beside other work training may take many times as long: "
+            "GOMP_SPINCOUNT=2000 in the environment bounds it, but torch is loaded already, so "
+            "that it is too late for this process"
+        )
 
 
 def _parameter_count(model: torch.nn.Module) -> int:

@@ -1,7 +1,9 @@
 """What RecBole's look-ups find after the import (scripts/prove_stock_recbole.sh runs it all)."""
 
+import subprocess
 import sys
 
+import pytest
 import recbole.data.dataset
 import recbole.evaluator.register as recbole_register
 import recbole.trainer
@@ -12,7 +14,7 @@ from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES
 from recbole_escm2.model import ESMM
 from recbole_escm2.model.lookup import MODELS
-from recbole_escm2.plugin import register
+from recbole_escm2.plugin import MODEL_NAMES, register
 from recbole_escm2.trainer import EntireSpaceTrainer
 
 
@@ -21,6 +23,39 @@ def test_recbole_finds_models_data_set_and_trainer():
         assert get_model(model.__name__) is model
         assert get_trainer(ModelType.CONTEXT, model.__name__) is EntireSpaceTrainer
         assert getattr(recbole.data.dataset, f"{model.__name__}Dataset") is EntireSpaceDataset
+
+
+def test_every_model_is_found_by_its_name():
+    assert set(MODEL_NAMES) == {model.__name__ for model in MODELS}
+
+
+LOOK = """
+from recbole.utils import ModelType, get_model, get_trainer
+import recbole.data.dataset, recbole.evaluator.register as register
+assert get_model("ESCM2_DR").__module__ == "recbole_escm2.model.escm2_dr"
+assert get_model("DeepFM").__module__.startswith("recbole.")
+assert get_trainer(ModelType.CONTEXT, "ESCM2_DR").__name__ == "EntireSpaceTrainer"
+assert get_trainer(ModelType.CONTEXT, "DeepFM").__name__ == "Trainer"
+assert recbole.data.dataset.ESMMDataset.__name__ == "EntireSpaceDataset"
+assert not hasattr(recbole.data.dataset, "DeepFMDataset")
+assert "ctcvr_auc" in register.metrics_dict and "ieb" in register.smaller_metrics
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import recbole_escm2",
+        "import recbole.data, recbole.trainer, recbole.evaluator, recbole_escm2",
+        "import recbole, recbole_escm2",
+        "from recbole_escm2.evaluator import catalogue",
+        "from recbole_escm2.model import ESMM",
+        "import recbole_escm2; recbole_escm2.quick_start.run",
+    ],
+)
+def test_recbole_finds_all_whichever_is_imported_first(before):
+    done = subprocess.run([sys.executable, "-c", before + LOOK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_recbole_finds_metrics_and_their_direction():

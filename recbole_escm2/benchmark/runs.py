@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ from recbole_escm2.benchmark.worker import OUTPUT_FILE, RUN_FILE, main
 from recbole_escm2.errors import UsageError
 from recbole_escm2.output import write_json
 from recbole_escm2.quick_start import RESULT_FILE
+from recbole_escm2.threads import spinning_bounded_in_children, threads_of
 from recbole_escm2.trainer import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
@@ -100,7 +99,8 @@ class Process:
         make_folder(self.folder)
         write_json(self.folder / RUN_FILE, asked)
         self._process = _server().Process(target=main, args=(self.folder, threads))
-        self._process.start()
+        with spinning_bounded_in_children():
+            self._process.start()
 
     def poll(self) -> Outcome | None:
         """The outcome, once there is one."""
@@ -165,8 +165,7 @@ def execute(
         saved: whether to keep checkpoints.
         watch: called with each run at work, now and then; it may stop it.
     """
-    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    threads = int(wanted) if wanted.isdecimal() and int(wanted) else max(1, _cores() // jobs)
+    threads = threads_of(jobs)
     at_work: list[Process] = []
     try:
         while True:
@@ -198,13 +197,8 @@ def _server() -> Any:
     # While it imports, Ctrl-C would be its own too, and end in a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        with spinning_bounded_in_children():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def _cores() -> int:
-    with contextlib.suppress(AttributeError):  # where the system can restrict a process to some
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

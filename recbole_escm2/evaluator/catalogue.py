@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from recbole.evaluator.base_metric import AbstractMetric
-from recbole.evaluator.register import metric_types, smaller_metrics
-from recbole.utils import EvaluatorType
 
 from recbole_escm2.evaluator import metrics
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
 
 ALL_TASKS = ("ctr", "cvr", "ctcvr")
-_TOP_K = "@K"
+TOP_K = "@K"
+#: Where the metrics find the predictions among what RecBole's collector gathers.
+PREDICTIONS = "entire_space.predictions"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,11 @@ class MetricSpec:
     smaller: bool = False
     target: float | None = None
     neutral: bool = False
+
+    @property
+    def judged_smaller(self) -> bool:
+        """Whether what is judged, the value or its distance from the target, is better small."""
+        return self.smaller or self.target is not None
 
 
 # statistic: (its value on scored rows, smaller is better, target)
@@ -164,7 +168,8 @@ def _specs() -> dict[str, MetricSpec]:
 SPECS: Mapping[str, MetricSpec] = _specs()
 METRIC_NAMES = tuple(spec.name for spec in SPECS.values())
 # RecBole's own metrics of a label and a score; they score the task of predict().
-_RECBOLE_NAMES = {"auc": "AUC", "logloss": "LogLoss", "mae": "MAE", "rmse": "RMSE"}
+_RECBOLE_METRICS = {"auc": "AUC", "logloss": "LogLoss", "mae": "MAE", "rmse": "RMSE"}
+_RECBOLE_SMALLER = ("logloss", "mae", "rmse")
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -183,7 +188,7 @@ def is_metric(name: str) -> bool:
     key, cut = _parse(name)
     if key in SPECS:
         return not cut or cut == "k" or (cut.isascii() and cut.isdigit() and int(cut) >= 1)
-    return key in _RECBOLE_NAMES and metric_types.get(key) == EvaluatorType.VALUE
+    return key in _RECBOLE_METRICS
 
 
 def canonical_name(name: str) -> str:
@@ -194,7 +199,7 @@ def canonical_name(name: str) -> str:
     """
     key, cut = _parse(name)
     if key not in SPECS:
-        return _RECBOLE_NAMES[key]
+        return _RECBOLE_METRICS[key]
     shown = SPECS[key].name
     return shown if cut in ("", "k") else f"{shown[:-1]}{int(cut)}"
 
@@ -220,8 +225,8 @@ def bigger_is_better(name: str) -> bool:
     """The direction of a metric; one with a target is judged by its distance from it."""
     spec = spec_of(name)
     if spec is None:
-        return name.lower() not in smaller_metrics
-    return not spec.smaller and spec.target is None
+        return name.lower() not in _RECBOLE_SMALLER
+    return not spec.judged_smaller
 
 
 def is_neutral(name: str) -> bool:
@@ -247,46 +252,3 @@ def expand(names: list[str], topk: list[int]) -> dict[str, int]:
             for k in topk if cut == "K" else [int(cut)]:
                 expanded[f"{stem}@{k}"] = k
     return expanded
-
-
-class EntireSpaceMetric(AbstractMetric):
-    """A metric of this catalogue under RecBole's interface; values are never rounded."""
-
-    metric_type = EvaluatorType.VALUE
-    metric_need: tuple[str, ...] = ("entire_space.predictions",)
-    spec: MetricSpec
-    cut = ""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.setting = Setting.of(config)
-        name = self.spec.name.replace(_TOP_K, f"@{self.cut}")
-        self.names = expand([name], config["topk"] or [10])
-
-    def calculate_metric(self, dataobject: Any) -> dict[str, float]:
-        """The values by shown name: one, or one for every K.
-
-        Raises:
-            ValueError: the run's collector gathers no entire-space predictions.
-        """
-        if "entire_space.predictions" not in dataobject:
-            raise ValueError(
-                f"{self.spec.name} scores entire-space predictions: it works with the models and "
-                "the runner of recbole_escm2, not with RecBole's own Trainer"
-            )
-        predictions = dataobject.get("entire_space.predictions")
-        return {
-            name: float(self.spec.value(predictions, replace(self.setting, k=k)))
-            for name, k in self.names.items()
-        }
-
-
-def metric_class(spec: MetricSpec, cut: str = "K") -> type[EntireSpaceMetric]:
-    """A class for RecBole's register, which holds one class a name."""
-    namespace = {
-        "spec": spec,
-        "smaller": spec.smaller or spec.target is not None,
-        "cut": cut,
-        "__doc__": spec.name,
-    }
-    return type(spec.name.replace(_TOP_K, f"_at_{cut}"), (EntireSpaceMetric,), namespace)

@@ -12,15 +12,10 @@ from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import (
-    EntireSpaceMetric,
-    Setting,
-    canonical_name,
-    metric_class,
-    spec_of,
-)
+from recbole_escm2.evaluator.catalogue import PREDICTIONS, Setting, canonical_name, spec_of
 from recbole_escm2.evaluator.metrics import UndefinedMetricError
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Truth
+from recbole_escm2.evaluator.recbole_metric import EntireSpaceMetric, metric_class
 
 
 class MetricResult(dict[str, float]):
@@ -65,12 +60,12 @@ class EntireSpaceData(DataStruct):
 
     def __init__(self, predictions: Predictions, label_task: str) -> None:
         super().__init__()
-        self.set("entire_space.predictions", predictions)
+        self.set(PREDICTIONS, predictions)
         self._label_task = label_task
 
     def get(self, name: str) -> Any:
         if name in ("rec.score", "data.label") and name not in self:
-            rows = self["entire_space.predictions"].scored(self._label_task)
+            rows = self[PREDICTIONS].scored(self._label_task)
             self.set("rec.score", torch.from_numpy(np.ascontiguousarray(rows.score)))
             self.set("data.label", torch.from_numpy(np.asarray(rows.label, dtype=np.float32)))
         return super().get(name)
@@ -166,9 +161,9 @@ class EntireSpaceEvaluator(Evaluator):
                 continue
             else:
                 result.update(values)
-        if "entire_space.predictions" in dataobject:
+        if PREDICTIONS in dataobject:
             setting = Setting.of(self.config)
-            predictions = dataobject.get("entire_space.predictions")
+            predictions = dataobject.get(PREDICTIONS)
             for task in predictions.score:
                 result.threshold[task] = setting.threshold_of(predictions.scored(task))
         return result
