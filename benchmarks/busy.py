@@ -81,7 +81,8 @@ def report(rounds: list[dict[str, float]], cores: int) -> str:
         f"An epoch of ESCM2_DR on a fifth of ml-100k, {cores} threads on {cores} cores, beside "
         f"{cores} busy processes against alone: median (least to greatest) of {len(rounds)} "
         f"rounds.\n\n{table}\n\nAlone, short spins take {middle:.2f} ({least:.2f} to {most:.2f}) "
-        f"of the time of OpenMP's default.\n\n{machine()['processor']}, torch {torch.__version__}.\n"
+        f"of the time of OpenMP's default.\n\n"
+        f"{machine()['processor']}, torch {torch.__version__}.\n"
     )
 
 

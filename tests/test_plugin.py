@@ -47,10 +47,8 @@ assert "ctcvr_auc" in register.metrics_dict and "ieb" in register.smaller_metric
     [
         "import recbole_escm2",
         "import recbole.data, recbole.trainer, recbole.evaluator, recbole_escm2",
-        "import recbole, recbole_escm2",
         "from recbole_escm2.evaluator import catalogue",
         "from recbole_escm2.model import ESMM",
-        "import recbole_escm2; recbole_escm2.quick_start.run",
     ],
 )
 def test_recbole_finds_all_whichever_is_imported_first(before):
