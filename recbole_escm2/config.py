@@ -258,6 +258,9 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "extraction_level_num": (int, lambda v: v >= 1, "a whole number >= 1"),
     "dropout_prob": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "learning_rate": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
+    "weight_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "embedding_weight_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "sleeping_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "train_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
     "eval_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
     "epochs": (int, lambda v: v >= 1, "a whole number >= 1"),
@@ -322,6 +325,11 @@ def _check_values(config: Any) -> None:
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
+    if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
+        raise UsageError(
+            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
+            "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
     _check_sampling(config)
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
@@ -378,9 +386,16 @@ def _check_sparse(config: Any) -> None:
         raise UsageError(
             f"sparse_embedding needs learner adam, sgd or adagrad, got {config['learner']}"
         )
-    for key in ("weight_decay", "clip_grad_norm"):
-        if config[key]:
-            raise UsageError(f"sparse_embedding doesn't go with {key}: it needs dense gradients")
+    if config["clip_grad_norm"]:
+        raise UsageError(
+            "sparse_embedding doesn't go with clip_grad_norm: it needs dense gradients"
+        )
+    for key in ("weight_decay", "embedding_weight_decay"):
+        if config[key] and config["learner"].lower() not in ("adam", "sparse_adam"):
+            raise UsageError(
+                f"sparse_embedding goes with {key} where the learner is adam, got "
+                f"{config['learner']}: what a row does between its visits follows from Adam's step"
+            )
 
 
 # --------------------------------------------------------------------------- settled values
