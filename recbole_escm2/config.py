@@ -199,6 +199,9 @@ def _layers(sizes: list[Any]) -> bool:
     return bool(sizes) and all(type(n) is int and n > 0 for n in sizes)
 
 
+#: Keys that do nothing unless another key is set, by the key that they need.
+KEY_NEEDS = {"sleeping_decay": "sparse_embedding"}
+
 # name: (the type to hold, a test of the value, what the message asks for)
 _TASKS = f"one of {', '.join(ALL_TASKS)}"
 _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
@@ -306,6 +309,7 @@ _OPTIONAL = (
     "load_col",
     "unload_col",
     "unused_col",
+    "weight_decay",
 )
 
 
@@ -449,6 +453,11 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
         UsageError: a value is out of its range; the message names the key.
     """
     _check_values(config)
+    for key, needed in KEY_NEEDS.items():
+        # A checkpoint brings all settings along, defaults too.
+        default = config.internal_config_dict.get(key)
+        if external.get(key, default) != default and not config[needed]:
+            raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []

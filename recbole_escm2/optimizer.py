@@ -114,9 +114,9 @@ class RowAdam(torch.optim.Optimizer):
             table: one of the parameters.
             rows: that are going to be read, of any shape; a row may stand in it many times.
         """
-        group = self._group_of(table)
         state = self.state.get(table, {})
-        if not (group["weight_decay"] and group["sleeping_decay"]) or "visited" not in state:
+        pace = self._group_of(table)["sleeping_decay"] if "visited" in state else 0.0
+        if not pace:
             return
         rows, now = rows.flatten(), state["step"]
         last = state["visited"].index_select(0, rows)
@@ -124,7 +124,7 @@ class RowAdam(torch.optim.Optimizer):
         rows, last = rows[asleep], last[asleep].long()
         if len(rows):
             slept = state["lr_sums"][now] - state["lr_sums"].index_select(0, last)
-            shrink = (group["sleeping_decay"] * slept).to(table.dtype).unsqueeze(1)
+            shrink = (pace * slept).to(table.dtype).unsqueeze(1)
             weights = table.index_select(0, rows)
             weights = weights.sign() * (weights.abs() - shrink).clamp_(min=0)
             table.index_copy_(0, rows, weights)

@@ -100,21 +100,21 @@ class EntireSpaceTrainer(Trainer):
         sparse = [table.weight for table in tables.values() if table.sparse]
         of_rows = {id(weight) for weight in sparse}
         others = [p for p in self.model.parameters() if id(p) not in of_rows]
-        weight_decay: float = self.weight_decay or 0.0
-        penalty = weight_decay + (self.config["embedding_weight_decay"] or 0.0)
+        own = self.weight_decay or 0.0
+        penalty = own + (self.config["embedding_weight_decay"] or 0.0)
         groups: list[Any] = others
-        if penalty != weight_decay:
+        if penalty != own:
             groups = [
                 {"params": [p for p in others if id(p) not in tables]},
                 {"params": [p for p in others if id(p) in tables], "weight_decay": penalty},
             ]
         learner = self.learner.lower().replace("sparse_", "") if sparse else self.learner
-        optimizer = self._fused(super()._build_optimizer(params=groups, learner=learner))
+        as_recbole = {"learner": learner, "weight_decay": own}
+        optimizer = self._fused(super()._build_optimizer(params=groups, **as_recbole))
         if not sparse:
             return optimizer
         if learner != "adam":
-            rows = super()._build_optimizer(params=sparse, learner=learner)
-            return OptimizerGroup(rows, optimizer)
+            return OptimizerGroup(super()._build_optimizer(params=sparse, **as_recbole), optimizer)
         decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
         self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
         return OptimizerGroup(self.row_adam, optimizer)

@@ -92,6 +92,7 @@ def reserved_rows(
     for module in model.modules():
         if isinstance(module, (FMEmbedding, FLEmbedding)):
             reserved[module.embedding] = torch.as_tensor(module.offsets)
+    for module in model.modules():
         for table, fields, offsets in _tables_of_fields(module):
             found = [getattr(vocabularies[field], "unknown", None) for field in fields]
             unknown = [at + id for at, id in zip(offsets, found, strict=True) if id is not None]
