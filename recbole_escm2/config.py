@@ -199,6 +199,9 @@ def _layers(sizes: list[Any]) -> bool:
     return bool(sizes) and all(type(n) is int and n > 0 for n in sizes)
 
 
+#: Keys that do nothing unless another key is set, by the key that they need.
+KEY_NEEDS = {"sleeping_decay": "sparse_embedding"}
+
 # name: (the type to hold, a test of the value, what the message asks for)
 _TASKS = f"one of {', '.join(ALL_TASKS)}"
 _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
@@ -258,6 +261,9 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "extraction_level_num": (int, lambda v: v >= 1, "a whole number >= 1"),
     "dropout_prob": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "learning_rate": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
+    "weight_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "embedding_weight_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
+    "sleeping_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
     "train_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
     "eval_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
     "epochs": (int, lambda v: v >= 1, "a whole number >= 1"),
@@ -303,6 +309,7 @@ _OPTIONAL = (
     "load_col",
     "unload_col",
     "unused_col",
+    "weight_decay",
 )
 
 
@@ -322,6 +329,11 @@ def _check_values(config: Any) -> None:
         _check_sparse(config)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
+    if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
+        raise UsageError(
+            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
+            "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
     _check_sampling(config)
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
@@ -378,9 +390,16 @@ def _check_sparse(config: Any) -> None:
         raise UsageError(
             f"sparse_embedding needs learner adam, sgd or adagrad, got {config['learner']}"
         )
-    for key in ("weight_decay", "clip_grad_norm"):
-        if config[key]:
-            raise UsageError(f"sparse_embedding doesn't go with {key}: it needs dense gradients")
+    if config["clip_grad_norm"]:
+        raise UsageError(
+            "sparse_embedding doesn't go with clip_grad_norm: it needs dense gradients"
+        )
+    for key in ("weight_decay", "embedding_weight_decay"):
+        if config[key] and config["learner"].lower() not in ("adam", "sparse_adam"):
+            raise UsageError(
+                f"sparse_embedding goes with {key} where the learner is adam, got "
+                f"{config['learner']}: what a row does between its visits follows from Adam's step"
+            )
 
 
 # --------------------------------------------------------------------------- settled values
@@ -434,6 +453,11 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
         UsageError: a value is out of its range; the message names the key.
     """
     _check_values(config)
+    for key, needed in KEY_NEEDS.items():
+        # A checkpoint brings all settings along, defaults too.
+        default = config.internal_config_dict.get(key)
+        if external.get(key, default) != default and not config[needed]:
+            raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,6 +35,12 @@ def summed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return rows[starts], F.embedding_bag(order, values, starts, mode="sum")
 
 
+# Rows that are caught up at once: a table may be larger than what memory is left.
+_BLOCK = 1 << 16
+# In place of a row's last visit: no penalty and no sleep.
+_LEFT_OUT = -1
+
+
 class RowAdam(torch.optim.Optimizer):
     """Adam on the rows that have a gradient; all others, and their moments, stay as they are.
 
@@ -41,11 +48,31 @@ class RowAdam(torch.optim.Optimizer):
     decay the moments of the rows that a batch doesn't use, and move these rows by them. Equal to
     dense Adam where every step touches every row. Cost grows with the batch, not with the table.
 
+    With a ``weight_decay`` λ > 0 the rows have the penalty λ/2·|w|², coupled as torch's Adam has
+    it. In dense Adam the gradient of a row that no batch touches is λw alone and keeps its sign,
+    so m̂/√v̂ tends to ±1 and the row moves by about the learning rate η a step toward zero, whatever
+    λ is: what is rarely seen is forgotten between its visits. Here such a row sleeps. One that was
+    last visited at step s and is visited at step t
+
+    * wakes before it is read: w ← sign(w)·max(|w| − κ·Σ η, 0), the sum over the steps between s
+      and t, which is the soft threshold of each of them in closed form;
+    * steps with g + λw in place of g.
+
+    A row's first s is 0: initial weights sleep too. It isn't dense Adam to the bit, which takes
+    some steps to reach that pace, keeps the momentum of its last visit and swings about zero.
+    A table's steps are those in which it has a gradient.
+
+    Who trains calls :meth:`wake` before a forward pass, :meth:`catch_up` before a table is read in
+    another way (validation, saving, the end), and :meth:`leave_out` for rows without a penalty.
+
     Args:
         params: tables, ``[rows, width]``, with sparse gradients.
-        lr: learning rate.
+        lr: learning rate η; may change between steps.
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
+        weight_decay: λ; at 0 there is neither penalty nor sleep.
+        sleeping_decay: κ, the pace of sleeping rows in learning rates a step: 1 is dense Adam's,
+            at 0 they stay as they are.
     """
 
     def __init__(
@@ -54,8 +81,17 @@ class RowAdam(torch.optim.Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        sleeping_decay: float = 1.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        decay = {"weight_decay": weight_decay, "sleeping_decay": sleeping_decay}
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, **decay})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a checkpoint from before there was a penalty
+            group.setdefault("weight_decay", 0.0)
+            group.setdefault("sleeping_decay", 1.0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -70,25 +106,104 @@ class RowAdam(torch.optim.Optimizer):
                     self._step(table, table.grad, group)
         return loss
 
-    def _step(self, table: Tensor, sparse: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[table]
+    @torch.no_grad()
+    def wake(self, table: Tensor, rows: Tensor) -> None:
+        """Let rows make up for the steps that they have slept; those that have not stay as is.
+
+        Args:
+            table: one of the parameters.
+            rows: that are going to be read, of any shape; a row may stand in it many times.
+        """
+        state = self.state.get(table, {})
+        pace = self._group_of(table)["sleeping_decay"] if "visited" in state else 0.0
+        if not pace:
+            return
+        rows, now = rows.flatten(), state["step"]
+        last = state["visited"].index_select(0, rows)
+        asleep = (last != _LEFT_OUT) & (last < now)
+        rows, last = rows[asleep], last[asleep].long()
+        if len(rows):
+            slept = state["lr_sums"][now] - state["lr_sums"].index_select(0, last)
+            shrink = (pace * slept).to(table.dtype).unsqueeze(1)
+            weights = table.index_select(0, rows)
+            weights = weights.sign() * (weights.abs() - shrink).clamp_(min=0)
+            table.index_copy_(0, rows, weights)
+            state["visited"].index_fill_(0, rows, now)
+
+    def catch_up(self) -> None:
+        """Wake all rows: the tables are then what they would be had each step moved every row."""
+        for table in self._tables():
+            for rows in torch.arange(len(table), device=table.device).split(_BLOCK):
+                self.wake(table, rows)
+
+    def leave_out(self, table: Tensor, rows: Tensor) -> None:
+        """Let rows have neither penalty nor sleep: those of padding and of unknown ids.
+
+        Args:
+            table: one of the parameters.
+            rows: ``[n]``.
+        """
+        group = self._group_of(table)
+        if group["weight_decay"]:
+            self._state_of(table, group)["visited"][rows] = _LEFT_OUT
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        super().load_state_dict(state_dict)
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for number, table in zip(numbers, self._tables(), strict=True):
+            for name in ("visited", "lr_sums"):  # torch has turned them into the table's type
+                if name in (saved := state_dict["state"].get(number, {})):
+                    self.state[table][name] = saved[name].to(table.device, copy=True)
+
+    def _tables(self) -> list[Tensor]:
+        return [table for group in self.param_groups for table in group["params"]]
+
+    def _group_of(self, table: Tensor) -> dict[str, Any]:
+        return next(g for g in self.param_groups if any(table is own for own in g["params"]))
+
+    def _state_of(self, table: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """Moments and steps, and with a penalty the last visits and Σ η up to each step."""
+        state: dict[str, Any] = self.state[table]
         if not state:
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(table)
             state["exp_avg_sq"] = torch.zeros_like(table)
+        if group["weight_decay"] and "visited" not in state:
+            now, device = state["step"], table.device
+            state["visited"] = torch.full((len(table),), now, dtype=torch.int32, device=device)
+            state["lr_sums"] = torch.zeros(now + 1, dtype=torch.float64, device=device)
+        return state
+
+    def _step(self, table: Tensor, sparse: Tensor, group: dict[str, Any]) -> None:
+        state = self._state_of(table, group)
         rows, gradient = summed_rows(sparse)
+        self.wake(table, rows)  # those that were read without
+        weights = table.index_select(0, rows)
         (beta1, beta2), mean, square = group["betas"], state["exp_avg"], state["exp_avg_sq"]
         state["step"] += 1
+        if group["weight_decay"]:
+            decays = _visit(state, rows, group["lr"]).unsqueeze(1)
+            gradient = gradient.addcmul(weights, decays.to(weights), value=group["weight_decay"])
         m = mean.index_select(0, rows).lerp_(gradient, 1 - beta1)
         v = square.index_select(0, rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         mean.index_copy_(0, rows, m)
         square.index_copy_(0, rows, v)
         root = math.sqrt(1 - beta2 ** state["step"])
         size = group["lr"] * root / (1 - beta1 ** state["step"])
-        moved = table.index_select(0, rows).addcdiv_(
-            m, v.sqrt_().add_(group["eps"] * root), value=-size
-        )
-        table.index_copy_(0, rows, moved)
+        weights.addcdiv_(m, v.sqrt_().add_(group["eps"] * root), value=-size)
+        table.index_copy_(0, rows, weights)
+
+
+def _visit(state: dict[str, Any], rows: Tensor, lr: float) -> Tensor:
+    """Note that a step of a size visits rows; ``[rows]``, which of them have a penalty."""
+    now, sums = state["step"], state["lr_sums"]
+    if now == len(sums):
+        sums = state["lr_sums"] = torch.cat([sums, torch.zeros_like(sums)])
+    sums[now] = sums[now - 1] + lr
+    decays = state["visited"].index_select(0, rows) != _LEFT_OUT
+    state["visited"].index_fill_(0, rows[decays], now)
+    return decays
 
 
 class OptimizerGroup:

@@ -30,6 +30,7 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.output import write_json
@@ -92,33 +93,71 @@ class EntireSpaceTrainer(Trainer):
         self.history: list[dict[str, Any]] = []
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
-        sparse = [
-            module.weight
-            for module in self.model.modules()
-            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
-        ]
-        if not sparse or kwargs:
+        self.row_adam: RowAdam | None = None
+        if kwargs:
             return self._fused(super()._build_optimizer(**kwargs))
-        known = {id(weight) for weight in sparse}
-        dense = [p for p in self.model.parameters() if id(p) not in known]
-        learner = self.learner.lower().replace("sparse_", "")
-        rows = (
-            RowAdam(sparse, lr=self.learning_rate)
-            if learner == "adam"
-            else super()._build_optimizer(params=sparse, learner=learner)
-        )
-        return OptimizerGroup(
-            rows, self._fused(super()._build_optimizer(params=dense, learner=learner))
-        )
+        tables = {id(table.weight): table for table in embedding_tables(self.model)}
+        sparse = [table.weight for table in tables.values() if table.sparse]
+        of_rows = {id(weight) for weight in sparse}
+        others = [p for p in self.model.parameters() if id(p) not in of_rows]
+        own = self.weight_decay or 0.0
+        penalty = own + (self.config["embedding_weight_decay"] or 0.0)
+        groups: list[Any] = others
+        if penalty != own:
+            groups = [
+                {"params": [p for p in others if id(p) not in tables]},
+                {"params": [p for p in others if id(p) in tables], "weight_decay": penalty},
+            ]
+        learner = self.learner.lower().replace("sparse_", "") if sparse else self.learner
+        as_recbole = {"learner": learner, "weight_decay": own}
+        optimizer = self._fused(super()._build_optimizer(params=groups, **as_recbole))
+        if not sparse:
+            return optimizer
+        if learner != "adam":
+            return OptimizerGroup(super()._build_optimizer(params=sparse, **as_recbole), optimizer)
+        decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
+        self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
+        return OptimizerGroup(self.row_adam, optimizer)
 
     def _fused(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The same in one pass over each parameter, where torch has it: large tables gain most."""
         kind = type(optimizer)
         if kind in (torch.optim.Adam, torch.optim.AdamW) and self.device.type in ("cpu", "cuda"):
             defaults = {k: optimizer.defaults[k] for k in ("lr", "betas", "eps", "weight_decay")}
+            own = ("params", "weight_decay")
+            groups = [{k: group[k] for k in own} for group in optimizer.param_groups]
             with contextlib.suppress(RuntimeError):  # no fused kernel in this torch
-                return kind(optimizer.param_groups[0]["params"], fused=True, **defaults)
+                return kind(groups, fused=True, **defaults)
         return optimizer
+
+    @contextlib.contextmanager
+    def _waking_rows(self, train_data: Any) -> Iterator[None]:
+        """Have sparse rows under a penalty wake before they are read, and all at the end."""
+        optimizer = self.row_adam
+        if optimizer is None or not optimizer.defaults["weight_decay"]:
+            yield
+            return
+
+        def wake(table: Any, inputs: tuple[Any, ...]) -> None:
+            if table.training and inputs:
+                optimizer.wake(table.weight, inputs[0])
+
+        tables = [table for table in embedding_tables(self.model) if table.sparse]
+        reserved = reserved_rows(self.model, train_data._dataset.field2id_token)
+        for table in tables:
+            optimizer.leave_out(table.weight, reserved[table].to(self.device))
+        hooks = [table.register_forward_pre_hook(wake) for table in tables]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            optimizer.catch_up()
+
+    def _catch_up(self) -> None:
+        """Before the model is read as a whole."""
+        if self.row_adam is not None:
+            self.row_adam.catch_up()
 
     # ------------------------------------------------------------------ training
 
@@ -140,7 +179,10 @@ class EntireSpaceTrainer(Trainer):
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self.vocabulary = self.vocabulary or vocabulary_digest(train_data._dataset)
         self.verbose = verbose
-        result = super().fit(train_data, valid_data, False, saved, bool(show_progress), callback_fn)
+        with self._waking_rows(train_data):
+            result = super().fit(
+                train_data, valid_data, False, saved, bool(show_progress), callback_fn
+            )
         if verbose and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
@@ -286,6 +328,7 @@ class EntireSpaceTrainer(Trainer):
         """
         if not eval_data:
             return None
+        self._catch_up()
         if load_best_model:
             self._load_weights(load_checkpoint(model_file or self.saved_model_file, self.device))
         self.eval_collector.begin(eval_data._dataset.truth)
@@ -307,6 +350,7 @@ class EntireSpaceTrainer(Trainer):
     # ------------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        self._catch_up()
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         settings = {**self.config.internal_config_dict, **self.config.external_config_dict}
         settings["valid_metric"] = self.valid_metric  # a default depends on the task

@@ -342,6 +342,9 @@ BAD = {
     "mlp_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
     "dropout_prob": [1, -0.1, "half", None],
     "learning_rate": [0, -1e-3, "fast", True, None],
+    "weight_decay": [-1e-3, math.inf, math.nan, "some", True],
+    "embedding_weight_decay": [-1e-3, math.inf, math.nan, "some", True, None],
+    "sleeping_decay": [-0.1, math.inf, "slow", True, None],
     "train_batch_size": [0, -1, 1.5, "4k", True],
     "eval_batch_size": [0, 1e3, None],
     "epochs": [0, -1, 2.5, "many", True],
@@ -452,7 +455,14 @@ def test_text_values_are_parsed_before_they_are_checked():
     ("settings", "message"),
     [
         ({"learner": "adamw"}, "sparse_embedding needs learner adam, sgd or adagrad, got adamw"),
-        ({"weight_decay": 0.1}, "doesn't go with weight_decay"),
+        (
+            {"weight_decay": 0.1, "learner": "sgd"},
+            "sparse_embedding goes with weight_decay where the learner is adam, got sgd",
+        ),
+        (
+            {"embedding_weight_decay": 0.1, "learner": "AdaGrad"},
+            "goes with embedding_weight_decay where the learner is adam, got AdaGrad",
+        ),
         ({"clip_grad_norm": {"max_norm": 1}}, "doesn't go with clip_grad_norm"),
     ],
 )
@@ -472,6 +482,27 @@ def test_value_of_another_type_is_refused(key, value):
 @pytest.mark.parametrize("key", ["USER_ID_FIELD", "CLICK_FIELD", "TRUE_CVR_FIELD"])
 def test_name_of_a_column_is_text(key):
     assert config(command_line={key: "101"})[key] == "101"
+
+
+def test_a_penalty_goes_with_sparse_rows():
+    decays = {"weight_decay": 0.1, "embedding_weight_decay": 1e-3, "sleeping_decay": 0.03}
+    for learner in ("adam", "Sparse_Adam"):
+        found = config(sparse_embedding=True, learner=learner, **decays)
+        assert {key: found[key] for key in decays} == decays
+
+
+def test_a_decoupled_decay_is_no_penalty():
+    for model in ("ESMM", "LR"):
+        with pytest.raises(UsageError, match=r"L2 penalty, which learner adamw doesn't have"):
+            config(model, learner="adamw", embedding_weight_decay=0.1)
+    assert config(learner="adamw", weight_decay=0.1)["weight_decay"] == 0.1
+
+
+def test_only_sparse_rows_sleep():
+    with pytest.raises(UsageError, match="sleeping_decay does nothing without sparse_embedding"):
+        config(sleeping_decay=0.1)
+    assert config(sleeping_decay=1.0)["sleeping_decay"] == 1  # as a checkpoint brings it along
+    assert config(sleeping_decay=0.1, sparse_embedding=True)["sleeping_decay"] == 0.1
 
 
 def test_sparse_adam_needs_sparse_gradients():

@@ -50,6 +50,7 @@ def test_a_run_learns_and_leaves_its_files(model, settings):
         (ESCM2_DR, {}),
         (ESCM2_DR, {"imputation": "label", "imputation_schedule": "alternate"}),
         (ESCM2_DR, {"sparse_embedding": True}),
+        (ESCM2_DR, {"sparse_embedding": True, "embedding_weight_decay": 0.01}),
         (ESCM2_DR, {"enable_amp": True}),
         ("DCNV2", {"task": "cvr"}),
     ],
@@ -147,11 +148,19 @@ def test_a_pickle_is_not_executed(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_resumed_training_goes_on_with_the_optimizer(settings):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"embedding_weight_decay": 0.01},
+        {"embedding_weight_decay": 0.01, "sparse_embedding": True},
+    ],
+)
+def test_resumed_training_goes_on_with_the_optimizer(changes, settings):
     """Two epochs in one go equal one epoch, a checkpoint, and another one."""
 
     def trainer(epochs):
-        config = Config(ESCM2_DR, "tiny", config_dict={**settings, "epochs": epochs})
+        config = Config(ESCM2_DR, "tiny", config_dict={**settings, **changes, "epochs": epochs})
         config["checkpoint_dir"] = settings["output_dir"]
         parts = prepare_data(config, EntireSpaceDataset(config))
         torch.manual_seed(0)

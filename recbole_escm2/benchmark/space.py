@@ -14,12 +14,12 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
 )
+from recbole.model.abstract_recommender import ContextRecommender
 
 from recbole_escm2.benchmark.request import Request, has_effect
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import PROPERTIES, Config, parse_value
+from recbole_escm2.config import KEY_NEEDS, PROPERTIES, Config, parse_value
 from recbole_escm2.errors import UsageError, did_you_mean
-from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import find_model
 
 Space: TypeAlias = dict[str, BaseDistribution]
@@ -64,6 +64,8 @@ def read_space(path: Any) -> Space:
 def ranges_of(request: Request, entry: Row) -> Space:
     """What may be chosen for a row: its ranges, without the keys that somebody has set.
 
+    Nor has it a key that needs another one (``KEY_NEEDS``), which the row doesn't set.
+
     Args:
         request: whose settings and options aren't searched.
         entry: the row, which names a file of ranges or has those that ship for its model.
@@ -74,12 +76,14 @@ def ranges_of(request: Request, entry: Row) -> Space:
     """
     file = entry.params_file
     space = read_space(Path(file)) if file else default_space(find_model(entry.model))
+    config = request.config(entry).final_config_dict
     for name in space:
         if not request.reads(entry, name):
-            close = did_you_mean(name, request.config(entry).final_config_dict)
+            close = did_you_mean(name, config)
             raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")
-    fixed = {*request.texts, *request.settings, *entry.settings}
-    space = {name: values for name, values in space.items() if name not in fixed}
+    left_out = {*request.texts, *request.settings, *entry.settings}
+    left_out |= {name for name, needed in KEY_NEEDS.items() if not config[needed]}
+    space = {name: values for name, values in space.items() if name not in left_out}
     if not space:
         raise UsageError("every parameter of the ranges is set already")
     return space
@@ -88,7 +92,8 @@ def ranges_of(request: Request, entry: Row) -> Space:
 def default_space(model: type) -> Space:
     """The space that ships for a model: its parents' ranges, then its own.
 
-    They are in files ``CLASS.hyper``, for a model of the user's in the folder of its module. Keys
+    They are in files ``CLASS.hyper``, for a model of the user's in the folder of its module;
+    RecBole's base of all context-aware models, ours and its own, is ``ContextRecommender``. Keys
     that the model has and that do nothing in it are left out.
 
     Raises:
@@ -97,7 +102,7 @@ def default_space(model: type) -> Space:
     space: Space = {}
     known = set(Config(model, "none").final_config_dict)
     for parent in reversed(model.__mro__):
-        if parent is model or issubclass(parent, EntireSpaceRecommender):
+        if issubclass(parent, ContextRecommender):
             module = getattr(sys.modules.get(parent.__module__), "__file__", None)
             own = [Path(module).parent] if module else []  # a notebook has no file
             for folder in (PROPERTIES / "model", *own):

@@ -38,6 +38,7 @@ from recbole_escm2.bags import Bags
 FORMAT = 1
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
+UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
 
 _START_WORDS = 2  # a row's place in the bags is an int64
 
@@ -461,6 +462,14 @@ class Vocabulary(Sequence[str]):
         starts = [0, *ends]
         decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
         return np.array([PADDING, *decoded])
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of tokens that train doesn't know; None where there is none for them."""
+        ends = np.fromfile(f"{self._stem}.ends", dtype=np.int64, count=1)
+        with open(f"{self._stem}.tokens", "rb") as file:
+            first = file.read(int(ends.sum()))
+        return 1 if first == UNKNOWN.encode() else None
 
     @cached_property
     def ids(self) -> dict[str, int]:

@@ -1,12 +1,14 @@
-"""Embeddings of multi-valued fields."""
+"""A model's embedding tables, and how a multi-valued field is read from one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from recbole.model.layers import FLEmbedding, FMEmbedding
 from torch import Tensor, nn
 
 from recbole_escm2.bags import Bags
@@ -30,6 +32,8 @@ def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
     weights = bag.weights
     if weights is not None and pooling == "mean":
         weights = weights / torch.repeat_interleave(lengths, lengths)
+    for hook in table._forward_pre_hooks.values():  # as the table's own forward would
+        hook(table, (bag.ids,))
     return F.embedding_bag(
         bag.ids,
         table.weight,
@@ -63,3 +67,58 @@ class WithBags:
         if name not in self._fields:
             return self._interaction[name]
         return self._bags[name] if name in self._bags else Bags.of_padded(self._interaction[name])
+
+
+def embedding_tables(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
+    """Every table of a model, first-order weights and those of numerical fields included."""
+    return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+
+
+def reserved_rows(
+    model: nn.Module, vocabularies: Mapping[str, Any]
+) -> dict[nn.Embedding | nn.EmbeddingBag, Tensor]:
+    """The rows of each table that belong to no id: padding, and ids that training doesn't know.
+
+    Padding is id 0 of each field, as everywhere in RecBole. In a table that is no field's nor
+    several fields' it is row 0.
+
+    Args:
+        model: RecBole's, ours, or one that holds parts of theirs.
+        vocabularies: by field. Its ``unknown`` is the id of unknown tokens, where there is one.
+    """
+    reserved: dict[nn.Embedding | nn.EmbeddingBag, Tensor] = {
+        table: torch.tensor([0]) for table in embedding_tables(model)
+    }
+    for module in model.modules():
+        if isinstance(module, (FMEmbedding, FLEmbedding)):
+            reserved[module.embedding] = torch.as_tensor(module.offsets)
+    for module in model.modules():
+        for table, fields, offsets in _tables_of_fields(module):
+            found = [getattr(vocabularies[field], "unknown", None) for field in fields]
+            unknown = [at + id for at, id in zip(offsets, found, strict=True) if id is not None]
+            reserved[table] = torch.tensor([*offsets, *unknown])
+    return reserved
+
+
+def _tables_of_fields(
+    module: Any,
+) -> Iterator[tuple[nn.Embedding, Sequence[str], Sequence[int]]]:
+    """The tables of token fields that a module holds as RecBole's models do.
+
+    Yields:
+        A table, the fields in it, and the row at which each of them begins.
+    """
+    if isinstance(table := getattr(module, "token_embedding_table", None), FMEmbedding):
+        yield table.embedding, module.token_field_names, list(map(int, table.offsets))
+    for table, field in zip(
+        getattr(module, "token_seq_embedding_table", ()),
+        getattr(module, "token_seq_field_names", ()),
+        strict=False,
+    ):
+        yield table, [field], [0]
+    if hasattr(module, "token_feature_names"):  # FFM has a table of all fields for each field
+        for table in getattr(module, "token_embeddings", ()):
+            yield table, module.token_feature_names, list(map(int, module.token_offsets))
+        of_fields = cycle(module.token_seq_feature_names)
+        for table, field in zip(getattr(module, "token_seq_embedding", ()), of_fields):  # noqa: B905
+            yield table, [field], [0]

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from recbole_escm2.benchmark.space import default_space, read_space, settings_of
-from recbole_escm2.config import Config
+from recbole_escm2.benchmark.request import read_request
+from recbole_escm2.benchmark.space import default_space, ranges_of, read_space, settings_of
+from recbole_escm2.config import KEY_NEEDS, Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR, ESMM
 from recbole_escm2.model.lookup import context_model_names, find_model
@@ -81,7 +82,25 @@ def test_ranges_ship_for_every_model_and_name_its_keys(name):
     for key, values in space.items():  # each choice is a value that the config takes
         for value in getattr(values, "choices", (getattr(values, "low", None),)):
             chosen = settings_of({key: value}, space)
-            assert Config(name, "none", config_dict=chosen)[key] == chosen[key]
+            needed = {KEY_NEEDS[key]: True} if key in KEY_NEEDS else {}
+            assert Config(name, "none", config_dict={**chosen, **needed})[key] == chosen[key]
+
+
+@pytest.mark.parametrize("name", context_model_names())
+def test_every_model_may_choose_a_penalty_and_sparse_rows_their_pace(name):
+    space = default_space(find_model(name))
+    choices = space["embedding_weight_decay"].choices
+    assert choices[0] == 0
+    assert (choices[1], choices[-1]) == (1e-5, 1e-2)
+    assert list(choices) == sorted(choices)
+    for dataset, sleeps in (("ml-100k", False), ("ali-ccp", True)):
+        request = read_request({"model": name, "dataset": dataset})
+        (row,) = request.rows()
+        found = ranges_of(request, row)
+        assert "embedding_weight_decay" in found
+        assert ("sleeping_decay" in found) == sleeps
+        if sleeps:
+            assert found["sleeping_decay"].choices == (0, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
 
 
 def test_ranges_of_a_variant_are_its_parents(tmp_path):

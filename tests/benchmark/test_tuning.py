@@ -46,8 +46,9 @@ def test_what_somebody_has_set_is_not_tuned(options, tmp_path):
         "models:\n  ESMM:\n  wide: {model: ESMM, embedding_size: 4}\n"
     )
     found = drawn({**options, "benchmark": f"{tmp_path}/b.yaml", "learning_rate": "0.01"})
-    assert set(found["ESMM"][1]) == {"embedding_size", "mlp_hidden_size", "dropout_prob"}
-    assert set(found["wide"][1]) == {"mlp_hidden_size", "dropout_prob"}
+    free = {"mlp_hidden_size", "dropout_prob", "embedding_weight_decay"}
+    assert set(found["ESMM"][1]) == {"embedding_size", *free}
+    assert set(found["wide"][1]) == free
 
 
 def test_a_row_has_ranges_of_its_own_and_a_class_a_file_beside_it(options, tmp_path, monkeypatch):
@@ -81,7 +82,10 @@ def test_a_row_has_ranges_of_its_own_and_a_class_a_file_beside_it(options, tmp_p
             "trials: 2\nmodels: {ESMM: {params_file: few.hyper}}\n",
             "ESMM: the ranges have cross_layer_num, which ESMM doesn't read",
         ),
-        ("trials: 2\nmodels: {LR: {learning_rate: 0.1}}\n", "LR: every parameter of the ranges"),
+        (
+            "trials: 2\nmodels: {LR: {learning_rate: 0.1, embedding_weight_decay: 0}}\n",
+            "LR: every parameter of the ranges",
+        ),
     ],
 )
 def test_mistakes(options, tmp_path, monkeypatch, content, message):

@@ -14,6 +14,7 @@ from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.data.ali_ccp.raw import FIELDS, TRUTH_COLUMNS, skeleton_name, truth_name
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.errors import UsageError
+from recbole_escm2.model.embedding import reserved_rows
 from recbole_escm2.quick_start import run
 
 SIMULATION = Simulation(
@@ -119,6 +120,19 @@ def test_the_truth_of_train_is_a_weight_for_the_oracle_alone(configure):
         assert set(TRUTH_COLUMNS) & set(train[:4]) == shown
         assert not set(TRUTH_COLUMNS) & set(valid[:4])
     assert torch.equal(train[:9]["true_ctr"], torch.from_numpy(train.truth.true_ctr[:9]))
+
+
+def test_rows_of_unknown_ids_have_no_penalty(configure):
+    train, _, _ = EntireSpaceDataset(configure(feature_fields="all")).build()
+    model = train.config.model_class(train.config, train)
+    reserved = reserved_rows(model, train.field2id_token)
+    table = model.token_embedding_table
+    starts = torch.as_tensor(table.offsets)
+    assert all(train.field2id_token[field][1] == "[OOV]" for field in train.field2id_token)
+    rows = reserved[table.embedding].sort().values
+    assert rows.tolist() == torch.cat([starts, starts + 1]).sort().values.tolist()
+    for bag in model.token_seq_embedding_table:
+        assert reserved[bag].tolist() == [0, 1]
 
 
 def test_impressions_of_one_common_row_are_ranked_together(configure):

@@ -6,6 +6,7 @@ import torch
 
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.trainer import EntireSpaceTrainer
 
 SETTINGS = {
     "use_gpu": False,
@@ -102,3 +103,14 @@ def build(configure):
         )
 
     return build
+
+
+@pytest.fixture
+def trainer_of(tmp_path):
+    """The real trainer of a model, with its files in a folder that goes away."""
+
+    def trainer_of(built):
+        built.config["run_dir"] = built.config["checkpoint_dir"] = str(tmp_path)
+        return EntireSpaceTrainer(built.config, built.model)
+
+    return trainer_of

@@ -39,12 +39,11 @@ from recbole_escm2.data.ali_ccp.sources import (
     open_stream,
     streams,
 )
-from recbole_escm2.data.store import Column, Layout, StoreWriter, TableWriter
+from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, TableWriter
 from recbole_escm2.errors import UsageError, did_you_mean
 
 __all__ = ["Options", "RawFiles", "convert", "find_raw", "fingerprint"]
 
-OOV = "[OOV]"
 REPORT_FILE = "report.md"
 PARTS = ("train", "validation", "test")
 
@@ -673,7 +672,7 @@ class _Conversion:
             kind = self.kinds["common" if field.source == "user" else "skeleton"]
             number = kind.targets.index(field)
             report = reports[kind.kind][number]
-            tokens = [OOV, *map(str, kind.tokens[number].tolist())]
+            tokens = [UNKNOWN, *map(str, kind.tokens[number].tolist())]
             source = "inter" if field.source == "cross" else field.source
             self.fields.append(
                 {
