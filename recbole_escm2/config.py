@@ -264,6 +264,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "eval_step": (int, lambda v: v >= 1, "a whole number >= 1"),
     "stopping_step": (int, lambda v: v >= 0, "a whole number >= 0"),
     "seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
+    "training_seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
     "learner": (
         str,
         lambda v: v.lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
@@ -300,6 +301,7 @@ _OPTIONAL = (
     "discretization",
     "propensity_normalization",
     "threshold",
+    "training_seed",
     "load_col",
     "unload_col",
     "unused_col",
@@ -421,6 +423,12 @@ def metric_for(task: str, name: str) -> str:
 def trains_on_clicks(config: Any) -> bool:
     """A single-task CVR model learns in the click space, where its label exists."""
     return not is_entire_space(config) and config["task"] == "cvr"
+
+
+def training_seed(config: Any) -> int:
+    """The seed of initial weights, order of batches and dropout: by default that of the split."""
+    own, seed = config["training_seed"], config["seed"]
+    return int(seed if own is None else own)
 
 
 def settle(config: Any, external: Mapping[str, Any]) -> None:

@@ -351,6 +351,7 @@ BAD = {
     "weight_scaler": ["max", 1, None],
     "multi_value_top_k": [0, -1, 2.5, True, None],
     "seed": [-1, 2**31, 0.5, "dice", True],
+    "training_seed": [-1, 2**31, 0.5, "dice", True],
     "learner": ["lion", 1, None],
     "CLICK_FIELD": ["", 1, None],
     "CONVERSION_FIELD": ["", ["a"], None],
