@@ -265,6 +265,18 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "stopping_step": (int, lambda v: v >= 0, "a whole number >= 0"),
     "seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
     "training_seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
+    "tuning_part": (
+        dict,
+        lambda v: (
+            set(v) == {"share", "seed", "role"}
+            and type(v["share"]) in (int, float)
+            and 0 < v["share"] < 1
+            and type(v["seed"]) is int
+            and 0 <= v["seed"] < 2**31
+            and v["role"] in ("trial", "comparison")
+        ),
+        "a mapping of share (between 0 and 1), seed and role (trial or comparison)",
+    ),
     "learner": (
         str,
         lambda v: v.lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
@@ -302,6 +314,7 @@ _OPTIONAL = (
     "propensity_normalization",
     "threshold",
     "training_seed",
+    "tuning_part",
     "load_col",
     "unload_col",
     "unused_col",

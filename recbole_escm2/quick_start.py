@@ -146,6 +146,8 @@ def run(
                 "dataset": config["dataset"],
                 "seed": config["seed"],
                 "training_seed": training_seed(config),
+                "seed_draws": fitted[0].splits["test"].dataset.seed_draws,
+                "test_pool": fitted[0].splits["test"].dataset.test_pool,
                 "valid_metric": config["valid_metric"],
                 **outcome,
                 "undefined": test_result.undefined,

@@ -60,6 +60,7 @@ def files(config: Any) -> list[Path]:
 
 def settings(config: Any) -> dict[str, Any]:
     """The keys of atomic files, of the completion and of the outcomes."""
+    outcome_rule(config)  # a benchmark makes no world before its runs, and refuses a wrong rule
     return atomic_source.settings(config) | {key: config[key] for key in _KEYS}
 
 
