@@ -70,11 +70,11 @@ def result_of(cache: Path, model: str, variant: str, seed: int, rows: int) -> di
         "output_dir": str(cache / "runs"),
         "simulation": {
             "rows": rows,
-            "seed": 1,
             "click_rate": 0.1,
             "conversion_rate": 0.3,
             "behaviours": 0,
         },
+        "simulation_seed": 1,
         "min_count": 4,
         "metrics": list(METRICS),
         "seed": seed,

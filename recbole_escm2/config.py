@@ -270,6 +270,19 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "eval_step": (int, lambda v: v >= 1, "a whole number >= 1"),
     "stopping_step": (int, lambda v: v >= 0, "a whole number >= 0"),
     "seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
+    "training_seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
+    "tuning_part": (
+        dict,
+        lambda v: (
+            set(v) == {"share", "seed", "role"}
+            and type(v["share"]) in (int, float)
+            and 0 < v["share"] < 1
+            and type(v["seed"]) is int
+            and 0 <= v["seed"] < 2**31
+            and v["role"] in ("trial", "comparison")
+        ),
+        "a mapping of share (between 0 and 1), seed and role (trial or comparison)",
+    ),
     "learner": (
         str,
         lambda v: v.lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
@@ -306,6 +319,8 @@ _OPTIONAL = (
     "discretization",
     "propensity_normalization",
     "threshold",
+    "training_seed",
+    "tuning_part",
     "load_col",
     "unload_col",
     "unused_col",
@@ -440,6 +455,12 @@ def metric_for(task: str, name: str) -> str:
 def trains_on_clicks(config: Any) -> bool:
     """A single-task CVR model learns in the click space, where its label exists."""
     return not is_entire_space(config) and config["task"] == "cvr"
+
+
+def training_seed(config: Any) -> int:
+    """The seed of initial weights, order of batches and dropout: by default that of the split."""
+    own, seed = config["training_seed"], config["seed"]
+    return int(seed if own is None else own)
 
 
 def settle(config: Any, external: Mapping[str, Any]) -> None:

@@ -18,7 +18,14 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
-from recbole_escm2.config import Config, learns_both, metric_for, scored_tasks, single_task
+from recbole_escm2.config import (
+    Config,
+    learns_both,
+    metric_for,
+    scored_tasks,
+    single_task,
+    training_seed,
+)
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
@@ -138,6 +145,9 @@ def run(
                 "model": config["model"],
                 "dataset": config["dataset"],
                 "seed": config["seed"],
+                "training_seed": training_seed(config),
+                "seed_draws": fitted[0].splits["test"].dataset.seed_draws,
+                "test_pool": fitted[0].splits["test"].dataset.test_pool,
                 "valid_metric": config["valid_metric"],
                 **outcome,
                 "undefined": test_result.undefined,
@@ -367,18 +377,20 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
     """Data, model and trainer."""
     logger = getLogger()
     of_task = f" as {config['stage'].upper()} model" if config["stage"] else ""
-    logger.info(f"{config['model']}{of_task} on {config['dataset']}, seed {config['seed']}")
+    seed = training_seed(config)
+    seeds = f"seed {config['seed']}" + (f", training_seed {seed}" if seed != config["seed"] else "")
+    logger.info(f"{config['model']}{of_task} on {config['dataset']}, {seeds}")
     _log_threads()
     for sentence in misspelt_hooks(config.model_class):
         logger.warning(sentence)
-    init_seed(config["seed"], config["reproducibility"])
+    init_seed(seed, config["reproducibility"])
     try:
         dataset = EntireSpaceDataset(config)
         loaders = prepare_data(config, dataset)
         logger.info(str(dataset))
         for name, loader in zip(("train", "valid", "test"), loaders, strict=True):
             logger.info(f"{name:5} {loader.dataset.summary()}")
-        init_seed(config["seed"], config["reproducibility"])
+        init_seed(seed, config["reproducibility"])
         model = config.model_class(config, loaders[0].dataset).to(config["device"])
     except UsageError:
         raise

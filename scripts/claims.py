@@ -2,7 +2,7 @@
 
 Each claim is a benchmark, ``scripts/claims/*.yaml``, run on both data sets by the benchmark
 command, so that what is finished isn't run again. Tables and verdicts are computed from its
-reports; ``scripts/claims/conclusions.md`` is what a person read out of them.
+reports; ``scripts/claims/conclusions.md``, where there is one, is what a person read out of them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ PAGE = """\
 
 Written by `{command}`, by way of `run_recbole_escm2.py --benchmark=scripts/claims/NAME.yaml`.
 **Both data sets are simulated**: numbers on them say nothing about real clicks. They know the true
-CTR and CVR of every impression, which no model reads.
+CTR and CVR of every impression, which no model reads. Each seed has a world of its own
+(`simulation_seed`), the same for every row.
 
 {conclusions}
 ## The data
@@ -127,6 +128,7 @@ def run(name: str, dataset: str, arguments: argparse.Namespace) -> Finished:
         "metrics": f"[{', '.join([*COLUMNS, *RATIOS, 'CTR_AUC', 'CVR_PCOC'])}]",
         "output_dir": str(arguments.output),
         "jobs": str(arguments.jobs),
+        "aa_row": str(name == "main"),
         **DATASETS[dataset],
     }
     if arguments.quick:
@@ -296,7 +298,8 @@ def main() -> None:
     }
     first = next(iter(finished.values()))
     any_run = next(iter(next(iter(first.values())).rows[0]["runs"].values()))
-    conclusions = (HERE / "claims" / "conclusions.md").read_text(encoding="utf-8")
+    file = HERE / "claims" / "conclusions.md"
+    conclusions = file.read_text(encoding="utf-8") if file.is_file() else ""
     page = PAGE.format(
         command="python scripts/claims.py" + (" --quick" if arguments.quick else ""),
         conclusions="" if arguments.quick else conclusions,

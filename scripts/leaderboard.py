@@ -1,14 +1,13 @@
-"""Write README's leaderboard from the tables of results/, results/DATASET/table.csv.
+"""Write results/leaderboard.md from the tables beside it, results/DATASET/table.csv.
 
 python scripts/leaderboard.py           # done by scripts/results.py as well
-python scripts/leaderboard.py --check   # whether README has it as the tables say
+python scripts/leaderboard.py --check   # whether it is as the tables say
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import re
 import statistics
 import sys
 from collections.abc import Mapping
@@ -25,15 +24,25 @@ DATASETS = {
     "ml-100k-semi": ("CTCVR_AUC", "CVR_AUC_ES", "IEB"),
     "ali-ccp-sim": ("CTCVR_AUC", "CVR_AUC_ES", "IEB"),
 }
-_BLOCK = re.compile(
-    r"(<!-- leaderboard[^>]*-->\n).*?(\n<!-- end of the leaderboard -->)", re.DOTALL
-)
+#: How a page begins, after its title, whose verdicts are withdrawn.
+SUPERSEDED = "> **Superseded.**"
+PAGE = """\
+# The leaderboard: all data sets side by side
+
+{superseded}Written by `python scripts/leaderboard.py` from the tables of {pages}.
+Cells are means ± half of the 95 % interval{marked}. Rows are in the order of their mean rank in
+CTCVR_AUC, which is mostly chance. CVR_AUC is over clicks; CVR_AUC_ES and IEB (target 0) are over
+all impressions against the truth.
+
+{table}
+"""
 
 
 def leaderboard(results: Path) -> str:
-    """The table, in the order of the mean rank in CTCVR_AUC over the data sets."""
+    """The page; its rows are in the order of the mean rank in CTCVR_AUC over the data sets."""
     files = {dataset: results / dataset / "table.csv" for dataset in DATASETS}
     tables = {dataset: _read(file) for dataset, file in files.items() if file.is_file()}
+    old = [d for d in tables if SUPERSEDED in (results / f"{d}.md").read_text(encoding="utf-8")]
     labels = list(dict.fromkeys(label for table in tables.values() for label, _ in table))
     columns = [(dataset, metric) for dataset in tables for metric in DATASETS[dataset]]
     ranks = {
@@ -41,22 +50,30 @@ def leaderboard(results: Path) -> str:
         for label in labels
     }
     rows = [
-        [label, *(_cell(tables[dataset].get((label, metric))) for dataset, metric in columns)]
+        [label, *(_cell(tables[d].get((label, metric)), d not in old) for d, metric in columns)]
         for label in sorted(labels, key=ranks.__getitem__)
     ]
-    header = ["model", *(f"{dataset} {metric}" for dataset, metric in columns)]
-    return markdown(header, rows)
+    links = {dataset: f"[{dataset}]({dataset}.md)" for dataset in tables}
+    note = (
+        f"{SUPERSEDED} The pages of {', '.join(links[d] for d in old)} say why. Their verdicts are "
+        "left out\n> here, and their intervals are too narrow.\n\n"
+    )
+    verdicts = f", {MARKS['better']} better and {MARKS['worse']} worse than the baseline"
+    return PAGE.format(
+        superseded=note if old else "",
+        pages=", ".join(links.values()),
+        marked=verdicts if len(old) < len(tables) else "",
+        table=markdown(["model", *(f"{dataset} {metric}" for dataset, metric in columns)], rows),
+    )
 
 
-def refresh(
-    readme: Path = Path("README.md"), results: Path = Path("results"), write: bool = True
-) -> bool:
-    """Write the table into README; whether that changes it."""
-    before = readme.read_text(encoding="utf-8")
-    after, found = _BLOCK.subn(lambda m: m[1] + leaderboard(results) + m[2], before)
-    assert found == 1, f"{readme} must have one leaderboard"
+def refresh(results: Path = Path("results"), write: bool = True) -> bool:
+    """Write the page; whether that changes it."""
+    page = results / "leaderboard.md"
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    after = leaderboard(results)
     if write and after != before:
-        write_whole(readme, after)
+        write_whole(page, after)
     return after != before
 
 
@@ -70,12 +87,12 @@ def _rank(table: Mapping[tuple[str, str], Mapping[str, str]], label: str, metric
     return 1 + sum(mean > means[label] for mean in means.values())
 
 
-def _cell(cell: Mapping[str, str] | None) -> str:
+def _cell(cell: Mapping[str, str] | None, marked: bool) -> str:
     """The mean and half of its 95 % interval, marked where it differs from the baseline."""
     if cell is None or not cell["mean"]:
         return ""
     half = (float(cell["high"]) - float(cell["low"])) / 2
-    mark = MARKS.get(cell["verdict"], "")
+    mark = MARKS.get(cell["verdict"], "") if marked else ""
     return f"{float(cell['mean']):.4f} ± {half:.4f} {mark}".rstrip()
 
 
@@ -86,9 +103,9 @@ def main() -> int:
     arguments = parser.parse_args()
     changes = refresh(write=not arguments.check)
     if not arguments.check:
-        print("README.md has changed" if changes else "README.md is as it was")
+        print("the leaderboard has changed" if changes else "the leaderboard is as it was")
     elif changes:
-        print("README.md: the leaderboard isn't what results/ says: python scripts/leaderboard.py")
+        print("results/leaderboard.md isn't what the tables say: python scripts/leaderboard.py")
     return int(arguments.check and changes)
 
 

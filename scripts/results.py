@@ -1,4 +1,4 @@
-"""Write results/DATASET.md, the leaderboard's models on a data set, each tuned; and README's table.
+"""Write results/DATASET.md, the leaderboard's models on a data set, each tuned; and leaderboard.md.
 
 The rows are scripts/results/leaderboard.yaml, a data set's settings scripts/results/DATASET.yaml,
 and scripts/results/DATASET.md is what stands above its table. The comparison is a benchmark, so

@@ -354,6 +354,11 @@ BAD = {
     "weight_scaler": ["max", 1, None],
     "multi_value_top_k": [0, -1, 2.5, True, None],
     "seed": [-1, 2**31, 0.5, "dice", True],
+    "training_seed": [-1, 2**31, 0.5, "dice", True],
+    "tuning_part": [
+        *(0.5, {}, {"share": 0.5, "seed": 1}, {"share": 0.5, "seed": 1, "role": "test"}),
+        *({"share": 1, "seed": 1, "role": "trial"}, {"share": 0.5, "seed": -1, "role": "trial"}),
+    ],
     "learner": ["lion", 1, None],
     "CLICK_FIELD": ["", 1, None],
     "CONVERSION_FIELD": ["", ["a"], None],

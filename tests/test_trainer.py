@@ -64,6 +64,45 @@ def test_the_same_run_twice_gives_the_same_numbers(model, changes, settings):
     assert other["test_result"] != first["test_result"]
 
 
+def rows_of(loader):
+    return loader.dataset.inter_feat.positions.tolist()
+
+
+def test_the_split_has_the_seed_and_training_may_have_one_of_its_own(settings):
+    def prepared(**seeds):
+        config = Config(ESMM, "tiny", config_dict={**settings, **seeds})
+        train, *others = prepare_data(config, EntireSpaceDataset(config))
+        train.set_epoch(0)
+        order = torch.cat([batch["user_id"] for batch in train]).tolist()
+        return [sorted(rows_of(train)), *map(rows_of, others)], order
+
+    split, order = prepared(seed=5)
+    assert prepared(seed=5, training_seed=5) == (split, order)
+    same_split, other_order = prepared(seed=5, training_seed=6)
+    assert same_split == split
+    assert other_order != order
+    assert prepared(seed=6, training_seed=5)[0] != split
+
+
+@pytest.mark.parametrize("model", [ESMM, "DeepFM"])
+def test_another_training_seed_is_another_training_on_the_same_split(model, settings):
+    settings |= {"seed": 5, "task": "both", "dropout_prob": 0.2}
+    first, same, other = (
+        run(model, "tiny", config_dict={**settings, **seeds})
+        for seeds in ({}, {"training_seed": 5}, {"training_seed": 6})
+    )
+    assert first["test_result"] == same["test_result"]
+    assert first["test_result"] != other["test_result"]
+    first, other = (
+        json.loads((Path(outcome["run_dir"]) / "result.json").read_text())
+        for outcome in (first, other)
+    )
+    assert first["data"] == other["data"]
+    assert (first["seed"], first["training_seed"]) == (5, 5)
+    assert (other["seed"], other["training_seed"]) == (5, 6)
+    assert "seed 5, training_seed 6" in (Path(other["run_dir"]) / "run.log").read_text()
+
+
 def test_losses_are_named_in_the_log(settings):
     outcome = run(ESCM2_DR, "tiny", config_dict={**settings, "imputation_schedule": "alternate"})
     log = (Path(outcome["run_dir"]) / "run.log").read_text()

@@ -42,13 +42,16 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
     stopped = False
     try:
         with terminated_as_interrupted():
+            if (about := plan.seeding.about_worlds()) is not None:
+                say(about)
             if plan.tuning:
                 _say_ranges(plan)
-                what = f"{len(plan.rows)} rows, {plan.trials} trials each"
+                what = f"{_count(plan)} rows, {plan.trials} trials each"
                 _work(plan, [run for _, run in plan.tuning], what, "valid", outcomes)
                 tuning = _tuning(plan, outcomes)
-                plan = with_rows(plan, tuned(plan.rows, tuning))
-            what = f"{len(plan.rows)} rows, {len(plan.seeds)} seeds"
+                plan = with_rows(plan, tuned(plan.rows, tuning, plan.baseline))
+            again = ", the baseline again (A/A)" if _count(plan) < len(plan.rows) else ""
+            what = f"{_count(plan)} rows{again}, {len(plan.seeds)} seeds"
             _work(plan, plan.runs, what, "test", outcomes)
     except KeyboardInterrupt:
         stopped = True
@@ -101,6 +104,11 @@ def _work(
         )
 
 
+def _count(plan: Plan) -> int:
+    """The rows that were asked for."""
+    return sum(not row.aa for row in plan.rows)
+
+
 def _say_ranges(plan: Plan) -> None:
     """What is tuned in each row; rows with the same keys are said together."""
     rows_of: dict[tuple[str, ...], list[str]] = {}
@@ -143,7 +151,9 @@ def _tuning(plan: Plan, outcomes: Mapping[str, Outcome]) -> Tuning:
             reason=outcome.reason or "",
         )
         by_row.setdefault(candidate.label, []).append(trial)
-    return Tuning(plan.trials, plan.tuning_seed, plan.metric, by_row)
+    assert plan.seeding.of_tuning is not None
+    on = "; ".join(dict.fromkeys(plan.seeding.tuned_on(draws) for draws in plan.draws.values()))
+    return Tuning(plan.trials, plan.seeding.of_tuning, plan.metric, by_row, on)
 
 
 def _study(
@@ -158,11 +168,12 @@ def _study(
         outcome = outcomes.get(run.name)
         key = (run.row.label, run.seed)
         if outcome is not None and outcome.result is not None:
-            results[key] = outcome.result
+            # A run by itself can't know that other seeds have other worlds.
+            results[key] = {**outcome.result, "seed_draws": plan.draws[run.row.label]}
         elif outcome is not None:
             failures[key] = str(outcome.reason)
     return Study(
-        title=f"{plan.dataset}: {len(plan.rows)} rows over {len(plan.seeds)} seeds",
+        title=f"{plan.dataset}: {_count(plan)} rows over {len(plan.seeds)} seeds",
         command=command,
         dataset=plan.dataset,
         rows=plan.rows,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ import torch
 from recbole_escm2 import __version__
 from recbole_escm2.benchmark.code import code_of
 from recbole_escm2.benchmark.request import Request, read_request, split_list
+from recbole_escm2.benchmark.seeds import Seeds, aa_row, tuning_seed_of, worlds_apart
 from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row
 from recbole_escm2.benchmark.tuning import Candidate, candidates
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config
-from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.sources import identity, open_store
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.model.lookup import model_path
@@ -63,8 +66,9 @@ class Plan:
 
     Attributes:
         dataset: the data set's name.
-        rows: of the table.
-        seeds: of each row.
+        rows: of the table, the A/A row as the last.
+        seeding: the seeds of each row.
+        draws: what they draw, by the row's label: ``world``, ``split`` or ``weights``.
         baseline: label of the row that the others are compared with.
         columns: metrics of the table.
         shared: the user's config keys that all rows have.
@@ -78,13 +82,13 @@ class Plan:
         request: what was asked for.
         tuning: where rows are tuned first, what is tried, each with its run.
         trials: settings that are tried a row; 1 is no tuning.
-        tuning_seed: of what is tried.
         metric: of validation.
     """
 
     dataset: str
     rows: Sequence[Row]
-    seeds: Sequence[int]
+    seeding: Seeds
+    draws: Mapping[str, str]
     baseline: str
     columns: Sequence[str]
     shared: Mapping[str, Any]
@@ -97,8 +101,12 @@ class Plan:
     request: Request
     tuning: Sequence[tuple[Candidate, Run]]
     trials: int
-    tuning_seed: int
     metric: str
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of each row."""
+        return self.seeding.of_table
 
 
 @contextlib.contextmanager
@@ -133,7 +141,6 @@ def make_plan(options: Mapping[str, str]) -> Plan:
     asked, rows = request.about, request.rows()
     configs = {row.label: request.config(row) for row in rows}
     first = configs[rows[0].label]
-    seeds = _seeds(asked.get("seeds", 1), first["seed"])
     baseline = str(asked.get("baseline") or rows[0].label)
     if baseline not in configs:
         raise UsageError(
@@ -141,16 +148,20 @@ def make_plan(options: Mapping[str, str]) -> Plan:
             f"Rows: {', '.join(configs)}"
         )
     columns = _columns(asked.get("columns"), first)
-    runs = runs_of(rows, seeds, configs, columns)
     trials = whole_number("trials", asked.get("trials", 1), 1)
-    tuning_seed = whole_number("tuning_seed", asked.get("tuning_seed", 1), 0)
-    tuning = _tuning(request, rows, trials, tuning_seed, columns) if trials > 1 else []
+    seeds = _seeds(asked, configs, trials)
+    if _with_aa_row(asked, rows, seeds):
+        rows = [*rows, aa_row(rows, baseline)]
+        configs[rows[-1].label] = configs[baseline]
+    runs = runs_of(rows, seeds.of_table, configs, columns, seeds.settings)
+    tuning = _tuning(request, rows, trials, seeds, columns) if trials > 1 else []
     names = sorted(run.name for run in [*runs, *(run for _, run in tuning)])
     digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
     return Plan(
         dataset=first["dataset"],
         rows=rows,
-        seeds=seeds,
+        seeding=seeds,
+        draws={label: seeds.draws(config) for label, config in configs.items()},
         baseline=baseline,
         columns=columns,
         shared=request.shared,
@@ -163,7 +174,6 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         request=request,
         tuning=tuning,
         trials=trials,
-        tuning_seed=tuning_seed,
         metric=first["valid_metric"],
     )
 
@@ -172,17 +182,24 @@ def make_plan(options: Mapping[str, str]) -> Plan:
 def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
     """The plan with other settings in its rows."""
     configs = {row.label: plan.request.config(row) for row in rows}
-    return replace(plan, rows=rows, runs=runs_of(rows, plan.seeds, configs, plan.columns))
+    runs = runs_of(rows, plan.seeds, configs, plan.columns, plan.seeding.settings)
+    return replace(plan, rows=rows, runs=runs)
 
 
 def _tuning(
-    request: Request, rows: Sequence[Row], trials: int, seed: int, columns: Sequence[str]
+    request: Request, rows: Sequence[Row], trials: int, seeds: Seeds, columns: Sequence[str]
 ) -> list[tuple[Candidate, Run]]:
     """What is tried, row by row, with its runs."""
-    tried = candidates(request, rows, trials, seed)
+    assert seeds.of_tuning is not None
+    tried = candidates(request, [row for row in rows if not row.aa], trials, seeds.of_tuning)
     configs = {one.row.label: request.config(one.row) for one in tried}
-    runs = runs_of([one.row for one in tried], [seed], configs, columns)
+    settings = partial(seeds.settings, trial=True)
+    runs = runs_of([one.row for one in tried], [seeds.of_tuning], configs, columns, settings)
     return list(zip(tried, runs, strict=True))
+
+
+def _seed_alone(row: Row, config: Config, seed: int) -> dict[str, Any]:
+    return {"seed": seed}
 
 
 def runs_of(
@@ -190,6 +207,7 @@ def runs_of(
     seeds: Sequence[int],
     configs: Mapping[str, Config],
     columns: Sequence[str] = (),
+    settings_of: Callable[[Row, Config, int], dict[str, Any]] = _seed_alone,
 ) -> list[Run]:
     """The runs of rows, seed by seed.
 
@@ -198,9 +216,11 @@ def runs_of(
         seeds: of each row.
         configs: by the row's label.
         columns: metrics that each run computes, besides those of its config.
+        settings_of: the config keys that make a run that of a seed.
 
     Raises:
-        UsageError: whatever is wrong with the data.
+        UsageError: whatever is wrong with the data. Where each seed has a world of its own, which
+            its first run makes, it is the run that says what is wrong there.
     """
     runs = {}
     for row in rows:
@@ -210,19 +230,20 @@ def runs_of(
         settings = {k: v for k, v in settings.items() if k not in ("model", "dataset")}
         effective = {**plain(config.final_config_dict), "metrics": sorted(metrics)}
         code = code_of(config.model_class)
-        known = {
+        known: dict[str, Any] = {
             "model": model_path(config.model_class),
             "code": code,
             "versions": [__version__, recbole.__version__, torch.__version__, np.__version__],
-            "data": _data(config),
-            "config": {k: _number(v) for k, v in effective.items() if k not in _WITHOUT_EFFECT},
         }
         for seed in seeds:
-            known["config"]["seed"] = seed
+            own = settings_of(row, config, seed)
+            known["data"] = _data(config, own)
+            of_run = {**effective, **own}
+            known["config"] = {k: _number(v) for k, v in of_run.items() if k not in _WITHOUT_EFFECT}
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
             name = "-".join([config["model"], config["dataset"], f"seed{seed}", digest])
             runs[seed, row.label] = Run(
-                row, seed, row.model, config["dataset"], {**settings, "seed": seed}, code, name
+                row, seed, row.model, config["dataset"], {**settings, **own}, code, name
             )
     return [runs[seed, row.label] for seed in seeds for row in rows]
 
@@ -232,12 +253,34 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _data(config: Config) -> Any:
-    schema = open_store(config).schema
-    return {key: plain(schema[key]) for key in ("settings", "made_from")}
+def _data(config: Config, own: Mapping[str, Any]) -> Any:
+    """What tells the data of a run from other data."""
+    if "simulation_seed" not in own:
+        open_store(config)  # so that what is wrong with the data is said before anything runs
+    of_run = copy.copy(config)
+    of_run.final_config_dict = {**config.final_config_dict, **own}
+    return plain(identity(of_run))
 
 
-def _seeds(asked: Any, first: int) -> list[int]:
+def _seeds(asked: Mapping[str, Any], configs: Mapping[str, Config], trials: int) -> Seeds:
+    first = next(iter(configs.values()))
+    of_table = _seed_list(asked.get("seeds", 1), first["seed"])
+    share = asked.get("tuning_share", Seeds.tuning_share)
+    if type(share) not in (int, float) or not 0 < share < 1:
+        raise UsageError(f"tuning_share must be a number between 0 and 1, got {share!r}")
+    worlds = worlds_apart(configs.values())
+    of_tuning = asked.get("tuning_seed")
+    if of_tuning is not None:
+        whole_number("tuning_seed", of_tuning, 0)
+    return Seeds(
+        of_table,
+        worlds,
+        tuning_seed_of(of_tuning, of_table, worlds) if trials > 1 else None,
+        share,
+    )
+
+
+def _seed_list(asked: Any, first: int) -> list[int]:
     if isinstance(asked, tuple):
         asked = list(asked)
     if not isinstance(asked, list):
@@ -248,6 +291,16 @@ def _seeds(asked: Any, first: int) -> list[int]:
             f"seeds must be a number, or a list of different ones below 2^31, got {asked!r}"
         )
     return seeds
+
+
+def _with_aa_row(asked: Mapping[str, Any], rows: Sequence[Row], seeds: Seeds) -> bool:
+    several = len(seeds.of_table) > 1
+    wanted = asked.get("aa_row")
+    if wanted is None:
+        return several and len(rows) > 1
+    if _true_or_false("aa_row", wanted) and not several:
+        raise UsageError("aa_row needs at least two seeds: with one there is no test")
+    return bool(wanted)
 
 
 def whole_number(key: str, value: Any, least: int) -> int:

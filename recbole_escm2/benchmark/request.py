@@ -18,8 +18,8 @@ from recbole_escm2.model.lookup import find_model
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (
-    *("baseline", "benchmark", "columns", "fresh", "jobs", "models", "name", "saved", "seeds"),
-    *("sweep", "trials", "tuning_seed"),
+    *("aa_row", "baseline", "benchmark", "columns", "fresh", "jobs", "models", "name", "saved"),
+    *("seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
 )
 
 # They do nothing in a model without weights.

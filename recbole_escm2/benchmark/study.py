@@ -35,6 +35,7 @@ class Row:
         settings: its own config keys, over those that all rows share.
         swept: those of them that a sweep has set.
         params_file: of the ranges that it is tuned in; by default those that ship for the model.
+        aa: the baseline once more, with other training seeds on the same splits.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Any] = field(default_factory=dict)
     params_file: str | None = None
+    aa: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Tuning:
         seed: of their runs.
         metric: of validation, which chose.
         by_row: what was tried, by the row's label.
+        rows: what it was tried on, so that no seed tests on it; the rest of a sentence.
     """
 
     trials: int
     seed: int
     metric: str
     by_row: Mapping[str, Sequence[Trial]]
+    rows: str = ""
 
     def best(self, label: str) -> Trial:
         """What was best for a row; the row as it is where no trial came to its end."""

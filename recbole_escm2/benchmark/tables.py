@@ -562,7 +562,7 @@ def _notes(study: Study) -> Iterable[str]:
         yield (
             f"Tuned: a row has the settings that were best on validation ({tuning.metric}, seed "
             f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
-            "drawn at random from its ranges."
+            f"drawn at random from its ranges{tuning.rows and ', ' + tuning.rows}."
         )
     comparisons = count_comparisons(study)
     if comparisons:

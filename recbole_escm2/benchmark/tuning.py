@@ -62,8 +62,7 @@ def candidates(request: Request, rows: Sequence[Row], trials: int, seed: int) ->
     return found
 
 
-def tuned(rows: Sequence[Row], tuning: Tuning) -> list[Row]:
-    """The rows with the settings that were best on validation."""
-    return [
-        replace(row, settings={**row.settings, **tuning.best(row.label).chosen}) for row in rows
-    ]
+def tuned(rows: Sequence[Row], tuning: Tuning, baseline: str) -> list[Row]:
+    """The rows with the settings that were best on validation; the A/A row has the baseline's."""
+    best = {row.label: tuning.best(baseline if row.aa else row.label).chosen for row in rows}
+    return [replace(row, settings={**row.settings, **best[row.label]}) for row in rows]

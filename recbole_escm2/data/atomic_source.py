@@ -26,6 +26,11 @@ _KEYS = (
 )
 
 
+def simulates(config: Any) -> bool:
+    """The files are what they are."""
+    return False
+
+
 def files(config: Any) -> list[Path]:
     """The atomic files; see :func:`atomic_files`."""
     return atomic_files(config)

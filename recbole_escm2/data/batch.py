@@ -128,6 +128,13 @@ class Rows:
         """Names of the fields."""
         return [*self._view.fields, *self._view.derived, *self._extra]
 
+    @property
+    def positions(self) -> Tensor:
+        """Of each row in the table, int64 ``[rows]``."""
+        if isinstance(self._rows, slice):
+            return torch.arange(self._rows.start, self._rows.stop)
+        return self._rows
+
     def __setitem__(self, field: str, values: Tensor) -> None:
         if len(values) != len(self):
             raise ValueError(f"'{field}' has {len(values):,} values for {len(self):,} rows")

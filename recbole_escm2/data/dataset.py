@@ -17,6 +17,7 @@ from recbole_escm2.config import complete, single_task, trains_on_clicks
 from recbole_escm2.data.batch import Batch, Rows, View
 from recbole_escm2.data.labels import LABEL_SOURCE, label_columns
 from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.predictions import Truth
 from recbole_escm2.model.entire_space import propensity_field
@@ -67,6 +68,10 @@ class EntireSpaceDataset(Dataset):
         self.label_columns = label_columns(config)
         #: Labels of a split, in the order of its rows; set by :meth:`build`.
         self.truth: Truth | None = None
+        #: What another seed draws, see :func:`seed_draws`; set by :meth:`build`.
+        self.seed_draws = ""
+        #: From how many impressions those of test are drawn, None where they are fixed; likewise.
+        self.test_pool: int | None = None
         super().__init__(config)
 
     def _from_scratch(self) -> None:
@@ -207,16 +212,22 @@ class EntireSpaceDataset(Dataset):
             return parts
         self._drop_unused_col()
         shares = [ratio / sum(ratios) for ratio in ratios]
-        ends = [*self._calcu_split_ids(tot=len(self), ratios=shares), len(self)]
+        rows = self.inter_feat
+        ends = [*self._calcu_split_ids(tot=len(rows), ratios=shares), len(rows)]
+        if part := self.config["tuning_part"]:
+            test = ends[-1] - ends[-2]
+            order, self.test_pool = with_tuning_part(rows.positions.numpy(), part, test)
+            rows = rows[order]
+            ends = [*self._calcu_split_ids(tot=len(rows), ratios=shares), len(rows)]
         return [
-            self.copy(self.inter_feat[start:end])
-            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+            self.copy(rows[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)
         ]
 
     def build(self) -> list[Any]:
         """The splits, for train, validation and test.
 
-        They depend on ``seed`` alone, not on what has drawn random numbers before.
+        They depend on ``seed`` alone (and on ``tuning_part``), not on what has drawn random numbers
+        before.
 
         Raises:
             UsageError: no click in train, or a split without an impression.
@@ -226,6 +237,11 @@ class EntireSpaceDataset(Dataset):
                 f"eval_args order TO needs the column '{self.time_field}' (TIME_FIELD), and "
                 f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
             )
+        presplit = self.file_size_list is not None
+        self.seed_draws = seed_draws(self.config, presplit)
+        self.test_pool = len(self) if self.seed_draws == "split" else None
+        if part := self.config["tuning_part"]:
+            check_tuning_part(self.config, presplit, part["share"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config["seed"])
             parts = super().build()

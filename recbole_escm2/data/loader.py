@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_escm2.config import training_seed
 from recbole_escm2.data.dataset import EntireSpaceDataset
 
 
@@ -69,8 +70,9 @@ def prepare_data(
         UsageError: as :meth:`EntireSpaceDataset.build`.
     """
     train, valid, test = dataset.build()
+    seed = training_seed(config)
     return (
-        ImpressionLoader(train, config["train_batch_size"], config["seed"], config["shuffle"]),
+        ImpressionLoader(train, config["train_batch_size"], seed, config["shuffle"]),
         ImpressionLoader(valid, config["eval_batch_size"], with_placeholders=True),
         ImpressionLoader(test, config["eval_batch_size"], with_placeholders=True),
     )

@@ -13,12 +13,15 @@ from typing import Any, Protocol
 import recbole
 
 from recbole_escm2.checkpoint import plain
-from recbole_escm2.data.store import FORMAT, NoStoreError, Store
+from recbole_escm2.data.store import FORMAT, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
 
 
 class Source(Protocol):
     """Files of one format, and how a store is made of them; a module or an object."""
+
+    def simulates(self, config: Any) -> bool:
+        """Whether config ``simulation_seed`` draws the data: another one is another world."""
 
     def files(self, config: Any) -> list[Path]:
         """The files that a data set is made of.
@@ -56,28 +59,14 @@ def open_store(config: Any) -> Store:
 
     A store goes on working when its source files are gone. It lies in ``store_dir``, or else in the
     folder ``store`` beside the data; where that can't be written, and for data that ships inside a
-    package, in the user's cache folder.
+    package, in the user's cache folder. Of several processes that want the same one, one makes it.
 
     Raises:
         UsageError: whatever is wrong with the files.
     """
-    name = config["source"]
-    if name not in SOURCES:
-        raise UsageError(
-            f"there is no source '{name}'{did_you_mean(name, SOURCES)}. Sources: "
-            f"{', '.join(SOURCES)}"
-        )
-    source: Source = importlib.import_module(SOURCES[name])
-    settings = {
-        "source": name,
-        "format": FORMAT,
-        "recbole": recbole.__version__,
-        **plain(source.settings(config)),
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    folder = _store_dir(config) / digest
+    settings, folder = _place(config)
     try:
-        made_from = [_fingerprint(file) for file in source.files(config)]
+        made_from = _made_from(config)
     except UsageError:
         store = _stored(folder)
         if store is None:
@@ -86,9 +75,61 @@ def open_store(config: Any) -> Store:
         return store
     store = _stored(folder)
     if store is None or store.schema["made_from"] != made_from:
-        source.write(config, folder, {"settings": settings, "made_from": made_from})
-        store = Store(folder)
+        with alone(folder):
+            store = _stored(folder)  # another process may have made it meanwhile
+            if store is None or store.schema["made_from"] != made_from:
+                schema = {"settings": settings, "made_from": made_from}
+                _source(config).write(config, folder, schema)
+                store = Store(folder)
     return store
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """What tells the data of a config from other data, without making its store.
+
+    Raises:
+        UsageError: the files are missing, and there is no store either.
+    """
+    settings, folder = _place(config)
+    try:
+        return {"settings": settings, "made_from": _made_from(config)}
+    except UsageError:
+        store = _stored(folder)
+        if store is None:
+            raise
+        return {key: store.schema[key] for key in ("settings", "made_from")}
+
+
+def is_simulated(config: Any) -> bool:
+    """Whether config ``simulation_seed`` draws the data: another one is another world."""
+    return _source(config).simulates(config)
+
+
+def _source(config: Any) -> Source:
+    name = config["source"]
+    if name not in SOURCES:
+        raise UsageError(
+            f"there is no source '{name}'{did_you_mean(name, SOURCES)}. Sources: "
+            f"{', '.join(SOURCES)}"
+        )
+    source: Source = importlib.import_module(SOURCES[name])
+    return source
+
+
+def _place(config: Any) -> tuple[dict[str, Any], Path]:
+    """The settings that the content of a store depends on, and where it is to be."""
+    settings = {
+        "source": config["source"],
+        "format": FORMAT,
+        "recbole": recbole.__version__,
+        **plain(_source(config).settings(config)),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return settings, _store_dir(config) / digest
+
+
+def _made_from(config: Any) -> list[dict[str, Any]]:
+    return [_fingerprint(file) for file in _source(config).files(config)]
 
 
 def _stored(folder: Path) -> Store | None:

@@ -25,11 +25,13 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -214,7 +216,7 @@ class StoreWriter:
 
     def __init__(self, folder: Path) -> None:
         self.target = folder
-        self.folder = folder.with_name(f".{folder.name}.{_process()}.unfinished")
+        self.folder = unfinished(folder)
         self.tables: dict[str, dict[str, Any]] = {}
         self.vocabularies: list[dict[str, Any]] = []
         self._open: list[TableWriter] = []
@@ -286,7 +288,7 @@ class StoreWriter:
             json.dump(whole, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        old = self.target.with_name(f".{self.target.name}.{_process()}.old.unfinished")
+        old = unfinished(self.target, "old")
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.target, old)  # a reader that has it open keeps its files
         # Not there any more: only when another process was quicker, with the same content.
@@ -298,8 +300,34 @@ class StoreWriter:
 _TOKENS_AT_ONCE = 1 << 16
 
 
-def _process() -> str:
-    return f"{socket.gethostname()}.{os.getpid()}"
+def unfinished(target: Path, what: str = "") -> Path:
+    """A folder beside a store for what this process makes of it.
+
+    When the process is no more, the next one that makes the store removes it.
+    """
+    process = f"{socket.gethostname()}.{os.getpid()}"
+    return target.with_name(f".{target.name}.{process}.{what and what + '.'}unfinished")
+
+
+@contextlib.contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Holds off other processes that want to make the same store, for as long as it takes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = target.with_name(f".{target.name}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        getLogger().info(f"another process is making {target}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        # Who waits for it finds the store made; where it isn't, two may make it at once, which
+        # costs time and nothing else.
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        lock.release()
 
 
 def remove_abandoned(target: Path) -> None:

@@ -45,6 +45,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 def test_a_benchmark_goes_on_where_it_was_killed(program, kill_at, metrics_of, quick, tmp_path):
     arguments = (f"--model={MODELS}", "--seeds=2", "--jobs=2", "--name=three", *quick)
+    arguments = (*arguments, "--aa_row=False")
     kill_at("[2/6]", *arguments)
     before = {name: result["run_dir"] for name, result in results(tmp_path).items()}
     assert 2 <= len(before) < 6
@@ -71,9 +72,10 @@ def test_a_benchmark_goes_on_where_it_was_killed(program, kill_at, metrics_of, q
     made_by = json.loads((tmp_path / "output" / "three" / "report.json").read_text())["command"]
     assert made_by == shlex.join(["python", "-m", "recbole_escm2", *arguments])
 
-    # one seed more runs that seed alone
+    # one seed more runs that seed alone, and the A/A row its own three
     more = program(f"--model={MODELS}", "--seeds=3", "--name=three", *quick)
-    assert "9 runs, of which 6 are done" in more.stderr
+    said = "3 rows, the baseline again (A/A), 3 seeds, 12 runs, of which 6 are done"
+    assert said in more.stderr
 
     # a run is the same one that the program does by itself
     alone = program("--model=ESCM2_IPS", "--seed=2021", *quick)
@@ -93,6 +95,7 @@ def test_one_failing_run_does_not_stop_the_others(program, quick, tmp_path):
         "        raise RuntimeError('broken on purpose')\n"
     )
     arguments = ("--model=mine:Broken,ESMM", "--seeds=2", "--name=b", "--baseline=ESMM", *quick)
+    arguments = (*arguments, "--aa_row=False")
     done = program(*arguments)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

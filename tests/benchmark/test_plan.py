@@ -51,12 +51,13 @@ def test_what_is_a_benchmark(options, many):
 
 def test_rows_seeds_and_the_order_of_runs(options):
     plan = make_plan({**options, "model": "ESMM,DeepFM", "seeds": "2", "seed": "7"})
-    assert [row.label for row in plan.rows] == ["ESMM", "DeepFM"]
+    again = "ESMM again (A/A)"
+    assert [row.label for row in plan.rows] == ["ESMM", "DeepFM", again]
     assert plan.seeds == [7, 8]
     assert plan.baseline == "ESMM"
     assert [(r.seed, r.row.label) for r in plan.runs] == [
-        *((7, "ESMM"), (7, "DeepFM")),
-        *((8, "ESMM"), (8, "DeepFM")),
+        *((7, "ESMM"), (7, "DeepFM"), (7, again)),
+        *((8, "ESMM"), (8, "DeepFM"), (8, again)),
     ]
     # a single-task model has all tasks' metrics, as two trainings
     assert plan.runs[1].settings["task"] == "both"
@@ -64,6 +65,40 @@ def test_rows_seeds_and_the_order_of_runs(options):
     assert make_plan({**options, "model": "DeepFM", "seeds": "[5,1]"}).seeds == [5, 1]
     ctr = make_plan({**options, "model": "DeepFM,ESMM", "task": "ctr"})
     assert ctr.runs[0].settings["task"] == "ctr"
+
+
+def test_the_aa_row_is_the_baseline_with_other_training_seeds(options):
+    asked = {**options, "model": "ESMM,ESCM2_IPS", "seeds": "3"}
+    plan = make_plan({**asked, "baseline": "ESCM2_IPS"})
+    assert [row.aa for row in plan.rows] == [False, False, True]
+    runs = {(run.row.label, run.seed): run for run in plan.runs}
+    for seed in plan.seeds:
+        again, first = (
+            dict(runs[label, seed].settings) for label in ("ESCM2_IPS again (A/A)", "ESCM2_IPS")
+        )
+        assert again.pop("training_seed") != seed
+        assert again == first
+    assert len({run.name for run in plan.runs}) == 9
+    assert make_plan({**asked, "baseline": "ESCM2_IPS"}).runs == plan.runs
+
+    without = make_plan({**asked, "aa_row": "False"})
+    assert [row.label for row in without.rows] == ["ESMM", "ESCM2_IPS"]
+    assert not any(row.aa for row in make_plan({**asked, "seeds": "1"}).rows)
+    assert not any(row.aa for row in make_plan({**asked, "model": "ESMM"}).rows)
+    alone = make_plan({**asked, "model": "ESMM", "aa_row": "True"})
+    assert [row.aa for row in alone.rows] == [False, True]
+    # a training seed of all rows isn't that of the A/A row, whose own is one too
+    fixed = make_plan({**asked, "training_seed": "5"})
+    assert {run.settings["training_seed"] == 5 for run in fixed.runs if run.row.aa} == {False}
+    assert len({run.settings["training_seed"] for run in fixed.runs if run.row.aa}) == 1
+
+
+def test_the_aa_row_of_a_swept_baseline_has_its_settings(options):
+    swept = {"model": "ESCM2_IPS", "counterfactual_weight": "0,0.3", "seeds": "2"}
+    baseline = "ESCM2_IPS, counterfactual_weight=0.3"
+    plan = make_plan({**options, **swept, "baseline": baseline})
+    assert [run.settings["counterfactual_weight"] for run in plan.runs if run.row.aa] == [0.3, 0.3]
+    assert plan.rows[-1].label == f"{baseline} again (A/A)"
 
 
 def test_a_sweep_leaves_alone_what_it_has_no_effect_on(options):
@@ -125,6 +160,7 @@ def test_a_file(options, tmp_path):
     file.write_text(
         "dataset: tiny\n"
         "seeds: [3, 4, 5]\n"
+        "aa_row: false\n"
         "baseline: wide IPS\n"
         "columns: [CVR_AUC, ctr_ndcg@5, IEB]\n"
         f"config_files: [{tmp_path}/shared.yaml]\n"
@@ -147,6 +183,7 @@ def test_a_file(options, tmp_path):
     assert by_label["ESMM, dropout_prob=0.1"]["learning_rate"] == 0.01
     assert by_label["DeepFM, dropout_prob=0.1"]["learning_rate"] == 0.02
     assert plan.seeds == [3, 4, 5]
+    assert not any(row.aa for row in plan.rows)
     assert plan.columns == ["CVR_AUC", "CTR_NDCG@5", "IEB"]
     assert {"CTR_NDCG@5", "IEB"} <= set(plan.runs[0].settings["metrics"])
     assert plan.runs[0].settings["epochs"] == 1
@@ -159,6 +196,8 @@ def test_a_file(options, tmp_path):
         ({"model": "ESMM,ESMM"}, "ESMM stands there twice"),
         ({"baseline": "ESM"}, r"baseline 'ESM' is no row \(did you mean ESMM"),
         ({"seeds": "0"}, "seeds must be a whole number >= 1"),
+        ({"aa_row": "perhaps"}, "aa_row must be True or False"),
+        ({"aa_row": "True", "seeds": "1"}, "aa_row needs at least two seeds"),
         ({"seeds": "[1,1]"}, "list of different ones"),
         ({"jobs": "0"}, "jobs must be"),
         ({"learning_rat": "1"}, "did you mean learning_rate"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,9 @@ def test_the_best_on_validation_is_chosen(options, scores, bigger, best):
     tried = [Trial({"trial": n}, s, bigger, f"run{n}") for n, s in enumerate(scores)]
     tuning = Tuning(len(scores), 1, "CTCVR_AUC", {"ESMM": tried})
     assert tuning.best("ESMM") is tried[best]
-    (row,) = tuned(rows, tuning)
-    assert row.settings["trial"] == best
+    again = replace(rows[0], label="again", aa=True)
+    for row in tuned([*rows, again], tuning, "ESMM"):  # the A/A row has the baseline's
+        assert row.settings["trial"] == best
 
 
 def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_path, tmp_path):
@@ -145,7 +147,7 @@ def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_pa
     assert re.search(r"^tuned in ESMM, broken:Half: .*mlp_hidden_size", done.stderr, re.MULTILINE)
     where = "broken.py, line 6, in __init__: RuntimeError: not as it is"
     assert f"broken:Half, trial 0, seed 1: failed: {where}" in done.stderr
-    assert "3 rows, 2 seeds, 6 runs, of which 0 are done" in done.stderr
+    assert "3 rows, the baseline again (A/A), 2 seeds, 8 runs, of which 0 are done" in done.stderr
 
     folder = tmp_path / "output" / "b"
     report = json.loads((folder / "report.json").read_text())
@@ -154,8 +156,11 @@ def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_pa
     assert [trial["score"] is None for trial in tuning["by_row"]["broken:Half"]] == [
         *(True, False, False)
     ]
+    again = "ESMM again (A/A)"
+    assert [row["label"] for row in report["rows"]] == [*tuning["by_row"], again]
     for row in report["rows"]:
-        tried = [t for t in tuning["by_row"][row["label"]] if t["score"] is not None]
+        of = row["label"].removesuffix(" again (A/A)")
+        tried = [t for t in tuning["by_row"][of] if t["score"] is not None]
         best = max(tried, key=lambda trial: trial["score"])
         for run in row["runs"].values():
             assert run["config"].items() >= best["chosen"].items()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -58,36 +60,112 @@ def test_the_users_command(program, tmp_path):
     assert "source files are gone" in again.stderr
 
 
+TINY = {"rows": 2000, "conversion_rate": 0.2, "behaviours": 0}
+
+
+def stores(folder):
+    return [path for path in (folder / "ali-ccp-sim" / "store").iterdir() if path.is_dir()]
+
+
 def test_the_simulated_data_set_makes_itself(tmp_path):
-    settings = {
-        "data_path": str(tmp_path),
-        "simulation": {"rows": 2000, "seed": 1, "conversion_rate": 0.2, "behaviours": 0},
-    }
+    settings = {"data_path": str(tmp_path), "simulation": dict(TINY), "simulation_seed": 1}
     config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
     first = EntireSpaceDataset(config)
     assert "imulated" in first.simulated
-    raw = tmp_path / "ali-ccp-sim" / "raw"
-    (file,) = raw.glob("*/simulation.json")
+    file = first.store.folder / "schema.json"
     modified = file.stat().st_mtime_ns
     EntireSpaceDataset(config)
     assert file.stat().st_mtime_ns == modified
+    # the text, several times the size, isn't kept
+    assert [path.name for path in (tmp_path / "ali-ccp-sim").iterdir()] == ["store"]
+    assert [*(tmp_path / "ali-ccp-sim" / "store").iterdir()] == [first.store.folder]
 
-    # another simulation is another folder and another store: both stay
+    # another simulation is another store: both stay
     settings["simulation"]["rows"] = 1000
     settings["selection_strength"] = 0.0
     config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
     assert EntireSpaceDataset(config).counts()["impressions"] == 1000
-    strengths = {json.loads(f.read_text())["settings"]["selection"] for f in raw.glob("*/*.json")}
-    assert strengths == {0.5, 0.0}
-    assert len(list((tmp_path / "ali-ccp-sim" / "store").iterdir())) == 2
+    made = [json.loads((f / "schema.json").read_text())["simulated"] for f in stores(tmp_path)]
+    assert {one["settings"]["selection"] for one in made} == {0.5, 0.0}
     assert len(first) == 2000
     assert file.stat().st_mtime_ns == modified
 
 
-@pytest.mark.parametrize("wrong", [{"rows": "many"}, {"colour": 3}, {"selection": 0.1}, 5])
-def test_a_faulty_simulation_is_named(tmp_path, wrong):
+def test_a_simulation_seed_is_a_world(tmp_path):
+    def loaded(**seeds):
+        settings = {"data_path": str(tmp_path), "simulation": TINY, **seeds}
+        return EntireSpaceDataset(Config("ESMM", "ali-ccp-sim", config_dict=settings))
+
+    usual, one, two = loaded(), loaded(simulation_seed=1), loaded(simulation_seed=2)
+    assert usual.store.schema["simulated"]["settings"]["seed"] == 2022
+    assert loaded(simulation_seed=1, seed=7).store.folder == one.store.folder
+    assert len({d.store.folder for d in (usual, one, two)}) == 3
+    for column in ("true_ctr", "true_cvr", "click"):  # all is drawn anew
+        assert not np.array_equal(one.inter_feat.apart(column), two.inter_feat.apart(column))
+
+
+def test_a_world_that_was_left_half_made_is_made(tmp_path, monkeypatch):
+    settings = {"data_path": str(tmp_path), "simulation": TINY}
+    config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
+
+    def broken(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("recbole_escm2.data.ali_ccp.source.convert", broken)
+        with pytest.raises(KeyboardInterrupt):
+            EntireSpaceDataset(config)
+    assert list((tmp_path / "ali-ccp-sim" / "store").iterdir()) == []
+    assert len(EntireSpaceDataset(config)) == 2000
+
+
+def test_two_processes_make_a_world_once(tmp_path):
+    code = (
+        "import logging, sys\n"
+        "logging.basicConfig(level='INFO', stream=sys.stdout)\n"
+        "from recbole_escm2.config import Config\n"
+        "from recbole_escm2.data.sources import open_store\n"
+        f"settings = {{'data_path': {str(tmp_path)!r}, 'simulation': {TINY!r}}}\n"
+        "config = Config('ESMM', 'ali-ccp-sim', config_dict=settings)\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print('folder', open_store(config).folder)\n"
+    )
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for one in pair:
+        assert one.stdout.readline() == "ready\n"
+    for one in pair:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    said = [one.communicate(timeout=300)[0] for one in pair]
+    assert [one.returncode for one in pair] == [0, 0]
+    assert sum("simulating 2,000 impressions" in text for text in said) == 1
+    folders = {line for text in said for line in text.splitlines() if line.startswith("folder")}
+    assert len(folders) == 1
+    assert len([*(tmp_path / "ali-ccp-sim" / "store").iterdir()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rows": "many"}, "rows"),
+        ({"colour": 3}, "simulation.*colour"),
+        (
+            {"rows": 9, "selection": 0.1},
+            "has selection, which is the config key selection_strength",
+        ),
+        ({"rows": 9, "seed": 1}, "has seed, which is the config key simulation_seed"),
+        (5, "simulation must be a mapping"),
+    ],
+)
+def test_a_faulty_simulation_is_named(tmp_path, wrong, message):
     settings = {"data_path": str(tmp_path), "simulation": wrong}
-    with pytest.raises(UsageError, match=r"simulation|rows"):
+    with pytest.raises(UsageError, match=message):
         EntireSpaceDataset(Config("ESMM", "ali-ccp-sim", config_dict=settings))
 
 
@@ -215,4 +293,6 @@ def test_both_data_sets_have_the_same_keys():
         yaml.safe_load((PROPERTIES / "dataset" / f"{name}.yaml").read_text())
         for name in ("ali-ccp", "ali-ccp-sim")
     )
-    assert {*real} - {"obtain"} == {*simulated} - {"simulation", "selection_strength"}
+    assert {*real} - {"obtain"} == {*simulated} - {
+        *("simulation", "simulation_seed", "selection_strength")
+    }

@@ -1,9 +1,8 @@
-"""Ali-CCP as a source of data: raw files in the folder ``raw``, simulated ones where asked for."""
+"""Ali-CCP as a source of data: raw files in the folder ``raw``, or simulated where asked for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from logging import getLogger
@@ -11,33 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.data.ali_ccp.convert import REPORT_FILE, Options, convert, find_raw
-from recbole_escm2.data.ali_ccp.raw import FIELDS, SIMULATION_FILE
+from recbole_escm2.data.ali_ccp.raw import FIELDS
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.data.store import unfinished
 from recbole_escm2.errors import UsageError
 
 _LABELS = {"CLICK_FIELD": "click", "CONVERSION_FIELD": "purchase"}
 
 
-def _raw(config: Any) -> Path:
-    """Where the raw files are; each simulation has a folder of its own."""
-    simulation, folder = _simulation(config), Path(config["data_path"]) / "raw"
-    if simulation is None:
-        return folder
-    content = json.dumps(asdict(simulation), sort_keys=True)
-    return folder / hashlib.sha256(content.encode()).hexdigest()[:8]
+def simulates(config: Any) -> bool:
+    """With the key ``simulation``: the raw files are drawn by ``simulation_seed``."""
+    return bool(config["simulation"])
 
 
 def files(config: Any) -> list[Path]:
-    """The raw files; with the key ``simulation`` they are simulated when they aren't there yet."""
-    simulation, raw = _simulation(config), _raw(config)
-    if simulation is not None and not _is_there(simulation, raw):
-        getLogger().info(f"simulating {simulation.rows:,} impressions in {raw}")
-        simulate(simulation, raw)
+    """The raw files; a simulation has none, it is made of the config alone."""
+    if simulates(config):
+        return []
     try:
-        return list(find_raw(raw).paths)
+        return list(find_raw(_raw(config)).paths)
     except UsageError as error:
         how = f". {config['obtain'].strip()}" if config["obtain"] else ""
         raise UsageError(f"data set '{config['dataset']}': {error}{how}") from error
+
+
+def _raw(config: Any) -> Path:
+    return Path(config["data_path"]) / "raw"
 
 
 def _simulation(config: Any) -> Simulation | None:
@@ -51,20 +49,16 @@ def _simulation(config: Any) -> Simulation | None:
         return None
     if not isinstance(wanted, Mapping):
         raise UsageError(f"simulation must be a mapping of a simulation's keys, got {wanted!r}")
-    strength = config["selection_strength"]
-    given = {} if strength is None else {"selection": strength}
+    given = {}
+    for own, key in (("selection", "selection_strength"), ("seed", "simulation_seed")):
+        if own in wanted:
+            raise UsageError(f"simulation has {own}, which is the config key {key}")
+        if config[key] is not None:
+            given[own] = config[key]
     try:
         return Simulation(**given, **wanted)
     except TypeError as error:
         raise UsageError(f"simulation: {error}") from error
-
-
-def _is_there(simulation: Simulation, raw: Path) -> bool:
-    try:
-        written = json.loads((raw / SIMULATION_FILE).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return bool(written == asdict(simulation))
 
 
 def options(config: Any) -> Options:
@@ -98,8 +92,24 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
-    """Convert the raw files."""
-    raw = find_raw(_raw(config))
-    getLogger().info(f"converting the raw files in {_raw(config)}, which happens once")
-    convert(raw, target, options(config), schema, progress=bool(config["show_progress"]))
+    """Convert the raw files; simulated ones are made for it, and removed when they are converted.
+
+    The store has all of them, and the text of a world is several times its size.
+    """
+    simulation = _simulation(config)
+    if simulation is None:
+        _convert(config, _raw(config), target, schema)
+        return
+    raw = unfinished(target, "raw")
+    getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
+    try:
+        simulate(simulation, raw)
+        _convert(config, raw, target, schema)
+    finally:
+        shutil.rmtree(raw, ignore_errors=True)
+
+
+def _convert(config: Any, raw: Path, target: Path, schema: dict[str, Any]) -> None:
+    getLogger().info(f"converting the raw files in {raw}, which happens once")
+    convert(find_raw(raw), target, options(config), schema, progress=bool(config["show_progress"]))
     getLogger().info(f"what was found in them: {target / REPORT_FILE}")

@@ -19,8 +19,9 @@ from recbole_escm2.data.store import StoreWriter
 from recbole_escm2.errors import UsageError
 
 _NOTE = (
-    "users, items and their features are real, every click and conversion is simulated with a "
-    "known probability; numbers on it say nothing about real clicks"
+    "users, items and their features are real and the same in every world, every click and "
+    "conversion is simulated with a known probability (simulation_seed draws them, and the "
+    "completion of the ratings); numbers on it say nothing about real clicks"
 )
 _KEYS = (
     "ratings",
@@ -47,6 +48,11 @@ def of_ratings(config: Any) -> Any:
     return own
 
 
+def simulates(config: Any) -> bool:
+    """Always: ratings are completed, clicks and conversions drawn, by ``simulation_seed``."""
+    return True
+
+
 def files(config: Any) -> list[Path]:
     """The atomic files of the ratings."""
     return atomic_files(of_ratings(config))
@@ -54,6 +60,7 @@ def files(config: Any) -> list[Path]:
 
 def settings(config: Any) -> dict[str, Any]:
     """The keys of atomic files, of the completion and of the outcomes."""
+    outcome_rule(config)  # a benchmark makes no world before its runs, and refuses a wrong rule
     return atomic_source.settings(config) | {key: config[key] for key in _KEYS}
 
 
