@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import recbole
 
 from recbole_escm2.checkpoint import plain
-from recbole_escm2.data.store import FORMAT, NoStoreError, Store
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError, did_you_mean
 
 
@@ -51,6 +51,9 @@ SOURCES = {
 }
 
 
+_ATTEMPTS = 3  # to open a store that is replaced meanwhile
+
+
 def open_store(config: Any) -> Store:
     """The store of a data set, made first where there is none or its files or settings changed.
 
@@ -85,18 +88,24 @@ def open_store(config: Any) -> Store:
         getLogger().info(f"the source files are gone; this is what was made of them: {folder}")
         return store
     store = _stored(folder)
-    if store is None or store.schema["made_from"] != made_from:
+    if store is None or store.schema.get("made_from") != made_from:
         source.write(config, folder, {"settings": settings, "made_from": made_from})
-        store = Store(folder)
+        store = _stored(folder)
+    if store is None:
+        raise UsageError(f"{folder}: what was just made there of the data can't be read")
     return store
 
 
 def _stored(folder: Path) -> Store | None:
-    try:
-        return Store(folder)
-    except NoStoreError as error:
-        getLogger().debug(str(error))
-        return None
+    """The store in a folder, if there is one; another process may be replacing it."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return Store(folder)
+        except NoStoreError as error:
+            getLogger().debug(str(error))
+        if not (folder / SCHEMA).exists():
+            return None
+    return None
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
