@@ -32,7 +32,7 @@ def files(config: Any) -> list[Path]:
     simulation, raw = _simulation(config), _raw(config)
     if simulation is not None and not _is_there(simulation, raw):
         getLogger().info(f"simulating {simulation.rows:,} impressions in {raw}")
-        simulate(simulation, raw)
+        simulate(simulation, raw, unless=lambda: _is_there(simulation, raw))
     try:
         return list(find_raw(raw).paths)
     except UsageError as error:
@@ -62,7 +62,7 @@ def _simulation(config: Any) -> Simulation | None:
 def _is_there(simulation: Simulation, raw: Path) -> bool:
     try:
         written = json.loads((raw / SIMULATION_FILE).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(written == asdict(simulation))
 
