@@ -21,17 +21,11 @@ from recbole_escm2.benchmark.request import Request, read_request, split_list
 from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row
 from recbole_escm2.benchmark.tuning import Candidate, candidates
 from recbole_escm2.checkpoint import plain
-from recbole_escm2.config import Config
+from recbole_escm2.config import PLACE_KEYS, Config
 from recbole_escm2.data.sources import open_store
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.model.lookup import model_path
-
-# What doesn't change a number of a run; the data is known by the fingerprint of its store.
-_WITHOUT_EFFECT = {
-    *("checkpoint_dir", "config_files", "data_path", "gpu_id", "log_wandb", "output_dir"),
-    *("show_progress", "state", "store_dir", "wandb_project"),
-}
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         columns=columns,
         shared=request.shared,
         output_dir=Path(first["output_dir"]).absolute(),
-        name=str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"),
+        name=plain_name(str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"), "name"),
         jobs=whole_number("jobs", asked.get("jobs", 1), 1),
         fresh=_true_or_false("fresh", asked.get("fresh", False)),
         saved=_true_or_false("saved", asked.get("saved", False)),
@@ -215,7 +209,7 @@ def runs_of(
             "code": code,
             "versions": [__version__, recbole.__version__, torch.__version__, np.__version__],
             "data": _data(config),
-            "config": {k: _number(v) for k, v in effective.items() if k not in _WITHOUT_EFFECT},
+            "config": {k: _number(v) for k, v in effective.items() if k not in PLACE_KEYS},
         }
         for seed in seeds:
             known["config"]["seed"] = seed

@@ -17,7 +17,7 @@ from optuna.distributions import (
 
 from recbole_escm2.benchmark.request import Request, has_effect
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import PROPERTIES, Config, parse_value
+from recbole_escm2.config import PLACE_KEYS, PROPERTIES, Config, parse_value
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import find_model
@@ -75,6 +75,8 @@ def ranges_of(request: Request, entry: Row) -> Space:
     file = entry.params_file
     space = read_space(Path(file)) if file else default_space(find_model(entry.model))
     for name in space:
+        if name in PLACE_KEYS or name in ("model", "dataset"):
+            raise UsageError(f"the ranges have {name}, which is no setting of a model")
         if not request.reads(entry, name):
             close = did_you_mean(name, request.config(entry).final_config_dict)
             raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")
