@@ -1,16 +1,51 @@
-"""Checkpoints: plain data and tensors, written beside and renamed, read without running code."""
+"""Checkpoints: plain data and tensors, sealed with a checksum, read without running code.
+
+A file is what ``torch.save`` writes, followed by a line with the format and the digest of all that
+precedes it::
+
+    recbole_escm2 checkpoint 2 0123456789abcdef0123456789abcdef
+
+What doesn't match its seal is never given to ``torch.load``. A checkpoint says what it was trained
+on (:mod:`recbole_escm2.identity`), and holds no path that anything would be read from or written
+to.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
+from torch import Tensor
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.identity import Identity, digest_of
 
-FORMAT = "recbole_escm2 checkpoint 1"
+_SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
+_SEAL_BYTES = len(_SEAL % digest_of().hexdigest().encode())
+_ZIP = b"PK\x03\x04"  # what torch.save writes; older kinds of file aren't safe to load
+_EARLIER = b"recbole_escm2 checkpoint 1"
+_PIECE = 1 << 20
+
+# What a checkpoint holds.
+_ENTRIES: Mapping[str, type] = {
+    "model": str,
+    "dataset": str,
+    "settings": dict,  # of model and data; see config.PLACE_KEYS for what isn't among them
+    "places": dict,  # what the user had set of the rest: said to people, never used
+    "data": dict,  # see identity.Identity
+    "epoch": int,
+    "training_ended": bool,
+    "cur_step": int,
+    "best_valid_score": float,
+    "state_dict": dict,
+    "optimizer": dict,
+}
 
 
 def plain(value: Any) -> Any:
@@ -27,36 +62,139 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def vocabulary_digest(dataset: Any) -> dict[str, str]:
-    """A digest of each token field's vocabulary: ids mean the same where it is the same."""
-    return {str(field): vocabulary.digest for field, vocabulary in dataset.field2id_token.items()}
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; a run that is killed meanwhile leaves the one before.
 
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; a run that is killed meanwhile leaves the one before."""
+    Args:
+        path: where to.
+        state: what :func:`load_checkpoint` gives.
+    """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    torch.save({"format": FORMAT, **state}, unfinished)
+    with open(unfinished, "wb") as file:
+        written = _Digested(file)
+        torch.save(dict(state), cast(BinaryIO, written))
+        file.write(_SEAL % written.digest.hexdigest().encode())
     os.replace(unfinished, path)
+
+
+def finish_checkpoint(path: Path) -> None:
+    """Note in a checkpoint that its training has come to its end."""
+    state = load_checkpoint(path)
+    if not state["training_ended"]:
+        save_checkpoint(path, {**state, "training_ended": True})
+
+
+class _Digested(io.BufferedIOBase):
+    """Takes what ``torch.save`` writes, and digests it on its way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = digest_of()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        UsageError: there is no such file, or it isn't a checkpoint of ours. A pickle, such as
-            RecBole's checkpoints, is refused: loading one can run any code that is in it.
+        UsageError: there is no such file, it isn't a checkpoint of ours, or not as it was written.
+            A pickle, such as RecBole's checkpoints, is refused: loading one can run any code that
+            is in it.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"checkpoint {path}: there is no such file")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with open(path, "rb") as file:  # once: what is checked is what is loaded
+            _check_seal(path, file)
+            file.seek(0)
+            state = torch.load(file, map_location=device, weights_only=True)
+    except UsageError:
+        raise
     except Exception as error:  # torch raises nearly anything on a file that isn't its own
         raise UsageError(
-            f"checkpoint {path} can't be read as plain data. Checkpoints of RecBole itself and "
-            "other pickles are refused, because loading one can run any code that is in it: train "
-            f"the model again with this program ({type(error).__name__})"
+            f"checkpoint {path} can't be read as plain data ({type(error).__name__})"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict):
         raise UsageError(f"checkpoint {path} wasn't written by this program")
+    for name, kind in _ENTRIES.items():
+        if not isinstance(state.get(name), kind):
+            raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
+    if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
+        raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
     return state
+
+
+def _check_seal(path: Path, file: BinaryIO) -> None:
+    size = os.fstat(file.fileno()).st_size
+    kind = file.read(len(_ZIP))
+    file.seek(max(0, size - _SEAL_BYTES))
+    seal = file.read()
+    sealed = seal.startswith(_SEAL.partition(b"%")[0])
+    if kind != _ZIP or not sealed:
+        if _EARLIER in _pickled_in(path):
+            raise UsageError(
+                f"checkpoint {path} was written by an earlier version of this program, which "
+                "didn't note what data and which split it was trained on: train the model again"
+            )
+        raise UsageError(
+            f"checkpoint {path} wasn't written by this program, or isn't whole. Checkpoints of "
+            "RecBole itself and other pickles are refused, because loading one can run any code "
+            "that is in it: train the model again with this program"
+        )
+    file.seek(0)
+    digest, left = digest_of(), size - _SEAL_BYTES
+    while piece := file.read(min(_PIECE, left)):
+        digest.update(piece)
+        left -= len(piece)
+    if seal != _SEAL % digest.hexdigest().encode():
+        raise UsageError(
+            f"checkpoint {path} is damaged: it isn't what was written, by its checksum. Copy it "
+            "again from where it came, or train the model again"
+        )
+
+
+def _pickled_in(path: Path) -> bytes:
+    """What a file of ``torch.save`` holds besides tensors, as bytes that nobody interprets."""
+    broken = contextlib.suppress(OSError, ValueError, RuntimeError, zipfile.BadZipFile)
+    with broken, zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith("/data.pkl") and entry.file_size < _PIECE:
+                return archive.read(entry)
+    return b""
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:
+    """Put a checkpoint's weights into a model, if they are its own in names, shapes and types.
+
+    Raises:
+        UsageError: they aren't, or one isn't finite; the message says which.
+    """
+    own = model.state_dict()
+    for word, names in (("lacks", own.keys() - weights), ("has", weights.keys() - own.keys())):
+        if names:
+            named = ", ".join(sorted(map(str, names)))
+            raise UsageError(f"the checkpoint doesn't fit the model: it {word} {named}")
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, wanted in own.items():
+        found = weights[name]
+        if not isinstance(found, Tensor) or _kind(found) != _kind(wanted):
+            kind = _kind(found) if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(
+                f"the checkpoint doesn't fit the model: {name} is {kind} there, and "
+                f"{_kind(wanted)} in the model"
+            )
+        if name in parameters and not bool(torch.isfinite(found).all()):
+            raise UsageError(
+                f"the checkpoint's {name} holds values that aren't finite: its training diverged. "
+                "A smaller learning_rate or a clip_grad_norm may help"
+            )
+    model.load_state_dict(dict(weights))
+
+
+def _kind(tensor: Tensor) -> str:
+    layout = "" if tensor.layout == torch.strided and not tensor.is_meta else " without values"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}{layout}"

@@ -27,7 +27,8 @@ ends with a table of test metrics per task.
   --config_files=...   YAML files, separated by spaces; later ones win
   --KEY=VALUE          any config key, over what the files say (also: --KEY VALUE)
   --checkpoint=FILE    a checkpoint that a run has written ...
-  --evaluate           ... to be scored again on its test split
+  --evaluate           ... to be scored again on its test split, with --data_path, --metrics and
+                       the like; --model=path.to.module:ClassName where the model is your own
   --help, --version
 
 Several models, several seeds or several values of a key (in any combination) are a benchmark. Its
@@ -207,7 +208,10 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     if options.pop("evaluate", None) is not None:
         if checkpoint is None:
             raise UsageError("--evaluate needs --checkpoint=FILE")
-        outcome = evaluate_checkpoint(checkpoint, model, dataset, command_line=options)
+        files = options.pop("config_files", "").split()
+        outcome = evaluate_checkpoint(
+            checkpoint, model, dataset, command_line=options, config_file_list=files
+        )
     elif checkpoint is not None:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:

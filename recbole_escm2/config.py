@@ -21,7 +21,7 @@ import recbole.config
 import recbole.utils.argument_list as recbole_arguments
 import yaml
 
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.evaluator.catalogue import (
     ALL_TASKS,
     METRIC_NAMES,
@@ -55,6 +55,26 @@ _RECBOLE_UNLISTED_KEYS = {
     "wandb_project",
     "warm_up",
 }
+
+#: Where and how a command runs, and what it shows or sends: never what a number depends on. They
+#: are the command line's and the configuration's alone; a file that is only data, such as a
+#: checkpoint or a search's database, has no say in them.
+PLACE_KEYS = frozenset(
+    {
+        *("checkpoint_dir", "config_file", "config_files", "data_path", "dataloaders_save_path"),
+        *("dataset_save_path", "gpu_id", "ip", "local_rank", "log_wandb", "nproc"),
+        *("output_dir", "port", "run_dir", "save_dataloaders", "save_dataset", "show_progress"),
+        *("state", "store_dir", "use_gpu", "wandb_project", "worker", "world_size"),
+    }
+)
+
+#: What is scored and how, of a model that is trained already.
+SCORING_KEYS = frozenset(
+    {
+        *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics"),
+        *("metric_decimal_place", "topk"),
+    }
+)
 
 # Settled by stock RecBole before it builds a data set; its context-aware defaults serve as well.
 _RUNNER_KEYS = {
@@ -349,6 +369,8 @@ def _check_values(config: Any) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
+        _check_distillation(config)
     _check_sampling(config)
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
@@ -363,6 +385,33 @@ def _check_values(config: Any) -> None:
     for key, fields in not_labels.items():
         if wrong := labels.intersection(fields):
             raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")
+
+
+def _check_names(config: Any) -> None:
+    """Names of data become names of files: they may not lead out of their folder."""
+    parts = config["benchmark_filename"]
+    for key, names in {
+        "dataset": [config["dataset"]],
+        "ratings": [config["ratings"]],
+        "benchmark_filename": parts if isinstance(parts, list) else [parts],
+    }.items():
+        for name in names:
+            if name is not None:
+                plain_name(str(name), key)
+
+
+def _check_distillation(config: Any) -> None:
+    """KD_DAGFM runs its key ``teacher`` as code and loads its key ``warm_up`` as a pickle."""
+    if config["warm_up"] or config["phase"] not in (None, "teacher_training"):
+        raise UsageError(
+            "KD_DAGFM has only its phase teacher_training here, without warm_up: the later ones "
+            "load the teacher's checkpoint as a pickle, which can run any code that is in it"
+        )
+    if config["teacher"] not in _TEACHERS:
+        raise UsageError(f"teacher must be {' or '.join(_TEACHERS)}, got {config['teacher']!r}")
+
+
+_TEACHERS = ("CrossNet", "CIN")
 
 
 def _check_own_keys(config: Any) -> None:
@@ -479,6 +528,7 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
         default = config.internal_config_dict.get(key)
         if external.get(key, default) != default and not config[needed]:
             raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
+    _check_names(config)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []
@@ -618,6 +668,7 @@ class Config(recbole.config.Config):
             raise UsageError(f"which model? --model=NAME: {', '.join(context_model_names())}")
         if dataset is None:
             raise UsageError("which data set? --dataset=NAME, for example ml-100k")
+        plain_name(str(dataset), "dataset")
         model_class = find_model(model)
         return model_class.__name__, model_class, str(dataset)
 

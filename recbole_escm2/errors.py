@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+
+# Of names of files: what is no part of one, on whatever system.
+_NO_NAME = re.compile(
+    r'[/\\:*?"<>|\x00-\x1f\x7f]|^\s|[\s.]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE
+)
+_LONGEST_NAME = 150  # characters; whatever is put before and behind it, a system takes it
 
 
 class UsageError(ValueError):
@@ -16,6 +23,25 @@ class UsageError(ValueError):
     The message says what is wrong, where (file, line, field or config key) and what to do about
     it. The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+def plain_name(name: str, what: str) -> str:
+    """A name that becomes that of a file or a folder, and may not lead to another place.
+
+    Args:
+        name: as it was given.
+        what: is called so, for the message.
+
+    Raises:
+        UsageError: it isn't plain.
+    """
+    if not name or len(name) > _LONGEST_NAME or _NO_NAME.search(name):
+        raise UsageError(
+            f"{what} can't be {name!r}: it becomes the name of a file or folder, and takes no "
+            f'slash or any of \\ : * ? " < > |, no control character, no blank or dot at its end, '
+            f"and at most {_LONGEST_NAME} characters"
+        )
+    return name
 
 
 def place_in_own_code(error: BaseException, files: Iterable[str]) -> str | None:

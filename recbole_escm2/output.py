@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import colorlog
+from filelock import FileLock
 
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.errors import UsageError
@@ -91,6 +94,56 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
             root.removeHandler(handler)
             handler.close()
         root.setLevel(before)
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder, with its parents; it may be there.
+
+    Args:
+        key: the config key that names it, for the message.
+        folder: its path.
+
+    Raises:
+        UsageError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{key}: {folder} can't be made: {error.strerror}") from error
+
+
+def lock(path: Path) -> FileLock:
+    """A lock that processes share; what a link at its place leads to isn't touched."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    return FileLock(path)
+
+
+def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """CSV as in RFC 4180, with plain line feeds; floats in full precision.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, which makes it
+    text there; numbers stay as they are.
+
+    Args:
+        columns: names, in order.
+        lines: values by column.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(_cell, columns))
+    writer.writerows([_cell(line.get(column)) for column in columns] for line in lines)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    text = "" if value is None else str(value)
+    if isinstance(value, int | float) or not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    with contextlib.suppress(ValueError):
+        float(text)
+        return value
+    return f"'{text}"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
+from recbole_escm2.checkpoint import load_checkpoint, plain
 from recbole_escm2.config import (
+    PLACE_KEYS,
+    SCORING_KEYS,
     Config,
     learns_both,
     metric_for,
+    read_yaml,
     scored_tasks,
     single_task,
     training_seed,
@@ -40,6 +43,7 @@ from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import (
     logging_to,
+    make_folder,
     make_run_dir,
     metric_table,
     scope_notes,
@@ -47,7 +51,7 @@ from recbole_escm2.output import (
     write_json,
 )
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
-from recbole_escm2.trainer import EntireSpaceTrainer
+from recbole_escm2.trainer import CUT_SHORT, EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
@@ -292,41 +296,53 @@ def evaluate_checkpoint(
     dataset: str | None = None,
     config_dict: Mapping[str, Any] | None = None,
     command_line: Mapping[str, str] | None = None,
+    config_file_list: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score a saved model on the test split that its run had.
 
+    A checkpoint is data: it chooses neither code nor a place. A model of one's own is loaded only
+    where ``model`` names it, and folders (``data_path``, ``output_dir``, …) are those that are
+    given here.
+
     Args:
         checkpoint: a file that :func:`run` wrote.
-        model: its model, to make sure; the checkpoint's by default.
-        dataset: its data set; likewise.
-        config_dict: settings other than the run's, for example ``metrics``.
+        model: its model; may be left out for this package's and RecBole's.
+        dataset: its data set, to make sure; the checkpoint's by default.
+        config_dict: settings: of places (:data:`PLACE_KEYS`) and of scoring
+            (:data:`SCORING_KEYS`, for example ``metrics``). All others must be the run's.
         command_line: the same as text.
+        config_file_list: the same in YAML files.
 
     Returns:
-        ``test_result``, as from :func:`run`, and ``run_dir``, a folder with log and result.
+        ``test_result``, as from :func:`run`, ``training_ended`` (False where the training was cut
+        short), ``epoch`` and ``run_dir``, a folder with log and result.
 
     Raises:
-        UsageError: the file is no checkpoint of this model, or the data is other data.
+        UsageError: the file is no checkpoint of this model, or the data, the split or a setting
+            isn't what it was trained with; the message says which.
     """
     state = load_checkpoint(checkpoint)
-    for asked, key in ((model, "model"), (dataset, "dataset")):
-        name = asked if isinstance(asked, str) or asked is None else model_path(asked)
-        if name is not None and name != state[key]:
-            raise UsageError(f"checkpoint {checkpoint} is of {key} {state[key]}, not of {name}")
-    settings = {k: v for k, v in state["settings"].items() if k not in ("model", "dataset")}
-    settings.update(config_dict or {})
-    config = Config(
-        model or state["model"], dataset or state["dataset"], None, settings, command_line
-    )
+    given: dict[str, Any] = {}
+    for file in config_file_list:
+        given.update(read_yaml(Path(file)))
+    given.update(config_dict or {})
+    config = _config_to_score(checkpoint, state, model, dataset, given, command_line)
     with _run_folder(config) as run_dir:
+        for key, value in state["places"].items():
+            if key not in config.external_config_dict:
+                getLogger().info(
+                    f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
+                    f"say it again with --{key} if the data is still there"
+                )
         trainer, (_, _, test) = _prepare(config)
-        test_result = trainer.evaluate(
-            test, model_file=str(checkpoint), show_progress=config["show_progress"]
-        )
+        trainer.take(state, test)
+        test_result = trainer.evaluate(test, False, show_progress=config["show_progress"])
         trainer.tensorboard.close()
         shutil.rmtree(run_dir / "tensorboard")
         outcome = {
             "test_result": test_result,
+            "training_ended": state["training_ended"],
+            "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
             "run_dir": str(run_dir),
         }
@@ -344,6 +360,46 @@ def evaluate_checkpoint(
     return outcome
 
 
+def _config_to_score(
+    checkpoint: str | Path,
+    state: Mapping[str, Any],
+    model: str | type | None,
+    dataset: str | None,
+    given: Mapping[str, Any],
+    command_line: Mapping[str, str] | None,
+) -> Config:
+    """The config of a checkpoint's training, with what may be another when it is scored.
+
+    Raises:
+        UsageError: something is given that may not, or the model is the user's own and not given.
+    """
+    for asked, key in ((model, "model"), (dataset, "dataset")):
+        name = asked if isinstance(asked, str) or asked is None else model_path(asked)
+        if name is not None and name != state[key]:
+            raise UsageError(f"checkpoint {checkpoint} is of {key} {state[key]}, not of {name}")
+    if model is None and ":" in state["model"]:
+        raise UsageError(
+            f"checkpoint {checkpoint} is of a model of somebody's own, {state['model']!r}. A file "
+            f"chooses no code that is run: if it is yours, say so with --model={state['model']}"
+        )
+    withheld = {"model", "dataset", *PLACE_KEYS}
+    trained = {k: v for k, v in plain(state["settings"]).items() if k not in withheld}
+    given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
+    which = model or state["model"], dataset or state["dataset"], None
+    config = Config(*which, {**trained, **given}, command_line)
+    if questioned := {*given, *(command_line or {})} - PLACE_KEYS - SCORING_KEYS:
+        before = Config(*which, trained)
+        if changed := [key for key in sorted(questioned) if config[key] != before[key]]:
+            was = ", ".join(f"{key} {before[key]!r}" for key in changed)
+            now = ", ".join(f"{key} {config[key]!r}" for key in changed)
+            raise UsageError(
+                f"checkpoint {checkpoint} was trained with {was}, and can't be scored with {now}: "
+                f"leave {', '.join(changed)} out. What may differ is where things are and what is "
+                f"scored: {', '.join(sorted(SCORING_KEYS))}"
+            )
+    return config
+
+
 @contextlib.contextmanager
 def _run_folder(config: Config, folder: Path | None = None) -> Iterator[Path]:
     """The run's own folder with its log; gone again if the run couldn't start."""
@@ -351,6 +407,12 @@ def _run_folder(config: Config, folder: Path | None = None) -> Iterator[Path]:
     config["run_dir"] = str(run_dir)
     config["training_started"] = False
     config["checkpoint_dir"] = str(Path(config["checkpoint_dir"] or run_dir).absolute())
+    try:
+        make_folder("checkpoint_dir", Path(config["checkpoint_dir"]))
+    except UsageError:
+        if folder is None:
+            shutil.rmtree(run_dir)
+        raise
     if config["show_progress"] is None:
         config["show_progress"] = sys.stderr.isatty()
     try:
@@ -403,7 +465,6 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
             f"{type(error).__name__}: {error} (--state=debug logs where)"
         ) from error
     trainer = EntireSpaceTrainer(config, model)
-    trainer.vocabulary = vocabulary_digest(dataset)
     logger.info(
         f"{_parameter_count(model):,} parameters on {config['device']}; "
         f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
@@ -436,4 +497,6 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
         shown = ", ".join(f"{task.upper()} {value:.4f}" for task, value in result.threshold.items())
         lines.append(f"F1 and Recall predict a positive from a probability of {shown}.")
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
+    if not outcome.get("training_ended", True):
+        lines.append(f"{CUT_SHORT.format(**outcome)}.")
     return "\n".join(lines)

@@ -19,8 +19,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.checkpoint import load_checkpoint, plain, save_checkpoint, vocabulary_digest
-from recbole_escm2.config import scored_tasks, single_task
+from recbole_escm2.checkpoint import (
+    finish_checkpoint,
+    load_checkpoint,
+    load_weights,
+    plain,
+    save_checkpoint,
+)
+from recbole_escm2.config import PLACE_KEYS, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
@@ -29,6 +35,7 @@ from recbole_escm2.evaluator.evaluator import (
     MetricResult,
 )
 from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.identity import Identity, difference
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.model.lookup import model_path
@@ -37,6 +44,11 @@ from recbole_escm2.output import write_json
 
 #: In a run's folder, written anew after each validation: what a watcher of the run can read.
 HISTORY_FILE = "history.json"
+#: What to say with the numbers of a checkpoint whose training hasn't come to its end.
+CUT_SHORT = (
+    "The training of this checkpoint was cut short: epoch {epoch} was the best by then, and a "
+    "later one might have been better"
+)
 
 
 class EntireSpaceTrainer(Trainer):
@@ -88,7 +100,10 @@ class EntireSpaceTrainer(Trainer):
             and model.propensity_field is None
         )
         self._denominators: list[Tensor] = []
-        self.vocabulary: dict[str, str] = {}
+        #: What data and which split the training is on.
+        self.identity: Identity | None = None
+        self._resumed: Identity | None = None
+        self._has_saved = False
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
 
@@ -173,16 +188,21 @@ class EntireSpaceTrainer(Trainer):
         """As RecBole's, with one line for training and one for validation an epoch.
 
         Raises:
-            UsageError: ``valid_metric`` has no value on the validation set.
+            UsageError: ``valid_metric`` has no value on the validation set, or training was to go
+                on from a checkpoint of other data or of another split.
         """
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
-        self.vocabulary = self.vocabulary or vocabulary_digest(train_data._dataset)
+        self.identity = train_data._dataset.identity
+        if self._resumed is not None:
+            self._check_data(self._resumed, self.identity)
         self.verbose = verbose
         with self._waking_rows(train_data):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
+        if self._has_saved:
+            finish_checkpoint(Path(self.saved_model_file))
         if verbose and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
@@ -324,13 +344,15 @@ class EntireSpaceTrainer(Trainer):
         """The metrics of a split, unrounded, by name.
 
         Raises:
-            UsageError: ``model_file`` is no checkpoint of this model.
+            UsageError: ``model_file`` is no checkpoint of this model, or one of other data or of
+                another split.
         """
         if not eval_data:
             return None
         self._catch_up()
         if load_best_model:
-            self._load_weights(load_checkpoint(model_file or self.saved_model_file, self.device))
+            state = load_checkpoint(model_file or self.saved_model_file, self.device)
+            self.take(state, eval_data)
         self.eval_collector.begin(eval_data._dataset.truth)
         self._denominators = []
         return super().evaluate(eval_data, load_best_model=False, show_progress=bool(show_progress))
@@ -352,54 +374,76 @@ class EntireSpaceTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         self._catch_up()
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        settings = {**self.config.internal_config_dict, **self.config.external_config_dict}
+        external = self.config.external_config_dict
+        settings = {**self.config.internal_config_dict, **external}
         settings["valid_metric"] = self.valid_metric  # a default depends on the task
+        assert self.identity is not None, "it is saved while it is fitted"
         state = {
             "model": model_path(self.config.model_class),
             "dataset": self.config["dataset"],
-            "settings": plain(settings),
-            "vocabulary": self.vocabulary,
+            "settings": plain({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
+            "places": plain({k: v for k, v in external.items() if k in ("data_path", "store_dir")}),
+            "data": self.identity,
             "epoch": epoch,
+            "training_ended": False,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         save_checkpoint(path, state)
+        self._has_saved = True
 
     def resume_checkpoint(self, resume_file: str) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; :meth:`fit` then makes sure that data and split are its own.
 
         Raises:
-            UsageError: it is no checkpoint of this model.
+            UsageError: it is no checkpoint of this model, or of another optimizer.
         """
         state = load_checkpoint(resume_file, self.device)
-        self._load_weights(state)
+        self._check_model(state)
+        load_weights(self.model, state["state_dict"])
+        learner = str(state["settings"].get("learner")).lower()
+        try:
+            if learner != self.learner.lower():
+                raise ValueError(
+                    f"its optimizer is that of learner {learner}, not of {self.learner}"
+                )
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise UsageError(f"training can't go on from {resume_file}: {error!s}") from error
+        self._resumed = state["data"]
+        self._has_saved = True
         self.saved_model_file = str(resume_file)
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.logger.info(f"going on from epoch {self.start_epoch} of {resume_file}")
 
-    def _load_weights(self, state: dict[str, Any]) -> None:
+    def take(self, state: dict[str, Any], eval_data: Any) -> None:
+        """Take the weights of a checkpoint, to score them on a split.
+
+        Args:
+            state: of :func:`load_checkpoint`.
+            eval_data: the split's loader.
+
+        Raises:
+            UsageError: it is of another model, of other data or of another split.
+        """
+        self._check_model(state)
+        self._check_data(state["data"], eval_data._dataset.identity)
+        load_weights(self.model, state["state_dict"])
+        if not state["training_ended"]:
+            self.logger.warning(CUT_SHORT.format(**state))
+
+    def _check_model(self, state: dict[str, Any]) -> None:
         own = model_path(self.config.model_class)
         if state["model"] != own:
             raise UsageError(f"the checkpoint is of model {state['model']}, not of {own}")
-        if self.vocabulary and state["vocabulary"] != self.vocabulary:
-            changed = [
-                field
-                for field in {*self.vocabulary, *state["vocabulary"]}
-                if self.vocabulary.get(field) != state["vocabulary"].get(field)
-            ]
-            raise UsageError(
-                f"the checkpoint was trained on other data: field {', '.join(sorted(changed))} has "
-                "another vocabulary here, so that its ids mean other tokens"
-            )
-        try:
-            self.model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint doesn't fit the model: {error}") from error
+
+    def _check_data(self, trained: Identity, here: Identity) -> None:
+        if found := difference(trained, here):
+            raise UsageError(f"the checkpoint can't be used here: {found}")
 
 
 def has_bfloat16() -> bool:

@@ -95,6 +95,12 @@ def settings(data_path: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
+def places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Where those runs have their data and results: no checkpoint says so."""
+    return {key: settings[key] for key in ("data_path", "output_dir")}
+
+
+@pytest.fixture
 def program(tmp_path: Path) -> Any:
     """Runs the real command line in ``tmp_path`` and returns the finished process."""
 

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 import shlex
+import threading
 from pathlib import Path
 
 import pytest
 
 from recbole_escm2.command_line import main, parse_arguments
-from recbole_escm2.data.ali_ccp.simulate import Simulation
+from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.errors import UsageError
 
 QUICK = ("--impression_sample=0.03", "--epochs=1", "--dataset=ml-100k")
@@ -52,8 +53,14 @@ def test_a_variant_of_ones_own(program, metrics_of, tmp_path):
     config = json.loads((folder / "result.json").read_text())["config"]
     assert config["factor"] == 3.5
     assert config["propensity_floor"] == 0.1
-    again = program(f"--checkpoint={folder / 'checkpoint.pth'}", "--evaluate")
+    arguments = (f"--checkpoint={folder / 'checkpoint.pth'}", "--evaluate")
+    again = program(*arguments, "--model=mine:Twice")
     assert metrics_of(again.stdout) == metrics_of(done.stdout)
+    refused = program(*arguments)
+    assert refused.returncode == 2
+    assert "chooses no code that is run: if it is yours, say so with --model=mine:Twice" in (
+        refused.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,23 @@ def test_a_benchmark_is_told_how_it_was_started(monkeypatch, program, started):
     # called from a script, argv is the script's: this is what does the same
     assert main(["--model=ESMM", "--seeds=[1, 2]"]) == 0
     assert told[1] == (options, "python -m recbole_escm2 --model=ESMM '--seeds=[1, 2]'")
+
+
+def test_two_simulations_into_one_folder_take_turns(tmp_path):
+    simulation = Simulation(rows=3000, behaviours=5)
+    alone = simulate(simulation, tmp_path / "alone")
+    done = []
+    threads = [
+        threading.Thread(target=lambda: done.append(simulate(simulation, tmp_path / "both")))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [alone, alone]
+    for name in (*alone["bytes"], "simulation.json"):
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_simulate_where_raw_files_belong(tmp_path, monkeypatch, capsys):

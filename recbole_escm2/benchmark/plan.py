@@ -24,17 +24,11 @@ from recbole_escm2.benchmark.seeds import Seeds, aa_row, tuning_seed_of, worlds_
 from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row
 from recbole_escm2.benchmark.tuning import Candidate, candidates
 from recbole_escm2.checkpoint import plain
-from recbole_escm2.config import Config
+from recbole_escm2.config import PLACE_KEYS, Config
 from recbole_escm2.data.sources import identity, open_store
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.model.lookup import model_path
-
-# What doesn't change a number of a run; the data is known by the fingerprint of its store.
-_WITHOUT_EFFECT = {
-    *("checkpoint_dir", "config_files", "data_path", "gpu_id", "log_wandb", "output_dir"),
-    *("show_progress", "state", "store_dir", "wandb_project"),
-}
 
 
 @dataclass(frozen=True)
@@ -166,7 +160,7 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         columns=columns,
         shared=request.shared,
         output_dir=Path(first["output_dir"]).absolute(),
-        name=str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"),
+        name=plain_name(str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"), "name"),
         jobs=whole_number("jobs", asked.get("jobs", 1), 1),
         fresh=_true_or_false("fresh", asked.get("fresh", False)),
         saved=_true_or_false("saved", asked.get("saved", False)),
@@ -239,7 +233,7 @@ def runs_of(
             own = settings_of(row, config, seed)
             known["data"] = _data(config, own)
             of_run = {**effective, **own}
-            known["config"] = {k: _number(v) for k, v in of_run.items() if k not in _WITHOUT_EFFECT}
+            known["config"] = {k: _number(v) for k, v in of_run.items() if k not in PLACE_KEYS}
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
             name = "-".join([config["model"], config["dataset"], f"seed{seed}", digest])
             runs[seed, row.label] = Run(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.benchmark.plan import Run
-from recbole_escm2.benchmark.worker import OUTPUT_FILE, RUN_FILE, main
+from recbole_escm2.benchmark.worker import OUTPUT_FILE, RUN_FILE, is_done, main
 from recbole_escm2.errors import UsageError
-from recbole_escm2.output import write_json
+from recbole_escm2.output import make_folder, write_json
 from recbole_escm2.quick_start import RESULT_FILE
 from recbole_escm2.threads import spinning_bounded_in_children, threads_of
 from recbole_escm2.trainer import HISTORY_FILE
@@ -55,24 +55,31 @@ def finished(run: Run, output_dir: Path, saved: bool = False) -> Outcome | None:
         saved: whether its checkpoint must be there, too.
     """
     folder = folder_of(run, output_dir)
-    if saved and not any(folder.rglob("checkpoint.pth")):
-        (folder / RESULT_FILE).unlink(missing_ok=True)
+    if not is_done(folder, {"saved": saved, "settings": run.settings}):
+        return None
     try:
-        return Outcome(run, json.loads((folder / RESULT_FILE).read_text("utf-8")), None, folder)
+        return Outcome(run, _result(folder), None, folder)
     except FileNotFoundError:
         return None
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder, with its parents; it may be there.
+def _result(folder: Path) -> Mapping[str, Any]:
+    """What a run's ``result.json`` holds.
 
     Raises:
-        UsageError: it can't be made.
+        UsageError: no run has written it.
     """
+    file = folder / RESULT_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output_dir: {folder} can't be made: {error.strerror}") from error
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
+    wanted = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
+    if not isinstance(result, dict) or not all(
+        isinstance(result.get(key), kind) for key, kind in wanted.items()
+    ):
+        raise UsageError(f"{file} isn't what a run writes; remove it, and the run is done again")
+    return result
 
 
 class Process:
@@ -96,9 +103,11 @@ class Process:
             "code": run.code,
             "settings": run.settings,
         }
-        make_folder(self.folder)
+        if self.folder.is_symlink():
+            raise UsageError(f"{self.folder} is a link, and a run's folder is emptied: remove it")
+        make_folder("output_dir", self.folder)
         write_json(self.folder / RUN_FILE, asked)
-        self._process = _server().Process(target=main, args=(self.folder, threads))
+        self._process = _server().Process(target=main, args=(self.folder, asked, threads))
         with spinning_bounded_in_children():
             self._process.start()
 
@@ -108,8 +117,7 @@ class Process:
         if code is None:
             return None
         if code == 0:
-            result = json.loads((self.folder / RESULT_FILE).read_text(encoding="utf-8"))
-            return Outcome(self.run, result, None, self.folder)
+            return Outcome(self.run, _result(self.folder), None, self.folder)
         return Outcome(self.run, None, self.stopped or self._why(code), self.folder)
 
     def history(self) -> list[dict[str, Any]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +13,21 @@ from typing import Any
 import optuna
 import yaml
 from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
 from recbole_escm2.benchmark.plan import Run, runs_of, whole_number
 from recbole_escm2.benchmark.request import Request, read_request
-from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished, make_folder
+from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished
 from recbole_escm2.benchmark.space import Space, random_seed_of, ranges_of, settings_of
 from recbole_escm2.benchmark.study import Row
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config, parse_value
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.model.lookup import model_path
-from recbole_escm2.output import table, write_whole
+from recbole_escm2.output import csv_text, lock, make_folder, table, write_whole
 
 #: Options of a search besides config keys, with their defaults.
 OPTIONS: Mapping[str, Any] = {
@@ -44,6 +44,8 @@ _PRUNED = "pruned"
 _AT_WORK = "the same values were at work"
 _SUBJECT = "subject"
 _ABANDONED = "abandoned"  # numbers of the trials that were stopped and queued again
+# What a search notes of a trial.
+_ATTRIBUTES = {"owner": str, "reason": str, "run": str, "test_result": dict, "validations": int}
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -80,7 +82,7 @@ class Search:
     @property
     def alone(self) -> FileLock:
         """Held by one search of several on the same study at a time, for as long as it takes."""
-        return FileLock(self.folder / "lock")
+        return lock(self.folder / "lock")
 
     @property
     def output_dir(self) -> Path:
@@ -116,14 +118,14 @@ def search(options: Mapping[str, str]) -> int:
         UsageError: something that the caller can mend.
     """
     asked = make_search(options)
-    make_folder(asked.folder)
+    make_folder("output_dir", asked.folder)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     stopped = False
     owner = asked.folder / f"{uuid.uuid4().hex}.owner"
-    with FileLock(owner):
+    with lock(owner):
         with asked.alone:
             study = _open(asked)
-            _take_over(study)
+            _take_over(study, asked)
             _try_again(study)
         say(
             f"{asked.model} on {asked.config['dataset']}: {asked.trials} trials, "
@@ -155,9 +157,12 @@ def _open(asked: Search) -> optuna.Study:
             pruner=pruner or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
+        trials, about = study.get_trials(deepcopy=False), study.user_attrs
     except Exception as error:  # each database has errors of its own
         raise UsageError(f"storage {asked.storage}: {error}") from error
-    before, subject = study.user_attrs.get(_SUBJECT), asked.subject()
+    before, subject = about.get(_SUBJECT), asked.subject()
+    if not isinstance(about.get(_ABANDONED, []), list) or not isinstance(before, dict | None):
+        raise UsageError(f"storage {asked.storage} wasn't written by a search")
     if before is None:
         study.set_user_attr(_SUBJECT, subject)
     elif before != subject:
@@ -166,7 +171,37 @@ def _open(asked: Search) -> optuna.Study:
             f"the search '{asked.name}' was begun with other {changed}: trials of both can't be "
             "compared. Give this one another --name"
         )
+    _check_trials(trials, asked)
     return study
+
+
+def _check_trials(trials: Sequence[FrozenTrial], asked: Search) -> None:
+    """What a database holds is data: it may say which of the ranges' values were tried, no more.
+
+    Raises:
+        UsageError: a trial has other keys or values.
+    """
+    for trial in trials:
+        queued = trial.system_attrs.get("fixed_params", {})
+        for key, value in [*trial.params.items(), *dict(queued).items()]:
+            if key not in asked.space or not _within(value, asked.space[key]):
+                raise UsageError(
+                    f"the search '{asked.name}' holds a trial with {key} = {value!r}, which isn't "
+                    "in its ranges: no search has written it. Give this one another --name"
+                )
+        for name, kind in _ATTRIBUTES.items():
+            if not isinstance(trial.user_attrs.get(name, kind()), kind):
+                raise UsageError(f"storage {asked.storage} wasn't written by a search: {name}")
+
+
+def _within(value: Any, values: BaseDistribution) -> bool:
+    if isinstance(values, CategoricalDistribution):
+        return value in values.choices
+    assert isinstance(values, FloatDistribution)
+    slack = 1e-9 * max(abs(values.low), abs(values.high))  # a logarithm and back
+    return isinstance(value, int | float) and -slack <= value - values.low <= (
+        values.high - values.low + 2 * slack
+    )
 
 
 def make_search(options: Mapping[str, str]) -> Search:
@@ -190,7 +225,7 @@ def make_search(options: Mapping[str, str]) -> Search:
     for key, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "none"))):
         if own[key] not in known:
             raise UsageError(f"{key} must be {' or '.join(known)}, got {own[key]!r}")
-    name = own["name"] or f"search-{config['model']}-{config['dataset']}"
+    name = plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name")
     folder = Path(config["output_dir"]).absolute() / name
     return Search(
         request=request,
@@ -229,22 +264,25 @@ def _abandon(study: optuna.Study, number: int, chosen: Mapping[str, Any]) -> Non
         study.enqueue_trial(dict(chosen))
 
 
-def _take_over(study: optuna.Study) -> bool:
+def _take_over(study: optuna.Study, asked: Search) -> bool:
     """Queue again what searches that are no more were at: their locks are free.
 
     Others must be locked out. Whether there was any.
     """
     any_left = False
     for trial in _running(study):
-        host, _, lock = trial.user_attrs.get("owner", "").partition(":")
-        if host != platform.node():
-            continue  # who knows; not of this machine
+        host, _, owner = str(trial.user_attrs.get("owner", "")).partition(":")
+        name = re.search(r"[0-9a-f]{32}\.owner$", owner)
+        # A search's own name for its lock, in the search's own folder: the database names no file.
+        file = asked.folder / name.group() if name else None
+        if host != platform.node() or file is None or not file.is_file():
+            continue  # who knows; not of this machine, or of another folder
         try:
-            with FileLock(lock, timeout=0):
+            with lock(file).acquire(timeout=0):
                 _abandon(study, trial.number, trial.params)
         except Timeout:
             continue  # its search is alive
-        Path(lock).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         any_left = True
     return any_left
 
@@ -290,13 +328,13 @@ def _propose(
     while True:
         with asked.alone:
             number = len(_over(study)) + len(_running(study))
-            if number >= asked.trials and _take_over(study):
+            if number >= asked.trials and _take_over(study, asked):
                 continue
             if number >= asked.trials:
                 return None
             study.sampler = _sampler(asked, number)
             trial = study.ask(asked.space)
-            trial.set_user_attr("owner", f"{platform.node()}:{owner}")
+            trial.set_user_attr("owner", f"{platform.node()}:{owner.name}")
             try:
                 run = asked.run_of(trial.number, settings_of(trial.params, asked.space))
             except UsageError:  # the ranges are wrong, and this was no trial
@@ -401,25 +439,20 @@ def _cell(value: Any) -> str:
 
 
 def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> str:
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
     tests = dict.fromkeys(name for t in trials for name in t.user_attrs.get("test_result", ()))
-    columns = [f"test_{name}" for name in tests]
-    writer.writerow(["trial", "state", f"valid_{metric}", *asked.space, "run", "reason", *columns])
-    for t in trials:
-        test = t.user_attrs.get("test_result", {})
-        writer.writerow(
-            [
-                t.number,
-                t.state.name.lower(),
-                t.value if t.state == TrialState.COMPLETE else "",
-                *(t.params.get(name, "") for name in asked.space),
-                t.user_attrs.get("run", ""),
-                t.user_attrs.get("reason", ""),
-                *(test.get(name, "") for name in tests),
-            ]
-        )
-    return lines.getvalue()
+    columns = [*("trial", "state", f"valid_{metric}"), *asked.space, "run", "reason"]
+    lines = [
+        {
+            "trial": t.number,
+            "state": t.state.name.lower(),
+            f"valid_{metric}": t.value if t.state == TrialState.COMPLETE else None,
+            **{name: t.params.get(name) for name in asked.space},
+            **{name: t.user_attrs.get(name) for name in ("run", "reason")},
+            **{f"test_{name}": v for name, v in t.user_attrs.get("test_result", {}).items()},
+        }
+        for t in trials
+    ]
+    return csv_text([*columns, *(f"test_{name}" for name in tests)], lines)
 
 
 def _best_yaml(best: FrozenTrial, asked: Search, trials: int) -> str:

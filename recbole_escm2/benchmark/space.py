@@ -18,7 +18,7 @@ from recbole.model.abstract_recommender import ContextRecommender
 
 from recbole_escm2.benchmark.request import Request, has_effect
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import KEY_NEEDS, PROPERTIES, Config, parse_value
+from recbole_escm2.config import KEY_NEEDS, PLACE_KEYS, PROPERTIES, Config, parse_value
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model.lookup import find_model
 
@@ -78,6 +78,8 @@ def ranges_of(request: Request, entry: Row) -> Space:
     space = read_space(Path(file)) if file else default_space(find_model(entry.model))
     config = request.config(entry).final_config_dict
     for name in space:
+        if name in PLACE_KEYS or name in ("model", "dataset"):
+            raise UsageError(f"the ranges have {name}, which is no setting of a model")
         if not request.reads(entry, name):
             close = did_you_mean(name, config)
             raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")

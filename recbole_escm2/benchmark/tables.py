@@ -5,9 +5,7 @@ All that people read is made of one :class:`Layout`, so that no two formats can 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,7 +260,7 @@ def tidy_csv(study: Study) -> str:
             lines.append({**head, "metric": key, **_tidy_sample(own)})
     columns = ["row", "model", "metric", "direction", "seeds", *_tidy_sample(None)]
     columns += [key for key in _tidy("AUC", None) if key not in columns]
-    return _csv(columns, lines)
+    return output.csv_text(columns, lines)
 
 
 def runs_csv(study: Study) -> str:
@@ -280,7 +278,7 @@ def runs_csv(study: Study) -> str:
                 line |= run["test_result"]
             lines.append(line)
     columns = ["row", "model", "seed", "state", "reason", *COSTS, "best_epoch", "threads"]
-    return _csv([*columns, *study.metrics, "run_dir"], lines)
+    return output.csv_text([*columns, *study.metrics, "run_dir"], lines)
 
 
 def trials_csv(tuning: Tuning) -> str:
@@ -300,7 +298,7 @@ def trials_csv(tuning: Tuning) -> str:
             # as text, since the CSV has nothing for None
             lines.append(line | {key: str(value) for key, value in trial.chosen.items()})
             drawn |= dict.fromkeys(trial.chosen)
-    return _csv(["row", "trial", score, "chosen", "reason", "run", *drawn], lines)
+    return output.csv_text(["row", "trial", score, "chosen", "reason", "run", *drawn], lines)
 
 
 def as_json(study: Study) -> dict[str, Any]:
@@ -729,15 +727,6 @@ def _tidy(metric: str, cell: Cell | None) -> dict[str, Any]:
         "p_adjusted": compared.p_adjusted if compared else None,
         "verdict": compared.verdict if compared else None,
     }
-
-
-def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
-    """RFC 4180 with plain line feeds; floats in full precision."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
 
 
 def _strict(content: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.data.store import Table
+from recbole_escm2.identity import rows_digest
 
 
 class Batch(Interaction):
@@ -200,6 +201,10 @@ class Rows:
             if name in view.fields:
                 bags[name] = bag.scaled(view.scales.get(name, 1.0))
         return Batch(shown, bags, view.lengths, keys)
+
+    def digest(self) -> str:
+        """Of the positions in the table, in their order."""
+        return rows_digest(self._rows)
 
     def shuffle(self) -> None:
         """Into random order, as torch's global generator gives it."""

@@ -20,6 +20,7 @@ from recbole_escm2.data.sources import open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.predictions import Truth
+from recbole_escm2.identity import Identity
 from recbole_escm2.model.entire_space import propensity_field
 
 _SAMPLE_SEED = 2022  # of impression_sample: D stays the same for every seed of a run
@@ -72,6 +73,8 @@ class EntireSpaceDataset(Dataset):
         self.seed_draws = ""
         #: From how many impressions those of test are drawn, None where they are fixed; likewise.
         self.test_pool: int | None = None
+        #: What data and which split this is a part of; set by :meth:`build`.
+        self.identity: Identity | None = None
         super().__init__(config)
 
     def _from_scratch(self) -> None:
@@ -247,7 +250,9 @@ class EntireSpaceDataset(Dataset):
             parts = super().build()
         if len(parts) != 3:
             raise UsageError(f"eval_args must split D in three parts, got {len(parts)}")
+        identity = self._identity(parts)
         for part in parts:
+            part.identity = identity
             part._set_outcomes_apart()
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             if len(part) == 0:
@@ -265,6 +270,20 @@ class EntireSpaceDataset(Dataset):
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
         return parts
+
+    def _identity(self, parts: list[EntireSpaceDataset]) -> Identity:
+        names = ("train", "validation", "test")
+        return {
+            "vocabulary": {name: ids.digest for name, ids in self.field2id_token.items()},
+            "columns": {
+                f"{column} ({table.name})": digest
+                for table in self.store.tables.values()
+                for column, digest in table.digests.items()
+            },
+            "split": {
+                name: part.inter_feat.digest() for name, part in zip(names, parts, strict=True)
+            },
+        }
 
     def _show_propensity(self, train: EntireSpaceDataset) -> None:
         field, choice = propensity_field(self.config), self.config["propensity"]

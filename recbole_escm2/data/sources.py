@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import recbole
 
 from recbole_escm2.checkpoint import plain
-from recbole_escm2.data.store import FORMAT, NoStoreError, Store, alone
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
 
 
@@ -54,6 +54,9 @@ SOURCES = {
 }
 
 
+_ATTEMPTS = 3  # to open a store that is replaced meanwhile
+
+
 def open_store(config: Any) -> Store:
     """The store of a data set, made first where there is none or its files or settings changed.
 
@@ -74,13 +77,15 @@ def open_store(config: Any) -> Store:
         getLogger().info(f"the source files are gone; this is what was made of them: {folder}")
         return store
     store = _stored(folder)
-    if store is None or store.schema["made_from"] != made_from:
+    if not _is_made_from(store, made_from):
         with alone(folder):
             store = _stored(folder)  # another process may have made it meanwhile
-            if store is None or store.schema["made_from"] != made_from:
+            if not _is_made_from(store, made_from):
                 schema = {"settings": settings, "made_from": made_from}
                 _source(config).write(config, folder, schema)
-                store = Store(folder)
+                store = _stored(folder)
+    if store is None:
+        raise UsageError(f"{folder}: what was just made there of the data can't be read")
     return store
 
 
@@ -132,12 +137,20 @@ def _made_from(config: Any) -> list[dict[str, Any]]:
     return [_fingerprint(file) for file in _source(config).files(config)]
 
 
+def _is_made_from(store: Store | None, files: list[dict[str, Any]]) -> bool:
+    return store is not None and store.schema.get("made_from") == files
+
+
 def _stored(folder: Path) -> Store | None:
-    try:
-        return Store(folder)
-    except NoStoreError as error:
-        getLogger().debug(str(error))
-        return None
+    """The store in a folder, if there is one; another process may be replacing it."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return Store(folder)
+        except NoStoreError as error:
+            getLogger().debug(str(error))
+        if not (folder / SCHEMA).exists():
+            return None
+    return None
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -11,7 +11,11 @@ A store is a folder::
 
 One packed row is one access to memory where 25 columns are 25, which is what batches in random
 order cost. The bags of a row lie side by side as well: the row holds where they start and how many
-values each of them has. Nothing is read when a store is opened, except its schema.
+values each of them has. Nothing is read when a store is opened, except its schema; all files are
+mapped then, so that a store that is replaced goes on for those who have it open.
+
+The schema has a digest of each column, taken while the column is written: what a checkpoint was
+trained on is compared without reading the data again.
 """
 
 from __future__ import annotations
@@ -36,13 +40,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
+from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.identity import digest_of
 
-FORMAT = 1
+FORMAT = 2
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
 
 _START_WORDS = 2  # a row's place in the bags is an int64
+_APART = ("uint8", "int32", "float32")
+_KINDS = ("int", "float")
 
 
 class NoStoreError(Exception):
@@ -120,9 +128,17 @@ class Layout:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Layout:
-        """What :meth:`as_dict` gave."""
+        """What :meth:`as_dict` gave.
+
+        Raises:
+            ValueError: a type that no column has.
+        """
         columns = tuple(Column(n, kind, tuple(shape)) for n, kind, shape in content["columns"])
-        return cls(columns, tuple(content["bags"]), content["weighted"], content["apart"])
+        layout = cls(columns, tuple(content["bags"]), content["weighted"], content["apart"])
+        kinds = {column.kind for column in columns} | {*layout.apart.values()}
+        if unknown := kinds - {*_KINDS, *_APART}:
+            raise ValueError(f"there are no columns of type {unknown}")
+        return layout
 
 
 # --------------------------------------------------------------------------- writing
@@ -142,8 +158,9 @@ class TableWriter:
         self.layout = layout
         self.rows = 0
         self.values = 0
+        self._digests: dict[str, Any] = {}
         self._files: dict[str, BinaryIO] = {
-            part: open(folder / f"{name}.{part}", "wb")  # noqa: SIM115
+            part: open(folder / plain_name(f"{name}.{part}", "a column"), "wb")  # noqa: SIM115
             for part in ("rows", *(("bags",) if layout.bags else ()), *layout.apart)
         }
 
@@ -172,10 +189,12 @@ class TableWriter:
             start = self.values + np.cumsum(lengths) - lengths
             packed[:, :_START_WORDS] = start.view(np.int32).reshape(rows, _START_WORDS)
             packed[:, _START_WORDS : layout.bag_words] = counts
+            self._digest(", ".join(layout.bags), counts, ids, weights)
             self._append_values(ids, weights)
         for column in layout.columns:
             dtype = np.float32 if column.kind == "float" else np.int32
             values = np.ascontiguousarray(columns[column.name], dtype=dtype)
+            self._digest(column.name, values)
             first = layout.place[column.name]
             packed[:, first : first + column.words] = values.view(np.int32).reshape(
                 rows, column.words
@@ -183,6 +202,8 @@ class TableWriter:
         self._files["rows"].write(packed.data if rows else b"")
         for name, kind in layout.apart.items():
             own = np.ascontiguousarray(columns[name], dtype=np.dtype(kind))
+            if name not in layout.place:
+                self._digest(name, own)
             self._files[name].write(own.data if rows else b"")
         self.rows += rows
 
@@ -195,13 +216,32 @@ class TableWriter:
         self._files["bags"].write(values.data if len(ids) else b"")
         self.values += len(ids)
 
+    def _digest(self, column: str, *arrays: NDArray[Any] | None) -> None:
+        """Add rows to a column's digest, which doesn't depend on how many come at once."""
+        for part, values in enumerate(arrays):
+            if values is not None:
+                key = f"{column}\n{part}"
+                if key not in self._digests:
+                    about = f"{values.dtype.str} {values.shape[1:]}"
+                    self._digests[key] = digest_of(about.encode())
+                self._digests[key].update(np.ascontiguousarray(values).data if values.size else b"")
+
     def close(self) -> dict[str, Any]:
         """Finish the table; returns its entry in the schema."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        return {"rows": self.rows, "values": self.values, "layout": self.layout.as_dict()}
+        digests: dict[str, str] = {}
+        for key, digest in self._digests.items():
+            column = key.partition("\n")[0]
+            digests[column] = digests.get(column, "") + digest.hexdigest()
+        return {
+            "rows": self.rows,
+            "values": self.values,
+            "layout": self.layout.as_dict(),
+            "digests": digests,
+        }
 
 
 class StoreWriter:
@@ -222,10 +262,16 @@ class StoreWriter:
         self._open: list[TableWriter] = []
 
     def __enter__(self) -> StoreWriter:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(self.target)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(self.target)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+        except OSError as error:
+            raise UsageError(
+                f"{self.target.parent} can't be made or written into ({error.strerror}): name "
+                "another folder for the data that training reads, with store_dir"
+            ) from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -346,17 +392,6 @@ def remove_abandoned(target: Path) -> None:
 # --------------------------------------------------------------------------- reading
 
 
-def _file_sizes(name: str, entry: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes that each file of a table must have."""
-    layout, rows = Layout.of(entry["layout"]), entry["rows"]
-    sizes = {f"{name}.rows": 4 * rows * layout.words}
-    if layout.bags:
-        sizes[f"{name}.bags"] = 4 * entry["values"] * layout.value_words
-    for column, dtype in layout.apart.items():
-        sizes[f"{name}.{column}"] = rows * np.dtype(dtype).itemsize
-    return sizes
-
-
 class Table:
     """A table of an open store.
 
@@ -371,17 +406,21 @@ class Table:
         self.rows: int = entry["rows"]
         self.layout = Layout.of(entry["layout"])
         self._column = {column.name: column for column in self.layout.columns}
-        # Mapped at once, which reads nothing: a store that is replaced goes on for its readers.
+        #: Of each column, as it was when it was written; of all bags together.
+        self.digests: dict[str, str] = dict(entry["digests"])
+
+        def mapped(part: str, dtype: str, *shape: int) -> Tensor:
+            return torch.from_numpy(_mapped(folder, f"{name}.{part}", dtype, shape))
+
         #: All rows, int32 ``[rows, words]``.
-        self.packed = _mapped(folder / f"{name}.rows", (self.rows, self.layout.words))
+        self.packed = mapped("rows", "int32", self.rows, self.layout.words)
         self._apart = {
-            column: _mapped_column(folder / f"{name}.{column}", dtype, self.rows)
-            for column, dtype in self.layout.apart.items()
+            column: mapped(column, dtype, self.rows) for column, dtype in self.layout.apart.items()
         }
         self._bag_values = torch.empty(0)
         if self.layout.bags:
-            shape = (entry["values"], self.layout.value_words)
-            self._bag_values = _mapped(folder / f"{name}.bags", shape)
+            values = entry["values"], self.layout.value_words
+            self._bag_values = mapped("bags", "int32", *values)
 
     def __len__(self) -> int:
         return self.rows
@@ -450,22 +489,30 @@ def _chosen(values: Tensor, rows: Tensor | slice) -> Tensor:
     return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
 
-def _mapped_column(path: Path, dtype: str, rows: int) -> Tensor:
-    if not rows:
-        return torch.from_numpy(np.empty(0, dtype))
-    return torch.from_numpy(np.memmap(path, np.dtype(dtype), "c"))
+def _mapped(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A file of an open store, privately: nobody can write into the store through the array.
 
-
-def _mapped(path: Path, shape: tuple[int, int]) -> Tensor:
-    size = shape[0] * shape[1]
-    if not size:
-        return torch.empty(shape, dtype=torch.int32)
-    # A private mapping: nobody can write into the store through the tensor.
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.int32).view(shape)
+    Raises:
+        NoStoreError: it is missing or cut off.
+    """
+    path = folder / plain_name(name, "a file of a store")
+    size = int(np.prod(shape, dtype=np.int64))
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size * np.dtype(dtype).itemsize:
+                raise NoStoreError(
+                    f"{path} has {found:,} bytes instead of {size * np.dtype(dtype).itemsize:,}"
+                )
+            if not size:  # which can't be mapped
+                return np.empty(shape, dtype)
+            return np.memmap(file, dtype, "c", shape=shape)
+    except OSError as error:
+        raise NoStoreError(f"{path}: {error.strerror}") from error
 
 
 class Vocabulary(Sequence[str]):
-    """The tokens of a field by id, with the padding as id 0; read when first asked for.
+    """The tokens of a field by id, with the padding as id 0; decoded when first asked for.
 
     Args:
         folder: the store.
@@ -474,7 +521,9 @@ class Vocabulary(Sequence[str]):
     """
 
     def __init__(self, folder: Path, number: int, entry: Mapping[str, Any]) -> None:
-        self._stem = folder / f"vocabulary-{number}"
+        stem = f"vocabulary-{number}"
+        self._text = _mapped(folder, f"{stem}.tokens", "uint8", (entry["bytes"],))
+        self._ends = _mapped(folder, f"{stem}.ends", "int64", (entry["tokens"],))
         self._size: int = entry["tokens"] + 1
         #: Changes with any token, and with their order.
         self.digest: str = entry["digest"]
@@ -485,8 +534,7 @@ class Vocabulary(Sequence[str]):
     @cached_property
     def tokens(self) -> NDArray[Any]:
         """All tokens, ``[tokens]``, as RecBole has them."""
-        text = Path(f"{self._stem}.tokens").read_bytes()
-        ends = np.fromfile(f"{self._stem}.ends", dtype=np.int64).tolist()
+        text, ends = self._text.tobytes(), self._ends.tolist()
         starts = [0, *ends]
         decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
         return np.array([PADDING, *decoded])
@@ -518,39 +566,39 @@ class Store:
         folder: where :class:`StoreWriter` has put it.
 
     Raises:
-        NoStoreError: nothing there, an older format, or a file that is missing or cut off.
+        NoStoreError: nothing there, another format, a file that is missing or cut off, a schema
+            that isn't as it must be, or a store that is replaced at this moment.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        before = _state(folder / SCHEMA)
         try:
             self.schema: dict[str, Any] = json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise NoStoreError(f"{folder} holds no store") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise NoStoreError(f"{folder / SCHEMA}: {error}") from error
         if not isinstance(self.schema, dict) or self.schema.get("format") != FORMAT:
             raise NoStoreError(f"{folder} is a store of another format than {FORMAT}")
-        self._check_files()
-        self.tables = {
-            name: Table(folder, name, entry) for name, entry in self.schema["tables"].items()
-        }
-        self.vocabularies = [
-            Vocabulary(folder, number, entry)
-            for number, entry in enumerate(self.schema["vocabularies"])
-        ]
+        try:
+            self.tables = {
+                name: Table(folder, name, entry) for name, entry in self.schema["tables"].items()
+            }
+            self.vocabularies = [
+                Vocabulary(folder, number, entry)
+                for number, entry in enumerate(self.schema["vocabularies"])
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise NoStoreError(f"{folder / SCHEMA} isn't as it must be: {error!r}") from error
+        if _state(folder / SCHEMA) != before:
+            raise NoStoreError(f"{folder} was replaced while it was opened")
 
-    def _check_files(self) -> None:
-        sizes: dict[str, int] = {}
-        for name, entry in self.schema["tables"].items():
-            sizes.update(_file_sizes(name, entry))
-        for number, entry in enumerate(self.schema["vocabularies"]):
-            sizes[f"vocabulary-{number}.tokens"] = entry["bytes"]
-            sizes[f"vocabulary-{number}.ends"] = 8 * entry["tokens"]
-        for name, size in sizes.items():
-            try:
-                found = (self.folder / name).stat().st_size
-            except OSError as error:
-                raise NoStoreError(f"{self.folder / name}: {error.strerror}") from error
-            if found != size:
-                raise NoStoreError(f"{self.folder / name} has {found:,} bytes instead of {size:,}")
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    """What tells a file from one that has taken its place."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

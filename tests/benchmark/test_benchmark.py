@@ -161,6 +161,22 @@ def test_a_run_of_both_tasks_is_the_product_of_two(settings, tmp_path):
     assert {p.parent.name for p in Path(both["run_dir"]).glob("*/checkpoint.pth")} == {"ctr", "cvr"}
 
 
+@pytest.mark.parametrize("model", ["ESMM", "DeepFM"])
+def test_a_result_whose_checkpoint_is_elsewhere_is_done(options, tmp_path, model):
+    options |= {"saved": "True", "checkpoint_dir": str(tmp_path / "kept"), "model": model}
+    plan = make_plan({**options, "seeds": "1", "embedding_size": "4"})
+    (run_,) = plan.runs
+    (outcome,) = execute(iter(plan.runs), plan.output_dir, 1, saved=True)
+    assert outcome.result is not None
+    earlier = finished(run_, plan.output_dir, saved=True)
+    assert earlier is not None
+    assert earlier.result == outcome.result
+    for file in (tmp_path / "kept").iterdir():
+        file.unlink()
+    assert finished(run_, plan.output_dir, saved=True) is None
+    assert finished(run_, plan.output_dir) is not None  # asking deletes nothing
+
+
 def test_what_a_result_says_of_training_and_predictions(settings):
     outcome = run("ESCM2_IPS", "tiny", config_dict=settings)
     content = json.loads((Path(outcome["run_dir"]) / "result.json").read_text())

@@ -272,8 +272,9 @@ class TestCsv:
 
     def test_odd_labels(self):
         study = study_of({label: {"CTR_AUC": [0.7, 0.8]} for label in ODD}, ODD[0])
-        assert [r["row"] for r in records(runs_csv(study))][::2] == ODD
-        assert [r["row"] for r in records(tidy_csv(study)) if r["metric"] == "CTR_AUC"] == ODD
+        shown = [f"'{label}" if label == "=1+1" else label for label in ODD]
+        assert [r["row"] for r in records(runs_csv(study))][::2] == shown
+        assert [r["row"] for r in records(tidy_csv(study)) if r["metric"] == "CTR_AUC"] == shown
 
 
 class TestJson:

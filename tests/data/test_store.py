@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recbole_escm2.data.store as store_module
 from recbole_escm2.data.batch import Rows, View
+from recbole_escm2.data.sources import _stored
 from recbole_escm2.data.store import (
     PADDING,
     SCHEMA,
@@ -159,6 +162,78 @@ def test_a_store_is_replaced_as_a_whole_and_its_readers_go_on(tmp_path):
     check(write(tmp_path / "s", new).tables["t"], new, slice(0, 4))
     check(store.tables["t"], old, slice(0, 6))
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def other_store(folder, tokens=("nail", "screw")):
+    with StoreWriter(folder) as store:
+        table = store.table("t", Layout((Column("a"),), apart={"click": "uint8"}))
+        table.append({"a": np.array([1, 2]), "click": np.array([0, 1])})
+        store.vocabulary(tokens)
+        store.commit({})
+    return Store(folder)
+
+
+def test_an_open_store_decodes_its_own_ids_when_it_is_replaced(tmp_path):
+    """Every file of it is open from the start: nothing is looked for by its name later on."""
+    first = other_store(tmp_path / "s", ["apple", "pear"])
+    digest = first.vocabularies[0].digest
+    second = other_store(tmp_path / "s")
+    assert list(first.vocabularies[0]) == [PADDING, "apple", "pear"]
+    assert first.vocabularies[0].ids == {PADDING: 0, "apple": 1, "pear": 2}
+    assert list(second.vocabularies[0]) == [PADDING, "nail", "screw"]
+    assert digest == first.vocabularies[0].digest != second.vocabularies[0].digest
+    shutil.rmtree(tmp_path / "s")
+    assert list(second.vocabularies[0]) == [PADDING, "nail", "screw"]
+    assert second.tables["t"].column("click", slice(0, 2)).tolist() == [0, 1]
+    assert second.tables["t"].packed.tolist() == [[1], [2]]
+
+
+def test_a_store_that_is_replaced_while_it_is_opened_is_none(tmp_path, monkeypatch):
+    """Half of one and half of another would fit by their sizes."""
+    other_store(tmp_path / "s", ["apple", "pear"])
+    mapped = store_module._mapped
+
+    def replaced_in_between(folder, name, *arguments):
+        if name == "vocabulary-0.tokens":
+            monkeypatch.setattr(store_module, "_mapped", mapped)
+            other_store(folder)
+        return mapped(folder, name, *arguments)
+
+    monkeypatch.setattr(store_module, "_mapped", replaced_in_between)
+    with pytest.raises(NoStoreError, match="was replaced while it was opened"):
+        Store(tmp_path / "s")
+    monkeypatch.setattr(store_module, "_mapped", replaced_in_between)
+    assert _stored(tmp_path / "s") is not None  # at the next attempt
+
+
+def test_a_store_that_goes_away_while_it_is_opened_is_none(tmp_path, monkeypatch):
+    write(tmp_path / "s", content(3))
+    loads = json.loads
+
+    def gone(text):
+        shutil.rmtree(tmp_path / "s")
+        return loads(text)
+
+    monkeypatch.setattr(store_module.json, "loads", gone)
+    with pytest.raises(NoStoreError):
+        Store(tmp_path / "s")
+    assert _stored(tmp_path / "s") is None
+
+
+def test_digests_tell_columns_apart_and_dont_depend_on_pieces(tmp_path):
+    data = content(9)
+    whole = write(tmp_path / "a", data).tables["t"].digests
+    assert set(whole) == {"a", "x", "v", "b, c", "click"}
+    assert write(tmp_path / "b", data, pieces=(2, 7)).tables["t"].digests == whole
+    for name, column in data["columns"].items():
+        changed = {**data, "columns": {**data["columns"], name: column.copy()}}
+        changed["columns"][name][4] = 1 - column[4]
+        other = write(tmp_path / "c", changed).tables["t"].digests
+        assert {key for key in whole if whole[key] != other[key]} == {name}
+    bags = {"ids": data["ids"] + 1, "weights": -data["weights"], "counts": data["counts"][:, ::-1]}
+    for name, other_bags in bags.items():
+        other = write(tmp_path / "d", {**data, name: other_bags}).tables["t"].digests
+        assert {key for key in whole if whole[key] != other[key]} == {"b, c"}
 
 
 KILLED = """

@@ -50,7 +50,7 @@ def test_all_of_recboles_models_serve_but_two():
 
 
 @pytest.mark.parametrize("backbone", backbone_names())
-def test_trains_and_is_scored_again_from_its_checkpoint(backbone, settings):
+def test_trains_and_is_scored_again_from_its_checkpoint(backbone, settings, places):
     """820 impressions in batches of 273: the last one is of a single impression."""
     changes = {**SMALL, "backbone": backbone, "imputation": "label", "train_batch_size": 273}
     changes |= {"impression_sample": 0.2562, "epochs": 1, "sparse_embedding": True}
@@ -58,7 +58,7 @@ def test_trains_and_is_scored_again_from_its_checkpoint(backbone, settings):
     result = outcome["test_result"]
     assert all(0 <= result[f"{task}_AUC"] <= 1 for task in ("CTR", "CVR", "CTCVR"))
     again = evaluate_checkpoint(
-        f"{outcome['run_dir']}/checkpoint.pth", config_dict={"seed": settings.get("seed", 2020)}
+        f"{outcome['run_dir']}/checkpoint.pth", config_dict={**places, "seed": 2020}
     )
     assert again["test_result"] == result
 

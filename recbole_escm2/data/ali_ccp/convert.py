@@ -183,8 +183,8 @@ def _simulation(raw: RawFiles) -> dict[str, Any] | None:
         content = json.loads(raw.simulation.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{raw.simulation}: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{raw.simulation} holds no JSON object")
+    if not isinstance(content, dict) or not isinstance(content.get("note"), str):
+        raise UsageError(f"{raw.simulation} isn't what a simulation writes")
     return content
 
 
@@ -318,16 +318,17 @@ class _Truth:
 
     def __init__(self, path: Path) -> None:
         try:
-            whole = np.load(path, mmap_mode="r")
+            self._file = open(path, "rb")  # noqa: SIM115
+            version = np.lib.format.read_magic(self._file)
+            if version != (1, 0):
+                raise ValueError(f"a file of numpy's format {version}")
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(self._file)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: {error}") from error
-        shape = (len(whole), len(TRUTH_COLUMNS))
-        if whole.shape != shape or whole.dtype != np.float32 or not whole.flags.c_contiguous:
+        if len(shape) != 2 or shape[1] != len(TRUTH_COLUMNS) or dtype != np.float32 or by_column:
             raise UsageError(f"{path} is not float32 [rows, {len(TRUTH_COLUMNS)}]")
         self._path = path
-        self._left = len(whole)
-        self._file = open(path, "rb")  # noqa: SIM115
-        self._file.seek(whole.offset if isinstance(whole, np.memmap) else 0)
+        self._left = shape[0]
 
     def next(self, rows: int) -> NDArray[np.float32]:
         """Of the next lines of the text, ``[rows, 3]``."""

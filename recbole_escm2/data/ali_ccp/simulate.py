@@ -22,7 +22,7 @@ import numpy as np
 
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.errors import UsageError
-from recbole_escm2.output import write_json
+from recbole_escm2.output import lock, write_json
 
 if TYPE_CHECKING:
     from recbole_escm2.data.ali_ccp.simulate_text import Text
@@ -135,7 +135,10 @@ def _check_whole(name: str, value: Any, low: int, high: int) -> None:
 
 
 def simulate(
-    simulation: Simulation, out: str | Path, progress: Progress | None = None
+    simulation: Simulation,
+    out: str | Path,
+    progress: Progress | None = None,
+    unless: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Write the raw files, the truth and ``simulation.json`` into a folder.
 
@@ -148,6 +151,8 @@ def simulate(
         simulation: what to simulate.
         out: the folder; made if it isn't there.
         progress: called now and then.
+        unless: asked once no other process simulates into the folder: whether what such a one has
+            left there will do.
 
     Returns:
         The content of ``simulation.json``: ``note``, ``settings``, ``vocabulary``, ``splits`` (of
@@ -177,30 +182,47 @@ def simulate(
     writer = _Writer(world, person, simulate_text.make_text(world), behaviours, progress)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _clear(out)
-        try:
-            splits = {}
-            for number, split in enumerate(raw.SPLITS):
-                writer.commons(out, number, len(first[number]) - 1)
-                splits[split] = writer.skeleton(out, number, first[number], mix, mistaken)
-            content = {
-                "note": _NOTE,
-                "settings": dataclasses.asdict(simulation),
-                "vocabulary": {
-                    name: int(getattr(world, name))
-                    for name in ("users", "items", "categories", "shops", "brands", "intentions")
-                },
-                "splits": splits,
-                "bytes": {name: _partial(out / name).stat().st_size for name in _FILES},
-            }
-            _publish(out, content)
-        except BaseException:
-            for name in (raw.SIMULATION_FILE, _ANNOUNCED, *_FILES):
-                (out / name).unlink(missing_ok=True)
-                _partial(out / name).unlink(missing_ok=True)
-            raise
+        place = out.absolute()
+        with lock(place.with_name(f".{place.name}.lock")):
+            if unless():
+                written: dict[str, Any] = json.loads((out / raw.SIMULATION_FILE).read_text("utf-8"))
+                return written
+            _clear(out)
+            return _write(simulation, writer, out, first, mix, mistaken)
     except OSError as error:
         raise UsageError(f"{error.filename or out}: {error.strerror or error}") from error
+
+
+def _write(
+    simulation: Simulation,
+    writer: _Writer,
+    out: Path,
+    first: list[np.ndarray],
+    mix: np.ndarray,
+    mistaken: float,
+) -> dict[str, Any]:
+    """Write all files into a folder without any; returns what ``simulation.json`` holds."""
+    try:
+        splits = {}
+        for number, split in enumerate(raw.SPLITS):
+            writer.commons(out, number, len(first[number]) - 1)
+            splits[split] = writer.skeleton(out, number, first[number], mix, mistaken)
+        content = {
+            "note": _NOTE,
+            "settings": dataclasses.asdict(simulation),
+            "vocabulary": {
+                name: int(getattr(writer.world, name))
+                for name in ("users", "items", "categories", "shops", "brands", "intentions")
+            },
+            "splits": splits,
+            "bytes": {name: _partial(out / name).stat().st_size for name in _FILES},
+        }
+        _publish(out, content)
+    except BaseException:
+        for name in (raw.SIMULATION_FILE, _ANNOUNCED, *_FILES):
+            (out / name).unlink(missing_ok=True)
+            _partial(out / name).unlink(missing_ok=True)
+        raise
     return content
 
 

@@ -1,0 +1,423 @@
+"""No file chooses code or a path: every kind of file that the program reads is planted, with a
+probe that would leave a trace."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import platform
+import re
+import sqlite3
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+import recbole_escm2
+from recbole_escm2.benchmark.plan import make_plan
+from recbole_escm2.benchmark.runs import execute, finished, folder_of
+from recbole_escm2.benchmark.search import _open, _take_over, make_search
+from recbole_escm2.benchmark.space import read_space
+from recbole_escm2.checkpoint import load_checkpoint, save_checkpoint
+from recbole_escm2.command_line import main
+from recbole_escm2.config import Config
+from recbole_escm2.data import EntireSpaceDataset
+from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
+from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
+from recbole_escm2.errors import UsageError
+from recbole_escm2.quick_start import evaluate_checkpoint, run
+
+SMALL = ("--model=ESMM", "--dataset=tiny", "--epochs=1", "--embedding_size=4")
+SMALL += ("--mlp_hidden_size=[4]", "--train_batch_size=4096", "--metrics=[CTR_AUC]")
+
+
+class Trap:
+    """A folder with probes; :meth:`check` finds out whether one of them has acted.
+
+    ``planted.py`` writes a file when it is imported, a :class:`Bomb` when it is unpickled, and
+    whatever is written into, emptied or deleted outside of ``here`` is noticed.
+    """
+
+    def __init__(self, folder: Path, data_path: Path) -> None:
+        self.here = folder / "here"
+        self.outside = folder / "outside"
+        self.data_path = data_path
+        self.trace = self.outside / "trace"
+        self.victim = self.outside / "victim"
+        self.here.mkdir()
+        self.outside.mkdir()
+        self.victim.write_text("precious")
+        (self.outside / "kept").mkdir()
+        (self.outside / "kept" / "file").write_text("precious")
+        (self.here / "planted.py").write_text(
+            f"open({str(self.trace)!r}, 'w').close()\n"
+            "from recbole_escm2.model import ESMM\n\n\nclass Planted(ESMM):\n    pass\n"
+        )
+
+    @property
+    def code(self) -> str:
+        """An expression that leaves a trace."""
+        return f"open({str(self.trace)!r}, 'w')"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            **{"data_path": str(self.data_path), "output_dir": str(self.here / "output")},
+            **{"epochs": 1, "embedding_size": 4, "mlp_hidden_size": [4], "metrics": ["CTR_AUC"]},
+            "show_progress": False,
+        }
+
+    def check(self) -> None:
+        """Nothing outside is new, gone or other, and no code was run."""
+        assert "planted" not in sys.modules
+        there = {path.relative_to(self.outside).as_posix() for path in self.outside.rglob("*")}
+        assert there == {"victim", "kept", "kept/file"}
+        assert self.victim.read_text() == "precious"
+        assert (self.outside / "kept" / "file").read_text() == "precious"
+
+
+class Bomb:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.trace,))
+
+
+@pytest.fixture
+def trap(tmp_path, data_path, monkeypatch):
+    trap = Trap(tmp_path, data_path)
+    monkeypatch.chdir(trap.here)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield trap
+    sys.modules.pop("planted", None)
+
+
+def refused(words: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    with pytest.raises(UsageError, match=words):
+        call(*arguments, **named)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def checkpoint(trap: Trap) -> None:
+    """Its model is a module, its settings are folders, names that lead elsewhere, and code."""
+    outcome = run("ESMM", "tiny", config_dict=trap.settings)
+    state = load_checkpoint(f"{outcome['run_dir']}/checkpoint.pth")
+    file = trap.here / "received.pth"
+    places = {key: trap.settings[key] for key in ("data_path", "output_dir")}
+
+    def evaluate(**entries: Any) -> Any:
+        settings = {**state["settings"], **entries.pop("settings", {})}
+        save_checkpoint(file, {**state, **entries, "settings": settings})
+        return evaluate_checkpoint(file, config_dict=places)
+
+    refused("chooses no code", evaluate, model="planted:Planted")
+    refused("there is no model", evaluate, model="planted")
+    refused("dataset can't be", evaluate, dataset="../../outside/kept")
+    refused("benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x"] * 3})
+    kd = {"teacher": f"CrossNet if {trap.code} else 0", "phase": "teacher_training"}
+    refused("teacher must be", evaluate, model="KD_DAGFM", settings=kd)
+    pickled = trap.here / "teacher.pth"
+    pickled.write_bytes(pickle.dumps(Bomb(trap.trace)))
+    kd = {"teacher": "CrossNet", "phase": "finetuning", "warm_up": str(pickled)}
+    refused("can run any code", evaluate, model="KD_DAGFM", settings=kd)
+
+    elsewhere = str(trap.outside / "kept")
+    folders = ("output_dir", "checkpoint_dir", "store_dir", "data_path", "dataset_save_path")
+    again = evaluate(settings={**dict.fromkeys(folders, elsewhere), "log_wandb": True})
+    assert Path(again["run_dir"]).parent == trap.here / "output"
+
+
+def pickled_checkpoint(trap: Trap) -> None:
+    """A pickle of torch's, of Python's, and of the kind before, whose loading was never safe."""
+    for name, write in {
+        "zip": lambda file: torch.save({"x": Bomb(trap.trace)}, file),
+        "legacy": lambda file: torch.save(
+            {"x": Bomb(trap.trace)}, file, _use_new_zipfile_serialization=False
+        ),
+        "pickle": lambda file: Path(file).write_bytes(pickle.dumps(Bomb(trap.trace))),
+    }.items():
+        write(trap.here / name)
+        refused("run any code", evaluate_checkpoint, trap.here / name)
+    save_checkpoint(trap.here / "sealed", {"x": Bomb(trap.trace)})
+    refused("can't be read as plain data", evaluate_checkpoint, trap.here / "sealed")
+
+
+# ------------------------------------------------------------------ what runs leave behind
+
+
+def run_folder(trap: Trap) -> None:
+    """A run's folder that was there before: its run.json, its results, and links."""
+    options = {
+        **{key: str(value) for key, value in trap.settings.items()},
+        **{"model": "ESMM", "dataset": "tiny", "seeds": "1"},
+    }
+    plan = make_plan(options)
+    (one,) = plan.runs
+    folder = folder_of(one, plan.output_dir)
+    folder.mkdir(parents=True)
+    asked = {"model": "planted:Planted", "dataset": "tiny", "saved": True, "code": one.code}
+    asked["settings"] = {**one.settings, "output_dir": str(trap.outside), "state": "debug"}
+    (folder / "run.json").write_text(json.dumps(asked))
+    (folder / "history.json").write_text("[[[")
+    for name, target in {
+        "lock": trap.victim,
+        "output.log": trap.victim,
+        "tensorboard": trap.outside / "kept",
+        "run.log": trap.victim,
+    }.items():
+        (folder / name).symlink_to(target)
+    (done,) = execute(iter([one]), plan.output_dir, 1)
+    assert done.reason is None
+    assert done.result is not None
+    assert done.result["model"] == "ESMM"
+    for content in ("[]", "{", '{"test_result": {}}'):
+        (folder / "result.json").write_text(content)
+        refused("remove it, and the run is done again", finished, one, plan.output_dir)
+    linked = make_plan({**options, "seed": "3"})
+    place = folder_of(linked.runs[0], linked.output_dir)
+    place.symlink_to(trap.outside / "kept")
+    refused("is a link", list, execute(iter(linked.runs), linked.output_dir, 1))
+
+
+def search_database(trap: Trap) -> None:
+    """A trial at work whose owner is a file, and trials with other keys and values."""
+    (trap.here / "x.hyper").write_text("learning_rate choice [0.01, 0.02]\n")
+    options = {key: str(value) for key, value in trap.settings.items()}
+    options |= {"model": "ESMM", "dataset": "tiny", "params_file": "x.hyper", "trials": "1"}
+    asked = make_search(options)
+    asked.folder.mkdir(parents=True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = _open(asked)
+    for owner in (str(trap.victim), f"../../../../outside/{'0' * 32}.owner", str(trap.here)):
+        trial = study.ask(asked.space)
+        trial.set_user_attr("owner", f"{platform.node()}:{owner}")
+    named = trap.outside / f"{'0' * 32}.owner"
+    named.write_text("precious")
+    assert not _take_over(study, asked)
+    assert named.read_text() == "precious"
+    named.unlink()
+    study.enqueue_trial({"output_dir": str(trap.outside), "model": "planted:Planted"})
+    refused("a trial with output_dir = .* which isn't in its ranges", _open, asked)
+    own = {"learning_rate": optuna.distributions.CategoricalDistribution(["=1+1"])}
+    other = make_search({**options, "name": "values"})
+    other.folder.mkdir()
+    values = _open(other)
+    done = optuna.trial.create_trial(value=1.0, params={"learning_rate": "=1+1"}, distributions=own)
+    values.add_trial(done)
+    refused("a trial with learning_rate = '=1\\+1'", _open, other)
+    third = make_search({**options, "name": "third"})
+    third.folder.mkdir()
+    (third.folder / "lock").symlink_to(trap.victim)
+    with third.alone:
+        _open(third)
+    with sqlite3.connect(third.folder / "study.db") as database:
+        database.execute("update study_user_attributes set value_json = '[1]'")
+    refused("wasn't written by a search", _open, third)
+
+
+# ------------------------------------------------------------------ data
+
+
+def schema_of_a_store(trap: Trap) -> None:
+    """Tables and columns that are files elsewhere, and a type of Python objects."""
+    config = Config("ESMM", "tiny", config_dict={**trap.settings, "store_dir": "stores"})
+    folder = open_store(config).folder
+    whole = json.loads((folder / SCHEMA).read_text())
+    table = whole["tables"]["inter"]
+    apart = {**table["layout"]["apart"], "../../../outside/victim": "uint8"}
+    for tables in (
+        {"../../../outside/victim": table},
+        {"inter": {**table, "layout": {**table["layout"], "apart": apart}}},
+        {"inter": {**table, "layout": {**table["layout"], "apart": {"click": "O"}}}},
+        {"inter": {**table, "rows": "many"}},
+        [],
+    ):
+        (folder / SCHEMA).write_text(json.dumps({**whole, "tables": tables}))
+        with pytest.raises(NoStoreError):
+            Store(folder)
+    (folder / SCHEMA).write_text("[" * 100_000)
+    store = open_store(config)  # made anew from the files
+    assert store.tables.keys() == whole["tables"].keys()
+
+
+def atomic_files(trap: Trap) -> None:
+    """Columns that would be files elsewhere, and names of data sets that would be folders."""
+    folder = trap.here / "data" / "odd"
+    folder.mkdir(parents=True)
+    name = "/../../../../outside/victim"
+    rows = "".join(f"u{n % 3}\ti{n}\t{n % 2}\t0\n" for n in range(40))
+    (folder / "odd.inter").write_text(
+        f"user_id:token\titem_id:token\t{name}:float\tconversion:float\n{rows}"
+    )
+    given = {**trap.settings, "data_path": str(trap.here / "data"), "CLICK_FIELD": name}
+    refused("a column can't be", EntireSpaceDataset, Config("ESMM", "odd", config_dict=given))
+    for key, names in {
+        "dataset": ("../../outside/kept", "/etc", "a\0b", "..", "a/b", "a\\b", "C:x", "x" * 999),
+        "ratings": ("../outside/kept", "/etc"),
+    }.items():
+        for value in names:
+            data = {"dataset": "ml-100k-semi"} if key == "ratings" else {}
+            given = {**trap.settings, **data, key: value}
+            refused(f"{key} can't be", Config, "ESMM", config_dict=given)
+
+
+def raw_files_of_ali_ccp(trap: Trap) -> None:
+    """Archives with members that leave the folder, a truth of pickles, a simulation's JSON."""
+    raw = trap.here / "raw"
+    simulate(Simulation(rows=300, behaviours=5), raw)
+    options = Options(("101", "205"), min_count=1, validation_share=0.1)
+    truth = raw / "truth_train.npy"
+    kept = truth.read_bytes()
+    bomb = np.empty((300, 3), object)
+    bomb[:] = Bomb(trap.trace)
+    np.save(truth, bomb, allow_pickle=True)
+    refused(r"truth_train\.npy", convert, find_raw(raw), trap.here / "s", options, {})
+    truth.write_bytes(kept)
+    note = raw / "simulation.json"
+    for content in ("[]", '{"note": {}}', "{"):
+        note.write_text(content)
+        refused(r"simulation\.json", convert, find_raw(raw), trap.here / "s", options, {})
+
+    archives = trap.here / "archives"
+    archives.mkdir()
+    for split in ("train", "test"):
+        with tarfile.open(archives / f"sample_{split}.tar.gz", "w:gz") as archive:
+            link = tarfile.TarInfo(f"common_features_{split}.csv")
+            link.type, link.linkname = tarfile.SYMTYPE, str(trap.victim)
+            archive.addfile(link)
+            for kind in ("common_features", "sample_skeleton"):
+                content = (raw / f"{kind}_{split}.csv").read_bytes()
+                member = tarfile.TarInfo(f"../../../outside/{kind}_{split}.csv")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            evil = tarfile.TarInfo(str(trap.outside / "evil"))
+            archive.addfile(evil, io.BytesIO())
+    convert(find_raw(archives), trap.here / "s", options, {})
+    Store(trap.here / "s")
+
+
+# ------------------------------------------------------------------ configuration
+
+
+def yaml_files(trap: Trap) -> None:
+    """Tags that make objects; a name that leaves output_dir. Folders and models it may name."""
+    for text in (
+        f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path "
+        f"[{trap.trace}]]",
+        f"seed: !!python/object/apply:os.mkdir [{trap.trace}]",
+        f"seed: !!python/name:planted.Planted\nx: !!python/module:planted {trap.code}",
+    ):
+        (trap.here / "c.yaml").write_text(text)
+        refused("is not YAML", Config, "ESMM", "tiny", ["c.yaml"])
+        refused("is not YAML", make_plan, {"benchmark": "c.yaml"})
+    for key in ("seed", "mlp_hidden_size", "load_col"):
+        refused(f"{key} must be", Config, "ESMM", "tiny", None, trap.settings, {key: trap.code})
+    for name in ("../../outside/new", str(trap.outside / "new"), "a/b", "..", "a\0", "con"):
+        (trap.here / "b.yaml").write_text(
+            json.dumps({**trap.settings, "dataset": "tiny", "models": ["ESMM"], "name": name})
+        )
+        refused("name can't be", make_plan, {"benchmark": "b.yaml"})
+        given = {key: str(value) for key, value in trap.settings.items()}
+        refused(
+            "name can't be",
+            make_search,
+            {**given, "model": "ESMM", "dataset": "tiny", "name": name},
+        )
+    where = (f"--data_path={trap.data_path}", "--output_dir=output")
+    assert main([*SMALL, *where, "--seeds=1", "--name=../../outside/new"]) == 2
+
+
+def ranges(trap: Trap) -> None:
+    """A file of ranges with an expression, and with folders or modules to choose from."""
+    file = trap.here / "x.hyper"
+    file.write_text(f"learning_rate choice [{trap.code}]\n")
+    refused("line 1", read_space, file)
+    options = {"data_path": str(trap.data_path), "dataset": "tiny", "params_file": "x.hyper"}
+    for key, value in {
+        "output_dir": str(trap.outside / "new"),
+        "store_dir": str(trap.outside / "new"),
+        "model": "planted:Planted",
+        "dataset": "../../outside",
+    }.items():
+        file.write_text(f"{key} choice ['{value}']\n")
+        refused(f"the ranges have {key}", make_search, {**options, "model": "ESMM"})
+    file.write_text(f"teacher choice ['{trap.code[:4]}']\n")
+    asked = make_search({**options, "model": "KD_DAGFM", "task": "ctr"})
+    refused("teacher must be", asked.run_of, 0, {"teacher": trap.code})
+
+
+#: Every kind of file that the program reads: the modules of the package that read it.
+KINDS: dict[Callable[[Trap], None], set[str]] = {
+    checkpoint: {"checkpoint.py"},
+    pickled_checkpoint: {"checkpoint.py"},
+    run_folder: {"benchmark/runs.py", "benchmark/worker.py"},
+    search_database: {"benchmark/search.py"},
+    schema_of_a_store: {"data/store.py"},
+    atomic_files: {"data/atomic.py"},
+    raw_files_of_ali_ccp: {
+        *("data/ali_ccp/convert.py", "data/ali_ccp/sources.py"),
+        *("data/ali_ccp/source.py", "data/ali_ccp/simulate.py"),
+    },
+    yaml_files: {"config.py"},
+    ranges: {"benchmark/space.py"},
+}
+#: These read files of the package itself, and the source of modules that are imported already.
+OWN = {"benchmark/page.py", "benchmark/code.py"}
+READS = re.compile(
+    r"\b(open|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
+    r"|\b(torch|np|json|yaml|pickle|tarfile|joblib)\.(load|loads|open)\("
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_file_acts(trap, kind):
+    kind(trap)
+    trap.check()
+
+
+def test_every_module_that_reads_a_file_is_among_the_kinds():
+    package = Path(recbole_escm2.__file__).parent
+    reading = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if READS.search(file.read_text(encoding="utf-8"))
+    }
+    known = set.union(OWN, *KINDS.values())
+    assert reading - known == set()
+    assert known - reading - {"benchmark/worker.py"} == set()
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    acting = re.compile(
+        r"import pickle|pickle\.\w|allow_pickle=True|\bexec\(|(?<!\.)\beval\(|__import__|joblib"
+    )
+    package = Path(recbole_escm2.__file__).parent
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert not acting.search(text), file
+        assert text.count("torch.load(") == text.count("weights_only=True)"), file
+        assert text.count("yaml.load(") == text.count("Loader=yaml_loader())"), file
+
+
+def test_the_trap_closes(trap):
+    """The probes do leave a trace where a file acts."""
+    pickle.loads(pickle.dumps(Bomb(trap.trace)))
+    with pytest.raises(AssertionError):
+        trap.check()
+    trap.trace.unlink()
+    trap.check()
+    with pytest.raises(UsageError):
+        run("planted:Planted", "nothing", config_dict=trap.settings)
+    assert trap.trace.exists()
