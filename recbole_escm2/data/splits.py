@@ -33,14 +33,14 @@ def check_tuning_part(config: Any, presplit: bool, share: float) -> None:
         UsageError: not by this split, or not so many; the message says what can be.
     """
     asked = config["eval_args"]
-    by_ratio = "RS" in (asked["split"] or ()) and str(asked["group_by"]).lower() == "none"
-    if seed_draws(config, presplit) == "weights" or not by_ratio:
+    ratios = asked["split"].get("RS") if isinstance(asked["split"], dict) else None
+    grouped = str(asked["group_by"]).lower() != "none"
+    if seed_draws(config, presplit) == "weights" or grouped or not isinstance(ratios, list):
         raise UsageError(
             "impressions that no seed tests on can be kept apart for tuning only where impressions "
             "are split at random by ratio (eval_args split RS, order RO, no group_by), got "
             f"{asked['split']}, order {asked['order']}, group_by {asked['group_by']}"
         )
-    ratios = asked["split"]["RS"]
     test = ratios[-1] / sum(ratios)
     if test >= 1 - share:
         raise UsageError(
