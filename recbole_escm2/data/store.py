@@ -542,9 +542,7 @@ class Vocabulary(Sequence[str]):
     @property
     def unknown(self) -> int | None:
         """The id of tokens that train doesn't know; None where there is none for them."""
-        ends = np.fromfile(f"{self._stem}.ends", dtype=np.int64, count=1)
-        with open(f"{self._stem}.tokens", "rb") as file:
-            first = file.read(int(ends.sum()))
+        first = self._text[: int(self._ends[:1].sum())].tobytes()
         return 1 if first == UNKNOWN.encode() else None
 
     @cached_property
