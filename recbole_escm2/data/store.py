@@ -268,10 +268,7 @@ class StoreWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
         except OSError as error:
-            raise UsageError(
-                f"{self.target.parent} can't be made or written into ({error.strerror}): name "
-                "another folder for the data that training reads, with store_dir"
-            ) from error
+            raise _unwritable(self.target, error) from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -355,17 +352,30 @@ def unfinished(target: Path, what: str = "") -> Path:
     return target.with_name(f".{target.name}.{process}.{what and what + '.'}unfinished")
 
 
+def _unwritable(target: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{target.parent} can't be made or written into ({error.strerror}): name another folder for "
+        "the data that training reads, with store_dir"
+    )
+
+
 @contextlib.contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Holds off other processes that want to make the same store, for as long as it takes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Holds off other processes that want to make the same store, for as long as it takes.
+
+    Raises:
+        UsageError: its folder can't be made or written into.
+    """
     file = target.with_name(f".{target.name}.lock")
     lock = FileLock(file)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         getLogger().info(f"another process is making {target}; waiting for it")
         lock.acquire()
+    except OSError as error:
+        raise _unwritable(target, error) from error
     try:
         yield
     finally:
