@@ -354,8 +354,8 @@ def unfinished(target: Path, what: str = "") -> Path:
 
 def _unwritable(target: Path, error: OSError) -> UsageError:
     return UsageError(
-        f"{target.parent} can't be made or written into ({error.strerror}): name another folder for "
-        "the data that training reads, with store_dir"
+        f"{target.parent} can't be made or written into ({error.strerror}): name another folder "
+        "for the data that training reads, with store_dir"
     )
 
 
