@@ -373,8 +373,9 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     yaml_files: {"config.py"},
     ranges: {"benchmark/space.py"},
 }
-#: These read files of the package itself, and the source of modules that are imported already.
-OWN = {"benchmark/page.py", "benchmark/code.py"}
+#: These read files of the package itself, the source of modules that are imported already, and what
+#: the system says of its processors.
+OWN = {"benchmark/page.py", "benchmark/code.py", "threads.py"}
 READS = re.compile(
     r"\b(open|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
     r"|\b(torch|np|json|yaml|pickle|tarfile|joblib)\.(load|loads|open)\("
