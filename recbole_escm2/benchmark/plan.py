@@ -24,13 +24,18 @@ from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config
 from recbole_escm2.data.sources import open_store
 from recbole_escm2.errors import UsageError, did_you_mean
-from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
+from recbole_escm2.evaluator.catalogue import (
+    METRIC_NAMES,
+    PRIMARY_CVR,
+    canonical_name,
+    is_metric,
+)
 from recbole_escm2.model.lookup import model_path
 
 # What doesn't change a number of a run; the data is known by the fingerprint of its store.
 _WITHOUT_EFFECT = {
     *("checkpoint_dir", "config_files", "data_path", "gpu_id", "log_wandb", "output_dir"),
-    *("show_progress", "state", "store_dir", "wandb_project"),
+    *("primary", "show_progress", "state", "store_dir", "wandb_project"),
 }
 
 
@@ -67,6 +72,7 @@ class Plan:
         seeds: of each row.
         baseline: label of the row that the others are compared with.
         columns: metrics of the table.
+        primary: the metrics that verdicts are about; empty where the data decides.
         shared: the user's config keys that all rows have.
         output_dir: where everything goes.
         name: of the report's folder.
@@ -87,6 +93,7 @@ class Plan:
     seeds: Sequence[int]
     baseline: str
     columns: Sequence[str]
+    primary: Sequence[str]
     shared: Mapping[str, Any]
     output_dir: Path
     name: str
@@ -153,6 +160,7 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         seeds=seeds,
         baseline=baseline,
         columns=columns,
+        primary=tuple(first["primary"] or ()),
         shared=request.shared,
         output_dir=Path(first["output_dir"]).absolute(),
         name=str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"),
@@ -205,7 +213,8 @@ def runs_of(
     runs = {}
     for row in rows:
         config = configs[row.label]
-        metrics = [*config["metrics"], *(n for n in columns if n not in config["metrics"])]
+        needed = [*columns, *(config["primary"] or ("CTCVR_AUC", *PRIMARY_CVR))]
+        metrics = list(dict.fromkeys([*config["metrics"], *needed]))
         settings = {**plain(config.external_config_dict), "metrics": metrics}
         settings = {k: v for k, v in settings.items() if k not in ("model", "dataset")}
         effective = {**plain(config.final_config_dict), "metrics": sorted(metrics)}
