@@ -37,13 +37,17 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
   --trials=N           tune each row first: as it is, and N-1 settings drawn at random from its
                        ranges (properties/model/MODEL.hyper, or CLASS.hyper beside your module);
                        the best on validation with --tuning_seed (1) is what the seeds then run
-  --baseline=ROW       the row that the others are compared with (the first)
-  --columns=METRIC,... of the table; all metrics are in its CSV and JSON
+  --baseline=ROW       the row that the others are compared with (the first), as they are with a
+                       logistic regression, the first row of model LR, where there is one
+  --primary=METRIC,METRIC   what verdicts are about: CTCVR_AUC and CVR_AUC_ES, or CVR_AUC where
+                       the data has no potential conversions; no other column has a verdict
+  --columns=METRIC,... of the table, beside those; all metrics are in its CSV and JSON
   --name=NAME          of its folder in output_dir
   --saved=True         keep the checkpoints
   --fresh=True         do again what is done already
   --benchmark=FILE     the same in a YAML file: models (a list, or a mapping of names to settings),
-                       dataset, seeds, sweep, baseline, columns, and config keys of all rows
+                       dataset, seeds, sweep, baseline, primary, columns, and config keys of all
+                       rows
 
 Often wanted keys (all of ours, with comments, are in the properties folder:
 {properties}; RecBole's keep their meaning):
