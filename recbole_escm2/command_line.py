@@ -40,16 +40,19 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
                        the best on validation is what the seeds then run. Trials have a random
                        --tuning_share (0.5) of the impressions, drawn by --tuning_seed (1), on which
                        no seed tests; where each seed has a simulated world, one of their own
-  --baseline=ROW       the row that the others are compared with (the first)
+  --baseline=ROW       the row that the others are compared with (the first), as they are with a
+                       logistic regression, the first row of model LR, where there is one
   --aa_row=False       without the A/A row: the baseline again, with other training seeds on the
                        same splits, where there are two seeds and two rows
-  --columns=METRIC,... of the table; all metrics are in its CSV and JSON
+  --primary=METRIC,METRIC   what verdicts are about: CTCVR_AUC and CVR_AUC_ES, or CVR_AUC where
+                       the data has no potential conversions; no other column has a verdict
+  --columns=METRIC,... of the table, beside those; all metrics are in its CSV and JSON
   --name=NAME          of its folder in output_dir
   --saved=True         keep the checkpoints
   --fresh=True         do again what is done already
   --benchmark=FILE     the same in a YAML file: models (a list, or a mapping of names to settings),
-                       dataset, seeds, sweep, baseline, columns, the others of these, and config
-                       keys of all rows
+                       dataset, seeds, sweep, baseline, primary, columns, the others of these, and
+                       config keys of all rows
 
 Often wanted keys (all of ours, with comments, are in the properties folder:
 {properties}; RecBole's keep their meaning):

@@ -312,6 +312,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "CONVERSION_FIELD": (str, bool, "the name of a column"),
     "metrics": ((list, str), bool, "a list of metric names"),
     "valid_metric": (str, bool, "the name of a metric"),
+    "primary": ((list, str), bool, "a list of one or two metrics"),
     "topk": ((list, int), bool, "a list of whole numbers >= 1"),
     "eval_args": (dict, bool, "a mapping of split, order, group_by and mode"),
     "output_dir": (str, bool, "a folder"),
@@ -333,6 +334,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     },
 }
 _OPTIONAL = (
+    "primary",
     "click_rate",
     "numerical_features",
     "normalize_field",
@@ -560,11 +562,35 @@ def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
             f"valid_metric {config['valid_metric']} knows no better or worse: it can't choose the "
             "best epoch"
         )
+    _settle_primary(config)
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
     config["valid_metric"] = canonical_name(config["valid_metric"])
     if config["valid_metric"].partition("@")[2].lower() == "k":
         config["valid_metric"] = config["valid_metric"][:-1] + str(config["topk"][0])
+
+
+def _settle_primary(config: Any) -> None:
+    """The metrics that verdicts are about, by their names; None where the data decides."""
+    asked = config["primary"]
+    if asked is None:
+        return
+    names = asked.split(",") if isinstance(asked, str) else asked
+    names = [str(name).strip() for name in names]
+    for name in names:
+        if not is_metric(name):
+            raise UsageError(f"primary: {_no_metric(name)}")
+        if is_neutral(name) or "@" in canonical_name(name):
+            raise UsageError(
+                f"primary: no verdict can be about {name}: it "
+                + ("knows no better or worse" if is_neutral(name) else "is one metric for each K")
+            )
+    if len(names) > 2:
+        raise UsageError(
+            f"primary takes one or two metrics, got {len(names)}: with each more of them a "
+            "difference has to be larger to be seen"
+        )
+    config["primary"] = list(dict.fromkeys(canonical_name(name) for name in names))
 
 
 def _no_metric(name: str) -> str:

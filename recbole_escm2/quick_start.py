@@ -31,13 +31,14 @@ from recbole_escm2.config import (
 )
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
+from recbole_escm2.evaluator.catalogue import ALL_TASKS, primary_metrics, score_of
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
     MetricResult,
 )
+from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import model_path
@@ -102,7 +103,8 @@ def run(
         config_dict: settings, over those of the files.
         saved: whether to keep the checkpoint.
         command_line: settings as text, over all others.
-        folder: of the run; by default a new one in ``output_dir``.
+        folder: of the run, which is then one of many: what comparing them takes is kept beside its
+            result. By default a new one in ``output_dir``.
 
     Returns:
         ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
@@ -132,6 +134,11 @@ def run(
             best_valid, _ = _score(config, fitted, "valid")
             best_score = score_of(config["valid_metric"], best_valid[config["valid_metric"]])
         test_result, predictions = _score(config, fitted, "test")
+        test = fitted[0].splits["test"].dataset
+        if folder is not None and test.test_is_fixed:
+            item = None if test.iid_field is None else test.inter_feat[test.iid_field].numpy()
+            primary = primary_metrics(test_result, config["primary"])
+            keep_influence(run_dir, predictions, item, primary)
         seconds = sum(part.seconds for part in fitted) + time.perf_counter() - started
         getLogger().info(f"training and evaluation took {seconds:.1f}s; all of it is in {run_dir}")
         outcome = {
@@ -140,7 +147,7 @@ def run(
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": fitted[0].trainer.best_epoch if len(fitted) == 1 else None,
-            "simulated": fitted[0].splits["test"].dataset.simulated,
+            "simulated": test.simulated,
             "run_dir": str(run_dir),
         }
         write_json(

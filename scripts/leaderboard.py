@@ -79,7 +79,8 @@ def refresh(results: Path = Path("results"), write: bool = True) -> bool:
 
 def _read(table: Path) -> dict[tuple[str, str], Mapping[str, str]]:
     with open(table, newline="", encoding="utf-8") as file:
-        return {(row["row"], row["metric"]): row for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if row.get("aa") != "True"]
+    return {(row["row"], row["metric"]): row for row in rows}
 
 
 def _rank(table: Mapping[tuple[str, str], Mapping[str, str]], label: str, metric: str) -> int:
@@ -91,9 +92,9 @@ def _cell(cell: Mapping[str, str] | None, marked: bool) -> str:
     """The mean and half of its 95 % interval, marked where it differs from the baseline."""
     if cell is None or not cell["mean"]:
         return ""
-    half = (float(cell["high"]) - float(cell["low"])) / 2
+    half = f" ± {(float(cell['high']) - float(cell['low'])) / 2:.4f}" if cell["low"] else ""
     mark = MARKS.get(cell["verdict"], "") if marked else ""
-    return f"{float(cell['mean']):.4f} ± {half:.4f} {mark}".rstrip()
+    return f"{float(cell['mean']):.4f}{half} {mark}".rstrip()
 
 
 def main() -> int:

@@ -381,6 +381,8 @@ BAD = {
 }
 
 WITHOUT_RULE = [
+    ("primary", 1),
+    ("primary", {"CTR_AUC": 1}),
     ("numerical_features", "price"),
     ("normalize_field", "price"),
     ("discretization", ["price"]),
@@ -578,6 +580,26 @@ def test_metric_names_ignore_case():
 def test_unknown_metric_is_refused(key, name, message):
     with pytest.raises(UsageError, match=message):
         config(**{key: [name] if key == "metrics" else name})
+
+
+@pytest.mark.parametrize("given", ["ctr_auc, CVR_AUC", ["CTR_AUC", "cvr_auc"], "CTR_AUC,CVR_AUC"])
+def test_primary_metrics_in_any_way_of_writing(given):
+    assert config(primary=given)["primary"] == ["CTR_AUC", "CVR_AUC"]
+    assert config()["primary"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("CTR_AUK", r"primary: there is no metric 'CTR_AUK' \(did you mean CTR_AUC"),
+        ("CTR_AUC,CVR_AUC,CTCVR_AUC", "one or two metrics, got 3"),
+        ("CVR_CRR", "no verdict can be about CVR_CRR: it knows no better or worse"),
+        ("CTR_NDCG", "no verdict can be about CTR_NDCG: it is one metric for each K"),
+    ],
+)
+def test_primary_metrics_that_no_verdict_can_be_about(given, message):
+    with pytest.raises(UsageError, match=message):
+        config(primary=given)
 
 
 @pytest.mark.parametrize(

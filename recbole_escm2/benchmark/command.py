@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
@@ -15,6 +16,7 @@ from recbole_escm2.benchmark.study import Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import text
 from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.benchmark.worker import OUTPUT_FILE
+from recbole_escm2.evaluator.influence import kept_influence
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model
 from recbole_escm2.quick_start import RESULT_FILE
@@ -164,12 +166,14 @@ def _study(
 ) -> Study:
     results: dict[tuple[str, int], Mapping[str, Any]] = {}
     failures: dict[tuple[str, int], str] = {}
+    folders: dict[tuple[str, int], Path] = {}
     for run in plan.runs:
         outcome = outcomes.get(run.name)
         key = (run.row.label, run.seed)
         if outcome is not None and outcome.result is not None:
             # A run by itself can't know that other seeds have other worlds.
             results[key] = {**outcome.result, "seed_draws": plan.draws[run.row.label]}
+            folders[key] = outcome.folder
         elif outcome is not None:
             failures[key] = str(outcome.reason)
     return Study(
@@ -184,4 +188,6 @@ def _study(
         failures=failures,
         shared=plan.shared,
         tuning=tuning,
+        primary=tuple(plan.primary),
+        influence=lambda label, seed: kept_influence(folders[label, seed]),
     )

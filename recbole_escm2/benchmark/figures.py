@@ -583,8 +583,8 @@ def _draw_dots(ax: Axes, study: Study, rows: Sequence[Row], metric: str) -> None
         if cell is None:
             continue
         own = cell.sample
-        verdict = cell.comparison.verdict if cell.comparison else ""
-        marker, colour = signs.get(verdict, ("o", INK))
+        verdict = cell.comparison.verdict if cell.comparison else None
+        marker, colour = signs.get(verdict or "", ("o", INK))
         if own.low is not None and own.high is not None:
             ax.plot([own.low, own.high], [place, place], color=colour, linewidth=1.3)
         values = list(own.values.values())
@@ -607,7 +607,7 @@ def _draw_dots(ax: Axes, study: Study, rows: Sequence[Row], metric: str) -> None
     ax.plot(empty, empty, "o", color=INK, markerfacecolor=PAPER, label="baseline")
     for verdict, (marker, colour) in signs.items():
         ax.plot(empty, empty, marker, color=colour, label=verdict)
-    ax.plot(empty, empty, "o", color=INK, label="no difference seen")
+    ax.plot(empty, empty, "o", color=INK, label="no verdict")
     ax.scatter(empty, empty, s=7, color=INK, alpha=0.5, linewidths=0, label="a seed")
     ax.set_title(f"{metric} {direction(metric)}")
 

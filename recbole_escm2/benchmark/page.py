@@ -22,7 +22,7 @@ from recbole_escm2.benchmark.statistics import ALPHA
 from recbole_escm2.benchmark.study import Row, Study
 from recbole_escm2.benchmark.tables import (
     MINUS,
-    count_comparisons,
+    aa_notes,
     layout,
     one_line,
     tuning_table,
@@ -113,7 +113,7 @@ def page(study: Study) -> str:
         versions=found,
         mixed=[package for package, versions in found.items() if len(versions) > 1],
         alpha=ALPHA,
-        comparisons=count_comparisons(study),
+        comparisons=len(study.verdicts),
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -123,12 +123,13 @@ def page(study: Study) -> str:
 
 def summary(study: Study) -> str:
     """What was compared and how far it came, in a few sentences."""
-    rows, seeds = len(study.rows), len(study.seeds)
+    rows, seeds = sum(not row.aa for row in study.rows), len(study.seeds)
     models = len({row.model for row in study.rows})
-    planned, finished = rows * seeds, len(study.results)
+    planned, finished = len(study.rows) * seeds, len(study.results)
+    again = ", the baseline again (A/A)" if study.again else ""
     sentences = [
         f"{rows} {'row' if rows == 1 else 'rows'} ({models} {'model' if models == 1 else 'models'}"
-        f" with their settings) on {study.dataset}, each with "
+        f" with their settings){again} on {study.dataset}, each with "
         f"{'one seed' if seeds == 1 else f'{seeds} seeds'}; "
         + (
             f"all {planned} runs have finished."
@@ -136,20 +137,22 @@ def summary(study: Study) -> str:
             else f"{finished} of {planned} runs have finished."
         )
     ]
-    verdicts = [
-        cell.comparison.verdict
-        for row in study.table.values()
-        for cell in row.values()
-        if cell.comparison
-    ]
+    verdicts = [compared.verdict for *_, compared in study.verdicts]
     if verdicts:
         better, worse = verdicts.count("better"), verdicts.count("worse")
+        others = [one_line(label) for label in (study.baseline, study.rival) if label]
         sentences.append(
-            f"Of {len(verdicts)} comparisons with {one_line(study.baseline)} the corrected test "
-            f"calls {better} better and {worse} worse, and leaves the others undecided."
+            f"Of {len(verdicts)} comparisons with {' and '.join(others)} in "
+            f"{' and '.join(study.primary)} the corrected test calls {better} better and {worse} "
+            "worse, and leaves the others undecided."
         )
+        sentences += aa_notes(study)
+    elif study.comparisons:
+        sentences.append("No difference could be tested: what is missing says why.")
     elif rows > 1:
-        sentences.append("No difference was tested: that takes two seeds in both rows.")
+        sentences.append(
+            "No difference was tested: that takes a primary metric and two seeds in both rows."
+        )
     return " ".join(sentences)
 
 

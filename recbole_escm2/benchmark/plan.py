@@ -27,8 +27,16 @@ from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import PLACE_KEYS, Config
 from recbole_escm2.data.sources import identity, open_store
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
+from recbole_escm2.evaluator.catalogue import (
+    METRIC_NAMES,
+    PRIMARY_CVR,
+    canonical_name,
+    is_metric,
+)
 from recbole_escm2.model.lookup import model_path
+
+# Config keys that change no number of a run; the data is known by the fingerprint of its store.
+_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Plan:
         draws: what they draw, by the row's label: ``world``, ``split`` or ``weights``.
         baseline: label of the row that the others are compared with.
         columns: metrics of the table.
+        primary: the metrics that verdicts are about; empty where the data decides.
         shared: the user's config keys that all rows have.
         output_dir: where everything goes.
         name: of the report's folder.
@@ -85,6 +94,7 @@ class Plan:
     draws: Mapping[str, str]
     baseline: str
     columns: Sequence[str]
+    primary: Sequence[str]
     shared: Mapping[str, Any]
     output_dir: Path
     name: str
@@ -158,6 +168,7 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         draws={label: seeds.draws(config) for label, config in configs.items()},
         baseline=baseline,
         columns=columns,
+        primary=tuple(first["primary"] or ()),
         shared=request.shared,
         output_dir=Path(first["output_dir"]).absolute(),
         name=plain_name(str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"), "name"),
@@ -219,7 +230,8 @@ def runs_of(
     runs = {}
     for row in rows:
         config = configs[row.label]
-        metrics = [*config["metrics"], *(n for n in columns if n not in config["metrics"])]
+        needed = [*columns, *(config["primary"] or ("CTCVR_AUC", *PRIMARY_CVR))]
+        metrics = list(dict.fromkeys([*config["metrics"], *needed]))
         settings = {**plain(config.external_config_dict), "metrics": metrics}
         settings = {k: v for k, v in settings.items() if k not in ("model", "dataset")}
         effective = {**plain(config.final_config_dict), "metrics": sorted(metrics)}
@@ -233,7 +245,7 @@ def runs_of(
             own = settings_of(row, config, seed)
             known["data"] = _data(config, own)
             of_run = {**effective, **own}
-            known["config"] = {k: _number(v) for k, v in of_run.items() if k not in PLACE_KEYS}
+            known["config"] = {k: _number(v) for k, v in of_run.items() if k not in _WITHOUT_EFFECT}
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
             name = "-".join([config["model"], config["dataset"], f"seed{seed}", digest])
             runs[seed, row.label] = Run(

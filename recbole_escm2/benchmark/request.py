@@ -27,7 +27,7 @@ _OF_WEIGHTS = ("propensity", "propensity_floor", "propensity_normalization")
 # Values of these hold commas of their own.
 _NEVER_SWEPT = {
     *("checkpoint_dir", "columns", "config_files", "data_path", "dataset", "field_separator"),
-    *("gpu_id", "metrics", "output_dir", "seeds", "seq_separator", "store_dir", "topk"),
+    *("gpu_id", "metrics", "output_dir", "primary", "seeds", "seq_separator", "store_dir", "topk"),
 }
 
 
@@ -287,6 +287,8 @@ def _models(asked: Any, files: Sequence[str]) -> list[Row]:
         settings = dict(settings or {})
         if "seed" in settings:
             raise UsageError(f"models: {label} has a seed: seeds are the same for all rows")
+        if "primary" in settings:
+            raise UsageError(f"models: {label} has primary metrics: they are those of all rows")
         model, file = str(settings.pop("model", label)), settings.pop("params_file", None)
         rows.append(Row(str(label), model, settings, params_file=file and str(file)))
     labels = [row.label for row in rows]

@@ -9,18 +9,30 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from recbole_escm2 import output
-from recbole_escm2.benchmark.statistics import ALPHA, CONFIDENCE, Cell, Sample, sample
+from recbole_escm2.benchmark.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    POWER,
+    Cell,
+    Comparison,
+    Sample,
+    sample,
+)
 from recbole_escm2.benchmark.study import Study, Tuning
-from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, target_of
+from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
 
 BETTER, WORSE = "▲", "▼"
+#: The same against the logistic regression.
+RIVAL_BETTER, RIVAL_WORSE = "△", "▽"
 MINUS = "\N{MINUS SIGN}"
 MARKS = {"better": BETTER, "worse": WORSE}
+RIVAL_MARKS = {"better": RIVAL_BETTER, "worse": RIVAL_WORSE}
 #: What a run costs, beside its metrics: key of its result file and name.
 COSTS = {"seconds": "time", "epochs": "epochs", "parameters": "parameters"}
 _DECIMALS = 4
@@ -53,7 +65,8 @@ class Entry:
         std: standard deviation over seeds, empty with a single one.
         seeds: how many it is the mean of, where that isn't every finished run of its row.
         best: whether it is the best of its column.
-        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was compared.
+        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was tested.
+        rival_verdict: the same against the logistic regression.
         order: what to sort by, the best first; None sorts last.
         interval: of the mean, ``low to high``.
         by_seed: seed and value.
@@ -67,17 +80,26 @@ class Entry:
     seeds: int | None = None
     best: bool = False
     verdict: str | None = None
+    rival_verdict: str | None = None
     order: float | None = None
     interval: str = ""
     by_seed: tuple[tuple[int, str], ...] = ()
     difference: str = ""
     difference_interval: str = ""
     p: str = ""
+    rival_difference: str = ""
+    rival_interval: str = ""
+    rival_p: str = ""
 
     @property
     def mark(self) -> str:
         """▲ or ▼ where it differs from the baseline."""
         return MARKS.get(self.verdict or "", "")
+
+    @property
+    def rival_mark(self) -> str:
+        """△ or ▽ where it differs from the logistic regression."""
+        return RIVAL_MARKS.get(self.rival_verdict or "", "")
 
     @property
     def value(self) -> str:
@@ -93,6 +115,7 @@ class Line:
     Attributes:
         label: its name on one line.
         baseline: whether the others are compared with it.
+        aa: whether it is the baseline again, with other initial weights.
         finished: its finished runs.
         planned: the runs it should have.
         entries: one a heading.
@@ -100,6 +123,7 @@ class Line:
 
     label: str
     baseline: bool
+    aa: bool
     finished: int
     planned: int
     entries: tuple[Entry, ...]
@@ -114,13 +138,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Problem:
-    """A run without a result, or a metric that some runs of a row don't have: where and why."""
+    """A run without a result, a metric that some runs of a row don't have, or a verdict that can't
+    be had: where and why."""
 
     label: str
     seeds: tuple[int, ...]
     reason: str
 
     def __str__(self) -> str:
+        if not self.seeds:
+            return f"{self.label}: {self.reason}"
         seeds = ", ".join(map(str, self.seeds))
         return f"{self.label}, seed{'s' * (len(self.seeds) > 1)} {seeds}: {self.reason}"
 
@@ -134,7 +161,9 @@ class Layout:
         lines: the rows.
         notes: sentences that belong under the table, plain text.
         simulated: what to say first, on simulated data.
-        problems: runs that are missing, and metrics that are missing in finished runs.
+        problems: runs that are missing, metrics that are missing in finished runs, and verdicts
+            that can't be had.
+        rival: the row that the others are compared with as well, where there is one.
     """
 
     headings: tuple[Heading, ...]
@@ -142,6 +171,7 @@ class Layout:
     notes: tuple[str, ...]
     simulated: str | None
     problems: tuple[Problem, ...]
+    rival: str | None = None
 
     def caption(self, best: str) -> list[str]:
         """The notes, and how the best of a column is marked."""
@@ -191,6 +221,7 @@ def layout(study: Study) -> Layout:
             Line(
                 one_line(row.label),
                 row.label == study.baseline,
+                row.aa,
                 len(runs),
                 len(study.seeds),
                 tuple(entries),
@@ -201,7 +232,8 @@ def layout(study: Study) -> Layout:
         tuple(lines),
         tuple(_notes(study)),
         one_line(study.simulated) if study.simulated else None,
-        (*_missing_runs(study), *_missing_metrics(study)),
+        (*_missing_runs(study), *_missing_metrics(study), *_missing_verdicts(study)),
+        one_line(study.rival) if study.rival else None,
     )
 
 
@@ -251,15 +283,18 @@ def tidy_csv(study: Study) -> str:
     lines: list[dict[str, Any]] = []
     for row in study.rows:
         head = {"row": row.label, "model": row.model, "seeds": len(study.seeds)}
+        head |= {"aa": row.aa, "seed_draws": study.draws.kind}
         for metric in study.shown:
             cell = study.table[row.label].get(metric)
-            lines.append({**head, "metric": metric, **_tidy(metric, cell)})
+            numbers = _tidy(metric, cell, metric in study.primary)
+            lines.append({**head, "metric": metric, **numbers})
         for key in COSTS:
             values = _cost_values(study.of(row.label), key)
             own = sample(values) if values else None
             lines.append({**head, "metric": key, **_tidy_sample(own)})
     columns = ["row", "model", "metric", "direction", "seeds", *_tidy_sample(None)]
     columns += [key for key in _tidy("AUC", None) if key not in columns]
+    columns += ["aa", "seed_draws"]
     return output.csv_text(columns, lines)
 
 
@@ -311,7 +346,7 @@ def as_json(study: Study) -> dict[str, Any]:
     for row in study.rows:
         metrics = {}
         for metric, cell in study.table[row.label].items():
-            numbers = _tidy(metric, cell)
+            numbers = _tidy(metric, cell, metric in study.primary)
             numbers["values"] = {str(s): v for s, v in cell.sample.values.items()}
             metrics[metric] = numbers
         rows.append(
@@ -320,6 +355,7 @@ def as_json(study: Study) -> dict[str, Any]:
                 "model": row.model,
                 "settings": dict(row.settings),
                 "swept": dict(row.swept),
+                "aa": row.aa,
                 "metrics": metrics,
                 "runs": {str(seed): dict(run) for seed, run in study.of(row.label).items()},
             }
@@ -333,6 +369,11 @@ def as_json(study: Study) -> dict[str, Any]:
             "seeds": list(study.seeds),
             "baseline": study.baseline,
             "columns": list(study.shown),
+            "primary": list(study.primary),
+            "logistic_regression": study.rival,
+            "comparisons": len(study.verdicts),
+            "seed_draws": study.draws.kind,
+            "test_share": study.draws.test_share,
             "confidence": CONFIDENCE,
             "alpha": round(ALPHA, 10),
             "shared": dict(study.shared),
@@ -411,7 +452,7 @@ def text(study: Study, width: int | None = None) -> str:
         width: columns that don't fit into it go into a further table below.
     """
     shown = layout(study)
-    head, *rows = _grid(shown, _text_entry, str)
+    head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
     blocks = [
         output.table(
             [head[0], *(head[n] for n in block)], [[r[0], *(r[n] for n in block)] for r in rows]
@@ -464,6 +505,8 @@ _LATEX = {
     "²": r"\textsuperscript{2}",
     BETTER: r"$\blacktriangle$",
     WORSE: r"$\blacktriangledown$",
+    RIVAL_BETTER: r"$\vartriangle$",
+    RIVAL_WORSE: r"$\triangledown$",
 }
 
 
@@ -517,24 +560,37 @@ def _costs(study: Study, key: str) -> list[float]:
 def _entry(cell: Cell | None, metric: str, digits: int, finished: int) -> Entry:
     if cell is None:
         return Entry()
-    own, compared = cell.sample, cell.comparison
+    own, compared, rival = cell.sample, cell.comparison, cell.rival
     order = own.mean if not direction(metric).startswith("↑") else -own.mean
-    target = target_of(metric)
-    if target is not None:
-        order = float(np.mean([abs(v - target) for v in own.values.values()]))
+    if target_of(metric) is not None:
+        order = float(np.mean([score_of(metric, v) for v in own.values.values()]))
+    difference, difference_interval, p = _compared(compared, digits)
+    rival_difference, rival_interval, rival_p = _compared(rival, digits)
     return Entry(
         mean=f"{own.mean:.{digits}f}",
         std="" if own.std is None else f"{own.std:.{digits}f}",
         seeds=len(own.values) if len(own.values) != finished else None,
         best=cell.best,
         verdict=compared.verdict if compared else None,
+        rival_verdict=rival.verdict if rival else None,
         order=order,
         interval=_range(own.low, own.high, digits),
         by_seed=tuple((seed, f"{value:.{digits}f}") for seed, value in own.values.items()),
-        difference=f"{compared.difference:+.{digits}f}" if compared else "",
-        difference_interval=_range(compared.low, compared.high, digits, "+") if compared else "",
-        p=p_value(compared.p_adjusted) if compared else "",
+        difference=difference,
+        difference_interval=difference_interval,
+        p=p,
+        rival_difference=rival_difference,
+        rival_interval=rival_interval,
+        rival_p=rival_p,
     )
+
+
+def _compared(found: Comparison | None, digits: int) -> tuple[str, str, str]:
+    """Difference, its interval and its corrected p value."""
+    if found is None:
+        return "", "", ""
+    p = "" if found.p_adjusted is None else p_value(found.p_adjusted)
+    return f"{found.difference:+.{digits}f}", _range(found.low, found.high, digits, "+"), p
 
 
 def _range(low: float | None, high: float | None, digits: int, sign: str = "") -> str:
@@ -562,13 +618,8 @@ def _notes(study: Study) -> Iterable[str]:
             f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
             f"drawn at random from its ranges{tuning.rows and ', ' + tuning.rows}."
         )
-    comparisons = count_comparisons(study)
-    if comparisons:
-        yield (
-            f"{BETTER} better and {WORSE} worse than {one_line(study.baseline)}: two-sided t test "
-            f"paired by seed, p < {ALPHA:.2g} after Holm's correction over the {comparisons} "
-            "comparisons of this table."
-        )
+    if seeds > 1:
+        yield from _verdict_notes(study)
     arrows = [direction(metric) for metric in study.shown]
     words = [
         *(["↑ larger is better"] if "↑" in arrows else []),
@@ -590,9 +641,85 @@ def _notes(study: Study) -> Iterable[str]:
         yield f"Time: training and evaluation of a run{on}; time, epochs and parameters are means."
 
 
-def count_comparisons(study: Study) -> int:
-    """The number of tests that the p values are corrected for."""
-    return sum(cell.comparison is not None for row in study.table.values() for cell in row.values())
+def _verdict_notes(study: Study) -> Iterable[str]:
+    """What the verdicts of a study with several seeds are about, and what they rest on."""
+    baseline, primary = one_line(study.baseline), " and ".join(study.primary)
+    if study.verdicts:
+        rival = one_line(study.rival) if study.rival else ""
+        also = f", {RIVAL_BETTER} better and {RIVAL_WORSE} worse than {rival}" if rival else ""
+        yield (
+            f"Verdicts are about the primary metrics alone, {primary}, named in advance: {BETTER} "
+            f"better and {WORSE} worse than {baseline}{also}; two-sided t test of the differences "
+            f"by seed, p < {ALPHA:.2g} after Holm's correction over the {len(study.verdicts)} "
+            "comparisons of this table. Other columns have intervals and no verdict."
+        )
+    elif any(label not in study.again for label, *_ in study.comparisons):
+        yield f"There is no verdict, neither in {primary}, the primary metrics, nor elsewhere."
+    if not study.draws.refused:
+        yield _VARIANCES[study.draws.kind].format(share=study.draws.test_share)
+    smallest = [f"{m} {reach}" for m in study.primary if (reach := _smallest(study, m))]
+    if smallest:
+        yield (
+            f"The smallest difference from {baseline} that could have been seen, with "
+            f"{POWER:.0%} power in the first of Holm's tests: {', '.join(smallest)}."
+        )
+    if study.comparisons:
+        yield from aa_notes(study) or ["No A/A row: none is the baseline again by another chance."]
+
+
+_VARIANCES = {
+    "split": (
+        "Seeds split one data set, so that their training rows overlap, and so do their test rows. "
+        "Intervals and tests allow for that: the variance of a mean over n seeds is s²(1/n + "
+        "n_test/n_train), with n_test/n_train = {share:.3g}, and t has n - 1 degrees of freedom "
+        "(Nadeau and Bengio, 2003). They are about training on other data of this kind and size."
+    ),
+    "weights": (
+        "All seeds have one test set and draw initial weights. The variance of a primary metric, "
+        "or of a difference in it, is s²/n over the seeds plus that of the test rows, from their "
+        "influence values summed by user and by item where the data has them, which more seeds "
+        "don't make smaller; t has Satterthwaite's degrees of freedom. Verdicts are about models "
+        "trained on this one training set. The intervals of other columns hold for other initial "
+        "weights on the same test rows."
+    ),
+    "world": (
+        "Each seed draws a new world: the variance of a mean over n seeds is s²/n, and t has n - 1 "
+        "degrees of freedom (paired t test). What the worlds have in common, such as users and "
+        "items that a simulation keeps, isn't varied."
+    ),
+}
+
+
+def _smallest(study: Study, metric: str) -> str:
+    """The smallest difference from the baseline that could have been seen, or its range."""
+    digits = decimals(study, metric)
+    found = [
+        compared.smallest
+        for _, other, of, compared in study.verdicts
+        if of == metric and other == study.baseline and compared.smallest is not None
+    ]
+    if not found:
+        return ""
+    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(found), max(found))))
+
+
+def aa_notes(study: Study) -> list[str]:
+    """Whether a row that is the baseline again got a verdict."""
+    notes = []
+    for label in study.again:
+        what = (
+            f"A/A: {one_line(study.baseline)} again, on the same splits with other initial weights"
+        )
+        found = {m: c.verdict for row, _, m, c in study.comparisons if row == label and c.verdict}
+        wrong = [f"{verdict} in {m}" for m, verdict in found.items() if verdict != "undecided"]
+        if wrong:
+            notes.append(
+                f"{what}, GOT A VERDICT ({', '.join(wrong)}): distrust this page. Chance alone "
+                "does that to one page in twenty."
+            )
+        else:
+            notes.append(f"{what}, {'got no verdict' if found else 'could not be tested'}.")
+    return notes
 
 
 def _trained_apart(study: Study) -> list[str]:
@@ -635,12 +762,24 @@ def _missing_metrics(study: Study) -> Iterable[Problem]:
                 yield Problem(one_line(row.label), seeds, f"no {metric}, {one_line(reason)}")
 
 
+def _missing_verdicts(study: Study) -> Iterable[Problem]:
+    """Comparisons that should have a verdict and can't, those with one reason together."""
+    refused: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for label, _, metric, compared in study.comparisons:
+        if compared.refused:
+            labels, metrics = refused.setdefault(compared.refused, ({}, {}))
+            labels[one_line(label)] = metrics[metric] = None
+    for reason, (labels, metrics) in refused.items():
+        yield Problem(", ".join(labels), (), f"no verdict in {', '.join(metrics)}: {reason}")
+
+
 def _grid(shown: Layout, entry: Any, escape: Any) -> list[list[str]]:
     """Header and rows as text: label, the number of seeds where rows differ in it, numbers."""
     head = [escape("model"), *([escape("seeds")] if shown.uneven else [])]
     rows = [[*head, *(escape(str(heading)) for heading in shown.headings)]]
     for line in shown.lines:
         label = line.label + (" (baseline)" if line.baseline and len(shown.lines) > 1 else "")
+        label += " (A/A)" if line.aa and "A/A" not in line.label else ""
         seeds = [escape(line.seeds)] if shown.uneven else []
         rows.append([escape(label), *seeds, *(entry(e) for e in line.entries)])
     return rows
@@ -652,7 +791,8 @@ def _first(shown: Layout) -> list[str]:
 
 def _markdown_entry(entry: Entry) -> str:
     bold = "**" if entry.best else ""
-    return f"{bold}{entry.value}{bold} {entry.mark}".strip() if entry.mean else ""
+    marks = entry.mark + entry.rival_mark
+    return f"{bold}{entry.value}{bold} {marks}".strip() if entry.mean else ""
 
 
 def _markdown_interval(entry: Entry) -> str:
@@ -671,18 +811,17 @@ def _latex_entry(entry: Entry) -> str:
     value = latex_escape(entry.value.replace("-", MINUS))
     if entry.best:
         value = rf"\textbf{{{value}}}"
-    return value + (f"$^{{{latex_escape(entry.mark).strip('$')}}}$" if entry.mark else "")
+    marks = latex_escape(entry.mark + entry.rival_mark).replace("$", "")
+    return value + (f"$^{{{marks}}}$" if marks else "")
 
 
-def _text_entry(entry: Entry) -> str:
+def _text_entry(entry: Entry, rival: bool) -> str:
     """With a place for each mark, so that numbers stay in line."""
-    if (
-        not entry.mean
-        or entry.order is None
-        or (not entry.std and not entry.mark and not entry.best)
-    ):
+    marks = entry.mark + entry.rival_mark
+    if not entry.mean or entry.order is None or (not entry.std and not marks and not entry.best):
         return entry.value
-    return f"{entry.value} {'*' if entry.best else ' '}{entry.mark or ' '}"
+    second = (entry.rival_mark or " ") if rival else ""
+    return f"{entry.value} {'*' if entry.best else ' '}{entry.mark or ' '}{second}"
 
 
 def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
@@ -711,14 +850,23 @@ def _tidy_sample(own: Sample | None) -> dict[str, Any]:
     }
 
 
-def _tidy(metric: str, cell: Cell | None) -> dict[str, Any]:
-    compared = cell.comparison if cell else None
+def _tidy(metric: str, cell: Cell | None, primary: bool = False) -> dict[str, Any]:
     target = target_of(metric)
     better = "higher" if bigger_is_better(metric) else "lower"
     return {
         "direction": better if target is None else f"target {target:g}",
         **_tidy_sample(cell.sample if cell else None),
         "best": cell.best if cell else None,
+        **_tidy_comparison(cell.comparison if cell else None),
+        "primary": primary,
+        **{f"lr_{k}": v for k, v in _tidy_comparison(cell.rival if cell else None).items()},
+    }
+
+
+def _tidy_comparison(compared: Comparison | None) -> dict[str, Any]:
+    """Of a comparison with the baseline; ``smallest`` is the difference that it could have seen."""
+    estimate = compared.estimate if compared else None
+    return {
         "pairs": compared.pairs if compared else None,
         "difference": compared.difference if compared else None,
         "difference_low": compared.low if compared else None,
@@ -726,6 +874,9 @@ def _tidy(metric: str, cell: Cell | None) -> dict[str, Any]:
         "p": compared.p if compared else None,
         "p_adjusted": compared.p_adjusted if compared else None,
         "verdict": compared.verdict if compared else None,
+        "standard_error": estimate.error if estimate else None,
+        "degrees_of_freedom": estimate.freedom if estimate else None,
+        "smallest": compared.smallest if compared else None,
     }
 
 

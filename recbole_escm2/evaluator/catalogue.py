@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,8 @@ def _specs() -> dict[str, MetricSpec]:
 
 
 SPECS: Mapping[str, MetricSpec] = _specs()
+#: Measures of CVR that verdicts are about by default, the best first.
+PRIMARY_CVR = ("CVR_AUC_ES", "CVR_AUC")
 METRIC_NAMES = tuple(spec.name for spec in SPECS.values())
 # RecBole's own metrics of a label and a score; they score the task of predict().
 _RECBOLE_METRICS = {"auc": "AUC", "logloss": "LogLoss", "mae": "MAE", "rmse": "RMSE"}
@@ -202,6 +204,19 @@ def canonical_name(name: str) -> str:
         return _RECBOLE_METRICS[key]
     shown = SPECS[key].name
     return shown if cut in ("", "k") else f"{shown[:-1]}{int(cut)}"
+
+
+def primary_metrics(defined: Collection[str], asked: Sequence[str] | None = None) -> list[str]:
+    """The metrics that verdicts are about: those that a user names in advance, or two.
+
+    The two are CTCVR_AUC and the best measure of CVR that the data defines: over all impressions
+    where it holds potential conversions, else over the clicked ones.
+
+    Args:
+        defined: names of the metrics that have a value.
+        asked: config ``primary``.
+    """
+    return list(asked or ["CTCVR_AUC", next(m for m in PRIMARY_CVR if m in (*defined, "CVR_AUC"))])
 
 
 def spec_of(name: str) -> MetricSpec | None:

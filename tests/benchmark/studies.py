@@ -24,6 +24,11 @@ TYPICAL = {
     "CVR_MAE_ES": (0.1520, 0.0030),
     "IEB": (0.0610, 0.0040),
 }
+DATA = {
+    "train": {"impressions": 8000, "clicks": 400, "conversions": 40},
+    "valid": {"impressions": 1000, "clicks": 50, "conversions": 5},
+    "test": {"impressions": 1000, "clicks": 50, "conversions": 5},
+}
 VERSIONS = {"python": "3.11.7", "recbole-escm2": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"}
 
 
@@ -40,7 +45,8 @@ def result(test: Mapping[str, float], **changes: Any) -> dict[str, Any]:
         "best_epoch": 4,
         "parameters": 1_234_567,
         "simulated": None,
-        "data": {},
+        "data": dict(DATA),
+        "seed_draws": "world",
         "versions": dict(VERSIONS),
         "config": {},
         "valid_metric": "CTCVR_AUC",

@@ -48,6 +48,7 @@ class TestDots:
         assert sorted(points) == pytest.approx([0.7, 0.71, 0.8, 0.82])
 
     def test_a_verdict_has_a_sign_of_its_own(self, study):
+        study = replace(study, primary=("CTR_AUC",))
         (ax,) = figures.dots(study, ["CTR_AUC"], legend=False).axes
         worse = [
             row

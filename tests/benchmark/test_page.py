@@ -191,13 +191,14 @@ class TestSummary:
         verdicts = [
             c.comparison.verdict
             for row in study.table.values()
-            for c in row.values()
-            if c.comparison
+            for metric, c in row.items()
+            if c.comparison and metric in ("CTCVR_AUC", "CVR_AUC_ES")
         ]
         found = summary(study)
         assert "18 rows (4 models with their settings) on ali-ccp-sim, each with 3 seeds" in found
         assert "53 of 54 runs have finished" in found
-        assert f"Of {len(verdicts)} comparisons with DeepFM" in found
+        assert len(verdicts) == 2 * 17
+        assert f"Of {len(verdicts)} comparisons with DeepFM in CTCVR_AUC and CVR_AUC_ES" in found
         assert f"{verdicts.count('better')} better" in found
 
     def test_one_seed(self):

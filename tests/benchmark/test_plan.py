@@ -229,6 +229,7 @@ def test_mistakes(options, change, message):
         ("models: {ESMM: [1]}\n", "ESMM must be followed by a mapping"),
         ("seeds: 2\n", "which models"),
         ("models: {ESMM: {seed: 3}}\n", "ESMM has a seed"),
+        ("models: {ESMM: {primary: IEB}}\n", "ESMM has primary metrics: they are those of all"),
         ("models: [ESMM]\nbaselne: ESMM\n", "'baselne'.*did you mean baseline"),
     ],
 )
@@ -242,6 +243,22 @@ def _names(options: dict[str, Any], **change: Any) -> list[str]:
     return [run.name for run in make_plan({**options, "model": "ESMM", **change}).runs]
 
 
+def test_primary_metrics_are_no_sweep_and_every_run_has_them(options):
+    asked = {**options, "model": "ESMM", "columns": "CTR_AUC", "metrics": "CTR_LogLoss"}
+    plan = make_plan({**asked, "primary": "CTCVR_GAUC,IEB"})
+    assert plan.primary == ("CTCVR_GAUC", "IEB")
+    assert [row.label for row in plan.rows] == ["ESMM"]
+    assert plan.runs[0].settings["metrics"] == ["CTR_LogLoss", "CTR_AUC", "CTCVR_GAUC", "IEB"]
+    by_default = make_plan(asked)
+    assert by_default.primary == ()
+    assert by_default.runs[0].settings["metrics"][2:] == ["CTCVR_AUC", "CVR_AUC_ES", "CVR_AUC"]
+
+
+def test_primary_metrics_in_a_file(options, tmp_path):
+    (tmp_path / "b.yaml").write_text("models: [ESMM, Naive]\nprimary: [CTCVR_AUC, IEB]\n")
+    assert make_plan({**options, "benchmark": f"{tmp_path}/b.yaml"}).primary == ("CTCVR_AUC", "IEB")
+
+
 def test_a_run_is_known_by_what_its_numbers_depend_on(options, tmp_path):
     names = _names(options)
     assert _names(options, output_dir=str(tmp_path / "elsewhere")) == names
@@ -250,6 +267,7 @@ def test_a_run_is_known_by_what_its_numbers_depend_on(options, tmp_path):
     assert _names(options, seed="1") != names
     assert _names(options, seeds="3")[0] == names[0]
     assert _names(options, columns="CVR_AUC") == names  # computed in any case
+    assert _names(options, primary="CVR_AUC") == names
     assert _names(options, global_weight="1") == names
 
 

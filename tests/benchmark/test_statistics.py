@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recbole_escm2.benchmark.statistics import (
+    INDEPENDENT,
     Comparison,
+    Design,
+    Draws,
+    Estimate,
+    Noise,
+    cluster_variance,
     compare,
     cost,
     holm,
@@ -19,6 +25,8 @@ few = settings(deadline=None, max_examples=80, derandomize=True)
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
+PLAIN = Design(INDEPENDENT, "base", ("CTR_AUC", "IEB"))
+OF_A = Design(INDEPENDENT, "a")
 OURS = {1: 0.71, 2: 0.74, 3: 0.73, 4: 0.78}
 THEIRS = {1: 0.70, 2: 0.71, 3: 0.72, 4: 0.74}
 
@@ -194,7 +202,7 @@ class TestTabulate:
     }
 
     def test_corrects_over_all_cells(self):
-        table = tabulate(self.VALUES, "base")
+        table = tabulate(self.VALUES, PLAIN)
         raw = [
             compare(m, sample(self.VALUES[row][m]), sample(self.VALUES["base"][m])).p
             for row in ("near", "far")
@@ -209,29 +217,29 @@ class TestTabulate:
         assert found != pytest.approx(raw)
 
     def test_baseline_has_no_comparison(self):
-        assert all(c.comparison is None for c in tabulate(self.VALUES, "base")["base"].values())
+        assert all(c.comparison is None for c in tabulate(self.VALUES, PLAIN)["base"].values())
 
     def test_best_is_nearest_to_the_target(self):
-        table = tabulate(self.VALUES, "base")
+        table = tabulate(self.VALUES, PLAIN)
         assert [row for row in table if table[row]["IEB"].best] == ["near"]
         assert table["near"]["IEB"].comparison.verdict == "better"
         assert table["far"]["IEB"].comparison.verdict == "worse"
 
     def test_best_is_smallest_where_smaller_is_better(self):
-        table = tabulate({"a": {"CTR_LogLoss": {1: 0.3}}, "b": {"CTR_LogLoss": {1: 0.2}}}, "a")
+        table = tabulate({"a": {"CTR_LogLoss": {1: 0.3}}, "b": {"CTR_LogLoss": {1: 0.2}}}, OF_A)
         assert (table["a"]["CTR_LogLoss"].best, table["b"]["CTR_LogLoss"].best) == (False, True)
         assert table["b"]["CTR_LogLoss"].comparison is None
 
     def test_ties_are_all_best_and_a_lone_row_is_not(self):
-        tied = tabulate({"a": {"CTR_AUC": {1: 0.5}}, "b": {"CTR_AUC": {1: 0.5}}}, "a")
+        tied = tabulate({"a": {"CTR_AUC": {1: 0.5}}, "b": {"CTR_AUC": {1: 0.5}}}, OF_A)
         assert all(row["CTR_AUC"].best for row in tied.values())
-        assert not tabulate({"a": {"CTR_AUC": {1: 0.5}}, "b": {}}, "a")["a"]["CTR_AUC"].best
+        assert not tabulate({"a": {"CTR_AUC": {1: 0.5}}, "b": {}}, OF_A)["a"]["CTR_AUC"].best
 
     def test_a_metric_without_values_is_left_out(self):
-        assert tabulate({"a": {"CTR_AUC": {}}}, "a") == {"a": {}}
+        assert tabulate({"a": {"CTR_AUC": {}}}, OF_A) == {"a": {}}
 
     def test_missing_baseline_compares_nothing(self):
-        table = tabulate({"a": {"CTR_AUC": {1: 0.5, 2: 0.6}}}, "gone")
+        table = tabulate({"a": {"CTR_AUC": {1: 0.5, 2: 0.6}}}, Design(INDEPENDENT, "gone"))
         assert table["a"]["CTR_AUC"].comparison is None
 
     def test_best_of_a_target_metric_is_by_distance_not_by_mean(self):
@@ -240,7 +248,7 @@ class TestTabulate:
             "spread": {"CVR_PCOC": {1: 0.5, 2: 1.5}},
             "steady": {"CVR_PCOC": {1: 1.1, 2: 1.1}},
         }
-        table = tabulate(values, "spread")
+        table = tabulate(values, Design(INDEPENDENT, "spread"))
         assert table["steady"]["CVR_PCOC"].best
         assert math.isclose(table["spread"]["CVR_PCOC"].sample.mean, 1)
 
@@ -251,6 +259,193 @@ def test_what_is_not_finite_is_not_compared():
 
 
 def test_a_metric_without_a_direction_is_not_judged():
-    table = tabulate({"a": {"CVR_CRR": {1: 1.0, 2: 1.1}}, "b": {"CVR_CRR": {1: 2.0, 2: 2.2}}}, "a")
+    table = tabulate({"a": {"CVR_CRR": {1: 1.0, 2: 1.1}}, "b": {"CVR_CRR": {1: 2.0, 2: 2.2}}}, OF_A)
     assert table["b"]["CVR_CRR"].comparison is None
     assert not any(table[row]["CVR_CRR"].best for row in table)
+
+
+class TestDraws:
+    NUMBERS = (0.01, 0.02, 0.04, 0.01)  # s² = 0.0002
+
+    def test_splits_of_one_data_set_by_hand(self):
+        found = Draws("split", test_share=0.5).estimate(self.NUMBERS)
+        assert found.error**2 == pytest.approx(0.0002 * (1 / 4 + 0.5))
+        assert found.freedom == 3
+        assert found.p == pytest.approx(2 * stats.t.sf(0.02 / found.error, 3))
+        assert found.interval == pytest.approx(stats.t.interval(0.95, 3, 0.02, found.error))
+
+    def test_a_new_world_is_the_paired_t_test(self):
+        found = Draws("world").estimate(self.NUMBERS)
+        test = stats.ttest_1samp(self.NUMBERS, 0)
+        assert (found.p, found.freedom) == pytest.approx((test.pvalue, 3))
+
+    def test_weights_by_hand(self):
+        found = Draws("weights").estimate(self.NUMBERS, Noise(0.0001, 20))
+        assert found.error**2 == pytest.approx(0.0002 / 4 + 0.0001)
+        # Satterthwaite: (.00005 + .0001)² / (.00005² / 3 + .0001² / 20)
+        assert found.freedom == pytest.approx(1.5**2 / (0.5**2 / 3 + 1 / 20))
+
+    def test_more_seeds_never_shrink_what_the_test_rows_do(self):
+        rng = np.random.default_rng(0)
+        numbers = rng.normal(0.02, 0.01, size=10_000)
+        found = Draws("weights").estimate(numbers, Noise(0.0001, 20))
+        assert found.error > 0.01
+        assert found.freedom == pytest.approx(20, rel=0.01)
+
+    def test_without_noise_it_is_that_of_the_seeds(self):
+        assert Draws("weights").estimate(self.NUMBERS) == Draws("world").estimate(self.NUMBERS)
+
+    def test_no_spread_and_no_noise(self):
+        for noise in (None, Noise(0.0, 1.0)):
+            assert Draws("weights").estimate([0.1, 0.1], noise).p == 0
+            assert Draws("weights").estimate([0.0, 0.0], noise).p == 1
+
+    def test_what_is_refused_has_neither_interval_nor_test(self):
+        draws = Draws("split", refused="why")
+        own = sample(OURS, draws)
+        assert (own.low, own.high) == (None, None)
+        assert own.std is not None
+        found = compare("CTR_AUC", own, sample(THEIRS, draws), draws)
+        assert (found.low, found.high, found.p, found.verdict) == (None, None, None, None)
+        assert found.refused == "why"
+        assert found.difference == pytest.approx(0.0225)
+
+    @pytest.mark.parametrize(("seeds", "comparisons"), [(4, 1), (5, 6), (10, 20)])
+    def test_the_smallest_difference_is_seen_in_four_of_five_cases(self, seeds, comparisons):
+        rng = np.random.default_rng(1)
+        differences = rng.normal(0, 1, size=(4000, seeds))
+        # what a page with an average spread would call the smallest
+        error = math.sqrt(1 / seeds)
+        effect = Estimate(0, error, seeds - 1).smallest(comparisons)
+        seen = [Draws("world").estimate(row + effect).p < 0.05 / comparisons for row in differences]
+        assert 0.78 < np.mean(seen) < 0.82
+
+
+class TestClusterVariance:
+    def drawn(self, rows=2000, users=40, items=30):
+        rng = np.random.default_rng(0)
+        return rng.normal(size=rows), rng.integers(1, users, rows), rng.integers(1, items, rows)
+
+    def test_is_that_of_sums_by_user_and_by_item(self):
+        value, user, item = self.drawn()
+        value = value + 0.3 * np.random.default_rng(1).normal(size=40)[user]
+        by_user = sum(value[user == u].sum() ** 2 for u in np.unique(user))
+        by_item = sum(value[item == i].sum() ** 2 for i in np.unique(item))
+        found = cluster_variance(value, [user, item])
+        assert found.variance == pytest.approx(
+            max(by_user + by_item - (value**2).sum(), by_user, by_item)
+        )
+        assert cluster_variance(value, [user]).variance == pytest.approx(by_user)
+        assert cluster_variance(value, []).variance == pytest.approx((value**2).sum())
+
+    def test_is_what_drawing_users_and_items_anew_does(self):
+        rng = np.random.default_rng(2)
+        sums, variances = [], []
+        for _ in range(400):
+            user, item = rng.integers(1, 40, 600), rng.integers(1, 30, 600)
+            value = rng.normal(size=40)[user] + rng.normal(size=30)[item] + rng.normal(size=600)
+            sums.append(value.sum())
+            variances.append(cluster_variance(value, [user, item]).variance)
+        assert np.mean(variances) == pytest.approx(np.var(sums), rel=0.15)
+
+    def test_is_never_negative(self):
+        # within each user and each item values cancel out: the three terms give 0 + 0 - 4
+        value, user, item = np.array([1.0, -1, -1, 1]), np.array([1, 1, 2, 2]), np.array([1, 2] * 2)
+        assert cluster_variance(value, [user, item]).variance == 0
+
+    def test_rows_without_an_id_belong_to_nobody(self):
+        value, nobody = np.array([1.0, 1, 1]), np.array([0, 0, 5])
+        assert cluster_variance(value, [nobody]).variance == 3
+        assert cluster_variance(value, [np.array([5, 5, 5])]).variance == 9
+
+    def test_degrees_of_freedom_count_what_carries_it(self):
+        rng = np.random.default_rng(3)
+        many = cluster_variance(rng.normal(size=4000), [])
+        assert many.freedom == pytest.approx(4000, rel=0.1)
+        few = np.concatenate([rng.normal(0, 100, 40), rng.normal(0, 0.01, 4000)])
+        assert cluster_variance(few, []).freedom < 60
+        assert cluster_variance(np.ones(8), []).freedom == 7
+        assert cluster_variance(np.array([1.0, 0, 0]), []).freedom == 1
+        assert cluster_variance(np.zeros(3), []).variance == 0
+
+
+class TestFamilies:
+    def values(self, **shifts):
+        rng = np.random.default_rng(4)
+        noise = rng.normal(0, 0.001, size=5)
+        return {
+            row: {
+                metric: by_seed(list(0.7 + shift + noise + rng.normal(0, 0.001, size=5)))
+                for metric in ("CTCVR_AUC", "CVR_AUC", "CTR_AUC")
+            }
+            for row, shift in shifts.items()
+        }
+
+    PRIMARY = ("CTCVR_AUC", "CVR_AUC")
+
+    def test_verdicts_exist_in_primary_metrics_alone(self):
+        table = tabulate(self.values(base=0, far=0.1), Design(INDEPENDENT, "base", self.PRIMARY))
+        for metric in self.PRIMARY:
+            assert table["far"][metric].comparison.verdict == "better"
+            assert table["far"][metric].comparison.smallest > 0
+        other = table["far"]["CTR_AUC"].comparison
+        assert (other.verdict, other.p, other.p_adjusted, other.smallest) == (None,) * 4
+        assert other.low < other.difference < other.high
+
+    def test_the_logistic_regression_is_a_second_reference(self):
+        design = Design(INDEPENDENT, "base", self.PRIMARY, rival="LR")
+        table = tabulate(self.values(base=0, LR=0.05, a=0.02, b=0.1), design)
+        assert table["a"]["CVR_AUC"].comparison.verdict == "better"
+        assert table["a"]["CVR_AUC"].rival.verdict == "worse"
+        assert table["b"]["CVR_AUC"].rival.verdict == "better"
+        assert table["b"]["CTR_AUC"].rival is None
+        for row in ("base", "LR"):  # one comparison of the two, in the row of the regression
+            assert all(cell.rival is None for cell in table[row].values())
+        family = [
+            (c.p, c.p_adjusted)
+            for row in ("LR", "a", "b")
+            for m in self.PRIMARY
+            for c in (table[row][m].comparison, table[row][m].rival)
+            if c is not None
+        ]
+        p, adjusted = zip(*family, strict=True)
+        assert len(family) == 10
+        assert adjusted == pytest.approx(holm(p))
+
+    def test_an_aa_row_is_a_family_of_its_own(self):
+        design = Design(INDEPENDENT, "base", self.PRIMARY, rival="LR", again=["again"])
+        values = self.values(base=0, again=0.2, LR=0.05, a=0.02)
+        table, without = (
+            tabulate({k: v for k, v in values.items() if k in rows}, design)
+            for rows in (values, ("base", "LR", "a"))
+        )
+        assert table["a"] == without["a"]
+        again = [table["again"][m].comparison for m in self.PRIMARY]
+        assert [c.p_adjusted for c in again] == pytest.approx(holm([c.p for c in again]))
+        assert all(cell.rival is None for cell in table["again"].values())
+        assert not any(cell.best for cell in table["again"].values())
+
+    def test_noise_goes_into_primary_metrics_of_fixed_test_rows(self):
+        asked = []
+
+        def noise(metric, row, other, seeds):
+            asked.append((metric, row, other))
+            return Noise(1.0, 50)
+
+        values = self.values(base=0, far=0.1)
+        design = Design(Draws("weights"), "base", self.PRIMARY, noise=noise)
+        table = tabulate(values, design)
+        assert {metric for metric, *_ in asked} == set(self.PRIMARY)
+        assert ("CVR_AUC", "far", "base") in asked
+        assert ("CVR_AUC", "base", None) in asked
+        assert table["far"]["CVR_AUC"].comparison.verdict == "undecided"
+        assert table["far"]["CVR_AUC"].sample.low < 0
+        assert table["far"]["CTR_AUC"].comparison.low > 0
+
+    def test_without_noise_fixed_test_rows_give_no_verdict(self):
+        table = tabulate(
+            self.values(base=0, far=0.1), Design(Draws("weights"), "base", self.PRIMARY)
+        )
+        found = table["far"]["CVR_AUC"].comparison
+        assert (found.verdict, found.low) == (None, None)
+        assert "influence" in found.refused
