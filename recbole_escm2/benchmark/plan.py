@@ -182,9 +182,7 @@ def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
     """The plan with other settings in its rows."""
     configs = {row.label: plan.request.config(row) for row in rows}
     threads = threads_of(plan.jobs)
-    runs = runs_of(
-        rows, plan.seeds, configs, plan.columns, plan.seeding.settings, threads=threads
-    )
+    runs = runs_of(rows, plan.seeds, configs, plan.columns, plan.seeding.settings, threads=threads)
     return replace(plan, rows=rows, runs=runs)
 
 

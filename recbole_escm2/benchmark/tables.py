@@ -16,7 +16,7 @@ import numpy as np
 from recbole_escm2 import output
 from recbole_escm2.benchmark.statistics import ALPHA, CONFIDENCE, Cell, Sample, sample
 from recbole_escm2.benchmark.study import Study, Tuning
-from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, target_of
+from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
 
 BETTER, WORSE = "▲", "▼"
 MINUS = "\N{MINUS SIGN}"
@@ -521,7 +521,7 @@ def _entry(cell: Cell | None, metric: str, digits: int, finished: int) -> Entry:
     order = own.mean if not direction(metric).startswith("↑") else -own.mean
     target = target_of(metric)
     if target is not None:
-        order = float(np.mean([abs(v - target) for v in own.values.values()]))
+        order = float(np.mean([score_of(metric, v) for v in own.values.values()]))
     return Entry(
         mean=f"{own.mean:.{digits}f}",
         std="" if own.std is None else f"{own.std:.{digits}f}",
