@@ -10,7 +10,8 @@ import ast
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from logging import getLogger
 from pathlib import Path
@@ -34,7 +35,8 @@ from recbole_escm2.evaluator.catalogue import (
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import check_backbone, is_recbole_backbone
-from recbole_escm2.model.lookup import context_model_names, find_model
+from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.lookup import MODELS, context_model_names, find_model
 
 PROPERTIES = files("recbole_escm2.properties")
 _RECBOLE_PROPERTIES = files("recbole") / "properties"
@@ -196,6 +198,85 @@ def parse_value(text: str) -> Any:
 def _names_a_column(key: str, value: str) -> bool:
     """A column may be called 101; only no column at all is written as a literal."""
     return key.endswith("_FIELD") and value.lower() not in ("none", "null", "~")
+
+
+@cache
+def family_keys() -> frozenset[str]:
+    """The config keys that act on some models only, and so are refused for the others."""
+    return frozenset({"task"}).union(*(m.acting_keys(b) for m in MODELS for b in BOTTOMS))
+
+
+@cache
+def idle_keys(model_class: type, backbone: str, task: str = "both") -> frozenset[str]:
+    """The config keys that do nothing in a model.
+
+    Args:
+        model_class: the model.
+        backbone: its backbone, where it is an entire-space model.
+        task: what it learns, where it is one of RecBole's.
+    """
+    if issubclass(model_class, EntireSpaceRecommender):
+        return family_keys() - model_class.acting_keys(backbone)
+    acting = {"task", "predict_task"} if task == "both" else {"task"}
+    return family_keys() - acting - _OF_RECBOLES_MODELS
+
+
+def acting_settings(model_class: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole configuration without what does nothing in the model, which it may also hold."""
+    backbone, task = str(settings.get("backbone")), str(settings.get("task"))
+    idle = idle_keys(model_class, backbone, task)
+    return {key: value for key, value in settings.items() if key not in idle}
+
+
+def _set_in_vain(config: Any, external: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each key that somebody has set and that does nothing."""
+    model, backbone = config.model_class, config["backbone"]
+    keys = [key for key, value in external.items() if value is not None]
+    for key in sorted(idle_keys(model, backbone, config["task"]).intersection(keys)):
+        own = issubclass(model, EntireSpaceRecommender) and model not in MODELS
+        hint = f", or name it in {model.__name__}.config_keys if it does something" if own else ""
+        why = why_idle(key, model, backbone)
+        yield f"{why}: {key} does nothing there; leave it out{hint}"
+
+
+def why_idle(key: str, model_class: type, backbone: str) -> str:
+    """Why one of :func:`idle_keys` does nothing in a model, as a sentence without its full stop."""
+    name = model_class.__name__
+    if not issubclass(model_class, EntireSpaceRecommender):
+        return (
+            f"{name} learns one task"
+            if key == "predict_task"
+            else f"{name} is a model of RecBole's own"
+        )
+    if key == "propensity_normalization" and model_class.weighs_clicks():
+        return f"{name} has another use for ô than the weights o/ô"
+    return f"{name} {_WHY_IDLE.get(key, _NO_USE).format(backbone)}"
+
+
+# Keys of the family that RecBole's models have, too, each as its own file says.
+_OF_RECBOLES_MODELS = frozenset({"dropout_prob", "embedding_size", "mlp_hidden_size"})
+
+_NO_USE = "has no use for it"
+_WHY_IDLE = {
+    "bag_pooling": "with backbone {} pools no values",
+    "bottom_hidden_size": "with backbone {} has no shared layers",
+    "calibrator_weight": "has no calibrator",
+    "counterfactual_prior_weight": "has no counterfactual prior",
+    "counterfactual_weight": "has no counterfactual risk",
+    "dropout_prob": "with backbone {} has no such dropout",
+    "embedding_size": "with backbone {} embeds nothing",
+    "extraction_level_num": "with backbone {} has no extraction levels",
+    "global_weight": "has no CTCVR risk",
+    "imputation": "has no imputation",
+    "imputation_schedule": "has no imputation",
+    "mlp_hidden_size": "with backbone {} has no MLP",
+    "propensity": "has no propensity",
+    "propensity_floor": "has no propensity",
+    "propensity_normalization": "has no propensity",
+    "shared_expert_num": "with backbone {} has no experts",
+    "task": "learns all tasks",
+    "task_expert_num": "with backbone {} has no experts of a task",
+}
 
 
 def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -> set[str]:
@@ -596,9 +677,14 @@ def _settle_primary(config: Any) -> None:
 def _no_metric(name: str) -> str:
     task_name = f"CTCVR_{name}"
     if is_metric(task_name):
+        weights = (
+            ", with a user's impressions as weight, not the positives as in RecBole"
+            if canonical_name(task_name) == "CTCVR_GAUC"
+            else ""
+        )
         return (
             f"metric '{name}' ranks RecBole's candidate items; over labeled impressions it is "
-            f"CTR_{name}, CVR_{name} or {task_name}"
+            f"CTR_{name}, CVR_{name} or {task_name}{weights}"
         )
     return (
         f"there is no metric '{name}'{did_you_mean(name, METRIC_NAMES)}. Metrics: "
@@ -631,7 +717,7 @@ class Config(recbole.config.Config):
     Args:
         model: a name, ``path.to.module:ClassName`` or a class; may stand in the other sources.
         dataset: the data set's name; likewise.
-        config_file_list: YAML files, later ones win.
+        config_file_list: YAML files, or what they hold; later ones win.
         config_dict: keys and values; text is parsed as on the command line.
         command_line: keys and text values that win over everything. ``sys.argv`` is never read.
 
@@ -643,7 +729,7 @@ class Config(recbole.config.Config):
         self,
         model: str | type | None = None,
         dataset: str | None = None,
-        config_file_list: list[str] | None = None,
+        config_file_list: Sequence[str | Mapping[str, Any]] | None = None,
         config_dict: Mapping[str, Any] | None = None,
         command_line: Mapping[str, str] | None = None,
     ) -> None:
@@ -658,6 +744,8 @@ class Config(recbole.config.Config):
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise UsageError(f"RecBole refuses the configuration: {error}") from error
         settle(self, self.external_config_dict)
+        if sentence := next(_set_in_vain(self, self.external_config_dict), None):
+            raise UsageError(sentence)
 
     def compatibility_settings(self) -> None:
         restore_numpy_names()
@@ -668,10 +756,12 @@ class Config(recbole.config.Config):
         for name, keys in list(self.parameters.items()):
             self.parameters[name] = list(keys)
 
-    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+    def _load_config_files(
+        self, file_list: Sequence[str | Mapping[str, Any]] | None
+    ) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            merged.update(read_yaml(Path(file)))
+            merged.update(file if isinstance(file, Mapping) else read_yaml(Path(file)))
         return merged
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -705,6 +795,7 @@ class Config(recbole.config.Config):
         self._check_keys(known_keys(model_class, dataset, self.internal_config_dict))
 
     def _check_keys(self, known: set[str]) -> None:
+        known = known | family_keys()  # one that is idle is refused later, with the reason
         for key in self.cmd_config_dict:
             if key not in known:
                 raise UsageError(
@@ -762,6 +853,8 @@ def complete(config: Any) -> None:
     config["entire_space_defaults"] = True
     config.internal_config_dict.update(added)  # what a checkpoint takes along
     settle(config, external)
+    for sentence in _set_in_vain(config, external):  # one file for many models is usual there
+        getLogger().warning(sentence)
     getLogger().info(
         "recbole_escm2 sets its defaults for what the configuration leaves open: "
         + ", ".join(f"{key}={value}" for key, value in sorted(added.items()))

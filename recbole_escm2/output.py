@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -154,9 +155,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    """Write JSON, whole or not at all; a number that isn't finite, which JSON lacks, is null."""
+    finite = _finite(content)
+    text = json.dumps(finite, indent=1, ensure_ascii=False, default=str, allow_nan=False)
     write_whole(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):  # numpy's float64 is one
+        return value if math.isfinite(value) else None
+    return value
 
 
 def versions() -> dict[str, str]:
@@ -205,6 +217,10 @@ def scope_notes(metrics: Iterable[str]) -> list[str]:
         notes.append("CTR and CTCVR: over all impressions.")
     if any(name.startswith("CVR_") and not name.endswith(_NOT_OF_CLICKS) for name in names):
         notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
+    if any(name.endswith("_GAUC") for name in names):
+        notes.append(
+            "GAUC: users weighted by impressions; RecBole's own GAUC weights by positives."
+        )
     entire = ["CVR …_ES"] if any(name.endswith("_ES") for name in names) else []
     entire += [name for name in ("IEB", "PIP") if name in names]
     if entire:

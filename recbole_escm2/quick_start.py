@@ -22,6 +22,7 @@ from recbole_escm2.config import (
     PLACE_KEYS,
     SCORING_KEYS,
     Config,
+    acting_settings,
     learns_both,
     metric_for,
     read_yaml,
@@ -31,7 +32,13 @@ from recbole_escm2.config import (
 )
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, primary_metrics, score_of
+from recbole_escm2.evaluator.catalogue import (
+    ALL_TASKS,
+    PER_USER,
+    is_per_user,
+    primary_metrics,
+    score_of,
+)
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
@@ -41,7 +48,7 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
-from recbole_escm2.model.lookup import model_path
+from recbole_escm2.model.lookup import find_model, model_path
 from recbole_escm2.output import (
     logging_to,
     make_folder,
@@ -163,6 +170,7 @@ def run(
                 **outcome,
                 "undefined": test_result.undefined,
                 "decision_threshold": test_result.threshold,
+                "impressions_without_user": test_result.without_user,
                 **_about_training(fitted, predictions),
                 "seconds": round(seconds, 3),
                 "threads": torch.get_num_threads(),
@@ -190,6 +198,7 @@ def _stages(config: Config) -> Iterator[Config]:
             "task": task,
             "valid_metric": metric_for(task, config["valid_metric"]),
         }
+        settings.pop("predict_task", None)  # of the product
         stage = Config(config.model_class, config["dataset"], None, settings)
         own = run_dir / task
         own.mkdir()
@@ -360,6 +369,7 @@ def evaluate_checkpoint(
                 **outcome,
                 "undefined": test_result.undefined,
                 "decision_threshold": test_result.threshold,
+                "impressions_without_user": test_result.without_user,
                 "versions": versions(),
                 "config": plain(config.final_config_dict),
             },
@@ -391,6 +401,7 @@ def _config_to_score(
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
     trained = {k: v for k, v in plain(state["settings"]).items() if k not in withheld}
+    trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
     which = model or state["model"], dataset or state["dataset"], None
     config = Config(*which, {**trained, **given}, command_line)
@@ -503,6 +514,11 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     if any(name.endswith(("_F1", "_Recall")) for name in result):
         shown = ", ".join(f"{task.upper()} {value:.4f}" for task, value in result.threshold.items())
         lines.append(f"F1 and Recall predict a positive from a probability of {shown}.")
+    if result.without_user and any(map(is_per_user, result)):
+        lines.append(
+            f"{', '.join(PER_USER)}: without {result.without_user:,} impressions that have no user "
+            "id."
+        )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")

@@ -244,20 +244,27 @@ def imputation_risk(
 
 
 def mrdr_imputation_risk(
-    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+    error: Tensor,
+    imputed_error: Tensor,
+    click: Tensor,
+    propensity: Tensor,
+    click_probability: Tensor | None = None,
 ) -> Tensor:
-    """Imputation risk of MRDR: (1/|D|) Σ o·(1 − ô)/ô²·(δ − δ̂)² (Guo et al., SIGIR 2021, L_e^MRDR).
+    """Imputation risk of MRDR: (1/|D|) Σ o·(1 − p)/ô²·(δ − δ̂)² (Guo et al., SIGIR 2021, L_e^MRDR).
 
-    |D| times an unbiased estimate of the DR risk's variance, (1/|D|²) Σ (1 − ô)/ô·(δ − δ̂)², so the
-    imputation that minimises it is the one with which DR varies least.
+    |D| times an unbiased estimate of the DR risk's variance, (1/|D|²) Σ p(1 − p)/ô²·(δ − δ̂)², so
+    the imputation that minimises it is the one with which DR varies least. In the paper p = ô.
 
     Args:
         error: δ for each impression, ``[|D|]``; detached here: it is the target.
         imputed_error: δ̂ for each impression, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
-        propensity: ô in (0, 1] where o = 1, ``[|D|]``; detached here.
+        propensity: ô > 0 where o = 1, ``[|D|]``, by which the DR risk divides; detached here.
+        click_probability: p in [0, 1], ``[|D|]``, where ô was floored; ô by default; detached here.
     """
+    probability = propensity if click_probability is None else click_probability
     _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    _check(click=click, click_probability=probability)
     residual = _of_clicked(error.detach() - imputed_error, click)
     weight = _clicked_over_propensity(click, propensity)
-    return (weight * (weight - 1) * residual.square()).mean()  # 1/ô·(1/ô − 1) = (1 − ô)/ô²
+    return (weight.square() * (1 - probability.detach()) * residual.square()).mean()

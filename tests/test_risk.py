@@ -706,3 +706,20 @@ def test_the_click_space_risk_is_biased_where_clicks_select():
     # both, the first, the second or none clicked: .09·2 + .81·1 + .01·3 + .09·0
     assert naive == pytest.approx(1.02)
     assert error.mean() == 2
+
+
+def test_the_weight_of_mrdr_has_two_probabilities_and_no_gradient():
+    """o(1 − p)/ô², p as predicted and ô floored; by default they are one."""
+    error, imputed = torch.tensor([0.7, 0.2, 0.5]), torch.tensor([0.3, 0.6, 0.1])
+    click = torch.tensor([1.0, 1.0, 0.0])
+    probability = torch.tensor([0.05, 0.5, 0.3], requires_grad=True)
+    floored = probability.detach().clamp(min=0.2).requires_grad_()
+    risk = mrdr_imputation_risk(error, imputed.requires_grad_(), click, floored, probability)
+    expected = (0.95 / 0.04 * 0.16 + 0.5 / 0.25 * 0.16) / 3
+    assert risk.item() == pytest.approx(expected, rel=1e-5)
+    risk.backward()
+    assert probability.grad is None
+    assert floored.grad is None
+    assert imputed.grad[:2].all()
+    one = mrdr_imputation_risk(error, imputed, click, floored)
+    assert one.item() == mrdr_imputation_risk(error, imputed, click, floored, floored).item()

@@ -746,15 +746,17 @@ def _pooled_quantiles(study: Study, row: Row) -> tuple[np.ndarray, np.ndarray] |
     if not found:
         return None
     same = [w["w"] for w in found if list(w["q"]) == list(found[0]["q"])]
-    return np.array(found[0]["q"], dtype=np.float64), np.mean(same, axis=0)
+    weights = np.array(same, dtype=np.float64)  # an infinite one is null in JSON, and NaN here
+    return np.array(found[0]["q"], dtype=np.float64), weights.mean(axis=0)
 
 
 def _effective(study: Study, row: Row) -> list[dict[int, float]]:
     """Effective sample size over clicks by epoch, for each training."""
 
     def share(epoch: Mapping[str, Any]) -> float | None:
-        found = epoch.get("weights")
-        return found["effective_sample_size"] / found["clicks"] if found else None
+        found = epoch.get("weights") or {}
+        size = found.get("effective_sample_size")
+        return None if size is None else size / found["clicks"]
 
     return [curve for t in _trainings(study, row) if (curve := _points(t, share))]
 

@@ -242,11 +242,16 @@ def weighing(study: Study) -> list[Weighed]:
         runs = [run for run in study.of(row.label).values() if run.get("weights")]
         if runs:
             names = runs[0]["weights"]
-            numbers = {n: float(np.mean([run["weights"][n] for run in runs])) for n in names}
+            numbers = {n: _mean([run["weights"][n] for run in runs]) for n in names}
             floors = ((run.get("config") or {}).get("propensity_floor") for run in runs)
             floor = next((floor for floor in floors if floor is not None), None)
             found.append(Weighed(one_line(row.label), numbers, floor))
     return found
+
+
+def _mean(weights: Sequence[float | None]) -> float:
+    """The mean of numbers about weights; JSON has none for infinite ones."""
+    return float(np.mean([np.inf if weight is None else weight for weight in weights]))
 
 
 def settings(study: Study) -> Settings:

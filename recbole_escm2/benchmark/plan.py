@@ -34,6 +34,7 @@ from recbole_escm2.evaluator.catalogue import (
     is_metric,
 )
 from recbole_escm2.model.lookup import model_path
+from recbole_escm2.threads import threads_of
 
 # Config keys that change no number of a run; the data is known by the fingerprint of its store.
 _WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
@@ -50,6 +51,7 @@ class Run:
         dataset: the data set's name.
         settings: every config key that isn't a default, as a config file has them.
         code: digest of the code that it runs.
+        threads: that it computes with: sums are rounded by what each thread adds up.
         name: the folder's: model, data set, seed, and a digest of all that its numbers depend on.
     """
 
@@ -59,6 +61,7 @@ class Run:
     dataset: str
     settings: Mapping[str, Any]
     code: str
+    threads: int
     name: str
 
 
@@ -152,13 +155,15 @@ def make_plan(options: Mapping[str, str]) -> Plan:
             f"Rows: {', '.join(configs)}"
         )
     columns = _columns(asked.get("columns"), first)
+    jobs = whole_number("jobs", asked.get("jobs", 1), 1)
+    threads = threads_of(jobs)
     trials = whole_number("trials", asked.get("trials", 1), 1)
     seeds = _seeds(asked, configs, trials)
     if _with_aa_row(asked, rows, seeds):
         rows = [*rows, aa_row(rows, baseline)]
         configs[rows[-1].label] = configs[baseline]
-    runs = runs_of(rows, seeds.of_table, configs, columns, seeds.settings)
-    tuning = _tuning(request, rows, trials, seeds, columns) if trials > 1 else []
+    runs = runs_of(rows, seeds.of_table, configs, columns, seeds.settings, threads=threads)
+    tuning = _tuning(request, rows, trials, seeds, columns, threads) if trials > 1 else []
     names = sorted(run.name for run in [*runs, *(run for _, run in tuning)])
     digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
     return Plan(
@@ -172,7 +177,7 @@ def make_plan(options: Mapping[str, str]) -> Plan:
         shared=request.shared,
         output_dir=Path(first["output_dir"]).absolute(),
         name=plain_name(str(asked.get("name") or f"benchmark-{first['dataset']}-{digest}"), "name"),
-        jobs=whole_number("jobs", asked.get("jobs", 1), 1),
+        jobs=jobs,
         fresh=_true_or_false("fresh", asked.get("fresh", False)),
         saved=_true_or_false("saved", asked.get("saved", False)),
         runs=runs,
@@ -187,19 +192,25 @@ def make_plan(options: Mapping[str, str]) -> Plan:
 def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
     """The plan with other settings in its rows."""
     configs = {row.label: plan.request.config(row) for row in rows}
-    runs = runs_of(rows, plan.seeds, configs, plan.columns, plan.seeding.settings)
+    threads = threads_of(plan.jobs)
+    runs = runs_of(rows, plan.seeds, configs, plan.columns, plan.seeding.settings, threads=threads)
     return replace(plan, rows=rows, runs=runs)
 
 
 def _tuning(
-    request: Request, rows: Sequence[Row], trials: int, seeds: Seeds, columns: Sequence[str]
+    request: Request,
+    rows: Sequence[Row],
+    trials: int,
+    seeds: Seeds,
+    columns: Sequence[str],
+    threads: int,
 ) -> list[tuple[Candidate, Run]]:
     """What is tried, row by row, with its runs."""
     assert seeds.of_tuning is not None
     tried = candidates(request, [row for row in rows if not row.aa], trials, seeds.of_tuning)
     configs = {one.row.label: request.config(one.row) for one in tried}
-    settings = partial(seeds.settings, trial=True)
-    runs = runs_of([one.row for one in tried], [seeds.of_tuning], configs, columns, settings)
+    settings, tuned = partial(seeds.settings, trial=True), [one.row for one in tried]
+    runs = runs_of(tuned, [seeds.of_tuning], configs, columns, settings, threads=threads)
     return list(zip(tried, runs, strict=True))
 
 
@@ -213,6 +224,8 @@ def runs_of(
     configs: Mapping[str, Config],
     columns: Sequence[str] = (),
     settings_of: Callable[[Row, Config, int], dict[str, Any]] = _seed_alone,
+    *,
+    threads: int,
 ) -> list[Run]:
     """The runs of rows, seed by seed.
 
@@ -222,6 +235,7 @@ def runs_of(
         configs: by the row's label.
         columns: metrics that each run computes, besides those of its config.
         settings_of: the config keys that make a run that of a seed.
+        threads: of each run.
 
     Raises:
         UsageError: whatever is wrong with the data. Where each seed has a world of its own, which
@@ -240,6 +254,7 @@ def runs_of(
             "model": model_path(config.model_class),
             "code": code,
             "versions": [__version__, recbole.__version__, torch.__version__, np.__version__],
+            "threads": threads,
         }
         for seed in seeds:
             own = settings_of(row, config, seed)
@@ -249,7 +264,14 @@ def runs_of(
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
             name = "-".join([config["model"], config["dataset"], f"seed{seed}", digest])
             runs[seed, row.label] = Run(
-                row, seed, row.model, config["dataset"], {**settings, **own}, code, name
+                row=row,
+                seed=seed,
+                model=row.model,
+                dataset=config["dataset"],
+                settings={**settings, **own},
+                code=code,
+                threads=threads,
+                name=name,
             )
     return [runs[seed, row.label] for seed in seeds for row in rows]
 

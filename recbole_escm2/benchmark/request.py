@@ -5,15 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import Config, known_keys, parse_value, read_yaml
+from recbole_escm2.config import (
+    Config,
+    family_keys,
+    idle_keys,
+    known_keys,
+    model_defaults,
+    parse_value,
+    read_yaml,
+    why_idle,
+)
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model import EntireSpaceRecommender
-from recbole_escm2.model.entire_space import has_counterfactual_risk
 from recbole_escm2.model.lookup import find_model
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
@@ -22,8 +30,6 @@ KEYS = (
     *("seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
 )
 
-# They do nothing in a model without weights.
-_OF_WEIGHTS = ("propensity", "propensity_floor", "propensity_normalization")
 # Values of these hold commas of their own.
 _NEVER_SWEPT = {
     *("checkpoint_dir", "columns", "config_files", "data_path", "dataset", "field_separator"),
@@ -66,9 +72,9 @@ class Request:
         Raises:
             UsageError: a key that no entry's model knows, or one swept for none of them.
         """
-        for key in (*self.settings, *self.texts):
+        for key in (*self.settings, *self.texts, *family_keys().intersection(self._of_files)):
             self._check_key(key)
-        rows = []
+        rows: dict[str, Row] = {}
         used: set[str] = set()
         for entry in self.entries:
             if entry.params_file and self.about.get("trials", 1) == 1:
@@ -77,24 +83,49 @@ class Request:
             used.update(keys)
             settings = {**self._both_tasks(entry), **entry.settings}
             for values in itertools.product(*(self.sweep[key] for key in keys)):
-                swept = dict(zip(keys, values, strict=True))
+                asked = dict(zip(keys, values, strict=True))
+                swept = self.acting(replace(entry, settings={**settings, **asked}), asked)
                 shown = ", ".join(f"{key}={value}" for key, value in swept.items())
                 label = f"{entry.label}, {shown}" if shown else entry.label
                 tuned = {**settings, **swept}
-                rows.append(replace(entry, label=label, settings=tuned, swept=swept))
+                rows.setdefault(label, replace(entry, label=label, settings=tuned, swept=swept))
         for key in self.sweep:
             self._check_key(key)
             if key not in used:
                 raise UsageError(f"{key} has several values, and an effect on none of the models")
-        return rows
+        return list(rows.values())
 
-    def reads(self, entry: Row, key: str) -> bool:
-        """Whether the model of an entry reads a config key."""
-        backbones = self.sweep.get("backbone", ())
-        one = entry.settings.get("backbone", self.shared.get("backbone"))
-        return has_effect(
-            key, find_model(entry.model), self.dataset, tuple(map(str, backbones or [one or ""]))
-        )
+    def reads(self, entry: Row, key: str, backbones: Sequence[Any] = ()) -> bool:
+        """Whether a config key acts on the model of an entry.
+
+        Args:
+            entry: the entry.
+            key: the key.
+            backbones: that it may have; by default those that were asked for.
+        """
+        if not backbones:
+            asked = () if "backbone" in entry.settings else self.sweep.get("backbone", ())
+            backbones = asked or [self._backbone(entry)]
+        return has_effect(key, find_model(entry.model), self.dataset, tuple(map(str, backbones)))
+
+    def _backbone(self, entry: Row) -> str:
+        """The backbone of an entry; empty where it is no entire-space model."""
+        given = {**model_defaults(find_model(entry.model)), **self._of_files, **self.shared}
+        for file in _list(entry.settings.get("config_files", [])):
+            given.update(read_yaml(Path(file)))
+        return str({**given, **entry.settings}.get("backbone") or "")
+
+    def acting(self, row: Row, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings among those chosen that act on a row, which has them already."""
+        return {key: value for key, value in chosen.items() if self.reads(row, key)}
+
+    @cached_property
+    def _of_files(self) -> dict[str, Any]:
+        """What the config files of all rows hold."""
+        merged: dict[str, Any] = {}
+        for file in self.files:
+            merged.update(read_yaml(Path(file)))
+        return merged
 
     def config(self, row: Row) -> Config:
         """The config of a row: shared settings, those of the command line, then its own.
@@ -103,22 +134,33 @@ class Request:
             UsageError: naming the row.
         """
         own = dict(row.settings)
-        files = [*self.files, *_list(own.pop("config_files", []))]
+        model: Any = find_model(row.model)
+        idle = idle_keys(model, self._backbone(row))
+        shared = {key: value for key, value in self._of_files.items() if key not in idle}
+        files = [shared, *_list(own.pop("config_files", []))]
         settings = {k: v for k, v in self.settings.items() if k not in own and self.reads(row, k)}
         texts = {k: text for k, text in self.texts.items() if k not in own and self.reads(row, k)}
         try:
-            return Config(find_model(row.model), self.dataset, files, {**settings, **own}, texts)
+            return Config(model, self.dataset, files, {**settings, **own}, texts)
         except UsageError as error:
             raise UsageError(f"{row.label}: {error}") from error
 
     def _check_key(self, key: str) -> None:
-        """Refuse a key that no entry's model knows."""
+        """Refuse a key that no entry's model knows, or that acts on none."""
+        if key in KEYS or any(self.reads(entry, key) for entry in self.entries):
+            return
+        if key in family_keys():
+            reasons = {
+                why_idle(key, find_model(entry.model), self._backbone(entry))
+                for entry in self.entries
+            }
+            raise UsageError(
+                f"{key} has an effect on none of the models: {'; '.join(sorted(reasons))}"
+            )
         known: set[str] = {*KEYS}
         for entry in self.entries:
             model: Any = find_model(entry.model)
             known |= _keys_of(model, self.dataset, ())
-            if key in known or self.reads(entry, key):
-                return
         raise UsageError(f"there is no config key '{key}'{did_you_mean(key, known)}")
 
     def _both_tasks(self, entry: Row) -> dict[str, Any]:
@@ -135,7 +177,7 @@ class Request:
 def has_effect(
     key: str, model: Any, dataset: str | None = None, backbones: tuple[str, ...] = ()
 ) -> bool:
-    """Whether a model reads a config key.
+    """Whether a config key acts on a model.
 
     Args:
         key: the key.
@@ -143,14 +185,6 @@ def has_effect(
         dataset: the data set's name, where it is known: it may have keys of its own.
         backbones: the backbones that the model may have; likewise.
     """
-    if issubclass(model, EntireSpaceRecommender):
-        if key in _OF_WEIGHTS and not model.weighs_clicks():
-            return False
-        as_in_the_base = model.risks is EntireSpaceRecommender.risks
-        if key == "counterfactual_weight" and as_in_the_base and not has_counterfactual_risk(model):
-            return False
-        if key == "global_weight" and as_in_the_base and not model.has_global_risk:
-            return False
     return key in _keys_of(model, dataset, backbones)
 
 
@@ -158,9 +192,11 @@ def has_effect(
 def _keys_of(model: Hashable, dataset: str | None, backbones: tuple[str, ...]) -> frozenset[str]:
     name = dataset or "none"
     keys: set[str] = set()
-    for backbone in backbones or ("",):
+    of_family = issubclass(cast(type, model), EntireSpaceRecommender)
+    for backbone in backbones if of_family and any(backbones) else ("",):
         config = Config(cast(type, model), name, None, {"backbone": backbone} if backbone else None)
-        keys |= known_keys(config.model_class, name, config.internal_config_dict)
+        known = known_keys(config.model_class, name, config.internal_config_dict)
+        keys |= known - idle_keys(config.model_class, config["backbone"])
     return frozenset(keys)
 
 

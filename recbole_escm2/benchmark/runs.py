@@ -17,7 +17,7 @@ from recbole_escm2.benchmark.worker import OUTPUT_FILE, RUN_FILE, is_done, main
 from recbole_escm2.errors import UsageError
 from recbole_escm2.output import make_folder, write_json
 from recbole_escm2.quick_start import RESULT_FILE
-from recbole_escm2.threads import spinning_bounded_in_children, threads_of
+from recbole_escm2.threads import spinning_bounded_in_children
 from recbole_escm2.trainer import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
@@ -88,11 +88,10 @@ class Process:
     Args:
         run: the run.
         output_dir: of the benchmark.
-        threads: that it may use.
         saved: whether to keep its checkpoint.
     """
 
-    def __init__(self, run: Run, output_dir: Path, threads: int, saved: bool) -> None:
+    def __init__(self, run: Run, output_dir: Path, saved: bool) -> None:
         self.run = run
         self.folder = folder_of(run, output_dir)
         self.stopped: str | None = None
@@ -107,7 +106,7 @@ class Process:
             raise UsageError(f"{self.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", self.folder)
         write_json(self.folder / RUN_FILE, asked)
-        self._process = _server().Process(target=main, args=(self.folder, asked, threads))
+        self._process = _server().Process(target=main, args=(self.folder, asked, run.threads))
         with spinning_bounded_in_children():
             self._process.start()
 
@@ -169,16 +168,15 @@ def execute(
     Args:
         runs: asked for the next one only when there is room for it.
         output_dir: of the benchmark.
-        jobs: runs at once; each may use its share of the processor's cores.
+        jobs: runs at once.
         saved: whether to keep checkpoints.
         watch: called with each run at work, now and then; it may stop it.
     """
-    threads = threads_of(jobs)
     at_work: list[Process] = []
     try:
         while True:
             while len(at_work) < jobs and (run := next(runs, None)) is not None:
-                at_work.append(Process(run, output_dir, threads, saved))
+                at_work.append(Process(run, output_dir, saved))
             if not at_work:
                 return
             time.sleep(_POLL_SECONDS)

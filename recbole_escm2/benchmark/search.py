@@ -28,6 +28,7 @@ from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import csv_text, lock, make_folder, table, write_whole
+from recbole_escm2.threads import threads_of
 
 #: Options of a search besides config keys, with their defaults.
 OPTIONS: Mapping[str, Any] = {
@@ -89,17 +90,23 @@ class Search:
         """Where the runs go."""
         return self.folder.parent
 
-    def run_of(self, number: int, settings: Mapping[str, Any]) -> Run:
-        """The run of a trial."""
-        row = Row(f"trial {number}", self.model, settings)
+    def run_of(self, number: int, settings: Mapping[str, Any], threads: int | None = None) -> Run:
+        """The run of a trial, by default with its share of the cores."""
+        threads = threads_of(self.jobs) if threads is None else threads
+        row = self.row_of(f"trial {number}", settings)
         config = self.request.config(row)
-        (run,) = runs_of([row], [config["seed"]], {row.label: config})
+        (run,) = runs_of([row], [config["seed"]], {row.label: config}, threads=threads)
         return run
+
+    def row_of(self, label: str, settings: Mapping[str, Any]) -> Row:
+        """The model with those of the settings that act on it: its backbone may be among them."""
+        row = Row(label, self.model, settings)
+        return replace(row, settings=self.request.acting(row, settings))
 
     def subject(self) -> dict[str, str]:
         """What trials of one study have in common; with anything else they can't be compared."""
         return {
-            "settings or data": self.run_of(0, {}).name,
+            "settings or data": self.run_of(0, {}, threads=1).name,  # whatever --jobs is
             "valid_metric": self.config["valid_metric"],
             "ranges": repr(sorted(self.space.items())),
         }
@@ -456,7 +463,7 @@ def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> st
 
 
 def _best_yaml(best: FrozenTrial, asked: Search, trials: int) -> str:
-    row = Row("best", asked.model, settings_of(best.params, asked.space))
+    row = asked.row_of("best", settings_of(best.params, asked.space))
     config = asked.request.config(row)
     settings = {
         "model": model_path(config.model_class),

@@ -76,16 +76,18 @@ def ranges_of(request: Request, entry: Row) -> Space:
     """
     file = entry.params_file
     space = read_space(Path(file)) if file else default_space(find_model(entry.model))
-    config = request.config(entry).final_config_dict
     for name in space:
         if name in PLACE_KEYS or name in ("model", "dataset"):
             raise UsageError(f"the ranges have {name}, which is no setting of a model")
-        if not request.reads(entry, name):
-            close = did_you_mean(name, config)
-            raise UsageError(f"the ranges have {name}, which {entry.model} doesn't read{close}")
+    config = request.config(entry).final_config_dict
+    backbones = getattr(space.get("backbone"), "choices", ())
+    acting = {n: values for n, values in space.items() if request.reads(entry, n, backbones)}
+    if file and (idle := [name for name in space if name not in acting]):
+        close = did_you_mean(idle[0], config)
+        raise UsageError(f"the ranges have {idle[0]}, which {entry.model} doesn't read{close}")
     left_out = {*request.texts, *request.settings, *entry.settings}
     left_out |= {name for name, needed in KEY_NEEDS.items() if not config[needed]}
-    space = {name: values for name, values in space.items() if name not in left_out}
+    space = {name: values for name, values in acting.items() if name not in left_out}
     if not space:
         raise UsageError("every parameter of the ranges is set already")
     return space

@@ -55,7 +55,8 @@ def candidates(request: Request, rows: Sequence[Row], trials: int, seed: int) ->
         for number in range(1, trials):
             sampler = optuna.samplers.RandomSampler(seed=random_seed_of(seed, number))
             drawn = optuna.create_study(sampler=sampler).ask(space).params
-            chosen = settings_of(drawn, space)
+            settings = {**row.settings, **(chosen := settings_of(drawn, space))}
+            chosen = request.acting(replace(row, settings=settings), chosen)
             label = f"{row.label}, trial {number}"
             tried = replace(row, label=label, settings={**row.settings, **chosen})
             found.append(Candidate(row.label, chosen, tried))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from logging import getLevelName
 from typing import Any
 
@@ -261,6 +262,9 @@ class EntireSpaceDataset(Dataset):
         for part in parts:
             part.identity = identity
             part._set_outcomes_apart()
+        rates = parts[0].truth.base_rates()
+        for part in parts:
+            part.truth = replace(part.truth, train_rate=rates)
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             if len(part) == 0:
                 raise UsageError(

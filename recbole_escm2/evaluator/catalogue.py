@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,8 @@ class Setting:
     """The config keys that a metric may depend on.
 
     Attributes:
-        threshold: probability from which F1 and Recall predict a positive; None: the base rate.
+        threshold: probability from which F1 and Recall predict a positive; None: the task's share
+            of positives in train.
         bins: equal-mass bins of ECE.
         k: the cut of a top-K metric.
     """
@@ -41,8 +44,17 @@ class Setting:
         )
 
     def threshold_of(self, scored: Scored) -> float:
-        """The decision threshold on these rows."""
-        return scored.base_rate if self.threshold is None else self.threshold
+        """The decision threshold on these rows.
+
+        Raises:
+            UndefinedMetricError: it is the base rate of train, and nobody has told that.
+        """
+        threshold = scored.train_rate if self.threshold is None else self.threshold
+        if threshold is None:
+            raise metrics.UndefinedMetricError(
+                "the share of positives in train isn't known here: give a decision_threshold"
+            )
+        return threshold
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class MetricSpec:
             ``NotPredictedError`` where there is none.
         smaller: whether a smaller value is better.
         target: the best value where that is neither the largest nor the smallest.
+        ratio: whether half and twice the target are equally far from it.
         neutral: whether no value of it is better than another by itself.
     """
 
@@ -64,6 +77,7 @@ class MetricSpec:
     value: Callable[[Predictions, Setting], float]
     smaller: bool = False
     target: float | None = None
+    ratio: bool = False
     neutral: bool = False
 
     @property
@@ -86,6 +100,8 @@ _STATISTICS: dict[str, tuple[Callable[[Scored, Setting], float], bool, float | N
     "NDCG@K": (lambda rows, s: metrics.ndcg_at_k(rows.ranking, s.k), False, None),
     "Recall@K": (lambda rows, s: metrics.recall_at_k(rows.ranking, s.k), False, None),
 }
+#: Statistics of the impressions of each user.
+PER_USER = ("GAUC", "NDCG@K", "Recall@K")
 _ENTIRE_SPACE_STATISTICS = ("AUC", "LogLoss", "PR_AUC", "KS", "PCOC", "ECE")
 
 
@@ -148,7 +164,8 @@ def _specs() -> dict[str, MetricSpec]:
                 return value(predictions.scored(space), setting)
 
             name = f"{task.upper()}_{statistic}{suffix}"
-            specs.append(MetricSpec(name, task, of_predictions, smaller, target))
+            ratio = statistic == "PCOC"
+            specs.append(MetricSpec(name, task, of_predictions, smaller, target, ratio))
     specs += [
         # |pcvr - true CVR|, mean over D
         MetricSpec("CVR_MAE_ES", "cvr", _mae, smaller=True),
@@ -250,10 +267,25 @@ def is_neutral(name: str) -> bool:
     return spec is not None and spec.neutral
 
 
+def is_per_user(name: str) -> bool:
+    """Whether a metric looks at each user's impressions by themselves."""
+    spec = spec_of(name)
+    return spec is not None and spec.name.partition("_")[2] in PER_USER
+
+
 def score_of(name: str, value: float) -> float:
-    """What a model is chosen by: the value of a metric, or its distance from the target."""
-    target = target_of(name)
-    return value if target is None else abs(value - target)
+    """What a model is chosen by: the value of a metric, or its distance from the target.
+
+    Of a ratio (PCOC) that is |log(value/target)|: 0.5 is as far from 1 as 2.0, and 0 or infinity
+    are further than any other value, at a finite distance.
+    """
+    spec = spec_of(name)
+    if spec is None or spec.target is None:
+        return value
+    if spec.ratio:
+        ends = sys.float_info
+        return abs(math.log(min(max(value / spec.target, ends.min), ends.max)))
+    return abs(value - spec.target)
 
 
 def expand(names: list[str], topk: list[int]) -> dict[str, int]:

@@ -76,8 +76,7 @@ def weight_quantiles(
     divisor = np.asarray(denominator, dtype=np.float64)[np.asarray(click) > 0]
     if not len(divisor):
         return None
-    weight = 1 / divisor
-    return {
-        "q": list(_WEIGHT_QUANTILES),
-        "w": np.quantile(weight, _WEIGHT_QUANTILES).tolist(),
-    }
+    # 1/0 is infinite, as it should be; between two such weights a quantile is NaN.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quantiles = np.quantile(1 / divisor, _WEIGHT_QUANTILES)
+    return {"q": list(_WEIGHT_QUANTILES), "w": quantiles.tolist()}

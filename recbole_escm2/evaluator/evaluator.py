@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ class MetricResult(dict[str, float]):
     Attributes:
         undefined: why a metric that was asked for is missing, by name.
         threshold: the probability from which F1 and Recall predict a positive, by task.
+        without_user: impressions that metrics per user leave out, as they have no user id.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.undefined: dict[str, str] = {}
         self.threshold: dict[str, float] = {}
+        self.without_user = 0
 
     def _key(self, name: str) -> str:
         try:
@@ -165,7 +168,10 @@ class EntireSpaceEvaluator(Evaluator):
             setting = Setting.of(self.config)
             predictions = dataobject.get(PREDICTIONS)
             for task in predictions.score:
-                result.threshold[task] = setting.threshold_of(predictions.scored(task))
+                scored = predictions.scored(task)
+                with contextlib.suppress(UndefinedMetricError):
+                    result.threshold[task] = setting.threshold_of(scored)
+                result.without_user = max(result.without_user, scored.without_user)
         return result
 
     def _values(self, name: str, dataobject: DataStruct) -> dict[str, float]:

@@ -425,7 +425,8 @@ def user_ranking(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> UserRan
 def gauc(ranking: UserRanking) -> float:
     """AUC per user, averaged with the user's number of rows (impressions) as weight, in [0, 1].
 
-    sum_u n_u AUC_u / sum_u n_u over the users with both classes.
+    sum_u n_u AUC_u / sum_u n_u over the users with both classes. RecBole's metric of the same name
+    has the user's number of positives as weight, and so another value.
 
     Source: Zhu et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018.
 

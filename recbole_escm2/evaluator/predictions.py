@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.evaluator.metrics import ClassScores, UserRanking, class_scores, user_ranking
+from recbole_escm2.evaluator.metrics import (
+    ClassScores,
+    UndefinedMetricError,
+    UserRanking,
+    class_scores,
+    user_ranking,
+)
 
 Array = NDArray[Any]
 
@@ -26,11 +32,13 @@ class Truth:
     Attributes:
         click: o in {0, 1}.
         conversion: r in {0, 1}; means something where o = 1 only.
-        user: user ids, or None where the data has none.
+        user: user ids, 0 where an impression has none, or None where the data has none.
         potential_conversion: r had the impression been clicked, where the data holds it.
         true_ctr: P(o = 1), where the data holds it.
         true_cvr: P(r = 1 | do(o = 1)), where the data holds it.
         propensity: ô of the data, where the model weighs clicks by it.
+        train_rate: share of positives among the impressions of train that a task is about, by
+            task: what F1 and Recall decide by, where the config says ``base_rate``.
     """
 
     click: Array
@@ -40,15 +48,36 @@ class Truth:
     true_ctr: Array | None = None
     true_cvr: Array | None = None
     propensity: Array | None = None
+    train_rate: Mapping[str, float] = field(default_factory=dict)
+
+    def base_rates(self) -> dict[str, float]:
+        """The share of positives of this split by task: of CVR over the clicks, else over D."""
+        clicked = self.click > 0
+        clicks, conversions = (
+            int(n) for n in (clicked.sum(), (self.conversion[clicked] > 0).sum())
+        )
+        return {
+            "ctr": clicks / len(clicked) if len(clicked) else 0.0,
+            "cvr": conversions / clicks if clicks else 0.0,
+            "ctcvr": conversions / len(clicked) if len(clicked) else 0.0,
+        }
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A binary label and its predicted probability on the rows that a metric is over."""
+    """A binary label and its predicted probability on the rows that a metric is over.
+
+    Attributes:
+        label: 0 or 1, ``[N]``.
+        score: the probability, ``[N]``.
+        user: user ids, 0 where there is none, ``[N]``; None where the data has none.
+        train_rate: share of positives on such rows of train, where it is known.
+    """
 
     label: Array
     score: Array
     user: Array | None
+    train_rate: float | None = None
 
     @cached_property
     def classes(self) -> ClassScores:
@@ -57,10 +86,20 @@ class Scored:
 
     @cached_property
     def ranking(self) -> UserRanking:
-        """The rows by user and score: one sort serves every metric per user."""
+        """The rows of known users by user and score: one sort serves every metric per user."""
         if self.user is None:
             raise NotPredictedError("the data has no user id")
-        return user_ranking(self.label, self.score, self.user)
+        if not self.without_user:
+            return user_ranking(self.label, self.score, self.user)
+        known = self.user != 0
+        if not known.any():
+            raise UndefinedMetricError("no impression has a user id")
+        return user_ranking(self.label[known], self.score[known], self.user[known])
+
+    @cached_property
+    def without_user(self) -> int:
+        """Rows without a user id: metrics per user leave them out, as they aren't one user's."""
+        return 0 if self.user is None else int(np.count_nonzero(self.user == 0))
 
     @cached_property
     def base_rate(self) -> float:
@@ -109,14 +148,16 @@ class Predictions:
     def _select(self, space: str) -> Scored:
         truth = self.truth
         if space == "ctr":
-            return Scored(truth.click, self.of("ctr"), truth.user)
+            return Scored(truth.click, self.of("ctr"), truth.user, truth.train_rate.get("ctr"))
         if space == "ctcvr":
             label = (truth.click > 0) & (truth.conversion > 0)
-            return Scored(label, self.of("ctcvr"), truth.user)
+            rate = truth.train_rate.get("ctcvr")
+            return Scored(label, self.of("ctcvr"), truth.user, rate)
         if space == "cvr_es":
             if truth.potential_conversion is None:
                 raise NotPredictedError("the data holds no potential conversions")
             return Scored(truth.potential_conversion, self.of("cvr"), truth.user)
         clicked = np.flatnonzero(truth.click > 0)
         user = None if truth.user is None else truth.user[clicked]
-        return Scored(truth.conversion[clicked], self.of("cvr")[clicked], user)
+        rate = truth.train_rate.get("cvr")
+        return Scored(truth.conversion[clicked], self.of("cvr")[clicked], user, rate)

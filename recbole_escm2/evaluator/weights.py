@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 #: An effective sample of more than this share of the clicks: the weights do nearly nothing.
 NEARLY_CONSTANT = 0.95
+#: A floor that more than this share of the clicks is at is what makes the weights alike.
+MOST = 0.5
 #: An effective sample of less than this share of the clicks: a few of them do nearly everything.
 HANDFUL = 0.05
 
@@ -25,7 +27,8 @@ class WeightDiagnostics:
         clicks: clicked impressions.
         share_at_floor: share of the clicked impressions with ô below the floor.
         effective_sample_size: (Σw)²/Σw² over clicks, at most ``clicks``; all weights equal gives
-            ``clicks``, a few large ones give their number (Kish, Survey Sampling, 1965).
+            ``clicks``, a few large ones, or infinite ones, give their number (Kish, Survey
+            Sampling, 1965).
         mean_weight_unfloored: mean of o/ô over D; 1 where ô is calibrated.
         mean_weight: mean of w over D.
         largest_weight: the largest w.
@@ -64,7 +67,7 @@ class WeightDiagnostics:
         return cls(
             clicks=len(propensity),
             share_at_floor=float(np.mean(propensity < floor)),
-            effective_sample_size=float(weight.sum() ** 2 / np.square(weight).sum()),
+            effective_sample_size=_effective_sample_size(weight),
             mean_weight_unfloored=float(unfloored.sum() / len(click)),
             mean_weight=float(weight.sum() / len(click)),
             largest_weight=float(weight.max()),
@@ -74,8 +77,15 @@ class WeightDiagnostics:
     def warning(self) -> str | None:
         """What is wrong with the weights as weights, and what may help; None where nothing is."""
         kept = self.effective_sample_size / self.clicks
+        if not np.isfinite(self.largest_weight):
+            if np.isnan(self.largest_weight):
+                return "some propensity weights are no numbers, and so is the counterfactual risk"
+            return (
+                f"a propensity of 0 gives {self.effective_sample_size:,.0f} of {self.clicks:,} "
+                "clicks an infinite weight: a propensity_floor above 0 bounds it"
+            )
         if self.clicks > 1 and kept > NEARLY_CONSTANT:
-            floored = self.share_at_floor > 1 - NEARLY_CONSTANT
+            floored = self.share_at_floor > MOST
             return (
                 f"the propensity weights are nearly constant (effective sample {kept:.1%} of the "
                 f"clicks, {self.share_at_floor:.1%} at the floor), so that the counterfactual risk "
@@ -100,3 +110,12 @@ class WeightDiagnostics:
             f"{self.effective_sample_size:,.0f}, mean weight over D {self.mean_weight:.3f} "
             f"(of 1/pCTR {self.mean_weight_unfloored:.3f}), largest {self.largest_weight:.1f}"
         )
+
+
+def _effective_sample_size(weight: NDArray[np.float64]) -> float:
+    """(Σw)²/Σw² of weights >= 0, and of infinite ones its limit: their number."""
+    largest = weight.max()
+    if np.isposinf(largest):
+        return float(np.isposinf(weight).sum())
+    relative = weight / largest  # whose squares don't overflow
+    return float(relative.sum() ** 2 / np.square(relative).sum())

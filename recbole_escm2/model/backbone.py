@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.resources import files
 from types import FunctionType
 from typing import Any
 
 import torch
+import yaml
 from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.layers import FMFirstOrderLinear
 from torch import Tensor, nn
@@ -36,6 +39,10 @@ _OWN_EMBEDDING = {"FFM": "ffm"}
 #: RecBole's models that fail where there is no pair of features.
 _OF_PAIRS = ("FFM", "FiGNN", "FwFM")
 
+#: Config keys that a backbone has no use for, though RecBole lists them for it or other backbones
+#: read them: nothing is embedded for LR, and FFM's own embedding sees multi-valued fields padded.
+_IDLE_KEYS = {"LR": frozenset({"embedding_size"}), "FFM": frozenset({"bag_pooling"})}
+
 #: The attributes that hold RecBole's embedding.
 EMBEDDING_TABLES = (
     "token_embedding_table",
@@ -58,6 +65,21 @@ def is_recbole_backbone(name: Any) -> bool:
 def uses_shared_embedding(name: str) -> bool:
     """Whether a backbone reads the embedding that the towers share (LR and FFM don't)."""
     return name in BOTTOMS or _reads(recbole_context_model(name), "concat_embed_input_fields")
+
+
+@cache
+def acting_keys(name: str) -> frozenset[str]:
+    """Config keys that act on a backbone's layers; of RecBole's models those that it lists."""
+    if name in BOTTOMS:
+        return BOTTOMS[name].config_keys
+    file = files("recbole") / "properties" / "model" / f"{name}.yaml"
+    own = yaml.safe_load(file.read_text("utf-8")) if is_recbole_backbone(name) else {}
+    return frozenset(own) - idle_keys(name)
+
+
+def idle_keys(name: str) -> frozenset[str]:
+    """Config keys that act on other backbones, and not on this one."""
+    return _IDLE_KEYS.get(name, frozenset())
 
 
 def _reads(model: Any, attribute: str) -> bool:

@@ -22,12 +22,15 @@ class DCMT(EntireSpaceRecommender):
     layers, which is what a backbone with a shared bottom gives.
 
     The counterfactual label is r* = 1 − r. By definition an unclicked impression has r = 0, so
-    r* = 1, whatever its label in the data says. 1 − ô is floored by ``propensity_floor`` as ô is.
+    r* = 1, whatever its label in the data says. ``propensity_floor`` is the least value of either
+    denominator, max(ô, floor) and max(1 − ô, floor): the latter is of ô as predicted, since with
+    1 − max(ô, floor) an impression that is hardly ever clicked would weigh too much.
 
     Config keys: see ``properties/model/DCMT.yaml``.
     """
 
     tower_names = ("ctr", "cvr", "counterfactual_cvr")
+    config_keys = frozenset({"counterfactual_prior_weight"})
     takes_rescaled_propensity = False  # it has 1 − ô, and is self-normalised as it is
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -38,7 +41,7 @@ class DCMT(EntireSpaceRecommender):
         click, propensity = impressions.click, impressions.propensity
         cvr, counterfactual = impressions.logit["cvr"], impressions.logit["counterfactual_cvr"]
         counterfactual_error = binary_cross_entropy(1 - impressions.conversion, counterfactual)
-        no_click = (1 - propensity).clamp(min=self.propensity_floor)
+        no_click = (1 - impressions.click_probability).clamp(min=self.propensity_floor)
         prior = (1 - torch.sigmoid(cvr) - torch.sigmoid(counterfactual)).abs().mean()
         return (
             snips_risk(impressions.error, click, propensity)

@@ -32,12 +32,14 @@ class Impressions:
         conversion: r where o = 1, and 0 elsewhere, whatever the data says there.
         logit: the logit of each tower by its name (``ctr``, ``cvr``, …), float32.
         propensity: ô as a weight: floored, normalised where that is asked for, without gradient.
+        click_probability: ô as it was predicted or logged, without gradient.
     """
 
     click: Tensor
     conversion: Tensor
     logit: dict[str, Tensor]
     propensity: Tensor
+    click_probability: Tensor
 
     @cached_property
     def error(self) -> Tensor:
@@ -46,6 +48,16 @@ class Impressions:
 
 
 CVRRisk = Callable[[Impressions], Tensor | None]
+
+#: Config keys of the weights o/ô.
+PROPENSITY_KEYS = frozenset({"propensity", "propensity_floor", "propensity_normalization"})
+
+# Config keys that don't act on a model whose class attribute of this name is False.
+_KEYS_OF_FLAG = {
+    "has_global_risk": frozenset({"global_weight"}),
+    "weighs_by_propensity": PROPENSITY_KEYS,
+    "takes_rescaled_propensity": frozenset({"propensity_normalization"}),
+}
 
 
 class EntireSpaceRecommender(ContextRecommender):
@@ -71,6 +83,9 @@ class EntireSpaceRecommender(ContextRecommender):
     * :meth:`loss_steps`: more than one optimizer step a batch.
     * :attr:`default_config`: config keys of its own and their defaults; a value of another type
       is refused. Ranges for tuning are in ``CLASS.hyper`` beside the module.
+    * :attr:`config_keys`: keys of the family that act on it though its parents have no use for
+      them. A key that doesn't act on a model is refused where somebody sets it: see
+      :meth:`acting_keys`.
 
     The constructor's ``dataset`` is the training part: ``dataset.inter_feat[name]`` is a column of
     it, ``dataset.num(name)`` the number of ids of a token column, 0 for padding included. An
@@ -95,6 +110,10 @@ class EntireSpaceRecommender(ContextRecommender):
     takes_rescaled_propensity: ClassVar[bool] = True
     #: Config keys that a model adds, with their defaults; a subclass inherits its parents'.
     default_config: ClassVar[dict[str, Any]] = {}
+    #: Config keys of the family that act on a model, beside its parents' and its backbone's.
+    config_keys: ClassVar[frozenset[str]] = frozenset(
+        {"backbone", "bag_pooling", "global_weight", "predict_task", "sparse_embedding"}
+    )
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -104,14 +123,12 @@ class EntireSpaceRecommender(ContextRecommender):
         self._label_fields = {config[key] for key in LABEL_KEYS}
         self.predict_task: str = config["predict_task"]
         self.propensity_floor: float = config["propensity_floor"]
-        self.propensity_normalization: str = config["propensity_normalization"]
+        normalizes = "propensity_normalization" in self.acting_keys(config["backbone"])
+        self.propensity_normalization: str = (
+            config["propensity_normalization"] if normalizes else "none"
+        )
         #: Column of the batch that holds ô; None where it is the CTR tower's prediction.
         self.propensity_field: str | None = propensity_field(config)
-        if self.propensity_normalization == "snips" and not self.takes_rescaled_propensity:
-            raise UsageError(
-                f"{type(self).__name__} has another use for ô than the weights o/ô, which "
-                "propensity_normalization: snips rescales: leave it out"
-            )
         if self.propensity_field and config["propensity"] == "oracle":
             getLogger().warning(
                 f"propensity: oracle weighs clicks by their true probability "
@@ -230,11 +247,14 @@ class EntireSpaceRecommender(ContextRecommender):
         The risks detach it, so that a parameter of an overriding method wouldn't learn. ô is, by
         config ``propensity``, the prediction of the CTR tower or a column of the batch.
         """
+        return self.click_probability(logit, interaction).clamp(min=self.propensity_floor)
+
+    def click_probability(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
+        """ô by config ``propensity``, as it is, without gradient, ``[|D|]``."""
         if self.propensity_field is None:
-            propensity = torch.sigmoid(logit["ctr"].detach())
-        else:
-            propensity = interaction[self.propensity_field].float()
-        return propensity.clamp(min=self.propensity_floor)
+            return torch.sigmoid(logit["ctr"].detach())
+        probability: Tensor = interaction[self.propensity_field].float()
+        return probability
 
     def impressions(self, interaction: Any) -> Impressions:
         """The labels, logits and propensities of a batch."""
@@ -246,7 +266,8 @@ class EntireSpaceRecommender(ContextRecommender):
         _check_shape(self, "propensity", propensity, click.shape)
         if self.propensity_normalization == "snips":
             propensity = self_normalized(propensity, click)
-        return Impressions(click, conversion, logit, propensity)
+        probability = self.click_probability(logit, interaction)
+        return Impressions(click, conversion, logit, propensity, probability)
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor | None:
         """L_CVR as a scalar, or None where the model has no such term (ESMM)."""
@@ -256,6 +277,31 @@ class EntireSpaceRecommender(ContextRecommender):
     def has_counterfactual_risk(self) -> bool:
         """Whether the model has an L_CVR."""
         return has_counterfactual_risk(type(self))
+
+    @classmethod
+    def acting_keys(cls, backbone_name: str) -> frozenset[str]:
+        """The config keys that change what the model computes, among those that not all read.
+
+        They are those of the backbone, :attr:`config_keys` and :attr:`default_config` of the class
+        and its parents, and λc and the propensity's where there is a counterfactual risk, without
+        those that a class attribute rules out, as ``weighs_by_propensity = False`` does.
+
+        Args:
+            backbone_name: the config key ``backbone``.
+        """
+        keys = (
+            {"counterfactual_weight"} | PROPENSITY_KEYS if has_counterfactual_risk(cls) else set()
+        )
+        for parent in cls.__mro__:
+            keys |= vars(parent).get("config_keys", frozenset())
+        keys |= backbone.acting_keys(backbone_name)
+        keys -= backbone.idle_keys(backbone_name)
+        for flag, of_flag in _KEYS_OF_FLAG.items():
+            if not getattr(cls, flag):
+                keys -= of_flag
+        for parent in cls.__mro__:
+            keys |= vars(parent).get("default_config", {}).keys()
+        return frozenset(keys)
 
     @classmethod
     def has_own_propensity(cls) -> bool:
@@ -346,7 +392,8 @@ def _check_shape(model: nn.Module, what: str, value: Any, wanted: torch.Size) ->
 
 #: What a subclass overrides or sets; see :class:`EntireSpaceRecommender`.
 HOOKS = (
-    *("build_tower", "counterfactual_risk", "default_config", "forward", "has_global_risk"),
+    *("build_tower", "config_keys", "counterfactual_risk", "default_config", "forward"),
+    "has_global_risk",
     *("loss_steps", "propensity", "risks", "takes_rescaled_propensity", "tower_inputs"),
     *("tower_names", "weighs_by_propensity", "predict_tasks", "regularizer"),
 )

@@ -8,13 +8,14 @@ from recbole_escm2.risk import mrdr_imputation_risk
 
 
 class ESCM2_MRDR(ESCM2_DR):
-    """ESCM²-DR with R_imp = (1/|D|) Σ o·(1 − ô)/ô²·(δ − δ̂)².
+    """ESCM²-DR with R_imp = (1/|D|) Σ o·(1 − p)/ô²·(δ − δ̂)², p the click probability, ô floored.
 
     Siyuan Guo et al., "Enhanced Doubly Robust Learning for Debiasing Post-Click Conversion Rate
     Estimation", SIGIR 2021 (MRDR): the weight is that of the doubly robust risk's variance, so that
     imputation is best where the propensity is small, and an impression that is sure to be clicked
-    counts nothing. The paper's double learning is ``imputation: label`` with
-    ``imputation_schedule: alternate``.
+    counts nothing. The paper has one ô for both; with a floor in what is divided by, the variance
+    is p(1 − p)/ô², and p, which nothing is divided by, needs none. The paper's double learning is
+    ``imputation: label`` with ``imputation_schedule: alternate``.
     """
 
     takes_rescaled_propensity = False  # it has 1 − ô
@@ -23,5 +24,9 @@ class ESCM2_MRDR(ESCM2_DR):
         logit = impressions.logit
         imputed_error = self.imputed_error(logit["imputation"], logit["cvr"].detach())
         return mrdr_imputation_risk(
-            impressions.error, imputed_error, impressions.click, impressions.propensity
+            impressions.error,
+            imputed_error,
+            impressions.click,
+            impressions.propensity,
+            impressions.click_probability,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from recbole_escm2 import threads
 from recbole_escm2.benchmark.plan import make_plan
 from recbole_escm2.benchmark.request import is_benchmark, split_list
 from recbole_escm2.benchmark.runs import execute
@@ -269,6 +270,20 @@ def test_a_run_is_known_by_what_its_numbers_depend_on(options, tmp_path):
     assert _names(options, columns="CVR_AUC") == names  # computed in any case
     assert _names(options, primary="CVR_AUC") == names
     assert _names(options, global_weight="1") == names
+
+
+def test_runs_of_other_numbers_of_threads_are_others(options, monkeypatch):
+    """Sums are rounded by what each thread adds up, so that --jobs may change last digits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    same = _names(options)
+    assert _names(options, jobs="2") == same
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    (whole,), (half,) = (make_plan({**options, "model": "FM", "jobs": j}).runs for j in "12")
+    assert (whole.threads, half.threads) == (4, 2)
+    assert whole.name != half.name
+    (again,) = make_plan({**options, "model": "FM", "jobs": "1"}).runs
+    assert again.name == whole.name
 
 
 def test_an_edited_model_is_another_one(options, tmp_path, monkeypatch):

@@ -256,7 +256,7 @@ def test_every_value_is_that_of_the_text(tmp_path, unclicked):
     store, report = converted(write(tmp_path / "raw", lines), tmp_path / "store", **options)
     check(store, lines, Options(ALL, **options))
     assert store.schema["report"] == json.loads(json.dumps(report))
-    assert store.schema["group"] == "common"
+    assert store.schema["group"] == "user"
     assert store.schema["joins"] == [{"table": "common", "key": "common"}]
     sources_of = {
         entry["name"]: (entry["source"], entry["table"]) for entry in store.schema["fields"]
@@ -268,6 +268,43 @@ def test_every_value_is_that_of_the_text(tmp_path, unclicked):
     assert sources_of["853"] == ("inter", "inter")
     assert not list((tmp_path / "store").glob("temporary*"))
     assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
+
+
+def test_impressions_are_grouped_by_user_and_not_by_common_row(tmp_path):
+    """A user has several common rows; some rows have no user; some keys have no row."""
+    common = {"aa": 7, "bb": 8, "cc": 7, "dd": None, "ee": None}
+    keys = ["aa", "bb", "cc", "dd", "ee", "0a", "0b", "aa"]
+    rows = [
+        common_line(k, [("121", 1, 1) if u is None else ("101", u, 1)]) for k, u in common.items()
+    ]
+    shown = [skeleton_line(n, n % 2, 0, k, [("205", n, 1)]) for n, k in enumerate(keys, 1)]
+    lines = {
+        (kind, s): t for s in raw.SPLITS for kind, t in (("common", rows), ("skeleton", shown))
+    }
+    folder = write(tmp_path / "raw", lines)
+    chosen = {"feature_fields": ("101", "121", "205"), "validation_share": 0}
+    for min_count in (1, 1000):  # where all users are rare they aren't one either
+        store, report = converted(folder, tmp_path / "store", min_count=min_count, **chosen)
+        first, _, second = store.schema["sizes"]
+        user = store.tables["inter"].column(store.schema["group"], slice(first, first + second))
+        seven, eight = user[0].item(), user[1].item()
+        assert user.tolist() == [seven, eight, seven, 0, 0, 0, 0, seven]
+        assert 0 not in (seven, eight)
+        assert seven != eight
+        train = store.tables["inter"].column("user", slice(0, first))
+        assert train.tolist() == user.tolist()  # a user is the same one in both splits
+        assert report["without_user"] == {"train": 4, "validation": 0, "test": 4}
+        assert "test: 4 of 8 impressions have no user id (101)" in " ".join(report["notes"])
+        assert "without user" in (tmp_path / "store" / "report.md").read_text()
+
+
+def test_without_the_users_field_there_is_no_group(tmp_path):
+    lines = some_text(rows=80)
+    fields = ("121", "205")
+    store, report = converted(write(tmp_path / "raw", lines), tmp_path / "s", feature_fields=fields)
+    assert store.schema["group"] is None
+    assert report["without_user"] is None
+    assert "101 isn't among the feature_fields" in " ".join(report["notes"])
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,18 @@ def content(folder):
     return json.loads((folder / raw.SIMULATION_FILE).read_text())
 
 
+def test_the_draws_of_a_seed_stay_what_they_are(tmp_path):
+    """Numbers on simulated data would change with them."""
+    simulate(Simulation(rows=2000, seed=2022), tmp_path)
+    lines = (tmp_path / raw.skeleton_name("train")).read_text().splitlines()
+    fields = [line.split(",") for line in lines]
+    clicked = [n for n, (_, click, *_) in enumerate(fields) if click == "1"]
+    assert (len(lines), clicked[:6]) == (1000, [20, 51, 52, 59, 99, 123])
+    items = [re.search("205\x02([0-9]+)", line).group(1) for line in lines[:4]]
+    assert items == ["6025608", "6025812", "6025540", "6025428"]
+    assert Simulation(rows=1).seed == 2022
+
+
 def test_the_skeleton_is_in_the_format(splits, content):
     sizes = []
     for name, split in splits.items():

@@ -270,6 +270,7 @@ def test_sample_is_the_same_for_every_seed(toy, rows_of, caplog):
         samples = [rows_of(*toy.build(seed=seed, impression_sample=0.3)) for seed in (1, 2)]
     first, second = map(sorted, samples)
     assert first == second
+    assert first[:8] == [0, 1, 3, 6, 7, 11, 13, 20]  # numbers on a sample would change with it
     assert samples[0] != samples[1]
     assert 180 - 45 < len(first) < 180 + 45  # 4 standard deviations
     assert f"impression_sample 0.3: {len(first)} of 600 impressions" in caplog.text

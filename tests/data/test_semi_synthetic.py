@@ -232,6 +232,15 @@ def test_what_is_seen_is_click_times_potential_conversion():
     assert np.array_equal(outcomes.conversion, outcomes.click * outcomes.potential_conversion)
 
 
+def test_the_draws_of_a_seed_stay_what_they_are():
+    """Numbers on simulated data would change with them."""
+    drawn = rule(click_rate=0.2, simulation_seed=2022).draw(np.arange(1000.0))
+    clicked, converting = map(np.flatnonzero, (drawn.click, drawn.potential_conversion))
+    assert clicked[:8].tolist() == [0, 1, 5, 26, 34, 35, 38, 46]
+    assert converting[:8].tolist() == [14, 15, 25, 38, 41, 47, 71, 75]
+    assert rule().simulation_seed == 2022
+
+
 def test_outcomes_depend_on_their_seed_alone():
     first, again, other = (
         rule(click_rate=0.2, simulation_seed=n).draw(scores[:999]) for n in (1, 1, 2)

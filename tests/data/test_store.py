@@ -22,7 +22,36 @@ from recbole_escm2.data.store import (
     NoStoreError,
     Store,
     StoreWriter,
+    Table,
+    TableWriter,
 )
+
+
+class Shifted:
+    """Values that stand behind ``base`` others, which take no room."""
+
+    def __init__(self, values, base):
+        self.values, self.base = values, base
+
+    def index_select(self, dim, places):
+        return self.values.index_select(dim, places - self.base)
+
+
+def test_bags_beyond_the_two_thousand_millionth_value(tmp_path):
+    base, data = 2**32 + 5, content(40)
+    written = TableWriter(tmp_path, "t", LAYOUT)
+    written.values = base
+    written.append(data["columns"], data["counts"], data["ids"], data["weights"])
+    entry = written.close()
+    assert entry["values"] == base + len(data["ids"])
+    table = Table(tmp_path, "t", {**entry, "values": len(data["ids"])})
+    table._bag_values = Shifted(table._bag_values, base)
+    _, bags = table.gather(torch.arange(40).flip(0))
+    starts = data["counts"].sum(axis=1).cumsum() - data["counts"].sum(axis=1)
+    first = [data["ids"][s : s + c] for s, (c, _) in zip(starts, data["counts"], strict=True)]
+    ids = dict(bags.split())["b"].ids
+    assert ids.tolist() == np.concatenate(first[::-1]).tolist()
+
 
 LAYOUT = Layout(
     columns=(Column("a"), Column("x", "float"), Column("v", "float", (2,))),

@@ -15,6 +15,7 @@ from recbole_escm2.evaluator.catalogue import (
     canonical_name,
     expand,
     is_metric,
+    score_of,
     task_of,
 )
 from recbole_escm2.evaluator.evaluator import (
@@ -238,6 +239,86 @@ def test_weights_that_cannot_be_trusted_are_said_to_be_so():
     few = np.append(np.full(99, 0.9), 1e-4)
     assert "a handful" in diagnose(clicked, few, 0.0).warning
     assert diagnose(np.ones(1), np.full(1, 0.5), 0.1).warning is None
+
+
+def test_a_click_exactly_at_the_floor_is_not_moved_by_it():
+    click, pctr = np.ones(4), np.array([0.25, 0.25, 0.125, 0.5])
+    assert diagnose(click, pctr, 0.25).share_at_floor == 0.25
+    assert diagnose(click, np.array([0.0, 0.5, 0.5, 0.5]), 0.0).share_at_floor == 0
+
+
+@pytest.mark.parametrize(("at_floor", "advised"), [(20, False), (90, True)])
+def test_a_smaller_floor_is_advised_where_most_clicks_are_at_it(at_floor, advised):
+    pctr = np.append(np.full(at_floor, 0.09), np.full(100 - at_floor, 0.101))
+    warning = diagnose(np.ones(100), pctr, 0.1).warning
+    assert "nearly constant" in warning
+    assert ("a smaller propensity_floor lets them differ" in warning) == advised
+
+
+@pytest.mark.parametrize(
+    ("propensities", "size", "words"),
+    [
+        ([0.0, *[0.5] * 99], 1, "a propensity of 0 gives 1 of 100 clicks an infinite weight"),
+        ([0.0] * 100, 100, "a propensity of 0 gives 100 of 100 clicks an infinite weight"),
+        ([np.nan, *[0.5] * 99], None, "some propensity weights are no numbers"),
+        ([1e-200, *[0.5] * 99], 1, "a handful of impressions"),
+    ],
+)
+def test_infinite_weights_and_those_that_are_no_numbers_warn(propensities, size, words):
+    found = diagnose(np.ones(100), np.array(propensities), 0.0)
+    assert words in found.warning
+    if size is not None:
+        assert found.effective_sample_size == pytest.approx(size)
+
+
+# ------------------------------------------------------------------ per user, and the base rate
+
+
+def test_impressions_without_a_user_are_no_users(truth, scores):
+    """Their labels would make a third user, whose AUC is 0."""
+    click = np.append(CLICK, [1, 0])
+    more = np.append(scores, [[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]], axis=0)
+    names = ["CTR_GAUC", "CTR_NDCG@K", "CTR_Recall@K", "CTR_AUC"]
+    before = evaluate(truth, scores, config_of(metrics=names))
+    longer = Truth(click, np.append(CONVERSION, [0, 0]), np.append(USER, [0, 0]))
+    after = evaluate(longer, more, config_of(metrics=names))
+    for name in ("CTR_GAUC", "CTR_NDCG@1", "CTR_NDCG@3", "CTR_Recall@3"):
+        assert after[name] == before[name]
+    assert after["CTR_AUC"] != before["CTR_AUC"]
+    assert (before.without_user, after.without_user) == (0, 2)
+    nobody = evaluate(Truth(CLICK, CONVERSION, np.zeros(6, int)), scores, config_of(metrics=names))
+    assert nobody.undefined["CTR_GAUC"] == "no impression has a user id"
+
+
+def test_the_base_rate_is_that_of_train(scores):
+    train = Truth(np.array([1, 1, 0, 0, 0, 0, 0, 0]), np.array([1, 0, 1, 0, 0, 0, 0, 0]))
+    rates = {"ctr": 0.25, "cvr": 0.5, "ctcvr": 0.125}
+    assert train.base_rates() == rates  # a conversion without a click is none
+    config = config_of(decision_threshold="base_rate")
+    found = evaluate(Truth(CLICK, CONVERSION, train_rate=rates), scores, config)
+    assert found.threshold == rates
+    other = evaluate(Truth(1 - CLICK, CONVERSION, train_rate=rates), scores, config)
+    assert other.threshold == rates  # whatever the labels that are scored
+    # from pCTR 0.25 on: four impressions, three of them clicked
+    assert found["CTR_F1"] == pytest.approx(2 * 3 / (4 + 3))
+    unknown = evaluate(Truth(CLICK, CONVERSION), scores, config)
+    assert "share of positives in train isn't known" in unknown.undefined["CTR_Recall"]
+    assert unknown.threshold == {}
+
+
+def test_the_distance_of_a_ratio_is_that_of_its_logarithm():
+    assert score_of("CTR_PCOC", 0.5) == score_of("CTR_PCOC", 2.0) == pytest.approx(np.log(2))
+    assert score_of("CVR_PCOC_ES", 1.0) == 0
+    worst = [score_of("CTR_PCOC", value) for value in (0.0, np.inf, 1e-300, 1e300)]
+    assert all(np.isfinite(worst))
+    assert min(worst[:2]) > max(worst[2:])
+    assert score_of("IEB", -0.5) == score_of("IEB", 0.5) == 0.5  # a difference
+    assert score_of("CTR_AUC", 0.7) == 0.7
+
+
+def test_gauc_says_that_it_is_not_recboles():
+    assert any("RecBole's own GAUC weights by positives" in t for t in scope_notes(["CTR_GAUC"]))
+    assert not any("GAUC" in text for text in scope_notes(["CTR_AUC"]))
 
 
 def test_our_metrics_under_recboles_own_collector_say_what_is_missing():

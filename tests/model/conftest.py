@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_escm2.config import Config
+from recbole_escm2.config import Config, acting_settings
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.model.lookup import find_model
 from recbole_escm2.trainer import EntireSpaceTrainer
 
 SETTINGS = {
@@ -80,10 +81,24 @@ def configure(impressions_path):
 
     def configure(model, dataset="shop", **settings):
         own = ROWS if dataset == "rows" else SHOP
-        config_dict = {**SETTINGS, **own, "data_path": str(impressions_path), **settings}
+        backbone = settings.get("backbone", "separate")
+        usual = acting_settings(find_model(model), {"backbone": backbone, **SETTINGS})
+        usual.pop("backbone", None)
+        config_dict = {**usual, **own, "data_path": str(impressions_path), **settings}
         return Config(model, dataset, config_dict=config_dict)
 
     return configure
+
+
+@pytest.fixture
+def build_acting(build):
+    """As ``build``, with those of the settings that act on the model."""
+
+    def build_acting(model, **settings):
+        given = {"backbone": "separate", **settings}
+        return build(model, **acting_settings(find_model(model), given))
+
+    return build_acting
 
 
 @pytest.fixture

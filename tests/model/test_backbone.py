@@ -8,13 +8,13 @@ from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_escm2.bags import Bags
-from recbole_escm2.config import defaults
+from recbole_escm2.config import acting_settings, defaults
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR
 from recbole_escm2.model.backbone import REFUSED, FirstOrderLinear, backbone_names
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.lookup import MODELS
+from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.risk import binary_cross_entropy
 from recbole_escm2.trainer import EntireSpaceTrainer
@@ -30,7 +30,8 @@ SINGLE = {"load_col": {"inter": "*", "user": "*", "item": ["item_id", "price"]}}
 
 
 def make(build, backbone, name="ESCM2_DR", **settings):
-    return build(name, backbone=backbone, **SMALL, **settings)
+    given = {**SMALL, **settings, "backbone": backbone}
+    return build(name, **acting_settings(find_model(name), given))
 
 
 def reached(loss, module):
@@ -54,7 +55,8 @@ def test_trains_and_is_scored_again_from_its_checkpoint(backbone, settings, plac
     """820 impressions in batches of 273: the last one is of a single impression."""
     changes = {**SMALL, "backbone": backbone, "imputation": "label", "train_batch_size": 273}
     changes |= {"impression_sample": 0.2562, "epochs": 1, "sparse_embedding": True}
-    outcome = run("ESCM2_DR", "tiny", config_dict={**settings, **changes})
+    given = acting_settings(ESCM2_DR, {**settings, **changes})
+    outcome = run("ESCM2_DR", "tiny", config_dict=given)
     result = outcome["test_result"]
     assert all(0 <= result[f"{task}_AUC"] <= 1 for task in ("CTR", "CVR", "CTCVR"))
     again = evaluate_checkpoint(
@@ -66,7 +68,8 @@ def test_trains_and_is_scored_again_from_its_checkpoint(backbone, settings, plac
 @pytest.mark.parametrize("name", [model.__name__ for model in MODELS])
 def test_every_variant_trains_on_a_backbone(name, settings):
     changes = {**SMALL, "backbone": "mmoe", "epochs": 1, "impression_sample": 0.5}
-    outcome = run(name, "tiny", config_dict={**settings, **changes}, saved=False)
+    given = acting_settings(find_model(name), {**settings, **changes})
+    outcome = run(name, "tiny", config_dict=given, saved=False)
     assert 0 < outcome["test_result"]["CTCVR_AUC"] < 1
 
 
@@ -183,7 +186,7 @@ def twins(build):
 
 def make_recbole(build, backbone, state, **settings):
     changes = {**SMALL, **SINGLE, "mlp_hidden_size": [16, 8], "embedding_size": 4, **settings}
-    return build(backbone, **changes).model
+    return build(backbone, **acting_settings(find_model(backbone), changes)).model
 
 
 @pytest.mark.parametrize("backbone", RECBOLE)

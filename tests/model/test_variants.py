@@ -4,9 +4,10 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_escm2.config import acting_settings
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.aitm import InformationTransfer
-from recbole_escm2.model.lookup import MODELS
+from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.risk import ips_risk
 
 MULTI_TASK = ["Naive", "MTL_IMP", "MTL_EIB", "MTL_IPS", "MTL_DR"]
@@ -17,14 +18,19 @@ def pair(build):
     """Two models with the same weights, as far as they have the same towers, and a batch."""
 
     def pair(name, other, **settings):
-        built = build(name, **settings)
-        same = build(other, **settings).model
+        built, same = (build(model, **acting(model, settings)) for model in (name, other))
+        same = same.model
         same.load_state_dict(built.model.state_dict(), strict=False)
         spread(built.model, built.batch)
         spread(same, built.batch)
         return built.model, same, built.batch
 
     return pair
+
+
+def acting(name, settings):
+    """Those of the settings that do something in a model."""
+    return acting_settings(find_model(name), {"backbone": "separate", **settings})
 
 
 def spread(model, batch):
@@ -49,7 +55,7 @@ def counterfactual(model, batch):
 
 @pytest.mark.parametrize("name", MULTI_TASK)
 def test_multi_task_models_have_no_ctcvr_term_and_full_weight_on_cvr(build, name):
-    built = build(name, global_weight=7.0)
+    built = build(name)
     risks = built.model.task_risks(built.batch)
     assert list(risks) == ["ctr", "cvr"]
     assert built.model.calculate_loss(built.batch) == (risks["ctr"], risks["cvr"])
@@ -90,9 +96,10 @@ def test_naive_weights_every_click_alike(pair):
     [(model.__name__, model.__name__ not in ("Naive", "MTL_IMP", "MTL_EIB")) for model in MODELS],
 )
 def test_only_what_uses_the_propensity_depends_on_it(build, name, weighs):
-    low = build(name, propensity_floor=0.2)
-    high = build(name, propensity_floor=0.9).model
-    risks = [model.task_risks(low.batch) for model in (low.model, high)]
+    low, high = (build(name, **acting(name, {"propensity_floor": f})) for f in (0.2, 0.9))
+    for model in (low.model, high.model):
+        model.propensity_floor = 0.2 if model is low.model else 0.9  # also where it is refused
+    risks = [model.task_risks(low.batch) for model in (low.model, high.model)]
     assert low.model.weighs_by_propensity == weighs
     assert (risks[0] != risks[1]) == (weighs and low.model.has_counterfactual_risk)
 
@@ -147,7 +154,8 @@ def test_mrdr_differs_from_dr_in_the_weight_of_the_imputation_risk_only(pair, im
     clicked, propensity = impressions.click > 0, impressions.propensity
     assert (propensity[clicked] == 0.3).any()
     assert (propensity[clicked] > 0.3).any()
-    torch.testing.assert_close(ours, theirs * (1 - propensity) / propensity)
+    pctr = torch.sigmoid(impressions.logit["ctr"])  # in p(1 - p)/ô² p isn't floored
+    torch.testing.assert_close(ours, theirs * (1 - pctr) / propensity)
     assert theirs[clicked].all()
 
 
@@ -169,7 +177,10 @@ def parts_of_dcmt(impressions):
         torch.sigmoid(impressions.logit[t].double()) for t in ("cvr", "counterfactual_cvr")
     )
     weight = click / propensity
-    counter_weight = (1 - click) / (1 - propensity).clamp(min=0.3)
+    pctr = torch.sigmoid(impressions.logit["ctr"].double())  # before any floor
+    assert (pctr < 0.3).any()
+    assert (pctr > 0.7).any()
+    counter_weight = (1 - click) / (1 - pctr).clamp(min=0.3)
     conversion = impressions.conversion.double()
     error = -(conversion * cvr.log() + (1 - conversion) * (1 - cvr).log())
     return (

@@ -54,7 +54,8 @@ _ON_BAD_LINE = ("raise", "skip")
 _EXCERPT = 160  # characters of a malformed line
 _HEAD = {"skeleton": 2, "common": 0}  # words in front of a record: join key and labels
 _TABLE = {"skeleton": "inter", "common": "common"}
-_SOURCES = {"101": "user_id", "205": "item_id"}
+_USER = "101"
+_SOURCES = {_USER: "user_id", "205": "item_id"}
 _TRUTH_DTYPES = dict(zip(TRUTH_COLUMNS, ("float32", "float32", "uint8"), strict=True))
 
 
@@ -157,7 +158,7 @@ def convert(
                     **schema,
                     "sizes": [report["parts"][part]["rows"] for part in PARTS],
                     "joins": [{"table": "common", "key": "common"}],
-                    "group": "common",
+                    "group": "user" if conversion.knows_users else None,
                     "fields": conversion.fields,
                     "report": report,
                     "simulated": simulated,
@@ -521,6 +522,9 @@ class _Conversion:
         self.parts = {part: skeleton.temporary(folder, part, bool(raw.truth)) for part in PARTS}
         self.references = {split: np.zeros((1, 3), np.int64) for split in raw.files}
         self.labels = np.zeros((3, 3), np.int64)  # rows, clicks, conversions by part
+        # Provisional ids of 101 by common row, which rare users keep apart; row 0 is "none".
+        self.users: list[NDArray[np.int32]] = [np.zeros(1, np.int32)]
+        self.without_user = dict.fromkeys(PARTS, 0)
         self.files: dict[str, dict[str, Any]] = {}
         self.fields: list[dict[str, Any]] = []
         self.tables = self._new_tables()
@@ -540,13 +544,14 @@ class _Conversion:
             lacking = "training" if not self.parts["train"].rows else "test"
             raise UsageError(f"no {lacking} impressions are left; the files hold {self._rows()}")
         rows, references, unmatched = self._join()
+        users = np.concatenate(self.users)
         inter, common = self.kinds["skeleton"], self.kinds["common"]
         reports: dict[str, list[dict[str, Any]]] = {}
         total = sum(part.bytes for part in temporary) + self.common.bytes
 
         def write_inter(position: Position) -> None:
             reports["skeleton"] = inter.make_vocabularies(self.options.min_count)
-            self._write_inter(rows, position)
+            self._write_inter(rows, users, position)
 
         def write_common(position: Position) -> None:
             self._count_common(references, position)
@@ -565,6 +570,8 @@ class _Conversion:
     def _new_tables(self) -> dict[str, TableWriter]:
         head = (Column("click", "float"), Column("purchase", "float"), Column("common"))
         apart = {"click": "uint8", "purchase": "uint8", "common": "int32"}
+        if self.knows_users:
+            apart["user"] = "int32"
         if self.raw.truth:
             apart.update(_TRUTH_DTYPES)
         layouts = {
@@ -572,6 +579,28 @@ class _Conversion:
             "common": self.kinds["common"].layout((), {}),
         }
         return {name: self.writer.table(name, layout) for name, layout in layouts.items()}
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether 101 is among the fields that are read."""
+        return self._user_word is not None
+
+    @property
+    def _user_word(self) -> int | None:
+        """Where the user id stands in a record of common features."""
+        names = [field.name for field in self.kinds["common"].columns]
+        return self.kinds["common"].head + names.index(_USER) if _USER in names else None
+
+    def add_common(
+        self,
+        records: NDArray[np.int32],
+        ids: NDArray[np.int32],
+        weights: NDArray[np.float32],
+    ) -> None:
+        """Take in common rows that were read, in the order of the text."""
+        self.common.append(records=records, ids=ids, weights=weights)
+        if self._user_word is not None:
+            self.users.append(records[:, self._user_word].copy())
 
     # ------------------------------------------------------------------- reading
 
@@ -613,7 +642,12 @@ class _Conversion:
 
     # ------------------------------------------------------------------- writing
 
-    def _write_inter(self, rows: Mapping[str, NDArray[np.int32]], position: Position) -> None:
+    def _write_inter(
+        self,
+        rows: Mapping[str, NDArray[np.int32]],
+        users: NDArray[np.int32],
+        position: Position,
+    ) -> None:
         kind = self.kinds["skeleton"]
         table = self.tables["inter"]
         for number, (name, part) in enumerate(self.parts.items()):
@@ -629,6 +663,9 @@ class _Conversion:
                 click, purchase = records[:, 1] & 1, records[:, 1] >> 1
                 self.labels[number] += len(records), click.sum(), purchase.sum()
                 columns = {"click": click, "purchase": purchase, "common": common}
+                if self.knows_users:
+                    columns["user"] = users[common]
+                    self.without_user[name] += int((columns["user"] == 0).sum())
                 if next_truth:
                     values = next_truth(len(records))
                     columns.update(zip(TRUTH_COLUMNS, values.T, strict=True))
@@ -720,6 +757,7 @@ class _Conversion:
                 for part, counted in zip(PARTS, self.labels, strict=True)
             },
             "unmatched": dict(unmatched),
+            "without_user": dict(self.without_user) if self.knows_users else None,
             "fields": fields,
             "seconds": round(seconds, 1),
         }
@@ -771,8 +809,7 @@ class _Reader:
         self._note_malformed(text)
         self._read_slow_weights(text)
         if self.source.kind == "common":
-            records, ids, weights = self._part(0)
-            self.conversion.common.append(records=records, ids=ids, weights=weights)
+            self.conversion.add_common(*self._part(0))
         elif self.source.split == "test":
             self._pass_on(0, 2)
         else:

@@ -42,6 +42,7 @@ def observations(report: Mapping[str, Any]) -> tuple[list[str], list[str]]:
                 f"{file['rows']:,}; the first: {file['malformed_places'][0]}"
             )
     warnings += _joins(report)
+    notes += _users(report)
     for name, field in report["fields"].items():
         if field["ids_in_training"] and field["ids_in_test"] and not field["ids_in_both"]:
             warnings.append(f"field {name}: training and test have no id in common")
@@ -79,6 +80,22 @@ def _joins(report: Mapping[str, Any]) -> list[str]:
                     "common_feature_index that the common features lack"
                 )
     return found
+
+
+def _users(report: Mapping[str, Any]) -> list[str]:
+    without = report["without_user"]
+    if without is None:
+        return [
+            "101 isn't among the feature_fields, so that no user is known: there are no GAUC, "
+            "NDCG@K and Recall@K"
+        ]
+    rows = {part: found["rows"] for part, found in report["parts"].items()}
+    return [
+        f"{part}: {number:,} of {rows[part]:,} impressions have no user id (101); metrics per user "
+        "leave them out"
+        for part, number in without.items()
+        if number
+    ]
 
 
 def _official(file: Mapping[str, Any]) -> list[str]:
@@ -168,7 +185,8 @@ def _details(report: Mapping[str, Any]) -> list[str]:
 
 
 def _parts(report: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["part", "rows", "clicks", "conversions", "clicks/rows", "conversions/clicks"]]
+    header = ["part", "rows", "clicks", "conversions", "clicks/rows", "conversions/clicks"]
+    rows = [[*header, "without user"]]
     for part, found in report["parts"].items():
         rows.append(
             [
@@ -176,6 +194,7 @@ def _parts(report: Mapping[str, Any]) -> list[list[str]]:
                 *(f"{found[key]:,}" for key in ("rows", "clicks", "conversions")),
                 _share(found["clicks"] / found["rows"] if found["rows"] else None),
                 _share(found["conversions"] / found["clicks"] if found["clicks"] else None),
+                f"{report['without_user'][part]:,}" if report["without_user"] else "-",
             ]
         )
     return rows

@@ -15,6 +15,8 @@ from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.data.store import unfinished
 from recbole_escm2.errors import UsageError
 
+# What the store's content depends on beside config keys: its rows say whose they are.
+_CONTENT = {"group": "user"}
 _LABELS = {"CLICK_FIELD": "click", "CONVERSION_FIELD": "purchase"}
 
 
@@ -88,7 +90,7 @@ def settings(config: Any) -> dict[str, Any]:
     """The keys of the conversion, and of the simulation where there is one."""
     chosen, simulation = options(config), _simulation(config)
     simulated = {} if simulation is None else {"simulation": asdict(simulation)}
-    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)} | simulated
+    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)} | simulated | _CONTENT
 
 
 def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
