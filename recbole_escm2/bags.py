@@ -67,15 +67,16 @@ class Bags:
         Without weights it is the first ones in their order.
         """
         (lengths,) = self.lengths
-        bag = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        ids = self.ids
+        ids, device = self.ids, self.ids.device
+        rows = torch.arange(len(lengths), device=device)
+        bag = torch.repeat_interleave(rows, lengths, output_size=len(ids))
         if self.weights is not None:
             order = torch.argsort(self.weights, descending=True, stable=True)
             order = order[torch.argsort(bag[order], stable=True)]
             ids = ids[order]
-        place = torch.arange(len(ids)) - (lengths.cumsum(0) - lengths)[bag]
+        place = torch.arange(len(ids), device=device) - (lengths.cumsum(0) - lengths)[bag]
         kept = place < length
-        result = torch.zeros(len(lengths), length, dtype=torch.int64)
+        result = torch.zeros(len(lengths), length, dtype=torch.int64, device=device)
         result[bag[kept], place[kept]] = ids[kept]
         return result
 

@@ -306,7 +306,7 @@ _OPTIONAL = (
 )
 
 
-def _check_values(config: Any) -> None:
+def _check_values(config: Any, external: Mapping[str, Any]) -> None:
     optional = {*_OPTIONAL, "task" if is_entire_space(config) else "dropout_prob"}
     for key, (kind, test, wanted) in _RULES.items():
         value = config[key]
@@ -318,8 +318,8 @@ def _check_values(config: Any) -> None:
     if is_entire_space(config):
         check_backbone(config["backbone"])
         _check_own_keys(config)
-    if config["sparse_embedding"] and is_entire_space(config):
-        _check_sparse(config)
+    if config["sparse_embedding"]:
+        _settle_sparse(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
     _check_sampling(config)
@@ -371,6 +371,17 @@ def _check_mode(mode: Any) -> None:
 
 
 _AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
+
+
+def _settle_sparse(config: Any, external: Mapping[str, Any]) -> None:
+    """Check sparse gradients; as a data set's default they give way in a single-task model."""
+    try:
+        _check_sparse(config)
+    except UsageError as error:
+        if is_entire_space(config) or "sparse_embedding" in external:
+            raise
+        getLogger().warning(f"{config['model']} trains with dense gradients here: {error}")
+        config["sparse_embedding"] = False
 
 
 def _check_sparse(config: Any) -> None:
@@ -433,7 +444,7 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
-    _check_values(config)
+    _check_values(config, external)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []

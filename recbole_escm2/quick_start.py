@@ -18,7 +18,14 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, vocabulary_digest
-from recbole_escm2.config import Config, learns_both, metric_for, scored_tasks, single_task
+from recbole_escm2.config import (
+    Config,
+    is_entire_space,
+    learns_both,
+    metric_for,
+    scored_tasks,
+    single_task,
+)
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
@@ -31,6 +38,7 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import model_path
+from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.output import (
     logging_to,
     make_run_dir,
@@ -379,7 +387,12 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
         for name, loader in zip(("train", "valid", "test"), loaders, strict=True):
             logger.info(f"{name:5} {loader.dataset.summary()}")
         init_seed(config["seed"], config["reproducibility"])
-        model = config.model_class(config, loaders[0].dataset).to(config["device"])
+        train = loaders[0].dataset
+        model = config.model_class(config, train).to(config["device"])
+        if not is_entire_space(config):
+            few = train[:2].to(config["device"])
+            for sentence in train_as_the_family(model, config, few):
+                logger.info(sentence)
     except UsageError:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
