@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_escm2.checkpoint import load_checkpoint, plain, save_checkpoint, vocabulary_digest
-from recbole_escm2.config import scored_tasks, single_task
+from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
@@ -309,7 +309,10 @@ class EntireSpaceTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         settings = {**self.config.internal_config_dict, **self.config.external_config_dict}
-        settings["valid_metric"] = self.valid_metric  # a default depends on the task
+        # A default depends on the task, and a single-task model doesn't predict a product.
+        single = not isinstance(self.model, EntireSpaceRecommender)
+        valid_metric = metric_for(self.config["task"], self.valid_metric) if single else None
+        settings["valid_metric"] = valid_metric or self.valid_metric
         state = {
             "model": model_path(self.config.model_class),
             "dataset": self.config["dataset"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import Config, known_keys, parse_value, read_yaml
+from recbole_escm2.config import PART_SETTINGS, Config, known_keys, parse_value, read_yaml
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.entire_space import has_counterfactual_risk
@@ -144,6 +144,8 @@ def has_effect(
         backbones: the backbones that the model may have; likewise.
     """
     if issubclass(model, EntireSpaceRecommender):
+        if key in PART_SETTINGS:
+            return False
         if key in _OF_WEIGHTS and not model.weighs_clicks():
             return False
         as_in_the_base = model.risks is EntireSpaceRecommender.risks
