@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
-from recbole_escm2.benchmark.plan import Plan, Run, make_plan, with_rows
+from recbole_escm2.benchmark.plan import Plan, Run, make_plan, with_tuned_rows
 from recbole_escm2.benchmark.report import report
 from recbole_escm2.benchmark.runs import Outcome, execute, finished, folder_of
 from recbole_escm2.benchmark.study import Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import text
-from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.benchmark.worker import OUTPUT_FILE
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model
@@ -47,7 +46,7 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
                 what = f"{len(plan.rows)} rows, {plan.trials} trials each"
                 _work(plan, [run for _, run in plan.tuning], what, "valid", outcomes)
                 tuning = _tuning(plan, outcomes)
-                plan = with_rows(plan, tuned(plan.rows, tuning))
+                plan = with_tuned_rows(plan, tuning)
             what = f"{len(plan.rows)} rows, {len(plan.seeds)} seeds"
             _work(plan, plan.runs, what, "test", outcomes)
     except KeyboardInterrupt:
@@ -108,7 +107,8 @@ def _say_ranges(plan: Plan) -> None:
     for label, keys in drawn.items():
         rows_of.setdefault(keys, []).append(label)
     for keys, labels in rows_of.items():
-        say(f"tuned in {', '.join(labels)}: {', '.join(keys)}")
+        if keys:  # of few trials none may be left to draw
+            say(f"tuned in {', '.join(labels)}: {', '.join(keys)}")
 
 
 def _how(outcome: Outcome, split: str) -> str:
@@ -134,14 +134,7 @@ def _tuning(plan: Plan, outcomes: Mapping[str, Outcome]) -> Tuning:
     by_row: dict[str, list[Trial]] = {}
     for candidate, run in plan.tuning:
         outcome = outcomes[run.name]
-        result = outcome.result
-        trial = Trial(
-            chosen=candidate.chosen,
-            score=None if result is None else float(result["best_valid_score"]),
-            bigger=result is None or bool(result["valid_score_bigger"]),
-            run=run.name,
-            reason=outcome.reason or "",
-        )
+        trial = candidate.trial(run.name, outcome.result, outcome.reason or "")
         by_row.setdefault(candidate.label, []).append(trial)
     return Tuning(plan.trials, plan.tuning_seed, plan.metric, by_row)
 

@@ -18,8 +18,8 @@ import torch
 from recbole_escm2 import __version__
 from recbole_escm2.benchmark.code import code_of
 from recbole_escm2.benchmark.request import Request, read_request, split_list
-from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row
-from recbole_escm2.benchmark.tuning import Candidate, candidates
+from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row, Tuning
+from recbole_escm2.benchmark.tuning import Candidate, candidates, tuned
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import Config
 from recbole_escm2.data.sources import open_store
@@ -169,8 +169,9 @@ def make_plan(options: Mapping[str, str]) -> Plan:
 
 
 @_said_once()
-def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
-    """The plan with other settings in its rows."""
+def with_tuned_rows(plan: Plan, tuning: Tuning) -> Plan:
+    """The plan with the settings in its rows that were best on validation."""
+    rows = tuned(plan.request, plan.rows, tuning)
     configs = {row.label: plan.request.config(row) for row in rows}
     return replace(plan, rows=rows, runs=runs_of(rows, plan.seeds, configs, plan.columns))
 
@@ -180,7 +181,7 @@ def _tuning(
 ) -> list[tuple[Candidate, Run]]:
     """What is tried, row by row, with its runs."""
     tried = candidates(request, rows, trials, seed)
-    configs = {one.row.label: request.config(one.row) for one in tried}
+    configs = {one.row.label: one.config for one in tried}
     runs = runs_of([one.row for one in tried], [seed], configs, columns)
     return list(zip(tried, runs, strict=True))
 
