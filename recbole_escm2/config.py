@@ -87,6 +87,15 @@ _RUNNER_KEYS = {
     "train_neg_sample_args",
 }
 
+#: The two models of ``task: both``, in the order of their training, and the keys of each alone.
+PAIR = ("ctr", "cvr")
+PART_SETTINGS = tuple(f"{task}_settings" for task in PAIR)
+# What they may hold besides RecBole's keys of training and those of the model.
+_OF_A_PART = {
+    *("bag_pooling", "embedding_weight_decay", "enable_amp", "enable_scaler", "sleeping_decay"),
+    *("sparse_embedding", "valid_metric"),
+}
+
 # --------------------------------------------------------------------------- properties
 
 
@@ -254,7 +263,9 @@ def why_idle(key: str, model_class: type, backbone: str) -> str:
 
 
 # Keys of the family that RecBole's models have, too, each as its own file says.
-_OF_RECBOLES_MODELS = frozenset({"dropout_prob", "embedding_size", "mlp_hidden_size"})
+_OF_RECBOLES_MODELS = frozenset(
+    {"bag_pooling", "dropout_prob", "embedding_size", "mlp_hidden_size"}
+)
 
 _NO_USE = "has no use for it"
 _WHY_IDLE = {
@@ -321,6 +332,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
     "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
     "task": (str, lambda v: v in (*ALL_TASKS, "both"), f"{_TASKS}, or both"),
+    **{key: (dict, lambda v: True, "a mapping of config keys to values") for key in PART_SETTINGS},
     "bag_pooling": (str, lambda v: v in ("mean", "sum"), "'mean' or 'sum'"),
     "sparse_embedding": (bool, lambda v: True, "True or False"),
     "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
@@ -417,6 +429,8 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
 _OPTIONAL = (
     "primary",
     "click_rate",
+    "ctr_settings",
+    "cvr_settings",
     "numerical_features",
     "normalize_field",
     "discretization",
@@ -431,7 +445,7 @@ _OPTIONAL = (
 )
 
 
-def _check_values(config: Any) -> None:
+def _check_values(config: Any, external: Mapping[str, Any]) -> None:
     optional = {*_OPTIONAL, "task" if is_entire_space(config) else "dropout_prob"}
     for key, (kind, test, wanted) in _RULES.items():
         value = config[key]
@@ -443,8 +457,8 @@ def _check_values(config: Any) -> None:
     if is_entire_space(config):
         check_backbone(config["backbone"])
         _check_own_keys(config)
-    if config["sparse_embedding"] and is_entire_space(config):
-        _check_sparse(config)
+    if config["sparse_embedding"]:
+        _settle_sparse(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
     if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
@@ -532,6 +546,17 @@ def _check_mode(mode: Any) -> None:
 _AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
 
 
+def _settle_sparse(config: Any, external: Mapping[str, Any]) -> None:
+    """Check sparse gradients; as a data set's default they give way in a single-task model."""
+    try:
+        _check_sparse(config)
+    except UsageError as error:
+        if is_entire_space(config) or "sparse_embedding" in external:
+            raise
+        getLogger().warning(f"{config['model']} trains with dense gradients here: {error}")
+        config["sparse_embedding"] = False
+
+
 def _check_sparse(config: Any) -> None:
     if config["learner"].lower() not in ("adam", "sgd", "adagrad", "sparse_adam"):
         raise UsageError(
@@ -584,6 +609,93 @@ def metric_for(task: str, name: str) -> str:
     return own if is_metric(own) else f"{task.upper()}_AUC"
 
 
+def product_metric(config: Any) -> str:
+    """What chooses the epoch of the CVR model that is one of two: a metric of pCTR · pCVR.
+
+    ``valid_metric`` where the user has set one that the CVR model can change; of one that it
+    can't, CTR_AUC for example, the same statistic of the product. By default CTCVR_LogLoss: the
+    product ranks as pCTR alone does before pCVR has learned anything, so that an AUC over few
+    conversions may keep just that (``scripts/pair_stopping.py`` compares).
+    """
+    if "valid_metric" not in config.external_config_dict:
+        return "CTCVR_LogLoss"
+    name: str = config["valid_metric"]
+    if (task_of(name) or config["predict_task"]) != "ctr":
+        return name
+    return metric_for("ctcvr", name if task_of(name) else f"CTR_{name}")
+
+
+def part_config(config: Config, task: str) -> Config:
+    """The config of one of the two models of ``task: both``: all keys, then those of its own.
+
+    Its ``valid_metric`` is what chooses its epoch; of the CVR model that is a metric of the
+    product (:func:`product_metric`), which it doesn't predict by itself.
+
+    Args:
+        config: of the two.
+        task: ``ctr`` or ``cvr``.
+
+    Raises:
+        UsageError: ``ctr_settings`` or ``cvr_settings`` aren't as they must be; it says which.
+    """
+    key = f"{task}_settings"
+    own = dict(config[key] or {})
+    _check_part_keys(config, key, own)
+    chooses = own.pop("valid_metric", None)
+    if chooses is None:
+        chooses = (
+            product_metric(config) if task == "cvr" else metric_for(task, config["valid_metric"])
+        )
+    elif not is_metric(str(chooses)):
+        raise UsageError(f"{key}: {_no_metric(str(chooses))}")
+    elif task_of(chooses) not in (None, task, *(("ctcvr",) if task == "cvr" else ())):
+        scored = "pCVR or the product" if task == "cvr" else "pCTR"
+        raise UsageError(f"{key}: valid_metric {chooses} doesn't score {scored}")
+    shared = {k: v for k, v in config.external_config_dict.items() if k not in PART_SETTINGS}
+    alone = metric_for(task, chooses)
+    try:
+        part = Config(
+            config.model_class,
+            config["dataset"],
+            None,
+            {**shared, **own, "task": task, "valid_metric": alone},
+        )
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}" if config[key] else str(error)) from error
+    if chooses != alone:
+        part["valid_metric"] = _settled_name(chooses, part["topk"])
+        part["valid_metric_bigger"] = bigger_is_better(chooses)
+    return part
+
+
+def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:
+    known = known_keys(config.model_class, config["dataset"], config.internal_config_dict)
+    file = _RECBOLE_PROPERTIES / "model" / f"{config['model']}.yaml"
+    allowed = {*recbole_arguments.training_arguments, *_OF_A_PART} - {"train_neg_sample_args"}
+    allowed = allowed & known | set(read_yaml(file) if file.is_file() else ())
+    for name in map(str, own):
+        if name in allowed:
+            continue
+        if name in known:
+            raise UsageError(
+                f"{key} has '{name}', which the two models share; it takes keys of the model and "
+                f"of its training: {', '.join(sorted(allowed))}"
+            )
+        raise UsageError(f"{key} has '{name}', which isn't known here{did_you_mean(name, allowed)}")
+
+
+def _check_pair(config: Config) -> None:
+    """Refuse settings of two models where there is one, and wrong ones before anything trains."""
+    for task, key in zip(PAIR, PART_SETTINGS, strict=True):
+        if config[key] and not learns_both(config):
+            raise UsageError(
+                f"{key} is of the two models of a single-task model with task: both, and "
+                f"{config['model']} is one here: set the keys themselves"
+            )
+        if config[key]:
+            part_config(config, task)
+
+
 def trains_on_clicks(config: Any) -> bool:
     """A single-task CVR model learns in the click space, where its label exists."""
     return not is_entire_space(config) and config["task"] == "cvr"
@@ -605,7 +717,7 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
-    _check_values(config)
+    _check_values(config, external)
     for key, needed in KEY_NEEDS.items():
         # A checkpoint brings all settings along, defaults too.
         default = config.internal_config_dict.get(key)
@@ -646,9 +758,13 @@ def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
     _settle_primary(config)
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
-    config["valid_metric"] = canonical_name(config["valid_metric"])
-    if config["valid_metric"].partition("@")[2].lower() == "k":
-        config["valid_metric"] = config["valid_metric"][:-1] + str(config["topk"][0])
+    config["valid_metric"] = _settled_name(config["valid_metric"], config["topk"])
+
+
+def _settled_name(metric: str, topk: list[int]) -> str:
+    """As it is shown, with the first K of several."""
+    name = canonical_name(metric)
+    return name[:-1] + str(topk[0]) if name.partition("@")[2].lower() == "k" else name
 
 
 def _settle_primary(config: Any) -> None:
@@ -746,6 +862,7 @@ class Config(recbole.config.Config):
         settle(self, self.external_config_dict)
         if sentence := next(_set_in_vain(self, self.external_config_dict), None):
             raise UsageError(sentence)
+        _check_pair(self)
 
     def compatibility_settings(self) -> None:
         restore_numpy_names()

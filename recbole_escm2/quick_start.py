@@ -19,12 +19,14 @@ from recbole.utils import init_seed
 
 from recbole_escm2.checkpoint import load_checkpoint, plain
 from recbole_escm2.config import (
+    PAIR,
     PLACE_KEYS,
     SCORING_KEYS,
     Config,
     acting_settings,
+    is_entire_space,
     learns_both,
-    metric_for,
+    part_config,
     read_yaml,
     scored_tasks,
     single_task,
@@ -49,6 +51,7 @@ from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model, model_path
+from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.output import (
     logging_to,
     make_folder,
@@ -58,13 +61,12 @@ from recbole_escm2.output import (
     versions,
     write_json,
 )
+from recbole_escm2.pair import keep_pace, pair_with
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
 from recbole_escm2.trainer import CUT_SHORT, EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
-# Of a training with short epochs, at most in the steps of one epoch of the other training.
-_VALIDATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def run(
     """Train a model with early stopping on validation and score the best epoch on test.
 
     A single-task model with ``task: both`` is trained twice, as a CTR model over D and as a CVR
-    model over the clicked impressions, each with early stopping on its own task; pCTCVR is the
-    product of the two.
+    model over the clicked impressions; pCTCVR is the product of the two. The CTR model stops early
+    on its own task, the CVR model on the product (:func:`~recbole_escm2.config.product_metric`).
 
     Args:
         model: one of ours, a context-aware one of RecBole's, ``path.to.module:ClassName``, a class.
@@ -186,28 +188,21 @@ def run(
     return outcome
 
 
-def _stages(config: Config) -> Iterator[Config]:
-    """The config of each training: the run's own, or one for each task of a single-task model."""
+def _stages(config: Config) -> list[Config]:
+    """The config of each training: the run's own, or one for each model of a pair."""
     if not learns_both(config):
-        yield config
-        return
+        return [config]
     run_dir = Path(config["run_dir"])
-    for task in ("ctr", "cvr"):
-        settings = {
-            **config.external_config_dict,
-            "task": task,
-            "valid_metric": metric_for(task, config["valid_metric"]),
-        }
-        settings.pop("predict_task", None)  # of the product
-        stage = Config(config.model_class, config["dataset"], None, settings)
+    beside = Path(config["checkpoint_dir"]) == run_dir
+    stages = [part_config(config, task) for task in PAIR]
+    for task, stage in zip(PAIR, stages, strict=True):
         own = run_dir / task
         own.mkdir()
-        beside = Path(config["checkpoint_dir"]) == run_dir
         stage["stage"] = task
         stage["run_dir"] = str(own)
         stage["checkpoint_dir"] = str(own) if beside else config["checkpoint_dir"]
         stage["show_progress"] = config["show_progress"]
-        yield stage
+    return stages
 
 
 def _fit(config: Config, before: Fitted | None = None) -> Fitted:
@@ -215,13 +210,15 @@ def _fit(config: Config, before: Fitted | None = None) -> Fitted:
 
     Args:
         config: of the training.
-        before: the training on all impressions that one on the clicked ones goes with.
+        before: the CTR model that a CVR model goes with.
     """
     trainer, loaders = _prepare(config)
     started = time.perf_counter()
     train, valid, _ = loaders
     if before is not None:
-        _keep_pace(trainer, math.ceil(len(before.splits["train"]) / len(train)))
+        before.trainer.evaluate(before.splits["valid"], show_progress=config["show_progress"])
+        pair_with(trainer, before.trainer.eval_collector.predictions, config["predict_task"])
+        keep_pace(trainer, math.ceil(len(before.splits["train"]) / len(train)))
     best_score, best_valid = trainer.fit(
         train, valid, saved=True, show_progress=config["show_progress"]
     )
@@ -236,35 +233,14 @@ def _fit(config: Config, before: Fitted | None = None) -> Fitted:
     )
 
 
-def _keep_pace(trainer: EntireSpaceTrainer, times: int) -> None:
-    """Give a training with short epochs as many steps as the one that its result goes with.
-
-    An epoch over the clicks may be a step or two, and a patience of three such epochs ends the
-    training before it has begun. Epochs and patience are therefore counted in steps; validations
-    come up to five times as often as in the other training.
-
-    Args:
-        trainer: of the short epochs, before it trains.
-        times: how many of its epochs have the steps of one of the other's.
-    """
-    patience = trainer.stopping_step * trainer.eval_step * times
-    trainer.epochs *= times
-    trainer.eval_step *= max(1, times // _VALIDATIONS)
-    trainer.stopping_step = math.ceil(patience / trainer.eval_step)
-    if times > 1:
-        getLogger().info(
-            f"{times} epochs have the steps of one over all impressions: up to {trainer.epochs} "
-            f"epochs, a validation every {trainer.eval_step}, of which {trainer.stopping_step} may "
-            "bring nothing better"
-        )
-
-
 def _score(
     config: Config, fitted: Sequence[Fitted], split: str
 ) -> tuple[MetricResult, Predictions]:
     """The metrics of the best epoch on a split: of one model, or of two with their product."""
     scores: dict[str, Any] = {}
     for part in fitted:
+        if part.task is not None:
+            part.trainer.eval_collector = EntireSpaceCollector((part.task,), part.task)
         loader, collector = part.splits[split], part.trainer.eval_collector
         result = part.trainer.evaluate(loader, show_progress=config["show_progress"])
         assert collector.predictions is not None
@@ -288,6 +264,9 @@ def _about_training(fitted: Sequence[Fitted], predictions: Predictions) -> dict[
         "trainings": [
             {
                 "task": part.task,
+                "valid_metric": part.trainer.valid_metric,
+                "best_valid_score": float(part.best_score),
+                "valid_score_bigger": part.trainer.valid_metric_bigger,
                 "best_epoch": part.trainer.best_epoch,
                 "seconds": round(part.seconds, 3),
                 "epochs": part.trainer.history,
@@ -471,7 +450,12 @@ def _prepare(config: Config) -> tuple[EntireSpaceTrainer, Any]:
         for name, loader in zip(("train", "valid", "test"), loaders, strict=True):
             logger.info(f"{name:5} {loader.dataset.summary()}")
         init_seed(seed, config["reproducibility"])
-        model = config.model_class(config, loaders[0].dataset).to(config["device"])
+        train = loaders[0].dataset
+        model = config.model_class(config, train).to(config["device"])
+        if not is_entire_space(config):
+            few = train[:2].to(config["device"])
+            for sentence in train_as_the_family(model, config, few):
+                logger.info(sentence)
     except UsageError:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:

@@ -26,7 +26,7 @@ from recbole_escm2.checkpoint import (
     plain,
     save_checkpoint,
 )
-from recbole_escm2.config import PLACE_KEYS, scored_tasks, single_task
+from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
@@ -376,7 +376,10 @@ class EntireSpaceTrainer(Trainer):
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         external = self.config.external_config_dict
         settings = {**self.config.internal_config_dict, **external}
-        settings["valid_metric"] = self.valid_metric  # a default depends on the task
+        # A default depends on the task, and a single-task model doesn't predict a product.
+        single = not isinstance(self.model, EntireSpaceRecommender)
+        valid_metric = metric_for(self.config["task"], self.valid_metric) if single else None
+        settings["valid_metric"] = valid_metric or self.valid_metric
         assert self.identity is not None, "it is saved while it is fitted"
         state = {
             "model": model_path(self.config.model_class),

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
-from recbole_escm2.benchmark.plan import Plan, Run, make_plan, with_rows
+from recbole_escm2.benchmark.plan import Plan, Run, make_plan, with_tuned_rows
 from recbole_escm2.benchmark.report import report
 from recbole_escm2.benchmark.runs import Outcome, execute, finished, folder_of
 from recbole_escm2.benchmark.study import Study, Trial, Tuning
 from recbole_escm2.benchmark.tables import text
-from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.benchmark.worker import OUTPUT_FILE
 from recbole_escm2.evaluator.influence import kept_influence
 from recbole_escm2.model.entire_space import misspelt_hooks
@@ -51,7 +50,7 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
                 what = f"{_count(plan)} rows, {plan.trials} trials each"
                 _work(plan, [run for _, run in plan.tuning], what, "valid", outcomes)
                 tuning = _tuning(plan, outcomes)
-                plan = with_rows(plan, tuned(plan.rows, tuning, plan.baseline))
+                plan = with_tuned_rows(plan, tuning)
             again = ", the baseline again (A/A)" if _count(plan) < len(plan.rows) else ""
             what = f"{_count(plan)} rows{again}, {len(plan.seeds)} seeds"
             _work(plan, plan.runs, what, "test", outcomes)
@@ -118,7 +117,8 @@ def _say_ranges(plan: Plan) -> None:
     for label, keys in drawn.items():
         rows_of.setdefault(keys, []).append(label)
     for keys, labels in rows_of.items():
-        say(f"tuned in {', '.join(labels)}: {', '.join(keys)}")
+        if keys:  # of few trials none may be left to draw
+            say(f"tuned in {', '.join(labels)}: {', '.join(keys)}")
 
 
 def _how(outcome: Outcome, split: str) -> str:
@@ -144,14 +144,7 @@ def _tuning(plan: Plan, outcomes: Mapping[str, Outcome]) -> Tuning:
     by_row: dict[str, list[Trial]] = {}
     for candidate, run in plan.tuning:
         outcome = outcomes[run.name]
-        result = outcome.result
-        trial = Trial(
-            chosen=candidate.chosen,
-            score=None if result is None else float(result["best_valid_score"]),
-            bigger=result is None or bool(result["valid_score_bigger"]),
-            run=run.name,
-            reason=outcome.reason or "",
-        )
+        trial = candidate.trial(run.name, outcome.result, outcome.reason or "")
         by_row.setdefault(candidate.label, []).append(trial)
     assert plan.seeding.of_tuning is not None
     on = "; ".join(dict.fromkeys(plan.seeding.tuned_on(draws) for draws in plan.draws.values()))

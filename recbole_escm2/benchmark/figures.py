@@ -627,7 +627,8 @@ def _chosen(study: Study, training: Mapping[str, Any]) -> list[str]:
     asked = next((r["valid_metric"] for r in study.results.values() if r.get("valid_metric")), "")
     task = training.get("task")
     _, _, statistic = asked.partition("_")
-    names = [f"{task.upper()}_{statistic}"] if task else [asked]
+    own = training.get("valid_metric")
+    names = [own, f"{task.upper()}_{statistic}"] if task else [asked]
     return [name for name in [*names, asked, *known] if name in known][:1]
 
 

@@ -21,8 +21,8 @@ from recbole_escm2 import __version__
 from recbole_escm2.benchmark.code import code_of
 from recbole_escm2.benchmark.request import Request, read_request, split_list
 from recbole_escm2.benchmark.seeds import Seeds, aa_row, tuning_seed_of, worlds_apart
-from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row
-from recbole_escm2.benchmark.tuning import Candidate, candidates
+from recbole_escm2.benchmark.study import DEFAULT_COLUMNS, Row, Tuning
+from recbole_escm2.benchmark.tuning import Candidate, candidates, tuned
 from recbole_escm2.checkpoint import plain
 from recbole_escm2.config import PLACE_KEYS, Config
 from recbole_escm2.data.sources import identity, open_store
@@ -189,8 +189,9 @@ def make_plan(options: Mapping[str, str]) -> Plan:
 
 
 @_said_once()
-def with_rows(plan: Plan, rows: Sequence[Row]) -> Plan:
-    """The plan with other settings in its rows."""
+def with_tuned_rows(plan: Plan, tuning: Tuning) -> Plan:
+    """The plan with the settings in its rows that were best on validation."""
+    rows = tuned(plan.request, plan.rows, tuning, plan.baseline)
     configs = {row.label: plan.request.config(row) for row in rows}
     threads = threads_of(plan.jobs)
     runs = runs_of(rows, plan.seeds, configs, plan.columns, plan.seeding.settings, threads=threads)
@@ -208,9 +209,9 @@ def _tuning(
     """What is tried, row by row, with its runs."""
     assert seeds.of_tuning is not None
     tried = candidates(request, [row for row in rows if not row.aa], trials, seeds.of_tuning)
-    configs = {one.row.label: request.config(one.row) for one in tried}
-    settings, tuned = partial(seeds.settings, trial=True), [one.row for one in tried]
-    runs = runs_of(tuned, [seeds.of_tuning], configs, columns, settings, threads=threads)
+    configs = {one.row.label: one.config for one in tried}
+    settings, own = partial(seeds.settings, trial=True), [one.row for one in tried]
+    runs = runs_of(own, [seeds.of_tuning], configs, columns, settings, threads=threads)
     return list(zip(tried, runs, strict=True))
 
 

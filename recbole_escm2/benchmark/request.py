@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from recbole_escm2.benchmark.study import Row
 from recbole_escm2.config import (
+    PART_SETTINGS,
     Config,
     family_keys,
     idle_keys,
@@ -185,6 +186,8 @@ def has_effect(
         dataset: the data set's name, where it is known: it may have keys of its own.
         backbones: the backbones that the model may have; likewise.
     """
+    if key in PART_SETTINGS and issubclass(model, EntireSpaceRecommender):
+        return False
     return key in _keys_of(model, dataset, backbones)
 
 

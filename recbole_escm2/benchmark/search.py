@@ -20,10 +20,17 @@ from recbole_escm2.benchmark.interrupt import say, terminated_as_interrupted
 from recbole_escm2.benchmark.plan import Run, runs_of, whole_number
 from recbole_escm2.benchmark.request import Request, read_request
 from recbole_escm2.benchmark.runs import Outcome, Process, execute, finished
-from recbole_escm2.benchmark.space import Space, random_seed_of, ranges_of, settings_of
+from recbole_escm2.benchmark.space import (
+    Space,
+    pair_settings,
+    pair_space,
+    random_seed_of,
+    ranges_of,
+    settings_of,
+)
 from recbole_escm2.benchmark.study import Row
 from recbole_escm2.checkpoint import plain
-from recbole_escm2.config import Config, parse_value
+from recbole_escm2.config import PAIR, Config, learns_both, parse_value
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.model.lookup import model_path
@@ -45,8 +52,12 @@ _PRUNED = "pruned"
 _AT_WORK = "the same values were at work"
 _SUBJECT = "subject"
 _ABANDONED = "abandoned"  # numbers of the trials that were stopped and queued again
+_SCORES = "scores"  # of the two models of a pair: metric, score, whether bigger is better
 # What a search notes of a trial.
-_ATTRIBUTES = {"owner": str, "reason": str, "run": str, "test_result": dict, "validations": int}
+_ATTRIBUTES = {
+    **{"owner": str, "reason": str, "run": str, "test_result": dict, "validations": int},
+    _SCORES: dict,
+}
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -59,7 +70,8 @@ class Search:
         config: those, as a config.
         model: as ``--model`` takes it.
         space: what may be chosen.
-        trials: how many, those of earlier starts included.
+        trials: how many, those of earlier starts included; a CTR and a CVR model as a pair are two
+            trainings a trial, and have half as many.
         jobs: trials at once.
         sampler: ``tpe`` or ``random``.
         pruner: ``median`` or ``none``.
@@ -89,6 +101,11 @@ class Search:
     def output_dir(self) -> Path:
         """Where the runs go."""
         return self.folder.parent
+
+    def settings(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What was chosen, as config values."""
+        chosen = settings_of(parameters, self.space)
+        return pair_settings(chosen, self.config) if learns_both(self.config) else chosen
 
     def run_of(self, number: int, settings: Mapping[str, Any], threads: int | None = None) -> Run:
         """The run of a trial, by default with its share of the cores."""
@@ -229,6 +246,9 @@ def make_search(options: Mapping[str, str]) -> Search:
     space = ranges_of(request, replace(entry, params_file=own["params_file"]))
     request = replace(request, settings={**request.settings, **entry.settings})
     config = request.config(entry)
+    trials = whole_number("trials", parse_value(str(own["trials"])), 1)
+    if learns_both(config):
+        space, trials = pair_space(space, config), max(1, trials // len(PAIR))
     for key, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "none"))):
         if own[key] not in known:
             raise UsageError(f"{key} must be {' or '.join(known)}, got {own[key]!r}")
@@ -239,7 +259,7 @@ def make_search(options: Mapping[str, str]) -> Search:
         config=config,
         model=entry.model,
         space=space,
-        trials=whole_number("trials", parse_value(str(own["trials"])), 1),
+        trials=trials,
         jobs=whole_number("jobs", parse_value(str(own["jobs"])), 1),
         sampler=own["sampler"],
         pruner=own["pruner"],
@@ -343,7 +363,7 @@ def _propose(
             trial = study.ask(asked.space)
             trial.set_user_attr("owner", f"{platform.node()}:{owner.name}")
             try:
-                run = asked.run_of(trial.number, settings_of(trial.params, asked.space))
+                run = asked.run_of(trial.number, asked.settings(trial.params))
             except UsageError:  # the ranges are wrong, and this was no trial
                 _abandon(study, trial.number, {})
                 raise
@@ -385,6 +405,10 @@ def _tell(study: optuna.Study, asked: Search, trial: optuna.Trial, outcome: Outc
         trainings = outcome.result["trainings"]
         if len(trainings) == 1:  # two trainings have no common validation
             _report(trial, asked, trainings[0]["epochs"])
+        else:
+            names = ("valid_metric", "best_valid_score", "valid_score_bigger")
+            scores = {t["task"]: [t[name] for name in names] for t in trainings}
+            trial.set_user_attr(_SCORES, scores)
         trial.set_user_attr("test_result", outcome.result["test_result"])
         study.tell(trial, value)
         how = f"{asked.config['valid_metric']} {value:.4f} on validation"
@@ -396,6 +420,11 @@ def _tell(study: optuna.Study, asked: Search, trial: optuna.Trial, outcome: Outc
         study.tell(trial, state=TrialState.FAIL)
         how = f"failed: {outcome.reason} (log: {outcome.folder})"
     say(f"[{len(_over(study))}/{asked.trials}] trial {number}: {how}; {_written(chosen)}")
+
+
+def _goodness(trial: FrozenTrial, part: str) -> float:
+    _, score, bigger = trial.user_attrs[_SCORES][part]
+    return float(score if bigger else -score)
 
 
 def _written(chosen: Mapping[str, Any]) -> str:
@@ -430,15 +459,34 @@ def _show(study: optuna.Study, asked: Search, stopped: bool) -> None:
         for n in best_first[:_SHOWN_TRIALS]
     ]
     print(table(["trial", metric, *asked.space], rows))
-    best = by_number[best_first[0]]
     file = asked.folder / "best.yaml"
-    write_whole(file, _best_yaml(best, asked, len(trials)))
+    chosen, which = _chosen([by_number[n] for n in best_first], asked)
+    write_whole(file, _best_yaml(chosen, which, asked, len(trials)))
     counts = {state: sum(t.state == state for t in trials) for state in _OVER}
     print(
         f"\n{counts[TrialState.COMPLETE]} trials completed, {counts[TrialState.PRUNED]} pruned, "
-        f"{counts[TrialState.FAIL]} failed. Trial {best.number} is the best on validation:"
+        f"{counts[TrialState.FAIL]} failed. The best on validation: {which}:"
         f"\n--config_files={file}"
     )
+
+
+def _chosen(best_first: Sequence[FrozenTrial], asked: Search) -> tuple[dict[str, Any], str]:
+    """The parameters that were best, and whose they are.
+
+    Of a pair those of the CTR model that was best by its own metric, and of the CVR model that was
+    best by the product.
+    """
+    best, metric = best_first[0], asked.config["valid_metric"]
+    if not learns_both(asked.config):
+        return best.params, f"trial {best.number}, {metric} {best.value:.6f}"
+    chosen: dict[str, Any] = {}
+    whose = []
+    for part in PAIR:
+        of_part = max(best_first, key=lambda trial: _goodness(trial, part))
+        own = {k: v for k, v in of_part.params.items() if k.startswith(f"{part}_settings.")}
+        chosen |= own
+        whose.append(f"{part.upper()} model of trial {of_part.number}")
+    return chosen, " and ".join(whose)
 
 
 def _cell(value: Any) -> str:
@@ -447,23 +495,30 @@ def _cell(value: Any) -> str:
 
 def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> str:
     tests = dict.fromkeys(name for t in trials for name in t.user_attrs.get("test_result", ()))
-    columns = [*("trial", "state", f"valid_{metric}"), *asked.space, "run", "reason"]
+    # of the two models of a pair, each of which has what chooses it
+    parts = [
+        {f"valid_{name}": score for name, score, _ in t.user_attrs.get(_SCORES, {}).values()}
+        for t in trials
+    ]
+    scores = dict.fromkeys([f"valid_{metric}", *(name for part in parts for name in part)])
+    columns = ["trial", "state", *scores, *asked.space, "run", "reason"]
     lines = [
         {
             "trial": t.number,
             "state": t.state.name.lower(),
+            **part,
             f"valid_{metric}": t.value if t.state == TrialState.COMPLETE else None,
             **{name: t.params.get(name) for name in asked.space},
             **{name: t.user_attrs.get(name) for name in ("run", "reason")},
             **{f"test_{name}": v for name, v in t.user_attrs.get("test_result", {}).items()},
         }
-        for t in trials
+        for t, part in zip(trials, parts, strict=True)
     ]
     return csv_text([*columns, *(f"test_{name}" for name in tests)], lines)
 
 
-def _best_yaml(best: FrozenTrial, asked: Search, trials: int) -> str:
-    row = asked.row_of("best", settings_of(best.params, asked.space))
+def _best_yaml(chosen: Mapping[str, Any], which: str, asked: Search, trials: int) -> str:
+    row = asked.row_of("best", asked.settings(chosen))
     config = asked.request.config(row)
     settings = {
         "model": model_path(config.model_class),
@@ -474,8 +529,5 @@ def _best_yaml(best: FrozenTrial, asked: Search, trials: int) -> str:
             if key not in ("model", "dataset")
         },
     }
-    head = (
-        f"# The best of {trials} trials: {config['valid_metric']} {best.value:.6f} on validation "
-        f"(trial {best.number}).\n"
-    )
+    head = f"# The best of {trials} trials on validation: {which}.\n"
     return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

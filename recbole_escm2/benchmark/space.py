@@ -18,7 +18,14 @@ from recbole.model.abstract_recommender import ContextRecommender
 
 from recbole_escm2.benchmark.request import Request, has_effect
 from recbole_escm2.benchmark.study import Row
-from recbole_escm2.config import KEY_NEEDS, PLACE_KEYS, PROPERTIES, Config, parse_value
+from recbole_escm2.config import (
+    KEY_NEEDS,
+    PART_SETTINGS,
+    PLACE_KEYS,
+    PROPERTIES,
+    Config,
+    parse_value,
+)
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model.lookup import find_model
 
@@ -126,6 +133,29 @@ def default_space(model: type) -> Space:
             "or give a params_file, of lines 'name type range'"
         )
     return {name: values for name, values in space.items() if has_effect(name, model)}
+
+
+def pair_space(space: Space, config: Config) -> Space:
+    """Ranges of the two models of ``task: both``, each with settings of its own.
+
+    Names are ``ctr_settings.NAME`` and ``cvr_settings.NAME``; what is set for a model isn't
+    searched for it.
+    """
+    return {
+        f"{key}.{name}": values
+        for key in PART_SETTINGS
+        for name, values in space.items()
+        if name not in (config[key] or {})
+    }
+
+
+def pair_settings(chosen: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What was chosen from a :func:`pair_space`, over what is set already, as config values."""
+    settings: dict[str, Any] = {key: dict(config[key] or {}) for key in PART_SETTINGS}
+    for name, value in chosen.items():
+        key, _, own = name.partition(".")
+        settings[key][own] = value
+    return {key: own for key, own in settings.items() if own}
 
 
 def random_seed_of(seed: int, number: int) -> int:

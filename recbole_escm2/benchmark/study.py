@@ -70,6 +70,7 @@ class Trial:
         bigger: whether a larger score is better.
         run: the run's name.
         reason: why there is no score.
+        metric: of validation, where it isn't that of all rows.
     """
 
     chosen: Mapping[str, Any]
@@ -77,6 +78,12 @@ class Trial:
     bigger: bool
     run: str
     reason: str = ""
+    metric: str | None = None
+
+
+def part_label(label: str, task: str) -> str:
+    """What one of the two models of a row is called, which are tuned one by one."""
+    return f"{label}, {task.upper()} model"
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Tuning:
         trials: settings that were tried a row.
         seed: of their runs.
         metric: of validation, which chose.
-        by_row: what was tried, by the row's label.
+        by_row: what was tried, by the row's label, or that of each of its two models.
         rows: what it was tried on, so that no seed tests on it; the rest of a sentence.
     """
 

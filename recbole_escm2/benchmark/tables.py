@@ -24,7 +24,7 @@ from recbole_escm2.benchmark.statistics import (
     Sample,
     sample,
 )
-from recbole_escm2.benchmark.study import Study, Tuning
+from recbole_escm2.benchmark.study import Study, Trial, Tuning, part_label
 from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
 
 BETTER, WORSE = "▲", "▼"
@@ -322,18 +322,20 @@ def trials_csv(tuning: Tuning) -> str:
     The score of a trial that failed is empty, and so is a setting that a trial didn't draw, which
     is then the row's own.
     """
-    score = f"valid_{tuning.metric}"
     lines: list[dict[str, Any]] = []
+    scores: dict[str, None] = {f"valid_{tuning.metric}": None}
     drawn: dict[str, None] = {}
     for label, tried in tuning.by_row.items():
         best = tuning.best(label)
         for number, trial in enumerate(tried):
+            score = f"valid_{trial.metric or tuning.metric}"
+            scores[score] = None
             line = {"row": label, "trial": number, score: trial.score, "chosen": int(trial is best)}
             line |= {"reason": trial.reason, "run": trial.run}
             # as text, since the CSV has nothing for None
             lines.append(line | {key: str(value) for key, value in trial.chosen.items()})
             drawn |= dict.fromkeys(trial.chosen)
-    return output.csv_text(["row", "trial", score, "chosen", "reason", "run", *drawn], lines)
+    return output.csv_text(["row", "trial", *scores, "chosen", "reason", "run", *drawn], lines)
 
 
 def as_json(study: Study) -> dict[str, Any]:
@@ -469,10 +471,16 @@ def tuning_table(tuning: Tuning) -> list[list[str]]:
     rows = [["model", f"valid {tuning.metric}, as it was", "tuned", "chosen"]]
     for label, tried in tuning.by_row.items():
         best = tuning.best(label)
-        scores = ["" if trial.score is None else f"{trial.score:.4f}" for trial in (tried[0], best)]
+        scores = [_valid_score(trial) for trial in (tried[0], best)]
         chosen = ", ".join(f"{key}={_setting(value)}" for key, value in best.chosen.items())
         rows.append([one_line(label), *scores, chosen or "as it was"])
     return rows
+
+
+def _valid_score(trial: Trial) -> str:
+    if trial.score is None:
+        return ""
+    return f"{trial.score:.4f}" + (f" ({trial.metric})" if trial.metric else "")
 
 
 def _setting(value: Any) -> str:
@@ -618,6 +626,13 @@ def _notes(study: Study) -> Iterable[str]:
             f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
             f"drawn at random from its ranges{tuning.rows and ', ' + tuning.rows}."
         )
+        if any(part_label(row.label, "cvr") in tuning.by_row for row in study.rows):
+            cvr = tuning.trials // 2
+            yield (
+                f"Where a row is two models, they have {tuning.trials} trainings together: "
+                f"{tuning.trials - cvr} settings of the CTR model, chosen by its own metric, and "
+                f"{cvr} of the CVR model, chosen by the product."
+            )
     if seeds > 1:
         yield from _verdict_notes(study)
     arrows = [direction(metric) for metric in study.shown]

@@ -33,8 +33,8 @@ REFUSED = {
     "KD_DAGFM": "it is trained in phases: a teacher first, whose checkpoint the student then wants",
 }
 
-#: RecBole's models with an embedding of their own, by the module that holds it.
-_OWN_EMBEDDING = {"FFM": "ffm"}
+#: RecBole's models with an embedding of their own, which sees bags padded, by its module.
+OWN_EMBEDDING = {"FFM": "ffm"}
 
 #: RecBole's models that fail where there is no pair of features.
 _OF_PAIRS = ("FFM", "FiGNN", "FwFM")
@@ -249,7 +249,7 @@ def recbole_towers(backbone: str, names: Sequence[str], config: Any, dataset: An
     if not _reads(model, "first_order_linear"):
         for each in towers.values():
             del each.first_order_linear
-    if own := _OWN_EMBEDDING.get(backbone):
+    if own := OWN_EMBEDDING.get(backbone):
         for other in towers.values():
             setattr(other, own, getattr(first, own))
     return towers

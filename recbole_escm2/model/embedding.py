@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.layers import FLEmbedding, FMEmbedding
 from torch import Tensor, nn
 
@@ -67,6 +68,26 @@ class WithBags:
         if name not in self._fields:
             return self._interaction[name]
         return self._bags[name] if name in self._bags else Bags.of_padded(self._interaction[name])
+
+
+class BagEmbedding(ContextRecommender):
+    """RecBole's embedding with all values of a multi-valued field, and their weights.
+
+    Attributes:
+        bag_pooling: ``mean`` or ``sum``, see :func:`pool_bag`.
+    """
+
+    bag_pooling: str
+
+    def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
+        """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
+        if not token_seq_fields:
+            return None
+        return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
+
+    def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
+        """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
+        return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
 
 
 def embedding_tables(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:

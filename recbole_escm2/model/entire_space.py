@@ -10,7 +10,6 @@ from logging import getLogger
 from typing import Any, ClassVar
 
 import torch
-from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import backbone
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.embedding import WithBags, pool_bags
+from recbole_escm2.model.embedding import BagEmbedding
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk, self_normalized
 
@@ -60,7 +59,7 @@ _KEYS_OF_FLAG = {
 }
 
 
-class EntireSpaceRecommender(ContextRecommender):
+class EntireSpaceRecommender(BagEmbedding):
     """ESMM's architecture and the combined risk L = L_CTR + λc·L_CVR + λg·L_CTCVR.
 
     All features are embedded once (RecBole's embedding of token, token-sequence and numerical
@@ -142,7 +141,7 @@ class EntireSpaceRecommender(ContextRecommender):
         }
         self.mlp_hidden_size: list[int] = config["mlp_hidden_size"]
         self.dropout_prob: float = config["dropout_prob"]
-        self.bag_pooling: str = config["bag_pooling"]
+        self.bag_pooling = config["bag_pooling"]
         self._check_features(dataset)
 
         self.backbone: str = config["backbone"]
@@ -230,16 +229,6 @@ class EntireSpaceRecommender(ContextRecommender):
         sparse, dense = self.embed_input_fields(interaction)
         kinds = [e for e in (sparse, dense) if e is not None and e.dim() == 3]
         return kinds[0] if len(kinds) == 1 else torch.cat(kinds, dim=1)
-
-    def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
-        """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
-        if not token_seq_fields:
-            return None
-        return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
-
-    def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
-        """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
-        return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
 
     def propensity(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
         """The weight's denominator: max(ô, ``propensity_floor``), without gradient, ``[|D|]``.

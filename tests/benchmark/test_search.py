@@ -13,6 +13,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from recbole_escm2.benchmark.request import read_request
+from recbole_escm2.benchmark.search import make_search
 from recbole_escm2.benchmark.space import default_space, ranges_of, read_space, settings_of
 from recbole_escm2.config import KEY_NEEDS, Config
 from recbole_escm2.errors import UsageError
@@ -145,6 +146,44 @@ def test_a_search_survives_a_kill_and_its_config_runs(
     again = program(*arguments)
     assert "6 trials, 6 are done" in again.stderr
     assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize(("trials", "pairs"), [("1", 1), ("2", 1), ("5", 2), ("20", 10)])
+def test_two_models_have_ranges_of_their_own_and_half_the_trials(
+    data_path, tmp_path, trials, pairs
+):
+    options = {"model": "LR", "dataset": "tiny", "data_path": str(data_path), "trials": trials}
+    asked = make_search(options | {"output_dir": str(tmp_path), "cvr_settings": "{epochs: 3}"})
+    assert asked.trials == pairs
+    assert list(asked.space) == ["ctr_settings.learning_rate", "cvr_settings.learning_rate"]
+    run = asked.run_of(0, asked.settings(dict.fromkeys(asked.space, 0.5)))
+    assert run.settings["task"] == "both"
+    assert run.settings["ctr_settings"] == {"learning_rate": 0.5}
+    assert run.settings["cvr_settings"] == {"epochs": 3, "learning_rate": 0.5}
+
+
+def test_each_of_two_models_has_the_settings_of_its_best_trial(
+    program, metrics_of, data_path, tmp_path
+):
+    arguments = (
+        *("search", "--model=LR", "--dataset=tiny", f"--data_path={data_path}", "--trials=7"),
+        *("--jobs=2", "--epochs=2", "--train_batch_size=256"),
+    )
+    done = program(*arguments)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "output" / "search-LR-tiny"
+    with open(folder / "trials.csv", newline="") as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == 3
+    content = yaml.safe_load((folder / "best.yaml").read_text())
+    for part, metric, best in (("ctr", "CTR_AUC", max), ("cvr", "CTCVR_LogLoss", min)):
+        of_part = best(trials, key=lambda trial: float(trial[f"valid_{metric}"]))
+        chosen = float(of_part[f"{part}_settings.learning_rate"])
+        assert content[f"{part}_settings"] == {"learning_rate": pytest.approx(chosen)}
+        assert f"{part.upper()} model of trial {of_part['trial']}" in done.stdout
+    run = program(f"--config_files={folder / 'best.yaml'}")
+    assert run.returncode == 0, run.stderr
+    assert 0 < metrics_of(run.stdout)["CTCVR_AUC"] < 1
 
 
 def test_pruning_ends_a_trial_early(program, data_path, tmp_path):
