@@ -351,6 +351,8 @@ BAD = {
     "eval_step": [0, 1.0, None],
     "stopping_step": [-1, 2.0],
     "bag_pooling": ["max", "", 1, None],
+    "ctr_settings": [[1], "fast", 3],
+    "cvr_settings": [[1], "fast", 3],
     "weight_scaler": ["max", 1, None],
     "multi_value_top_k": [0, -1, 2.5, True, None],
     "seed": [-1, 2**31, 0.5, "dice", True],

@@ -293,7 +293,8 @@ def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_pa
         trials = list(csv.DictReader(file))
     assert len(trials) == 9
     assert {row["row"] for row in trials if row["chosen"] == "1"} == set(tuning["by_row"])
-    (failed,) = (row for row in trials if not row["valid_CTCVR_AUC"])
+    (failed,) = (row for row in trials if row["reason"])
+    assert not failed["valid_CTCVR_AUC"]
     assert (failed["row"], failed["trial"], failed["mlp_hidden_size"]) == ("broken:Half", "0", "")
     assert "not as it is" in failed["reason"]
     shown = (folder / "report.md").read_text()
