@@ -208,6 +208,9 @@ def search_database(trap: Trap) -> None:
     assert not _take_over(study, asked)
     assert named.read_text() == "precious"
     named.unlink()
+    (asked.folder / named.name).touch()  # what a search that was killed leaves in its own folder
+    assert _take_over(study, asked)
+    assert not (asked.folder / named.name).exists()
     study.enqueue_trial({"output_dir": str(trap.outside), "model": "planted:Planted"})
     refused("a trial with output_dir = .* which isn't in its ranges", _open, asked)
     own = {"learning_rate": optuna.distributions.CategoricalDistribution(["=1+1"])}
