@@ -58,9 +58,11 @@ class RowAdam(torch.optim.Optimizer):
       and t, which is the soft threshold of each of them in closed form;
     * steps with g + λw in place of g.
 
-    A row's first s is 0: initial weights sleep too. It isn't dense Adam to the bit, which takes
-    some steps to reach that pace, keeps the momentum of its last visit and swings about zero.
-    A table's steps are those in which it has a gradient.
+    A row's first s is 0: initial weights sleep too. A table's steps are those in which it has a
+    gradient. It isn't dense Adam to the bit. That swings about zero; after a visit it goes on by
+    the row's momentum, and is slower than η a step until v̂ has forgotten the visit's gradient,
+    which takes the longer the smaller λ is. So it keeps more of a row than κ = 1 does: where rare
+    rows tell something, a smaller κ is closer to it.
 
     Who trains calls :meth:`wake` before a forward pass, :meth:`catch_up` before a table is read in
     another way (validation, saving, the end), and :meth:`leave_out` for rows without a penalty.
@@ -71,8 +73,8 @@ class RowAdam(torch.optim.Optimizer):
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
         weight_decay: λ; at 0 there is neither penalty nor sleep.
-        sleeping_decay: κ, the pace of sleeping rows in learning rates a step: 1 is dense Adam's,
-            at 0 they stay as they are.
+        sleeping_decay: κ, the pace of sleeping rows in learning rates a step: 1 is what dense
+            Adam's tends to, at 0 they stay as they are.
     """
 
     def __init__(

@@ -144,7 +144,7 @@ def run(
             best_score = score_of(config["valid_metric"], best_valid[config["valid_metric"]])
         test_result, predictions = _score(config, fitted, "test")
         test = fitted[0].splits["test"].dataset
-        if folder is not None and test.test_is_fixed:
+        if folder is not None and test.seed_draws == "weights":
             item = None if test.iid_field is None else test.inter_feat[test.iid_field].numpy()
             primary = primary_metrics(test_result, config["primary"])
             keep_influence(run_dir, predictions, item, primary)

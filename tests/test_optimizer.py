@@ -288,6 +288,21 @@ def test_a_state_from_before_there_was_a_penalty_has_none():
     again.step()
 
 
+def test_all_tables_of_all_groups_step_and_sleep():
+    tables = [nn.Parameter(torch.ones(ROWS, 1)) for _ in range(3)]
+    groups = [{"params": tables[:2]}, {"params": tables[2:], "sleeping_decay": 0.5}]
+    optimizer = RowAdam(groups, lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        for table in tables:
+            table.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 1), (ROWS, 1))
+        optimizer.step()
+    assert all(table[0] < 1 for table in tables)
+    assert all((table[1:] == 1).all() for table in tables)
+    optimizer.catch_up()
+    for table, slept in zip(tables, (0.8, 0.8, 0.9), strict=True):
+        torch.testing.assert_close(table[1:].detach(), torch.full((ROWS - 1, 1), slept))
+
+
 class Sizes(TorchDispatchMode):
     """The largest tensor that an operation makes, given ones that it may hand through."""
 

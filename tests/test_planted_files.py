@@ -34,6 +34,7 @@ from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.data.sources import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, kept_influence
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 
 SMALL = ("--model=ESMM", "--dataset=tiny", "--epochs=1", "--embedding_size=4")
@@ -191,6 +192,29 @@ def run_folder(trap: Trap) -> None:
     refused("is a link", list, execute(iter(linked.runs), linked.output_dir, 1))
 
 
+def influence_values(trap: Trap) -> None:
+    """Archives of pickles, and one whose rows are those of a file elsewhere."""
+    folder = trap.here / "runs" / "one"
+    folder.mkdir(parents=True)
+    bombs = np.array([Bomb(trap.trace)], object)
+    for digest in (bombs, np.array("/../../../outside/victim")):
+        with open(folder / INFLUENCE_FILE, "wb") as file:
+            np.savez(file, digest=digest, CTR_AUC=bombs)
+        with pytest.raises(NoInfluenceError):
+            kept_influence(folder)
+    for harm in (pickle.dumps(bombs), b"", b"PK"):
+        (folder / INFLUENCE_FILE).write_bytes(harm)
+        with pytest.raises(NoInfluenceError):
+            kept_influence(folder)
+    truth = trap.here / "runs" / f"test-rows-{'0' * 64}.npz"
+    with open(truth, "wb") as file:
+        np.savez(file, click=bombs, cluster0=bombs)
+    with open(folder / INFLUENCE_FILE, "wb") as file:
+        np.savez(file, digest=np.array("0" * 64), CTR_AUC=bombs)
+    with pytest.raises(NoInfluenceError):
+        kept_influence(folder).of("CTR_AUC")
+
+
 def search_database(trap: Trap) -> None:
     """A trial at work whose owner is a file, and trials with other keys and values."""
     (trap.here / "x.hyper").write_text("learning_rate choice [0.01, 0.02]\n")
@@ -208,6 +232,9 @@ def search_database(trap: Trap) -> None:
     assert not _take_over(study, asked)
     assert named.read_text() == "precious"
     named.unlink()
+    (asked.folder / named.name).touch()  # what a search that was killed leaves in its own folder
+    assert _take_over(study, asked)
+    assert not (asked.folder / named.name).exists()
     study.enqueue_trial({"output_dir": str(trap.outside), "model": "planted:Planted"})
     refused("a trial with output_dir = .* which isn't in its ranges", _open, asked)
     own = {"learning_rate": optuna.distributions.CategoricalDistribution(["=1+1"])}
@@ -363,19 +390,19 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     checkpoint: {"checkpoint.py"},
     pickled_checkpoint: {"checkpoint.py"},
     run_folder: {"benchmark/runs.py", "benchmark/worker.py"},
+    influence_values: {"evaluator/influence.py"},
     search_database: {"benchmark/search.py"},
     schema_of_a_store: {"data/store.py"},
     atomic_files: {"data/atomic.py"},
     raw_files_of_ali_ccp: {
-        *("data/ali_ccp/convert.py", "data/ali_ccp/sources.py"),
-        *("data/ali_ccp/source.py", "data/ali_ccp/simulate.py"),
+        *("data/ali_ccp/convert.py", "data/ali_ccp/sources.py", "data/ali_ccp/simulate.py"),
     },
     yaml_files: {"config.py"},
     ranges: {"benchmark/space.py"},
 }
-#: These read files of the package itself, the source of modules that are imported already, and what
-#: the system says of its processors.
-OWN = {"benchmark/page.py", "benchmark/code.py", "threads.py"}
+#: These read files of the package itself or of RecBole, the source of modules that are imported
+#: already, and what the system says of its processors.
+OWN = {"benchmark/page.py", "benchmark/code.py", "model/backbone.py", "threads.py"}
 READS = re.compile(
     r"\b(open|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
     r"|\b(torch|np|json|yaml|pickle|tarfile|joblib)\.(load|loads|open)\("

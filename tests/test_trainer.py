@@ -167,6 +167,18 @@ def test_f1_and_recall_decide_by_the_base_rate_of_train(settings, places):
         assert single["test_result"].threshold["cvr"] == expected["cvr"]
 
 
+def test_each_epoch_has_an_order_of_its_own(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(ESMM, "tiny", config_dict=settings)
+    config["checkpoint_dir"] = settings["output_dir"]
+    train, valid, _ = prepare_data(config, EntireSpaceDataset(config))
+    trainer = EntireSpaceTrainer(config, config.model_class(config, train.dataset))
+    asked = []
+    monkeypatch.setattr(train, "set_epoch", asked.append)
+    trainer.fit(train, valid)
+    assert asked == [0, 1]
+
+
 def moved(settings, scaled, clip):
     """How far each parameter of ESCM2_DR has moved after an epoch of SGD."""
     config = Config(

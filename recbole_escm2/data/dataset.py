@@ -97,13 +97,6 @@ class EntireSpaceDataset(Dataset):
         return f"{self.dataset_name}: {simulated['note']}" if simulated else None
 
     @property
-    def test_is_fixed(self) -> bool:
-        """Whether test is the same whatever the seed: in a file of its own, or the latest rows."""
-        asked = self.config["eval_args"]
-        by_time = asked["order"] == "TO" or "TS" in (asked["split"] or ())
-        return by_time or self.benchmark_filename_list is not None
-
-    @property
     def _label_fields(self) -> list[str]:
         return [column.field for column in self.label_columns]
 

@@ -483,8 +483,7 @@ def test_runs_on_a_test_file_keep_what_a_verdict_needs(data_path, tmp_path):
         train_and_test(
             model, "fixed", config_dict={**settings, "seed": seed}, saved=False, folder=folder
         )
-        found = json.loads((folder / "result.json").read_text())
-        results[model, seed] = {**found, "seed_draws": "weights"}
+        results[model, seed] = json.loads((folder / "result.json").read_text())
     one = Study(
         title="",
         command="",
@@ -496,6 +495,7 @@ def test_runs_on_a_test_file_keep_what_a_verdict_needs(data_path, tmp_path):
         results=results,
         influence=lambda label, seed: kept_influence(folders[label, seed]),
     )
+    assert one.draws.kind == "weights"
     assert one.primary == ("CTCVR_AUC", "CVR_AUC_ES")
     assert layout(one).problems == ()
     of_seeds = with_draws(one, "world")

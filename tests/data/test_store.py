@@ -314,6 +314,15 @@ def test_rows_of_rows_of_rows(rows):
     assert list(part) == ["a", "x", "b"]
     assert shown[2:6][::2]["a"].tolist() == data["columns"]["a"][[2, 4]].tolist()
     assert shown[-1:]["a"].tolist() == data["columns"]["a"][[7]].tolist()
+    assert shown[[-1, -3, 0]]["a"].tolist() == data["columns"]["a"][[7, 5, 0]].tolist()
+
+
+def test_what_is_written_into_a_column_stays_out_of_the_table(rows):
+    shown, data = rows
+    for name in ("a", "x"):
+        column = shown[name]
+        column += 1
+        assert shown[name].tolist() == data["columns"][name].tolist()
 
 
 def test_weights_are_divided_by_their_scale(rows):
