@@ -85,8 +85,8 @@ class TestCost:
             ("CTR_AUC", 0.7, -0.7),
             ("CTR_LogLoss", 0.2, 0.2),
             ("CVR_MAE_ES", 0.1, 0.1),
-            ("CVR_PCOC", 0.75, 0.25),
-            ("CVR_PCOC", 1.25, 0.25),
+            ("CVR_PCOC", 0.5, math.log(2)),
+            ("CVR_PCOC", 2.0, math.log(2)),
             ("IEB", -0.02, 0.02),
         ],
     )
@@ -112,11 +112,13 @@ class TestCompare:
         assert (up.gain, down.gain) == (False, True)
 
     def test_target_compares_distances_seed_by_seed(self):
-        ours = sample({1: 0.9, 2: 1.1, 3: 1.05})  # distances .1 .1 .05, though their mean is 1.017
-        theirs = sample({1: 1.0, 2: 1.02, 3: 0.97})  # distances 0 .02 .03
+        # a ratio's distance is that of its logarithm: log 2, log 2 and log 1.25 against 0, .02, .03
+        ours = sample({1: 0.5, 2: 2.0, 3: 1.25})
+        theirs = sample({1: 1.0, 2: math.exp(0.02), 3: math.exp(-0.03)})
         found = compare("CVR_PCOC", ours, theirs)
-        expected = stats.ttest_rel([0.1, 0.1, 0.05], [0.0, 0.02, 0.03])
-        assert found.difference == pytest.approx((0.1 + 0.08 + 0.02) / 3)
+        distances = [math.log(2), math.log(2), math.log(1.25)]
+        expected = stats.ttest_rel(distances, [0.0, 0.02, 0.03])
+        assert found.difference == pytest.approx((sum(distances) - 0.05) / 3)
         assert found.p == pytest.approx(expected.pvalue)
         assert not found.gain
 
