@@ -212,7 +212,9 @@ def _names_a_column(key: str, value: str) -> bool:
 @cache
 def family_keys() -> frozenset[str]:
     """The config keys that act on some models only, and so are refused for the others."""
-    return frozenset({"task"}).union(*(m.acting_keys(b) for m in MODELS for b in BOTTOMS))
+    return frozenset({"task", *PART_SETTINGS}).union(
+        *(m.acting_keys(b) for m in MODELS for b in BOTTOMS)
+    )
 
 
 @cache
@@ -226,7 +228,7 @@ def idle_keys(model_class: type, backbone: str, task: str = "both") -> frozenset
     """
     if issubclass(model_class, EntireSpaceRecommender):
         return family_keys() - model_class.acting_keys(backbone)
-    acting = {"task", "predict_task"} if task == "both" else {"task"}
+    acting = {"task", "predict_task", *PART_SETTINGS} if task == "both" else {"task"}
     return family_keys() - acting - _OF_RECBOLES_MODELS
 
 
@@ -254,7 +256,7 @@ def why_idle(key: str, model_class: type, backbone: str) -> str:
     if not issubclass(model_class, EntireSpaceRecommender):
         return (
             f"{name} learns one task"
-            if key == "predict_task"
+            if key in ("predict_task", *PART_SETTINGS)
             else f"{name} is a model of RecBole's own"
         )
     if key == "propensity_normalization" and model_class.weighs_clicks():
@@ -262,9 +264,9 @@ def why_idle(key: str, model_class: type, backbone: str) -> str:
     return f"{name} {_WHY_IDLE.get(key, _NO_USE).format(backbone)}"
 
 
-# Keys of the family that RecBole's models have, too, each as its own file says.
+# Keys of the family that RecBole's models have, too: each as its own file says, or by our runner.
 _OF_RECBOLES_MODELS = frozenset(
-    {"bag_pooling", "dropout_prob", "embedding_size", "mlp_hidden_size"}
+    {"bag_pooling", "dropout_prob", "embedding_size", "mlp_hidden_size", "sparse_embedding"}
 )
 
 _NO_USE = "has no use for it"
@@ -274,6 +276,8 @@ _WHY_IDLE = {
     "calibrator_weight": "has no calibrator",
     "counterfactual_prior_weight": "has no counterfactual prior",
     "counterfactual_weight": "has no counterfactual risk",
+    "ctr_settings": "is one model of all tasks",
+    "cvr_settings": "is one model of all tasks",
     "dropout_prob": "with backbone {} has no such dropout",
     "embedding_size": "with backbone {} embeds nothing",
     "extraction_level_num": "with backbone {} has no extraction levels",
@@ -551,7 +555,8 @@ def _settle_sparse(config: Any, external: Mapping[str, Any]) -> None:
     try:
         _check_sparse(config)
     except UsageError as error:
-        if is_entire_space(config) or "sparse_embedding" in external:
+        default = config.internal_config_dict.get("sparse_embedding")
+        if is_entire_space(config) or external.get("sparse_embedding", default) != default:
             raise
         getLogger().warning(f"{config['model']} trains with dense gradients here: {error}")
         config["sparse_embedding"] = False
@@ -651,7 +656,8 @@ def part_config(config: Config, task: str) -> Config:
     elif task_of(chooses) not in (None, task, *(("ctcvr",) if task == "cvr" else ())):
         scored = "pCVR or the product" if task == "cvr" else "pCTR"
         raise UsageError(f"{key}: valid_metric {chooses} doesn't score {scored}")
-    shared = {k: v for k, v in config.external_config_dict.items() if k not in PART_SETTINGS}
+    of_both = ("predict_task", *PART_SETTINGS)
+    shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
     try:
         part = Config(
@@ -682,18 +688,6 @@ def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:
                 f"of its training: {', '.join(sorted(allowed))}"
             )
         raise UsageError(f"{key} has '{name}', which isn't known here{did_you_mean(name, allowed)}")
-
-
-def _check_pair(config: Config) -> None:
-    """Refuse settings of two models where there is one, and wrong ones before anything trains."""
-    for task, key in zip(PAIR, PART_SETTINGS, strict=True):
-        if config[key] and not learns_both(config):
-            raise UsageError(
-                f"{key} is of the two models of a single-task model with task: both, and "
-                f"{config['model']} is one here: set the keys themselves"
-            )
-        if config[key]:
-            part_config(config, task)
 
 
 def trains_on_clicks(config: Any) -> bool:
@@ -862,7 +856,10 @@ class Config(recbole.config.Config):
         settle(self, self.external_config_dict)
         if sentence := next(_set_in_vain(self, self.external_config_dict), None):
             raise UsageError(sentence)
-        _check_pair(self)
+        if learns_both(self):
+            for task, key in zip(PAIR, PART_SETTINGS, strict=True):
+                if self[key]:  # what is wrong with it is said before anything trains
+                    part_config(self, task)
 
     def compatibility_settings(self) -> None:
         restore_numpy_names()

@@ -199,6 +199,7 @@ def _stages(config: Config) -> list[Config]:
         own = run_dir / task
         own.mkdir()
         stage["stage"] = task
+        stage["predict_task"] = config["predict_task"]  # of the product
         stage["run_dir"] = str(own)
         stage["checkpoint_dir"] = str(own) if beside else config["checkpoint_dir"]
         stage["show_progress"] = config["show_progress"]

@@ -61,7 +61,10 @@ def test_the_product_is_the_product(asked, scored):
         assert outcome["test_result"][name] == pytest.approx(value, abs=1e-6)
     # each factor is what the two checkpoints predict
     for task, factor in (("ctr", ctr), ("cvr", cvr)):
-        again = evaluate_checkpoint(f"{outcome['run_dir']}/{task}/checkpoint.pth")
+        again = evaluate_checkpoint(
+            f"{outcome['run_dir']}/{task}/checkpoint.pth",
+            config_dict={key: asked[key] for key in ("data_path", "output_dir")},
+        )
         np.testing.assert_array_equal(scored[-1].of(task), factor)
         for name, value in again["test_result"].items():
             assert outcome["test_result"][name] == value
@@ -183,7 +186,10 @@ def test_each_model_has_settings_of_its_own(asked, monkeypatch):
     assert [t["valid_metric"] for t in content["trainings"]] == ["CTR_AUC", "CVR_LogLoss"]
     assert content["config"]["ctr_settings"] == own["ctr_settings"]
     for task in ("ctr", "cvr"):
-        again = evaluate_checkpoint(f"{outcome['run_dir']}/{task}/checkpoint.pth")
+        again = evaluate_checkpoint(
+            f"{outcome['run_dir']}/{task}/checkpoint.pth",
+            config_dict={key: asked[key] for key in ("data_path", "output_dir")},
+        )
         name = f"{task.upper()}_AUC"
         assert again["test_result"][name] == outcome["test_result"][name]
 
@@ -236,11 +242,16 @@ def test_wrong_settings_are_refused_before_anything_trains(settings, settings_of
 
 
 @pytest.mark.parametrize(
-    ("model", "task"), [("DeepFM", "ctr"), ("DeepFM", "ctcvr"), ("ESMM", None)]
+    ("model", "task", "message"),
+    [
+        ("DeepFM", "ctr", "DeepFM learns one task: cvr_settings does nothing there"),
+        ("DeepFM", "ctcvr", "DeepFM learns one task: cvr_settings does nothing there"),
+        ("ESMM", None, "ESMM is one model of all tasks: cvr_settings does nothing there"),
+    ],
 )
-def test_one_model_has_no_settings_of_two(settings, model, task):
+def test_one_model_has_no_settings_of_two(settings, model, task, message):
     changes = {"cvr_settings": {"learning_rate": 0.1}, **({"task": task} if task else {})}
-    with pytest.raises(UsageError, match=r"cvr_settings is of the two models .* set the keys"):
+    with pytest.raises(UsageError, match=message):
         Config(model, "tiny", config_dict={**settings, **changes})
 
 

@@ -210,8 +210,8 @@ def _tuning(
     assert seeds.of_tuning is not None
     tried = candidates(request, [row for row in rows if not row.aa], trials, seeds.of_tuning)
     configs = {one.row.label: one.config for one in tried}
-    settings, own = partial(seeds.settings, trial=True), [one.row for one in tried]
-    runs = runs_of(own, [seeds.of_tuning], configs, columns, settings, threads=threads)
+    settings, of_tried = partial(seeds.settings, trial=True), [one.row for one in tried]
+    runs = runs_of(of_tried, [seeds.of_tuning], configs, columns, settings, threads=threads)
     return list(zip(tried, runs, strict=True))
 
 

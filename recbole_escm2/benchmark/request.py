@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from recbole_escm2.benchmark.study import Row
 from recbole_escm2.config import (
-    PART_SETTINGS,
     Config,
     family_keys,
     idle_keys,
@@ -186,8 +185,6 @@ def has_effect(
         dataset: the data set's name, where it is known: it may have keys of its own.
         backbones: the backbones that the model may have; likewise.
     """
-    if key in PART_SETTINGS and issubclass(model, EntireSpaceRecommender):
-        return False
     return key in _keys_of(model, dataset, backbones)
 
 

@@ -216,6 +216,14 @@ def _check_trials(trials: Sequence[FrozenTrial], asked: Search) -> None:
         for name, kind in _ATTRIBUTES.items():
             if not isinstance(trial.user_attrs.get(name, kind()), kind):
                 raise UsageError(f"storage {asked.storage} wasn't written by a search: {name}")
+        scores = trial.user_attrs.get(_SCORES, {})
+        pair = learns_both(asked.config) and trial.state == TrialState.COMPLETE
+        if [*scores] != [*(PAIR if pair else ())] or not all(map(_is_score, scores.values())):
+            raise UsageError(f"storage {asked.storage} wasn't written by a search: {_SCORES}")
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, list) and [*map(type, value)] == [str, float, bool]
 
 
 def _within(value: Any, values: BaseDistribution) -> bool:
@@ -501,7 +509,7 @@ def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> st
         for t in trials
     ]
     scores = dict.fromkeys([f"valid_{metric}", *(name for part in parts for name in part)])
-    columns = ["trial", "state", *scores, *asked.space, "run", "reason"]
+    columns = [*("trial", "state"), *scores, *asked.space, "run", "reason"]
     lines = [
         {
             "trial": t.number,

@@ -87,8 +87,8 @@ def candidates(request: Request, rows: Sequence[Row], trials: int, seed: int) ->
             continue
         for number in range(trials):
             chosen = _draw(space, seed, number)
-            settings = {**row.settings, **chosen}
-            chosen = request.acting(replace(row, settings=settings), chosen)
+            drawn = replace(row, settings={**row.settings, **chosen})
+            chosen = request.acting(drawn, chosen)
             label, settings = f"{row.label}, trial {number}", {**row.settings, **chosen}
             tried = replace(row, label=label, settings=settings)
             found.append(Candidate(row.label, chosen, tried, request.config(tried)))

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from recbole_escm2.benchmark import command
-from recbole_escm2.benchmark.plan import Run, make_plan, with_rows
+from recbole_escm2.benchmark.plan import Run, make_plan, with_tuned_rows
 from recbole_escm2.benchmark.runs import Outcome
 from recbole_escm2.benchmark.study import Trial, Tuning
 from recbole_escm2.benchmark.tables import markdown
-from recbole_escm2.benchmark.tuning import tuned
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
@@ -91,7 +90,7 @@ def test_no_seed_tests_on_what_a_trial_has_seen(asked, case):
     assert seen
     tried = [Trial({"learning_rate": 0.01}, 0.5, True, "")]
     tuning = Tuning(1, 1, "CTCVR_AUC", {row.label: tried for row in plan.rows if not row.aa})
-    plan = with_rows(plan, tuned(plan.rows, tuning, plan.baseline))
+    plan = with_tuned_rows(plan, tuning)
     assert {run.settings["learning_rate"] for run in plan.runs} == {0.01}
     for run in plan.runs:
         parts = parts_of(run)

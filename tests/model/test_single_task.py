@@ -221,18 +221,16 @@ def test_a_default_gives_way_where_a_model_of_recboles_had_dense_gradients(
 ):
     from recbole_escm2 import config as module
 
-    monkeypatch.setattr(
-        module,
-        "defaults",
-        lambda *a, defaults=module.defaults: {**defaults(*a), "sparse_embedding": True},
-    )
+    with pytest.raises(UsageError, match="sparse_embedding"):  # where somebody has set it
+        configure("DeepFM", sparse_embedding=True, **settings)
+    defaults = module.defaults
+    of_ali_ccp = {"sparse_embedding": True}
+    monkeypatch.setattr(module, "defaults", lambda *given: defaults(*given) | of_ali_ccp)
     with caplog.at_level(WARNING):
         assert configure("DeepFM", **settings)["sparse_embedding"] is False
     assert "DeepFM trains with dense gradients here: sparse_embedding" in caplog.text
     with pytest.raises(UsageError, match="sparse_embedding"):
         configure("ESMM", **settings)
-    with pytest.raises(UsageError, match="sparse_embedding"):
-        configure("DeepFM", sparse_embedding=True, **settings)
 
 
 # ------------------------------------------------------------------ runs
@@ -248,7 +246,10 @@ def test_the_runner_says_what_remains(settings, caplog):
 @pytest.mark.parametrize("sparse", [True, False])
 def test_a_checkpoint_is_scored_as_its_run_was(settings, sparse):
     outcome = run("DeepFM", "tiny", config_dict={**settings, "sparse_embedding": sparse})
-    again = evaluate_checkpoint(f"{outcome['run_dir']}/checkpoint.pth")
+    again = evaluate_checkpoint(
+        f"{outcome['run_dir']}/checkpoint.pth",
+        config_dict={key: settings[key] for key in ("data_path", "output_dir")},
+    )
     assert again["test_result"] == outcome["test_result"]
 
 
