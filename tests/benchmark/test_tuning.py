@@ -261,7 +261,7 @@ def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_pa
     (there,) = re.findall(r"3 rows, 3 trials each, 8 runs, of which (\d) are done", done.stderr)
     assert 1 <= int(there) < 8
     assert "on validation" in done.stderr
-    assert "tuned in LR, CTR model: learning_rate\n" in done.stderr
+    assert "tuned in LR, CTR model: embedding_weight_decay, learning_rate\n" in done.stderr
     assert "tuned in LR, CVR model" not in done.stderr
     # LR has no layers, which each of its configurations would say
     assert done.stderr.count("config key 'mlp_hidden_size' is not known here") <= 2
