@@ -44,12 +44,12 @@ DR = [name for name in VARIANTS if name.startswith("ESCM2_DR")]
 
 
 @pytest.fixture
-def make(build):
+def make(build_acting):
     """Model and batch of a variant, trained a little, so that no tower is at its start."""
 
     def make(variant, **settings):
         name, own = VARIANTS[variant]
-        built = build(name, **own, **settings)
+        built = build_acting(name, **own, **settings)
         optimizer = torch.optim.Adam(built.model.parameters(), lr=0.01)
         for _ in range(20):
             optimizer.zero_grad()
