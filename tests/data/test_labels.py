@@ -408,11 +408,12 @@ def test_outcomes_of_presplit_files(stray, rows_of, settings):
         check_outcomes(split, rows_of(split))
 
 
-@pytest.mark.parametrize("model", ["ESMM", "DeepFM"])
-@pytest.mark.parametrize("task", ["ctr", "cvr"])
+@pytest.mark.parametrize(
+    ("model", "task"), [("ESMM", {}), *(("DeepFM", {"task": task}) for task in ("ctr", "cvr"))]
+)
 def test_outcomes_are_in_no_batch(toy, model, task):
     hidden = LABELS - {"click", "conversion"}
-    for split in toy.with_outcomes().build(model, task=task):
+    for split in toy.with_outcomes().build(model, **task):
         for batch in (split[torch.arange(3)], split[1], split[:2], split.inter_feat):
             assert set(batch) == {"user_id", "item_id", "row", "click", "conversion", "label"}
         assert not hidden & set(split[[0, 1]])

@@ -544,7 +544,8 @@ class _Conversion:
             lacking = "training" if not self.parts["train"].rows else "test"
             raise UsageError(f"no {lacking} impressions are left; the files hold {self._rows()}")
         rows, references, unmatched = self._join()
-        users = np.concatenate(self.users)
+        # Numbered anew without gaps, as a line that was left out may have had an id of its own.
+        users = np.unique(np.concatenate(self.users), return_inverse=True)[1].astype(np.int32)
         inter, common = self.kinds["skeleton"], self.kinds["common"]
         reports: dict[str, list[dict[str, Any]]] = {}
         total = sum(part.bytes for part in temporary) + self.common.bytes
