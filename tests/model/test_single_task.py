@@ -131,6 +131,19 @@ def test_pooling_is_that_of_the_family(build, pooling):
         torch.testing.assert_close(more - model.forward(batch), torch.stack(expected))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "sum"])
+def test_the_embedding_is_pooled_as_that_of_the_family(build, pooling):
+    built, _ = make(build, "FM", bag_pooling=pooling)
+    family = build("ESMM", bag_pooling=pooling).model
+    own = {name: value for name, value in built.model.state_dict().items() if "table" in name}
+    family.load_state_dict(own, strict=False)
+    batch = weighted(built.batch)
+    with torch.no_grad():
+        one, other = (m.concat_embed_input_fields(batch) for m in (built.model, family))
+    assert torch.equal(one, other)
+    assert one.std() > 0
+
+
 def test_recboles_classes_stay_as_they_are(build):
     built, _ = make(build, "DeepFM")
     assert type(built.model) is not DeepFM
