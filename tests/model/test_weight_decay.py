@@ -34,8 +34,8 @@ def step_without_a_gradient(trainer):
 
 
 @pytest.mark.parametrize("model", ["ESCM2_DR", *recbole_context_names()])
-def test_the_penalty_moves_all_tables_and_nothing_else(build, trainer_of, model):
-    built = build(model, **SMALL, embedding_weight_decay=0.1)
+def test_the_penalty_moves_all_tables_and_nothing_else(build_acting, trainer_of, model):
+    built = build_acting(model, **SMALL, embedding_weight_decay=0.1)
     tables = tables_of(built.model)
     assert tables
     steps = step_without_a_gradient(trainer_of(built))
@@ -44,10 +44,10 @@ def test_the_penalty_moves_all_tables_and_nothing_else(build, trainer_of, model)
 
 
 @pytest.mark.parametrize("learner", ["adam", "sgd", "adagrad", "rmsprop"])
-def test_it_is_coupled_and_adds_to_weight_decay(build, trainer_of, learner):
+def test_it_is_coupled_and_adds_to_weight_decay(build_acting, trainer_of, learner):
     """The step is the learner's own with the gradient λ·w."""
     decays = {"weight_decay": 0.2, "embedding_weight_decay": 0.3}
-    built = build("ESCM2_IPS", learner=learner, learning_rate=LR, **decays)
+    built = build_acting("ESCM2_IPS", learner=learner, learning_rate=LR, **decays)
     tables = tables_of(built.model)
     kind = {"adam": "Adam", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}[learner]
     for name, (before, after) in step_without_a_gradient(trainer_of(built)).items():
@@ -57,9 +57,9 @@ def test_it_is_coupled_and_adds_to_weight_decay(build, trainer_of, learner):
         torch.testing.assert_close(after, expected.detach(), rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_without_it_the_optimizer_is_as_it_was(build, trainer_of):
+def test_without_it_the_optimizer_is_as_it_was(build_acting, trainer_of):
     for settings in ({}, {"weight_decay": 0.1}, {"weight_decay": None}):
-        (group,) = trainer_of(build("ESCM2_IPS", **settings)).optimizer.param_groups
+        (group,) = trainer_of(build_acting("ESCM2_IPS", **settings)).optimizer.param_groups
         assert group["weight_decay"] == (settings.get("weight_decay") or 0)
         assert group["fused"]
 
@@ -67,9 +67,9 @@ def test_without_it_the_optimizer_is_as_it_was(build, trainer_of):
 # ------------------------------------------------------------------ sparse tables
 
 
-def fit(build, trainer_of, name="ESCM2_DR", **settings):
+def fit(build_acting, trainer_of, name="ESCM2_DR", **settings):
     settings = {"epochs": 1, "learning_rate": LR, "train_batch_size": 16, **settings}
-    built = build(name, sparse_embedding=True, **SMALL, **settings)
+    built = build_acting(name, sparse_embedding=True, **SMALL, **settings)
     before = {name: table.weight.detach().clone() for name, table in tables_of(built.model).items()}
     trainer = trainer_of(built)
     trainer.fit(built.train, verbose=False, saved=False)
@@ -81,7 +81,7 @@ def states(trainer):
 
 
 @pytest.mark.parametrize("backbone", backbone_names())
-def test_every_row_is_awake_when_it_is_read(build, trainer_of, monkeypatch, backbone):
+def test_every_row_is_awake_when_it_is_read(build_acting, trainer_of, monkeypatch, backbone):
     """In both steps of a batch: every way in which a model reads rows is known."""
     asleep, steps = [], []
     step = RowAdam._step
@@ -95,12 +95,12 @@ def test_every_row_is_awake_when_it_is_read(build, trainer_of, monkeypatch, back
 
     monkeypatch.setattr(RowAdam, "_step", spied)
     decays = {"embedding_weight_decay": 0.01, "sleeping_decay": 0.1}
-    fit(build, trainer_of, backbone=backbone, imputation_schedule="alternate", **decays)
+    fit(build_acting, trainer_of, backbone=backbone, imputation_schedule="alternate", **decays)
     assert max(steps) >= 11
     assert not any(asleep)
 
 
-def test_without_the_hooks_rows_would_be_read_asleep(build, trainer_of, monkeypatch):
+def test_without_the_hooks_rows_would_be_read_asleep(build_acting, trainer_of, monkeypatch):
     """A check that the test above can fail."""
     woken = []
     wake = RowAdam.wake
@@ -111,15 +111,15 @@ def test_without_the_hooks_rows_would_be_read_asleep(build, trainer_of, monkeypa
         woken.append(not torch.equal(before, table))
 
     monkeypatch.setattr(RowAdam, "wake", spied)
-    fit(build, trainer_of, embedding_weight_decay=0.01)
+    fit(build_acting, trainer_of, embedding_weight_decay=0.01)
     assert sum(woken) > 10
 
 
 @pytest.mark.parametrize("key", ["embedding_weight_decay", "weight_decay"])
-def test_rows_that_no_batch_touches_shrink_by_the_steps(build, trainer_of, key):
+def test_rows_that_no_batch_touches_shrink_by_the_steps(build_acting, trainer_of, key):
     """Initial weights sleep too; rows of padding, which nothing reads either, stay."""
     few = {"impression_sample": 0.2, "sleeping_decay": 0.3, "imputation_schedule": "alternate"}
-    done = fit(build, trainer_of, **few, **{key: 0.01})
+    done = fit(build_acting, trainer_of, **few, **{key: 0.01})
     name = "token_embedding_table.embedding.weight"
     table = done.model.token_embedding_table.embedding.weight
     state = states(done.trainer)[id(table)]
@@ -142,17 +142,19 @@ def test_rows_that_no_batch_touches_shrink_by_the_steps(build, trainer_of, key):
     assert (state["visited"][~padding] == steps).all()
 
 
-def test_sparse_rows_feel_both_penalties(build, trainer_of):
+def test_sparse_rows_feel_both_penalties(build_acting, trainer_of):
     decays = {"weight_decay": 0.2, "embedding_weight_decay": 0.3, "sleeping_decay": 0.5}
-    trainer = trainer_of(build("ESMM", sparse_embedding=True, **decays))
+    trainer = trainer_of(build_acting("ESMM", sparse_embedding=True, **decays))
     rows, others = trainer.optimizer.optimizers
     assert [(g["weight_decay"], g["sleeping_decay"]) for g in rows.param_groups] == [(0.5, 0.5)]
     assert [g["weight_decay"] for g in others.param_groups if g["params"]] == [0.2]
 
 
-def test_a_table_that_stays_dense_has_the_penalty_too(build, trainer_of):
+def test_a_table_that_stays_dense_has_the_penalty_too(build_acting, trainer_of):
     """xDeepFM's regularizer reaches its first-order tables as a whole."""
-    built = build("ESMM", backbone="xDeepFM", sparse_embedding=True, embedding_weight_decay=0.3)
+    built = build_acting(
+        "ESMM", backbone="xDeepFM", sparse_embedding=True, embedding_weight_decay=0.3
+    )
     optimizer = trainer_of(built).optimizer
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     dense = [table for table in embedding_tables(built.model) if not table.sparse]
@@ -161,8 +163,8 @@ def test_a_table_that_stays_dense_has_the_penalty_too(build, trainer_of):
         assert decays[id(parameter)] == (0.3 if name in tables_of(built.model) else 0), name
 
 
-def test_validation_and_checkpoint_see_rows_that_are_awake(build, trainer_of, monkeypatch):
-    built = build(
+def test_validation_and_checkpoint_see_rows_that_are_awake(build_acting, trainer_of, monkeypatch):
+    built = build_acting(
         "ESMM", sparse_embedding=True, embedding_weight_decay=0.01, epochs=3, train_batch_size=16
     )
     trainer = trainer_of(built)
@@ -195,8 +197,8 @@ def test_validation_and_checkpoint_see_rows_that_are_awake(build, trainer_of, mo
     assert all(s["visited"].unique().tolist() == [-1, s["step"]] for s in saved.values())
 
 
-def test_a_checkpoint_without_validation_is_awake_too(build, trainer_of):
-    built = build("ESMM", sparse_embedding=True, embedding_weight_decay=0.01, epochs=2)
+def test_a_checkpoint_without_validation_is_awake_too(build_acting, trainer_of):
+    built = build_acting("ESMM", sparse_embedding=True, embedding_weight_decay=0.01, epochs=2)
     trainer = trainer_of(built)
     trainer.fit(built.train, verbose=False, saved=True)
     saved = load_checkpoint(trainer.saved_model_file)
@@ -204,8 +206,8 @@ def test_a_checkpoint_without_validation_is_awake_too(build, trainer_of):
         assert torch.equal(value, saved["state_dict"][name]), name
 
 
-def test_the_model_is_left_as_it_was_found(build, trainer_of):
-    done = fit(build, trainer_of, embedding_weight_decay=0.01)
+def test_the_model_is_left_as_it_was_found(build_acting, trainer_of):
+    done = fit(build_acting, trainer_of, embedding_weight_decay=0.01)
     assert not any(table._forward_pre_hooks for table in embedding_tables(done.model))
     weights = {name: value.clone() for name, value in done.model.state_dict().items()}
     done.model.train()
@@ -216,11 +218,11 @@ def test_the_model_is_left_as_it_was_found(build, trainer_of):
 
 
 @pytest.mark.parametrize("changes", [{"sleeping_decay": 0.2}, {"embedding_weight_decay": 0.0}])
-def test_without_a_penalty_the_pace_does_nothing(build, trainer_of, changes):
-    first, second = fit(build, trainer_of), fit(build, trainer_of, **changes)
+def test_without_a_penalty_the_pace_does_nothing(build_acting, trainer_of, changes):
+    first, second = fit(build_acting, trainer_of), fit(build_acting, trainer_of, **changes)
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
-    penalised = fit(build, trainer_of, **changes, weight_decay=0.1)
+    penalised = fit(build_acting, trainer_of, **changes, weight_decay=0.1)
     name = "token_embedding_table.embedding.weight"
     assert not torch.equal(first.model.state_dict()[name], penalised.model.state_dict()[name])
 
@@ -229,8 +231,8 @@ def test_without_a_penalty_the_pace_does_nothing(build, trainer_of, changes):
 
 
 @pytest.mark.parametrize("backbone", ["separate", "FM", "FFM"])
-def test_rows_of_padding_and_of_unknown_ids(build, backbone):
-    built = build("ESMM", backbone=backbone, sparse_embedding=True)
+def test_rows_of_padding_and_of_unknown_ids(build_acting, backbone):
+    built = build_acting("ESMM", backbone=backbone, sparse_embedding=True)
     dataset, model = built.train.dataset, built.model
     fields = [*model.token_field_names, *model.token_seq_field_names]
     unknown = {"item_id": 2, "tags": 1}
@@ -255,9 +257,9 @@ def test_rows_of_padding_and_of_unknown_ids(build, backbone):
     assert tuple(found.values()) == counts[backbone]
 
 
-def test_vocabularies_without_unknown_ids(build):
+def test_vocabularies_without_unknown_ids(build_acting):
     """Of atomic files, and of a stock RecBole data set, where they are arrays."""
-    built = build("ESMM")
+    built = build_acting("ESMM")
     fields = built.train.dataset.field2id_token
     assert reserved_rows(built.model, fields)[
         built.model.token_seq_embedding_table[0]
