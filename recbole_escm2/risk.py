@@ -267,4 +267,5 @@ def mrdr_imputation_risk(
     _check(click=click, click_probability=probability)
     residual = _of_clicked(error.detach() - imputed_error, click)
     weight = _clicked_over_propensity(click, propensity)
-    return (weight.square() * (1 - probability.detach()) * residual.square()).mean()
+    variance = _of_clicked(1 - probability.detach(), click)
+    return (weight.square() * variance * residual.square()).mean()

@@ -155,7 +155,8 @@ def test_two_models_have_ranges_of_their_own_and_half_the_trials(
     options = {"model": "LR", "dataset": "tiny", "data_path": str(data_path), "trials": trials}
     asked = make_search(options | {"output_dir": str(tmp_path), "cvr_settings": "{epochs: 3}"})
     assert asked.trials == pairs
-    assert list(asked.space) == ["ctr_settings.learning_rate", "cvr_settings.learning_rate"]
+    own = ("embedding_weight_decay", "learning_rate")
+    assert list(asked.space) == [f"{part}_settings.{key}" for part in ("ctr", "cvr") for key in own]
     run = asked.run_of(0, asked.settings(dict.fromkeys(asked.space, 0.5)))
     assert run.settings["task"] == "both"
     assert run.settings["ctr_settings"] == {"learning_rate": 0.5}

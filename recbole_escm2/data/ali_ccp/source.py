@@ -102,13 +102,14 @@ def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
     if simulation is None:
         _convert(config, _raw(config), target, schema)
         return
-    raw = unfinished(target, "raw")
+    place = unfinished(target, "raw")
+    raw = place / "text"  # with the lock of a simulation beside it
     getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
     try:
         simulate(simulation, raw)
         _convert(config, raw, target, schema)
     finally:
-        shutil.rmtree(raw, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _convert(config: Any, raw: Path, target: Path, schema: dict[str, Any]) -> None:
