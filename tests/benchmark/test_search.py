@@ -159,8 +159,8 @@ def test_two_models_have_ranges_of_their_own_and_half_the_trials(
     assert list(asked.space) == [f"{part}_settings.{key}" for part in ("ctr", "cvr") for key in own]
     run = asked.run_of(0, asked.settings(dict.fromkeys(asked.space, 0.5)))
     assert run.settings["task"] == "both"
-    assert run.settings["ctr_settings"] == {"learning_rate": 0.5}
-    assert run.settings["cvr_settings"] == {"epochs": 3, "learning_rate": 0.5}
+    assert run.settings["ctr_settings"] == dict.fromkeys(own, 0.5)
+    assert run.settings["cvr_settings"] == {"epochs": 3, **dict.fromkeys(own, 0.5)}
 
 
 def test_each_of_two_models_has_the_settings_of_its_best_trial(
@@ -179,8 +179,9 @@ def test_each_of_two_models_has_the_settings_of_its_best_trial(
     content = yaml.safe_load((folder / "best.yaml").read_text())
     for part, metric, best in (("ctr", "CTR_AUC", max), ("cvr", "CTCVR_LogLoss", min)):
         of_part = best(trials, key=lambda trial: float(trial[f"valid_{metric}"]))
-        chosen = float(of_part[f"{part}_settings.learning_rate"])
-        assert content[f"{part}_settings"] == {"learning_rate": pytest.approx(chosen)}
+        own = ("embedding_weight_decay", "learning_rate")
+        chosen = {key: float(of_part[f"{part}_settings.{key}"]) for key in own}
+        assert content[f"{part}_settings"] == pytest.approx(chosen)
         assert f"{part.upper()} model of trial {of_part['trial']}" in done.stdout
     run = program(f"--config_files={folder / 'best.yaml'}")
     assert run.returncode == 0, run.stderr

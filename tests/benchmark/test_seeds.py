@@ -204,7 +204,7 @@ def test_a_result_says_what_a_seed_draws(asked, case, alone, pool, monkeypatch):
 def test_a_report_says_what_was_tuned_on(asked, monkeypatch):
     plan = make_plan(asked("one data set", trials="2", seeds="2", model="ESMM"))
     results = {"test_result": {"CTR_AUC": 0.5}, "valid_metric": "CTR_AUC", "simulated": None}
-    tried = {"best_valid_score": 0.5, "valid_score_bigger": True}
+    tried = {"best_valid_score": 0.5, "valid_score_bigger": True, "trainings": [{"task": None}]}
     outcomes = {run.name: Outcome(run, results, None, Path()) for run in plan.runs}
     outcomes |= {run.name: Outcome(run, tried, None, Path()) for _, run in plan.tuning}
     tuning = command._tuning(plan, outcomes)
