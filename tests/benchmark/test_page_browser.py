@@ -171,8 +171,9 @@ class TestDetails:
         from selenium.webdriver import ActionChains
 
         show(browser, address)
-        cells = browser.find_elements("css selector", "#table td.value")
-        ActionChains(browser).move_to_element(cells[7]).perform()
+        rows = browser.find_elements("css selector", "#table tbody tr")
+        metric = rows[1].find_element("css selector", "td.value")  # those of costs come last
+        ActionChains(browser).move_to_element(metric).perform()
         assert "95 % interval" in self.panel(browser)
         title = browser.find_element("css selector", "h1")
         ActionChains(browser).move_to_element(title).perform()
