@@ -194,10 +194,10 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     if "help" in options:
         print(_help())
         return 0
-    from recbole_escm2.benchmark.request import is_benchmark
+    from recbole_escm2.experiment.request import is_benchmark
 
     if is_benchmark(options):
-        from recbole_escm2.benchmark.command import benchmark
+        from recbole_escm2.experiment.command import benchmark
 
         return benchmark(options, command)
     import torch
@@ -316,7 +316,7 @@ def _simulated(content: dict[str, Any], out: Any) -> str:
 
 
 def _search(options: dict[str, str]) -> int:
-    from recbole_escm2.benchmark.search import search
+    from recbole_escm2.experiment.search import search
 
     if "help" in options:
         print(_SEARCH_HELP.format(program="run_recbole_escm2.py"))

@@ -22,7 +22,7 @@ from typing import Any
 import colorlog
 from filelock import FileLock
 
-from recbole_escm2.checkpoint import plain
+from recbole_escm2.train.checkpoint import plain
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS
 from recbole_escm2.evaluator.evaluator import MetricResult

@@ -40,7 +40,7 @@ def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecom
     import recbole.trainer
 
     from recbole_escm2.data import EntireSpaceDataset
-    from recbole_escm2.trainer import EntireSpaceTrainer
+    from recbole_escm2.train.trainer import EntireSpaceTrainer
 
     name = f"{_CONTEXT_PACKAGE}.{model.__name__.lower()}"
     # A module of its own: RecBole's look-up needs a spec, which a script or a notebook hasn't.
@@ -76,7 +76,7 @@ def _serve_classes(module: ModuleType) -> None:
 
             return EntireSpaceDataset
         if name.removesuffix("Trainer") in MODEL_NAMES and module.__name__ == _TRAINERS:
-            from recbole_escm2.trainer import EntireSpaceTrainer
+            from recbole_escm2.train.trainer import EntireSpaceTrainer
 
             return EntireSpaceTrainer
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")

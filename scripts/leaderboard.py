@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pages import markdown
 
-from recbole_escm2.benchmark.tables import MARKS
+from recbole_escm2.report.tables import MARKS
 from recbole_escm2.output import write_whole
 
 #: What is shown of each data set.

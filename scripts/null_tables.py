@@ -14,7 +14,7 @@ from typing import Any
 
 from pages import finished_report
 
-from recbole_escm2.benchmark.statistics import ALPHA
+from recbole_escm2.experiment.statistics import ALPHA
 
 #: What makes a data set small enough for a hundred tables.
 SMALL = {

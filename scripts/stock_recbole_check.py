@@ -186,7 +186,7 @@ SEEN = {}
 
 def watch_trainers():
     """Note the trainer and the data of each run."""
-    from recbole_escm2.trainer import EntireSpaceTrainer
+    from recbole_escm2.train.trainer import EntireSpaceTrainer
 
     fit = EntireSpaceTrainer.fit
 
@@ -199,7 +199,7 @@ def watch_trainers():
 
 def our_models():
     from recbole_escm2.data import EntireSpaceDataset
-    from recbole_escm2.trainer import EntireSpaceTrainer
+    from recbole_escm2.train.trainer import EntireSpaceTrainer
 
     for model in ("ESCM2_DR", "ESMM", "ESCM2_IPS"):
         result, trainer = run(model, **QUICK)

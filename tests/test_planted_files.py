@@ -21,11 +21,11 @@ import pytest
 import torch
 
 import recbole_escm2
-from recbole_escm2.benchmark.plan import make_plan
-from recbole_escm2.benchmark.runs import execute, finished, folder_of
-from recbole_escm2.benchmark.search import _open, _take_over, make_search
-from recbole_escm2.benchmark.space import read_space
-from recbole_escm2.checkpoint import load_checkpoint, save_checkpoint
+from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.runs import execute, finished, folder_of
+from recbole_escm2.experiment.search import _open, _take_over, make_search
+from recbole_escm2.experiment.space import read_space
+from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
 from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset

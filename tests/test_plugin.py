@@ -15,7 +15,7 @@ from recbole_escm2.evaluator.catalogue import METRIC_NAMES
 from recbole_escm2.model import ESMM
 from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.plugin import MODEL_NAMES, register
-from recbole_escm2.trainer import EntireSpaceTrainer
+from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 
 def test_recbole_finds_models_data_set_and_trainer():

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_escm2.checkpoint import load_checkpoint
+from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.data.semi_synthetic.completion import _best, complete_ratings

@@ -7,7 +7,7 @@ import torch
 from recbole_escm2.config import Config, acting_settings
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.model.lookup import find_model
-from recbole_escm2.trainer import EntireSpaceTrainer
+from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 SETTINGS = {
     "use_gpu": False,

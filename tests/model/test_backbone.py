@@ -17,7 +17,7 @@ from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.risk import binary_cross_entropy
-from recbole_escm2.trainer import EntireSpaceTrainer
+from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 RECBOLE = [name for name in backbone_names() if name not in BOTTOMS]
 PENALISED = ["AFM", "DCN", "DCNV2", "EulerNet", "PNN", "xDeepFM"]

@@ -6,14 +6,14 @@ import pytest
 import torch
 import yaml
 
-from recbole_escm2.benchmark.plan import make_plan
-from recbole_escm2.benchmark.request import has_effect
+from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.config import PROPERTIES, Config, family_keys, is_entire_space, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import AITM, ESMM, MTL_EIB, Naive
 from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.model.single_task import train_as_the_family
-from recbole_escm2.trainer import EntireSpaceTrainer
+from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 #: Keys that some models have no use for, each with a value that isn't its default. What they are
 #: about is what a model computes: the losses of an epoch's steps, and its predictions after them.

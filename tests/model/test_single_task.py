@@ -17,7 +17,7 @@ from recbole_escm2.model.backbone import OWN_EMBEDDING
 from recbole_escm2.model.recbole_models import recbole_context_names
 from recbole_escm2.model.single_task import make_tables_sparse, train_as_the_family
 from recbole_escm2.quick_start import evaluate_checkpoint, run
-from recbole_escm2.trainer import EntireSpaceTrainer
+from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 NAMES = recbole_context_names()
 # The data sets of this folder have a few fields only.

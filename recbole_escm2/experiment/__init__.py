@@ -1,0 +1,1 @@
+"""Many runs, one table: who runs them, and what they say."""

@@ -1,0 +1,210 @@
+"""Runs as processes of their own, as many at once as asked for; what is finished is kept."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from recbole_escm2.experiment.plan import Run
+from recbole_escm2.experiment.worker import OUTPUT_FILE, RUN_FILE, is_done, main
+from recbole_escm2.errors import UsageError
+from recbole_escm2.output import make_folder, write_json
+from recbole_escm2.quick_start import RESULT_FILE
+from recbole_escm2.threads import spinning_bounded_in_children
+from recbole_escm2.train.trainer import HISTORY_FILE
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 5.0  # from a polite request to a kill
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: the run.
+        result: what its ``result.json`` holds; None where it failed or was stopped.
+        reason: why there is no result.
+        folder: where its log is.
+    """
+
+    run: Run
+    result: Mapping[str, Any] | None
+    reason: str | None
+    folder: Path
+
+
+def folder_of(run: Run, output_dir: Path) -> Path:
+    """Where a run has its files; the same for every benchmark that it is part of."""
+    return output_dir / "runs" / run.name
+
+
+def finished(run: Run, output_dir: Path, saved: bool = False) -> Outcome | None:
+    """The outcome of a run that was done before.
+
+    Args:
+        run: the run.
+        output_dir: of the benchmark.
+        saved: whether its checkpoint must be there, too.
+    """
+    folder = folder_of(run, output_dir)
+    if not is_done(folder, {"saved": saved, "settings": run.settings}):
+        return None
+    try:
+        return Outcome(run, _result(folder), None, folder)
+    except FileNotFoundError:
+        return None
+
+
+def _result(folder: Path) -> Mapping[str, Any]:
+    """What a run's ``result.json`` holds.
+
+    Raises:
+        UsageError: no run has written it.
+    """
+    file = folder / RESULT_FILE
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
+    wanted = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
+    if not isinstance(result, dict) or not all(
+        isinstance(result.get(key), kind) for key, kind in wanted.items()
+    ):
+        raise UsageError(f"{file} isn't what a run writes; remove it, and the run is done again")
+    return result
+
+
+class Process:
+    """A run that is being done.
+
+    Args:
+        run: the run.
+        output_dir: of the benchmark.
+        saved: whether to keep its checkpoint.
+    """
+
+    def __init__(self, run: Run, output_dir: Path, saved: bool) -> None:
+        self.run = run
+        self.folder = folder_of(run, output_dir)
+        self.stopped: str | None = None
+        asked = {
+            "model": run.model,
+            "dataset": run.dataset,
+            "saved": saved,
+            "code": run.code,
+            "settings": run.settings,
+        }
+        if self.folder.is_symlink():
+            raise UsageError(f"{self.folder} is a link, and a run's folder is emptied: remove it")
+        make_folder("output_dir", self.folder)
+        write_json(self.folder / RUN_FILE, asked)
+        self._process = _server().Process(target=main, args=(self.folder, asked, run.threads))
+        with spinning_bounded_in_children():
+            self._process.start()
+
+    def poll(self) -> Outcome | None:
+        """The outcome, once there is one."""
+        code = self._process.exitcode
+        if code is None:
+            return None
+        if code == 0:
+            return Outcome(self.run, _result(self.folder), None, self.folder)
+        return Outcome(self.run, None, self.stopped or self._why(code), self.folder)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
+        try:
+            epochs: list[dict[str, Any]] = json.loads(
+                (self.folder / HISTORY_FILE).read_text(encoding="utf-8")
+            )
+        except FileNotFoundError:
+            return []
+        return epochs
+
+    def stop(self, reason: str) -> None:
+        """End the run before its time."""
+        self.ask_to_stop(reason)
+        self._process.join(_STOP_SECONDS)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Ask the run to end, without waiting."""
+        self.stopped = reason
+        self._process.terminate()
+
+    def _why(self, code: int) -> str:
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; was memory short?" if name == "SIGKILL" else ""
+            return f"its process was ended by {name}{hint}"
+        log = self.folder / OUTPUT_FILE
+        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        said = [line for line in text.splitlines() if line.strip()]
+        last = (said or [f"it ended with exit code {code}"])[-1]
+        return last.removeprefix("error: ")
+
+
+def execute(
+    runs: Iterator[Run],
+    output_dir: Path,
+    jobs: int,
+    saved: bool = False,
+    watch: Callable[[Process], None] | None = None,
+) -> Iterator[Outcome]:
+    """Do runs, a few at once, and yield each outcome as it comes.
+
+    A run that fails doesn't stop the others. Whoever stops asking ends those that are at work.
+
+    Args:
+        runs: asked for the next one only when there is room for it.
+        output_dir: of the benchmark.
+        jobs: runs at once.
+        saved: whether to keep checkpoints.
+        watch: called with each run at work, now and then; it may stop it.
+    """
+    at_work: list[Process] = []
+    try:
+        while True:
+            while len(at_work) < jobs and (run := next(runs, None)) is not None:
+                at_work.append(Process(run, output_dir, saved))
+            if not at_work:
+                return
+            time.sleep(_POLL_SECONDS)
+            for process in list(at_work):
+                if watch is not None:
+                    watch(process)
+                outcome = process.poll()
+                if outcome is not None:
+                    at_work.remove(process)
+                    yield outcome
+    finally:
+        for process in at_work:
+            process.ask_to_stop("stopped")
+        for process in at_work:
+            process.stop("stopped")
+
+
+def _server() -> Any:
+    """Makes processes from one that has imported everything: importing takes seconds a run."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([main.__module__])
+    # While it imports, Ctrl-C would be its own too, and end in a traceback.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with spinning_bounded_in_children():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context

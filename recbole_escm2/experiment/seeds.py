@@ -1,0 +1,143 @@
+"""What the seeds of a benchmark draw: a split, a world, weights; and what tuning may see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recbole_escm2.experiment.study import Row
+from recbole_escm2.config import Config
+from recbole_escm2.data.sources import is_simulated, open_store
+from recbole_escm2.data.splits import check_tuning_part, seed_draws
+from recbole_escm2.errors import UsageError
+
+# Worlds of a benchmark are none that a single run or a search, with its small seeds, has seen.
+_FIRST_WORLD = 10_000
+_SEEDS = 2**31
+
+
+def world_of(seed: int) -> int:
+    """The ``simulation_seed`` of a benchmark's seed; another one for each."""
+    return (seed + _FIRST_WORLD) % _SEEDS
+
+
+def other_training_seed(seed: int) -> int:
+    """The ``training_seed`` of the A/A row, where the baseline has this one; never the same."""
+    return (seed + _SEEDS // 2) % _SEEDS
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of a benchmark.
+
+    Attributes:
+        of_table: those that each row runs with.
+        worlds: whether each of them simulates a world of its own.
+        of_tuning: that of the trials, None where nothing is tuned.
+        tuning_share: share of D that trials have, where seeds split one D at random.
+    """
+
+    of_table: Sequence[int]
+    worlds: bool
+    of_tuning: int | None = None
+    tuning_share: float = 0.5
+
+    def draws(self, config: Config) -> str:
+        """``world``, ``split`` or ``weights``, see :func:`seed_draws`."""
+        return "world" if self.worlds else seed_draws(config, _presplit(config))
+
+    def settings(self, row: Row, config: Config, seed: int, trial: bool = False) -> dict[str, Any]:
+        """The config keys that make a run that of a seed.
+
+        Args:
+            row: of the table, or one that is tried.
+            config: of the row.
+            seed: of the run.
+            trial: whether the run is one of tuning.
+
+        Raises:
+            UsageError: no impressions can be kept apart for tuning.
+        """
+        own: dict[str, Any] = {"seed": seed}
+        if self.worlds:
+            own["simulation_seed"] = world_of(seed)
+        if row.aa:
+            set_for_all = config["training_seed"]
+            own["training_seed"] = other_training_seed(seed if set_for_all is None else set_for_all)
+        if self.of_tuning is not None and self.draws(config) == "split":
+            try:
+                check_tuning_part(config, _presplit(config), self.tuning_share)
+            except UsageError as error:
+                raise UsageError(f"{row.label}: trials: {error}") from error
+            role = "trial" if trial else "comparison"
+            part = {"share": self.tuning_share, "seed": self.of_tuning, "role": role}
+            own["tuning_part"] = part
+        return own
+
+    def about_worlds(self) -> str | None:
+        """What to say of them before anything runs."""
+        if not self.worlds:
+            return None
+        named = ", ".join(str(world_of(seed)) for seed in self.of_table)
+        return (
+            f"each seed has a simulated world of its own (simulation_seed {named}), which its "
+            "first run makes; --simulation_seed=2022 has all seeds in one"
+        )
+
+    def tuned_on(self, draws: str) -> str:
+        """Why no seed tests on what its settings were chosen on, as the rest of a sentence."""
+        assert self.of_tuning is not None
+        if draws == "world":
+            return f"in a world that is no seed's (simulation_seed {world_of(self.of_tuning)})"
+        if draws == "split":
+            return (
+                f"on a random {self.tuning_share:.0%} of the impressions, of which no seed of this "
+                "table tests on any"
+            )
+        return "without the test impressions, which are the same for all seeds"
+
+
+def _presplit(config: Config) -> bool:
+    return open_store(config).schema["sizes"] is not None
+
+
+def worlds_apart(configs: Iterable[Config]) -> bool:
+    """Whether each seed is to have a world: data is simulated, and nobody has chosen a world."""
+    return all(
+        is_simulated(config) and "simulation_seed" not in config.external_config_dict
+        for config in configs
+    )
+
+
+def tuning_seed_of(asked: int | None, seeds: Sequence[int], worlds: bool) -> int:
+    """The seed of the trials: what is asked for, else the first from 1 on that is no row's.
+
+    Raises:
+        UsageError: it is one of the table's, so that their worlds would be one.
+    """
+    if asked is None:
+        return next(seed for seed in range(1, len(seeds) + 2) if seed not in seeds)
+    if worlds and asked in seeds:
+        raise UsageError(
+            f"tuning_seed {asked} is one of the seeds: settings would be tuned in the world that "
+            "it tests in. Give another --tuning_seed"
+        )
+    return asked
+
+
+def aa_row(rows: Sequence[Row], baseline: str) -> Row:
+    """The baseline's row again, to be run with other training seeds on the same splits.
+
+    Whatever tells the two apart is chance, as a table's verdicts should say.
+
+    Raises:
+        UsageError: a row has its label.
+    """
+    (of_baseline,) = (row for row in rows if row.label == baseline)
+    label = f"{baseline} again (A/A)"
+    if any(row.label == label for row in rows):
+        raise UsageError(
+            f"a row is called '{label}', as the A/A row is: rename it, or --aa_row=False"
+        )
+    return replace(of_baseline, label=label, aa=True)

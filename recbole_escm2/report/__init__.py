@@ -1,0 +1,1 @@
+"""A study as pages, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, its optimizers, checkpoints, and two trainings that are one model."""

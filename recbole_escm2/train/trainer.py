@@ -1,0 +1,480 @@
+"""RecBole's Trainer with several losses, several steps a batch, and safe checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from recbole.trainer import Trainer
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from recbole_escm2.train.checkpoint import (
+    finish_checkpoint,
+    load_checkpoint,
+    load_weights,
+    plain,
+    save_checkpoint,
+)
+from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
+from recbole_escm2.evaluator.evaluator import (
+    EntireSpaceCollector,
+    EntireSpaceEvaluator,
+    MetricResult,
+)
+from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.identity import Identity, difference
+from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.embedding import embedding_tables, reserved_rows
+from recbole_escm2.model.lookup import model_path
+from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
+from recbole_escm2.output import write_json
+
+#: In a run's folder, written anew after each validation: what a watcher of the run can read.
+HISTORY_FILE = "history.json"
+#: What to say with the numbers of a checkpoint whose training hasn't come to its end.
+CUT_SHORT = (
+    "The training of this checkpoint was cut short: epoch {epoch} was the best by then, and a "
+    "later one might have been better"
+)
+
+
+class EntireSpaceTrainer(Trainer):
+    """Trains and scores entire-space models and RecBole's context-aware ones alike.
+
+    Losses are reported as means over the batches of an epoch, by name. The best epoch is chosen on
+    the unrounded ``valid_metric``; one with a target (PCOC, IEB, PIP) by its distance from it.
+
+    Args:
+        config: a settled config. With ``run_dir`` all files go there, else to RecBole's places.
+        model: the model.
+    """
+
+    tensorboard: Any
+
+    def __init__(self, config: Any, model: nn.Module) -> None:
+        if not config["single_spec"]:
+            raise UsageError("training on several processes isn't supported: leave out nproc")
+        self.run_dir: str | None = config["run_dir"]
+        # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
+        metrics, config["metrics"] = config["metrics"], ["AUC"]
+        with _throwaway_directory() if self.run_dir else contextlib.nullcontext():
+            super().__init__(config, model)
+        config["metrics"] = metrics
+        if self.run_dir:
+            self.tensorboard.close()
+            self.tensorboard = SummaryWriter(os.path.join(self.run_dir, "tensorboard"))
+            self.saved_model_file = os.path.join(self.checkpoint_dir, checkpoint_name(config))
+        if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
+            self.logger.warning(
+                "enable_amp: this processor has no bfloat16 arithmetic and has to imitate it: "
+                "float32 is several times faster here"
+            )
+        self.tasks = scored_tasks(config)
+        self.label_task = single_task(config)
+        self.eval_collector = EntireSpaceCollector(self.tasks, self.label_task)
+        self.evaluator = EntireSpaceEvaluator(config)
+        self.valid_metric: str = config["valid_metric"]
+        self.loss_names: tuple[str, ...] = ()
+        self.best_epoch = -1
+        self.verbose = True
+        #: Propensity weights on the last validation.
+        self.weights: WeightDiagnostics | None = None
+        # A logged propensity isn't among what is evaluated, so that no method could be asked.
+        self._weighs_its_own_way = (
+            isinstance(model, EntireSpaceRecommender)
+            and model.weighs_clicks()
+            and model.has_own_propensity()
+            and model.propensity_field is None
+        )
+        self._denominators: list[Tensor] = []
+        #: What data and which split the training is on.
+        self.identity: Identity | None = None
+        self._resumed: Identity | None = None
+        self._has_saved = False
+        #: What each epoch gave: its losses, and the metrics and weights of its validation.
+        self.history: list[dict[str, Any]] = []
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        self.row_adam: RowAdam | None = None
+        if kwargs:
+            return self._fused(super()._build_optimizer(**kwargs))
+        tables = {id(table.weight): table for table in embedding_tables(self.model)}
+        sparse = [table.weight for table in tables.values() if table.sparse]
+        of_rows = {id(weight) for weight in sparse}
+        others = [p for p in self.model.parameters() if id(p) not in of_rows]
+        own = self.weight_decay or 0.0
+        penalty = own + (self.config["embedding_weight_decay"] or 0.0)
+        groups: list[Any] = others
+        if penalty != own:
+            groups = [
+                {"params": [p for p in others if id(p) not in tables]},
+                {"params": [p for p in others if id(p) in tables], "weight_decay": penalty},
+            ]
+        learner = self.learner.lower().replace("sparse_", "") if sparse else self.learner
+        as_recbole = {"learner": learner, "weight_decay": own}
+        optimizer = self._fused(super()._build_optimizer(params=groups, **as_recbole))
+        if not sparse:
+            return optimizer
+        if learner != "adam":
+            return OptimizerGroup(super()._build_optimizer(params=sparse, **as_recbole), optimizer)
+        decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
+        self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
+        return OptimizerGroup(self.row_adam, optimizer)
+
+    def _fused(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The same in one pass over each parameter, where torch has it: large tables gain most."""
+        kind = type(optimizer)
+        if kind in (torch.optim.Adam, torch.optim.AdamW) and self.device.type in ("cpu", "cuda"):
+            defaults = {k: optimizer.defaults[k] for k in ("lr", "betas", "eps", "weight_decay")}
+            own = ("params", "weight_decay")
+            groups = [{k: group[k] for k in own} for group in optimizer.param_groups]
+            with contextlib.suppress(RuntimeError):  # no fused kernel in this torch
+                return kind(groups, fused=True, **defaults)
+        return optimizer
+
+    @contextlib.contextmanager
+    def _waking_rows(self, train_data: Any) -> Iterator[None]:
+        """Have sparse rows under a penalty wake before they are read, and all at the end."""
+        optimizer = self.row_adam
+        if optimizer is None or not optimizer.defaults["weight_decay"]:
+            yield
+            return
+
+        def wake(table: Any, inputs: tuple[Any, ...]) -> None:
+            if table.training and inputs:
+                optimizer.wake(table.weight, inputs[0])
+
+        tables = [table for table in embedding_tables(self.model) if table.sparse]
+        reserved = reserved_rows(self.model, train_data._dataset.field2id_token)
+        for table in tables:
+            optimizer.leave_out(table.weight, reserved[table].to(self.device))
+        hooks = [table.register_forward_pre_hook(wake) for table in tables]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            optimizer.catch_up()
+
+    def _catch_up(self) -> None:
+        """Before the model is read as a whole."""
+        if self.row_adam is not None:
+            self.row_adam.catch_up()
+
+    # ------------------------------------------------------------------ training
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool | None = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, MetricResult | None]:
+        """As RecBole's, with one line for training and one for validation an epoch.
+
+        Raises:
+            UsageError: ``valid_metric`` has no value on the validation set, or training was to go
+                on from a checkpoint of other data or of another split.
+        """
+        if valid_data:
+            self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
+        self.identity = train_data._dataset.identity
+        if self._resumed is not None:
+            self._check_data(self._resumed, self.identity)
+        self.verbose = verbose
+        with self._waking_rows(train_data):
+            result = super().fit(
+                train_data, valid_data, False, saved, bool(show_progress), callback_fn
+            )
+        if self._has_saved:
+            finish_checkpoint(Path(self.saved_model_file))
+        if verbose and self.best_epoch >= 0:
+            self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
+        if self.weights and self.weights.warning:
+            self.logger.warning(self.weights.warning)
+        return result
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Any = None,
+        show_progress: bool = False,
+    ) -> tuple[float, ...]:
+        start = perf_counter()
+        self.config["training_started"] = True  # from here on a run's folder is kept
+        self.model.train()
+        if hasattr(train_data, "set_epoch"):
+            train_data.set_epoch(epoch_idx)
+        totals: dict[str, Tensor] = {}
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress)
+        for interaction in batches:
+            steps = self._loss_steps(interaction.to(self.device), loss_func)
+            while losses := self._next_losses(steps):
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0.0) + loss.detach()
+                self._optimize(losses, scaler)
+        means = {name: float(total) / len(train_data) for name, total in totals.items()}
+        self.loss_names = tuple(means)
+        seconds = perf_counter() - start
+        self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
+        if self.verbose:
+            shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
+            self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
+        return tuple(means.values())
+
+    def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
+        if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
+            yield from self.model.loss_steps(interaction)
+            return
+        losses = (loss_func or self.model.calculate_loss)(interaction)
+        if not isinstance(losses, tuple):
+            losses = (losses,)
+        names = ["loss"] if len(losses) == 1 else [f"loss{n + 1}" for n in range(len(losses))]
+        yield dict(zip(names, losses, strict=True))
+
+    def _next_losses(self, steps: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+            return next(steps, None)
+
+    def _optimize(self, losses: dict[str, Tensor], scaler: torch.amp.GradScaler) -> None:
+        loss = torch.stack([loss.float() for loss in losses.values()]).sum()
+        if not torch.isfinite(loss):
+            shown = ", ".join(f"{name} {value.item()}" for name, value in losses.items())
+            raise UsageError(
+                f"the training loss isn't finite ({shown}). A smaller learning_rate, a "
+                "clip_grad_norm or a propensity_floor above 0 may help, or the risk divides by 0"
+            )
+        self.optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if self.clip_grad_norm:
+            scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+
+    def _add_train_loss_to_tensorboard(
+        self, epoch_idx: int, losses: Any, tag: str = "Loss/Train"
+    ) -> None:
+        for name, loss in zip(self.loss_names, losses, strict=True):
+            self.tensorboard.add_scalar(f"{tag}/{name}", loss, epoch_idx)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _valid_epoch(
+        self, valid_data: Any, show_progress: bool = False
+    ) -> tuple[float, MetricResult]:
+        start = perf_counter()
+        result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        if self.valid_metric not in result:
+            raise UsageError(
+                f"valid_metric {self.valid_metric} has no value on the validation set: "
+                f"{result.undefined.get(self.valid_metric, 'the model does not predict it')}"
+            )
+        score = score_of(self.valid_metric, result[self.valid_metric])
+        best = self.best_valid_score
+        improved = score >= best if self.valid_metric_bigger else score <= best
+        epoch = len(self.train_loss_dict) - 1 + self.start_epoch
+        if improved:
+            self.best_epoch = epoch
+        for name, value in result.items():
+            self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
+        self.weights = self._weigh()
+        self.history[-1]["valid"] = dict(result)
+        self.history[-1]["weights"] = self.weights and self.weights.as_dict()
+        if self.run_dir:
+            write_json(Path(self.run_dir) / HISTORY_FILE, self.history)
+        if self.verbose:
+            others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
+            shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
+            values = ", ".join(f"{name} {result[name]:.5f}" for name in shown)
+            self.logger.info(
+                f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
+                + ("  (best so far)" if improved else "")
+            )
+            if self.weights:
+                self.logger.info(f"epoch {epoch} weights  {self.weights}")
+        return score, result
+
+    def _weigh(self) -> WeightDiagnostics | None:
+        """The propensity weights on the split that was scored last, of a model that has them."""
+        predictions = self.eval_collector.predictions
+        weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
+        if not weighs or predictions is None:
+            return None
+        return WeightDiagnostics.of(
+            predictions.truth.click,
+            predictions.propensity,
+            self.model.propensity_floor,
+            self.denominator(),
+        )
+
+    def denominator(self) -> NDArray[Any]:
+        """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
+        if self._denominators:
+            return torch.cat(self._denominators).numpy()
+        predictions = self.eval_collector.predictions
+        assert predictions is not None, "a split is scored before"
+        propensity = np.asarray(predictions.propensity, dtype=np.float64)
+        return np.maximum(propensity, self.model.propensity_floor)
+
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool | None = False,
+    ) -> Any:
+        """The metrics of a split, unrounded, by name.
+
+        Raises:
+            UsageError: ``model_file`` is no checkpoint of this model, or one of other data or of
+                another split.
+        """
+        if not eval_data:
+            return None
+        self._catch_up()
+        if load_best_model:
+            state = load_checkpoint(model_file or self.saved_model_file, self.device)
+            self.take(state, eval_data)
+        self.eval_collector.begin(eval_data._dataset.truth)
+        self._denominators = []
+        return super().evaluate(eval_data, load_best_model=False, show_progress=bool(show_progress))
+
+    def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
+        interaction = batched_data[0].to(self.device)
+        if isinstance(self.model, EntireSpaceRecommender):
+            probability = self.model.predict_tasks(interaction)
+            scores = torch.stack([probability[task] for task in self.tasks], dim=1)
+            if self._weighs_its_own_way:
+                weighted = self.model.propensity(self.model(interaction), interaction)
+                self._denominators.append(weighted.float().cpu())
+        else:
+            scores = self.model.predict(interaction).reshape(-1, 1)
+        return interaction, scores, None, None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        self._catch_up()
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        external = self.config.external_config_dict
+        settings = {**self.config.internal_config_dict, **external}
+        # A default depends on the task, and a single-task model doesn't predict a product.
+        single = not isinstance(self.model, EntireSpaceRecommender)
+        valid_metric = metric_for(self.config["task"], self.valid_metric) if single else None
+        settings["valid_metric"] = valid_metric or self.valid_metric
+        assert self.identity is not None, "it is saved while it is fitted"
+        state = {
+            "model": model_path(self.config.model_class),
+            "dataset": self.config["dataset"],
+            "settings": plain({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
+            "places": plain({k: v for k, v in external.items() if k in ("data_path", "store_dir")}),
+            "data": self.identity,
+            "epoch": epoch,
+            "training_ended": False,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(path, state)
+        self._has_saved = True
+
+    def resume_checkpoint(self, resume_file: str) -> None:
+        """Go on from a checkpoint; :meth:`fit` then makes sure that data and split are its own.
+
+        Raises:
+            UsageError: it is no checkpoint of this model, or of another optimizer.
+        """
+        state = load_checkpoint(resume_file, self.device)
+        self._check_model(state)
+        load_weights(self.model, state["state_dict"])
+        learner = str(state["settings"].get("learner")).lower()
+        try:
+            if learner != self.learner.lower():
+                raise ValueError(
+                    f"its optimizer is that of learner {learner}, not of {self.learner}"
+                )
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise UsageError(f"training can't go on from {resume_file}: {error!s}") from error
+        self._resumed = state["data"]
+        self._has_saved = True
+        self.saved_model_file = str(resume_file)
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.logger.info(f"going on from epoch {self.start_epoch} of {resume_file}")
+
+    def take(self, state: dict[str, Any], eval_data: Any) -> None:
+        """Take the weights of a checkpoint, to score them on a split.
+
+        Args:
+            state: of :func:`load_checkpoint`.
+            eval_data: the split's loader.
+
+        Raises:
+            UsageError: it is of another model, of other data or of another split.
+        """
+        self._check_model(state)
+        self._check_data(state["data"], eval_data._dataset.identity)
+        load_weights(self.model, state["state_dict"])
+        if not state["training_ended"]:
+            self.logger.warning(CUT_SHORT.format(**state))
+
+    def _check_model(self, state: dict[str, Any]) -> None:
+        own = model_path(self.config.model_class)
+        if state["model"] != own:
+            raise UsageError(f"the checkpoint is of model {state['model']}, not of {own}")
+
+    def _check_data(self, trained: Identity, here: Identity) -> None:
+        if found := difference(trained, here):
+            raise UsageError(f"the checkpoint can't be used here: {found}")
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; torch's own answer, where it gives one."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    known = [getattr(torch.cpu, name) for name in checks if hasattr(torch.cpu, name)]
+    return not known or any(check() for check in known)
+
+
+def checkpoint_name(config: Any) -> str:
+    """The checkpoint's file name: plain in a run's own folder, else with the run's name."""
+    folder = Path(config["run_dir"])
+    if Path(config["checkpoint_dir"]) == folder:
+        return "checkpoint.pth"
+    return f"{folder.parent.name}-{folder.name}.pth" if config["stage"] else f"{folder.name}.pth"
+
+
+def _progress(batches: Any, title: str, show: bool) -> Any:
+    return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
+
+
+@contextlib.contextmanager
+def _throwaway_directory() -> Iterator[None]:
+    """RecBole's Trainer opens a TensorBoard folder in the working directory: one that goes away."""
+    home = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(home)
