@@ -22,10 +22,10 @@ from typing import Any
 import colorlog
 from filelock import FileLock
 
-from recbole_escm2.train.checkpoint import plain
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.train.checkpoint import plain
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.train.checkpoint import load_checkpoint, plain
 from recbole_escm2.config import (
     PAIR,
     PLACE_KEYS,
@@ -61,8 +60,9 @@ from recbole_escm2.output import (
     versions,
     write_json,
 )
-from recbole_escm2.train.pair import keep_pace, pair_with
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
+from recbole_escm2.train.checkpoint import load_checkpoint, plain
+from recbole_escm2.train.pair import keep_pace, pair_with
 from recbole_escm2.train.trainer import CUT_SHORT, EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.

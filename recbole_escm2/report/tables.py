@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recbole_escm2 import output
+from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
 from recbole_escm2.experiment.statistics import (
     ALPHA,
     CONFIDENCE,
@@ -25,7 +26,6 @@ from recbole_escm2.experiment.statistics import (
     sample,
 )
 from recbole_escm2.experiment.study import Study, Trial, Tuning, part_label
-from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
 
 BETTER, WORSE = "▲", "▼"
 #: The same against the logistic regression.

@@ -19,13 +19,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.train.checkpoint import (
-    finish_checkpoint,
-    load_checkpoint,
-    load_weights,
-    plain,
-    save_checkpoint,
-)
 from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
@@ -39,8 +32,15 @@ from recbole_escm2.identity import Identity, difference
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.model.lookup import model_path
-from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.output import write_json
+from recbole_escm2.train.checkpoint import (
+    finish_checkpoint,
+    load_checkpoint,
+    load_weights,
+    plain,
+    save_checkpoint,
+)
+from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 
 #: In a run's folder, written anew after each validation: what a watcher of the run can read.
 HISTORY_FILE = "history.json"
