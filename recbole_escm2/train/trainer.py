@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import recbole.trainer.trainer
 import torch
 from numpy.typing import NDArray
 from recbole.trainer import Trainer
@@ -70,12 +71,10 @@ class EntireSpaceTrainer(Trainer):
         self.run_dir: str | None = config["run_dir"]
         # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
         metrics, config["metrics"] = config["metrics"], ["AUC"]
-        with _throwaway_directory() if self.run_dir else contextlib.nullcontext():
+        with _tensorboard_in(self.run_dir) if self.run_dir else contextlib.nullcontext():
             super().__init__(config, model)
         config["metrics"] = metrics
         if self.run_dir:
-            self.tensorboard.close()
-            self.tensorboard = SummaryWriter(os.path.join(self.run_dir, "tensorboard"))
             self.saved_model_file = os.path.join(self.checkpoint_dir, checkpoint_name(config))
         if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
             self.logger.warning(
@@ -468,13 +467,9 @@ def _progress(batches: Any, title: str, show: bool) -> Any:
     return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
 
 
-@contextlib.contextmanager
-def _throwaway_directory() -> Iterator[None]:
-    """RecBole's Trainer opens a TensorBoard folder in the working directory: one that goes away."""
-    home = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(home)
+def _tensorboard_in(run_dir: str) -> contextlib.AbstractContextManager[Any]:
+    """RecBole's Trainer opens its TensorBoard in the working directory, whatever is configured."""
+    folder = os.path.join(run_dir, "tensorboard")
+    return patch.object(
+        recbole.trainer.trainer, "get_tensorboard", lambda logger: SummaryWriter(folder)
+    )
