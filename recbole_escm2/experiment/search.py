@@ -33,9 +33,8 @@ from recbole_escm2.experiment.space import (
 )
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.model.lookup import model_path
-from recbole_escm2.output import csv_text, lock, make_folder, table, write_whole
+from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
 from recbole_escm2.threads import threads_of
-from recbole_escm2.train.checkpoint import plain
 
 #: Options of a search besides config keys, with their defaults.
 OPTIONS: Mapping[str, Any] = {

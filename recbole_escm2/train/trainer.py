@@ -33,12 +33,11 @@ from recbole_escm2.identity import Identity, difference
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.model.lookup import model_path
-from recbole_escm2.output import write_json
+from recbole_escm2.output import plain, write_json
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
     load_checkpoint,
     load_weights,
-    plain,
     save_checkpoint,
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
