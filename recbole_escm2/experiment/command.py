@@ -1,4 +1,4 @@
-"""The benchmark command: do what is missing of a plan, then show what all of it says."""
+"""The benchmark command: do what is missing of an experiment, then show what all of it says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from recbole_escm2.evaluator.influence import kept_influence
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
-from recbole_escm2.experiment.plan import Plan, Run, make_plan, with_tuned_rows
-from recbole_escm2.experiment.runs import Outcome, execute, finished, folder_of
+from recbole_escm2.experiment.plan import Experiment, make_experiment, with_tuned_rows
+from recbole_escm2.experiment.planned import PlannedRun
+from recbole_escm2.experiment.runs import Outcome, execute, finished
 from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.model.entire_space import misspelt_hooks
@@ -34,8 +35,8 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
     Raises:
         UsageError: something that the caller can mend; nothing has run then.
     """
-    plan = make_plan(options)
-    for model in dict.fromkeys(row.model for row in plan.rows):
+    experiment = make_experiment(options)
+    for model in dict.fromkeys(row.model for row in experiment.rows):
         for sentence in misspelt_hooks(find_model(model)):
             say(f"warning: {sentence}")
     tuning: Tuning | None = None
@@ -43,24 +44,32 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
     stopped = False
     try:
         with terminated_as_interrupted():
-            if (about := plan.seeding.about_worlds()) is not None:
+            if (about := experiment.seeding.about_worlds()) is not None:
                 say(about)
-            if plan.tuning:
-                _say_ranges(plan)
-                what = f"{_count(plan)} rows, {plan.trials} trials each"
-                _work(plan, [run for _, run in plan.tuning], what, "valid", outcomes)
-                tuning = _tuning(plan, outcomes)
-                plan = with_tuned_rows(plan, tuning)
-            again = ", the baseline again (A/A)" if _count(plan) < len(plan.rows) else ""
-            what = f"{_count(plan)} rows{again}, {len(plan.seeds)} seeds"
-            _work(plan, plan.runs, what, "test", outcomes)
+            if experiment.tuning:
+                _say_ranges(experiment)
+                what = f"{_count(experiment)} rows, {experiment.trials} trials each"
+                _work(
+                    experiment,
+                    [candidate.run for candidate in experiment.tuning],
+                    what,
+                    "valid",
+                    outcomes,
+                )
+                tuning = _tuning(experiment, outcomes)
+                experiment = with_tuned_rows(experiment, tuning)
+            again = (
+                ", the baseline again (A/A)" if _count(experiment) < len(experiment.rows) else ""
+            )
+            what = f"{_count(experiment)} rows{again}, {len(experiment.seeds)} seeds"
+            _work(experiment, experiment.runs, what, "test", outcomes)
     except KeyboardInterrupt:
         stopped = True
-        again = "the same command without --fresh" if plan.fresh else "the same command"
+        again = "the same command without --fresh" if experiment.fresh else "the same command"
         say(f"stopped; {again} goes on from here")
-    study = _study(plan, outcomes, tuning, shlex.join(command))
+    study = _study(experiment, outcomes, tuning, shlex.join(command))
     if study.results:
-        paths = report(study, plan.output_dir / plan.name)
+        paths = report(study, experiment.output_dir / experiment.name)
         print(text(study))
         print()
         shown = {kind: path for kind, path in paths.items() if not kind.startswith("figures/")}
@@ -73,29 +82,34 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
 
 
 def _work(
-    plan: Plan, runs: Sequence[Run], what: str, split: str, outcomes: dict[str, Outcome]
+    experiment: Experiment,
+    runs: Sequence[PlannedRun],
+    what: str,
+    split: str,
+    outcomes: dict[str, Outcome],
 ) -> None:
     """Do what is missing of some runs, saying how each one went.
 
     Args:
-        plan: theirs.
+        experiment: theirs.
         runs: those that are the same but for their labels are done once.
         what: what they are, for people.
         split: whose metric is said of each.
         outcomes: by the run's name; those of these runs are added.
     """
     new = {run.name: run for run in runs if run.name not in outcomes}
-    if plan.fresh:
+    if experiment.fresh:
         for run in new.values():
-            (folder_of(run, plan.output_dir) / RESULT_FILE).unlink(missing_ok=True)
+            (run.folder / RESULT_FILE).unlink(missing_ok=True)
     for run in new.values():
-        if (earlier := finished(run, plan.output_dir, plan.saved)) is not None:
+        if (earlier := finished(run, experiment.saved)) is not None:
             outcomes[run.name] = earlier
     missing = [run for name, run in new.items() if name not in outcomes]
-    names = {run.name for run in runs}
-    say(f"{plan.dataset}: {what}, {len(names)} runs, of which {len(names) - len(missing)} are done")
+    count = len({run.name for run in runs})
+    done = count - len(missing)
+    say(f"{experiment.dataset}: {what}, {count} runs, of which {done} are done")
     started = time.perf_counter()
-    work = execute(iter(missing), plan.output_dir, plan.jobs, plan.saved)
+    work = execute(iter(missing), experiment.jobs, experiment.saved)
     for done, outcome in enumerate(work, start=1):
         outcomes[outcome.run.name] = outcome
         left = (time.perf_counter() - started) / done * (len(missing) - done)
@@ -105,15 +119,15 @@ def _work(
         )
 
 
-def _count(plan: Plan) -> int:
+def _count(experiment: Experiment) -> int:
     """The rows that were asked for."""
-    return sum(not row.aa for row in plan.rows)
+    return sum(not row.aa for row in experiment.rows)
 
 
-def _say_ranges(plan: Plan) -> None:
+def _say_ranges(experiment: Experiment) -> None:
     """What is tuned in each row; rows with the same keys are said together."""
     rows_of: dict[tuple[str, ...], list[str]] = {}
-    drawn = {candidate.label: tuple(candidate.chosen) for candidate, _ in plan.tuning}
+    drawn = {candidate.label: tuple(candidate.chosen) for candidate in experiment.tuning}
     for label, keys in drawn.items():
         rows_of.setdefault(keys, []).append(label)
     for keys, labels in rows_of.items():
@@ -124,7 +138,7 @@ def _say_ranges(plan: Plan) -> None:
 def _how(outcome: Outcome, split: str) -> str:
     result = outcome.result
     if result is None:
-        return f"failed: {outcome.reason} (log: {outcome.folder / OUTPUT_FILE})"
+        return f"failed: {outcome.reason} (log: {outcome.run.folder / OUTPUT_FILE})"
     metric = result["valid_metric"]
     value = result["test_result" if split == "test" else "best_valid_result"].get(metric)
     on = "" if split == "test" else " on validation"
@@ -140,19 +154,21 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _tuning(plan: Plan, outcomes: Mapping[str, Outcome]) -> Tuning:
+def _tuning(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Tuning:
     by_row: dict[str, list[Trial]] = {}
-    for candidate, run in plan.tuning:
-        outcome = outcomes[run.name]
-        trial = candidate.trial(run.name, outcome.result, outcome.reason or "")
+    for candidate in experiment.tuning:
+        outcome = outcomes[candidate.run.name]
+        trial = candidate.trial(outcome.result, outcome.reason)
         by_row.setdefault(candidate.label, []).append(trial)
-    assert plan.seeding.of_tuning is not None
-    on = "; ".join(dict.fromkeys(plan.seeding.tuned_on(draws) for draws in plan.draws.values()))
-    return Tuning(plan.trials, plan.seeding.of_tuning, plan.metric, by_row, on)
+    assert experiment.seeding.of_tuning is not None
+    on = "; ".join(
+        dict.fromkeys(experiment.seeding.tuned_on(draws) for draws in experiment.draws.values())
+    )
+    return Tuning(experiment.trials, experiment.seeding.of_tuning, experiment.metric, by_row, on)
 
 
 def _study(
-    plan: Plan,
+    experiment: Experiment,
     outcomes: Mapping[str, Outcome],
     tuning: Tuning | None,
     command: str,
@@ -160,27 +176,27 @@ def _study(
     results: dict[tuple[str, int], Mapping[str, Any]] = {}
     failures: dict[tuple[str, int], str] = {}
     folders: dict[tuple[str, int], Path] = {}
-    for run in plan.runs:
+    for run in experiment.runs:
         outcome = outcomes.get(run.name)
         key = (run.row.label, run.seed)
         if outcome is not None and outcome.result is not None:
             # A run by itself can't know that other seeds have other worlds.
-            results[key] = {**outcome.result, "seed_draws": plan.draws[run.row.label]}
-            folders[key] = outcome.folder
+            results[key] = {**outcome.result, "seed_draws": experiment.draws[run.row.label]}
+            folders[key] = run.folder
         elif outcome is not None:
-            failures[key] = str(outcome.reason)
+            failures[key] = outcome.reason
     return Study(
-        title=f"{plan.dataset}: {_count(plan)} rows over {len(plan.seeds)} seeds",
+        title=f"{experiment.dataset}: {_count(experiment)} rows over {len(experiment.seeds)} seeds",
         command=command,
-        dataset=plan.dataset,
-        rows=plan.rows,
-        seeds=plan.seeds,
-        baseline=plan.baseline,
-        columns=plan.columns,
+        dataset=experiment.dataset,
+        rows=experiment.rows,
+        seeds=experiment.seeds,
+        baseline=experiment.baseline,
+        columns=experiment.columns,
         results=results,
         failures=failures,
-        shared=plan.shared,
+        shared=experiment.request.shared,
         tuning=tuning,
-        primary=tuple(plan.primary),
+        primary=tuple(experiment.primary),
         influence=lambda label, seed: kept_influence(folders[label, seed]),
     )
