@@ -197,7 +197,7 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     from recbole_escm2.experiment.request import is_benchmark
 
     if is_benchmark(options):
-        from recbole_escm2.experiment.command import benchmark
+        from recbole_escm2.report.command import benchmark
 
         return benchmark(options, command)
     import torch

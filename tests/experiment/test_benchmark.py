@@ -157,6 +157,25 @@ def test_a_result_whose_checkpoint_is_elsewhere_is_done(options, tmp_path, model
     assert finished(run_) is not None  # asking deletes nothing
 
 
+@pytest.mark.parametrize("place", ["", "kept"])
+def test_a_pair_is_done_when_both_checkpoints_are_there(options, tmp_path, place):
+    options |= {"checkpoint_dir": str(tmp_path / place)} if place else {}
+    (run_,) = make_experiment({**options, "model": "FM", "seeds": "1", "saved": "True"}).runs
+
+    def checkpoints() -> list[Path]:
+        folder = tmp_path / place if place else run_.folder
+        return sorted(folder.rglob("*.pth"))
+
+    for missing in (0, 1):
+        (outcome,) = execute(iter([run_]), 1, saved=True)
+        assert outcome.result is not None
+        assert len(checkpoints()) == 2
+        assert run_.is_done(saved=True)
+        checkpoints()[missing].unlink()
+        assert not run_.is_done(saved=True)
+        assert run_.is_done()
+
+
 def test_what_a_result_says_of_training_and_predictions(settings):
     outcome = run("ESCM2_IPS", "tiny", config_dict=settings)
     content = json.loads((Path(outcome["run_dir"]) / "result.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment import command
+from recbole_escm2.experiment.conduct import study_of, tuning_of
 from recbole_escm2.experiment.plan import make_experiment, with_tuned_rows
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.runs import Outcome
@@ -199,7 +199,7 @@ def test_a_result_says_what_a_seed_draws(asked, case, alone, pool, monkeypatch):
         result = json.loads((Path(outcome["run_dir"]) / "result.json").read_text())
         assert (result["seed_draws"], result["test_pool"]) == (alone, pool)
         outcomes[run.name] = Outcome(run, result)
-    study = command._study(plan, outcomes, None, "")
+    study = study_of(plan, outcomes, None, "")
     draws = {study.results[key]["seed_draws"] for key in study.results}
     assert draws == {CASES[case][0]}
 
@@ -212,8 +212,8 @@ def test_a_report_says_what_was_tuned_on(asked, monkeypatch):
     outcomes |= {
         run.name: Outcome(run, tried) for run in (candidate.run for candidate in plan.tuning)
     }
-    tuning = command._tuning(plan, outcomes)
-    shown = markdown(command._study(plan, outcomes, tuning, ""))
+    tuning = tuning_of(plan, outcomes)
+    shown = markdown(study_of(plan, outcomes, tuning, ""))
     assert (
         "on a random 50% of the impressions, of which no seed of this table tests on any" in shown
     )

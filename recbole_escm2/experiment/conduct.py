@@ -1,8 +1,7 @@
-"""The benchmark command: do what is missing of an experiment, then show what all of it says."""
+"""An experiment conducted: what is missing of it is done, and all of it becomes a study."""
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,32 +9,26 @@ from typing import Any
 
 from recbole_escm2.evaluator.influence import kept_influence
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
-from recbole_escm2.experiment.plan import Experiment, make_experiment, with_tuned_rows
+from recbole_escm2.experiment.plan import Experiment, with_tuned_rows
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.runs import Outcome, execute, finished
 from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model
-from recbole_escm2.report.tables import text
-from recbole_escm2.report.write import report
 from recbole_escm2.train.run import RESULT_FILE
 
 
-def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
-    """Run a benchmark, or what is missing of it, and write its report.
+def conduct(experiment: Experiment, command: str) -> tuple[Study, bool]:
+    """Do what is missing of an experiment: its trials, then the rows with the best of them.
 
     Args:
-        options: of the command line, as text.
-        command: the words that make the report again, program and options, for it to show.
+        experiment: what is to be done.
+        command: what makes its report again.
 
     Returns:
-        The exit code: 0, 1 where a run failed, 130 where it was stopped.
-
-    Raises:
-        UsageError: something that the caller can mend; nothing has run then.
+        What came out, and whether it was stopped before its end.
     """
-    experiment = make_experiment(options)
     for model in dict.fromkeys(row.model for row in experiment.rows):
         for sentence in misspelt_hooks(find_model(model)):
             say(f"warning: {sentence}")
@@ -48,37 +41,20 @@ def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:
                 say(about)
             if experiment.tuning:
                 _say_ranges(experiment)
+                trials = [candidate.run for candidate in experiment.tuning]
                 what = f"{_count(experiment)} rows, {experiment.trials} trials each"
-                _work(
-                    experiment,
-                    [candidate.run for candidate in experiment.tuning],
-                    what,
-                    "valid",
-                    outcomes,
-                )
-                tuning = _tuning(experiment, outcomes)
+                _work(experiment, trials, what, "valid", outcomes)
+                tuning = tuning_of(experiment, outcomes)
                 experiment = with_tuned_rows(experiment, tuning)
-            again = (
-                ", the baseline again (A/A)" if _count(experiment) < len(experiment.rows) else ""
-            )
+            has_aa_row = any(row.aa for row in experiment.rows)
+            again = ", the baseline again (A/A)" if has_aa_row else ""
             what = f"{_count(experiment)} rows{again}, {len(experiment.seeds)} seeds"
             _work(experiment, experiment.runs, what, "test", outcomes)
     except KeyboardInterrupt:
         stopped = True
         again = "the same command without --fresh" if experiment.fresh else "the same command"
         say(f"stopped; {again} goes on from here")
-    study = _study(experiment, outcomes, tuning, shlex.join(command))
-    if study.results:
-        paths = report(study, experiment.output_dir / experiment.name)
-        print(text(study))
-        print()
-        shown = {kind: path for kind, path in paths.items() if not kind.startswith("figures/")}
-        print("\n".join(f"{kind:9} {path}" for kind, path in shown.items()))
-    for (label, seed), reason in study.failures.items():
-        say(f"failed: {label}, seed {seed}: {reason}")
-    if stopped:
-        return 130
-    return 1 if study.failures else 0
+    return study_of(experiment, outcomes, tuning, command), stopped
 
 
 def _work(
@@ -154,25 +130,33 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _tuning(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Tuning:
+def tuning_of(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> Tuning:
+    """How the settings of the rows were chosen, from the outcomes by the run's name."""
     by_row: dict[str, list[Trial]] = {}
     for candidate in experiment.tuning:
         outcome = outcomes[candidate.run.name]
         trial = candidate.trial(outcome.result, outcome.reason)
         by_row.setdefault(candidate.label, []).append(trial)
-    assert experiment.seeding.of_tuning is not None
-    on = "; ".join(
-        dict.fromkeys(experiment.seeding.tuned_on(draws) for draws in experiment.draws.values())
-    )
-    return Tuning(experiment.trials, experiment.seeding.of_tuning, experiment.metric, by_row, on)
+    seeding = experiment.seeding
+    assert seeding.of_tuning is not None
+    on = "; ".join(dict.fromkeys(map(seeding.tuned_on, experiment.draws.values())))
+    return Tuning(experiment.trials, seeding.of_tuning, experiment.metric, by_row, on)
 
 
-def _study(
+def study_of(
     experiment: Experiment,
     outcomes: Mapping[str, Outcome],
     tuning: Tuning | None,
     command: str,
 ) -> Study:
+    """All that reports are made of.
+
+    Args:
+        experiment: its rows as they were run.
+        outcomes: by the run's name; a run without one wasn't reached.
+        tuning: of the rows.
+        command: what makes the report again.
+    """
     results: dict[tuple[str, int], Mapping[str, Any]] = {}
     failures: dict[tuple[str, int], str] = {}
     folders: dict[tuple[str, int], Path] = {}
