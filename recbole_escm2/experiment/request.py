@@ -45,8 +45,7 @@ class Request:
         entries: a row for each model, before any sweep.
         dataset: its name, where it was given.
         files: config files of all rows.
-        settings: config keys of all rows, of the benchmark's file.
-        texts: the same of the command line, as text.
+        settings: config keys of all rows; those of the command line are text.
         sweep: values by key.
         about: the benchmark's own keys: those of :data:`KEYS` that say nothing of rows.
     """
@@ -55,7 +54,6 @@ class Request:
     dataset: str | None = None
     files: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,8 +61,9 @@ class Request:
     def shared(self) -> dict[str, Any]:
         """The user's settings of all rows."""
         files = {"config_files": list(self.files)} if self.files else {}
-        texts = {key: parse_value(text) for key, text in self.texts.items()}
-        return {**files, **self.settings, **texts}
+        return files | {
+            k: parse_value(v) if isinstance(v, str) else v for k, v in self.settings.items()
+        }
 
     def rows(self) -> list[Row]:
         """Each entry with each combination of the swept values that has an effect on it.
@@ -72,7 +71,7 @@ class Request:
         Raises:
             UsageError: a key that no entry's model knows, or one swept for none of them.
         """
-        for key in (*self.settings, *self.texts, *family_keys().intersection(self._of_files)):
+        for key in (*self.settings, *family_keys().intersection(self._of_files)):
             self._check_key(key)
         rows: dict[str, Row] = {}
         used: set[str] = set()
@@ -139,9 +138,8 @@ class Request:
         shared = {key: value for key, value in self._of_files.items() if key not in idle}
         files = [shared, *_list(own.pop("config_files", []))]
         settings = {k: v for k, v in self.settings.items() if k not in own and self.reads(row, k)}
-        texts = {k: text for k, text in self.texts.items() if k not in own and self.reads(row, k)}
         try:
-            return Config(model, self.dataset, files, {**settings, **own}, texts)
+            return Config(model, self.dataset, files, {**settings, **own})
         except UsageError as error:
             raise UsageError(f"{row.label}: {error}") from error
 
@@ -169,7 +167,7 @@ class Request:
         if issubclass(find_model(entry.model), EntireSpaceRecommender):
             return {}
         files = [*self.files, *_list(entry.settings.get("config_files", []))]
-        said = [self.settings, self.texts, self.sweep, entry.settings]
+        said = [self.settings, self.sweep, entry.settings]
         said += [read_yaml(Path(file)) for file in files]
         return {} if any("task" in where for where in said) else {"task": "both"}
 
@@ -263,23 +261,20 @@ def read_request(options: Mapping[str, str]) -> Request:
     """
     options = dict(options)
     asked = _from_file(options.pop("benchmark", None))
-    for key in KEYS:
-        if key in options:
-            asked[key] = _option(key, options.pop(key))
+    asked |= {key: _option(key, options.pop(key)) for key in KEYS if key in options}
     files = [*_list(asked.pop("config_files", [])), *options.pop("config_files", "").split()]
     of_file = asked.pop("dataset", None)
     dataset = options.pop("dataset", None) or of_file
     models = options.pop("model", None) or asked.pop("models", None)
     asked.pop("models", None)
     sweep = dict(asked.pop("sweep", None) or {})
-    texts = {}
     for key, text in options.items():
         values = _values(key, text)
         sweep.pop(key, None)  # the command line wins
         if len(values) > 1:
             sweep[key] = [parse_value(value) for value in values]
         else:
-            texts[key] = text
+            asked[key] = text
     if "seed" in sweep:
         raise UsageError("several seeds are --seeds=[1,2,3]")
     for key, values in sweep.items():
@@ -287,7 +282,7 @@ def read_request(options: Mapping[str, str]) -> Request:
             raise UsageError(f"{key} has a value twice: {', '.join(map(str, values))}")
     settings = {key: value for key, value in asked.items() if key not in KEYS}
     about = {key: value for key, value in asked.items() if key in KEYS}
-    return Request(_models(models, files), dataset, files, settings, texts, sweep, about)
+    return Request(_models(models, files), dataset, files, settings, sweep, about)
 
 
 def _values(key: str, text: str) -> list[str]:

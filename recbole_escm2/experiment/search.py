@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
@@ -50,7 +52,7 @@ _SHOWN_TRIALS = 10
 _PRUNED = "pruned"
 # Seconds between two signs of life of a trial, and without one until others take it over. To take
 # over one that lives does no harm: a run is done once, and who comes second waits for its result.
-_HEARTBEAT, _GRACE = 2, 10
+_HEARTBEAT, _GRACE = 2, 20
 _SUBJECT = "subject"
 _SCORES = "scores"  # of the two models of a pair: metric, score, whether bigger is better
 # What a search notes of a trial, and Optuna.
@@ -155,7 +157,7 @@ def _quiet() -> Iterator[None]:
     """Without Optuna's log, and without its warnings of what is new in it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
         yield
 
@@ -209,7 +211,6 @@ class Searcher:
         self.asked = asked
         self._at_work: dict[str, optuna.Trial] = {}  # by the label of its run's row
         self._reported: dict[str, int] = {}  # validations of it that the pruner knows
-        self._beaten: dict[str, float] = {}  # when it last gave a sign of life
         bigger = asked.ranges.config["valid_metric_bigger"]
         prunes = asked.pruner == "median"
         try:
@@ -259,6 +260,9 @@ class Searcher:
     def search(self) -> None:
         """Ask for trials and do them until there are as many as asked for."""
         runs = iter(self._propose, object())
+        over = threading.Event()
+        signs_of_life = threading.Thread(target=self._beat, args=(over,))
+        signs_of_life.start()
         try:
             while True:
                 for outcome in execute(runs, self.asked.jobs, watch=self._watch):
@@ -266,9 +270,17 @@ class Searcher:
                 if not self._wait_for_others():
                     return
         finally:
+            over.set()
+            signs_of_life.join()
             for trial in self._at_work.values():  # stopped: they are done again next time
                 self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             self.try_again([trial.number for trial in self._at_work.values()])
+
+    def _beat(self, over: threading.Event) -> None:
+        """Give signs of life of the trials at work, whatever the search itself waits for."""
+        while not over.wait(_HEARTBEAT):
+            for trial in list(self._at_work.values()):
+                self.storage.record_heartbeat(trial._trial_id)
 
     def _alone(self) -> Any:
         """While it is held no other search counts, or asks for, a trial."""
@@ -309,14 +321,12 @@ class Searcher:
             self._tell(trial, earlier)
 
     def _watch(self, process: Process) -> None:
-        label, now = process.run.row.label, time.monotonic()
+        label = process.run.row.label
         trial = self._at_work[label]
-        if now - self._beaten.get(label, 0) >= _HEARTBEAT:
-            self._beaten[label] = now
-            self.storage.record_heartbeat(trial._trial_id)
-        news = process.stopped is None and self._report(label, trial, process.history())
-        if news and trial.should_prune():
-            process.stop(_PRUNED)
+        with contextlib.suppress(UpdateFinishedTrialError):  # another search has taken it over
+            news = process.stopped is None and self._report(label, trial, process.history())
+            if news and trial.should_prune():
+                process.stop(_PRUNED)
 
     def _report(self, label: str, trial: optuna.Trial, epochs: Sequence[Mapping[str, Any]]) -> bool:
         """Tell the pruner what is new among a run's validations, and whether anything is."""
@@ -330,7 +340,7 @@ class Searcher:
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         try:
             how = self._note(trial, outcome)
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except UpdateFinishedTrialError:
             return  # another search has taken it over, and will find the run finished
         over = len(self.trials())
         chosen = ", ".join(
@@ -350,13 +360,13 @@ class Searcher:
                 epochs = outcome.result["trainings"][0]["epochs"]
                 self._report(outcome.run.row.label, trial, epochs)
             trial.set_user_attr("test_result", outcome.result["test_result"])
-            self.study.tell(trial, value)
+            self.study.tell(trial, value, skip_if_finished=True)
             return f"{self.asked.metric} {value:.4f} on validation"
         if outcome.reason == _PRUNED:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             return "pruned"
         trial.set_user_attr("reason", outcome.reason)
-        self.study.tell(trial, state=TrialState.FAIL)
+        self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         return f"failed: {outcome.reason} (log: {outcome.run.folder / OUTPUT_FILE})"
 
 

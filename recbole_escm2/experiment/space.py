@@ -91,7 +91,7 @@ def ranges_of(request: Request, entry: Row) -> Space:
     if file and (idle := [name for name in space if name not in acting]):
         close = did_you_mean(idle[0], config)
         raise UsageError(f"the ranges have {idle[0]}, which {entry.model} doesn't read{close}")
-    left_out = {*request.texts, *request.settings, *entry.settings}
+    left_out = {*request.settings, *entry.settings}
     left_out |= {name for name, needed in KEY_NEEDS.items() if not config.get(needed)}
     space = {name: values for name, values in acting.items() if name not in left_out}
     if not space:
