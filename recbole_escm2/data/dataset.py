@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_escm2.config import complete, single_task, trains_on_clicks
 from recbole_escm2.data.batch import Batch, Rows, View
 from recbole_escm2.data.labels import LABEL_SOURCE, label_columns
-from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.predictions import Truth

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import recbole
 
-from recbole_escm2.train.checkpoint import plain
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.train.checkpoint import plain
 
 
 class Source(Protocol):
