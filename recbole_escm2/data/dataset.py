@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recbole_escm2.config import complete, single_task, trains_on_clicks
 from recbole_escm2.data.batch import Batch, Rows, View
-from recbole_escm2.data.labels import LABEL_SOURCE, label_columns
+from recbole_escm2.data.labels import LABEL_SOURCE, label_columns, labels_of
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
 from recbole_escm2.errors import UsageError
@@ -67,7 +67,7 @@ class EntireSpaceDataset(Dataset):
         complete(config)
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
-        self.label_columns = label_columns(config)
+        self.label_columns = label_columns(labels_of(config))
         #: Labels of a split, in the order of its rows; set by :meth:`build`.
         self.truth: Truth | None = None
         #: What another seed draws, see :func:`seed_draws`; set by :meth:`build`.

@@ -27,6 +27,7 @@ from recbole_escm2.data.labels import (
     conversions_without_click,
     faulty_rows,
     label_columns,
+    labels_of,
     numbers,
 )
 from recbole_escm2.data.pairs import all_pairs
@@ -95,7 +96,7 @@ class AtomicFiles(Dataset):
     def __init__(self, config: Any) -> None:
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
-        self.label_columns = label_columns(config)
+        self.label_columns = label_columns(labels_of(config))
         #: What to tell the user about the data, whenever it is used.
         self.notes: list[tuple[str, str]] = []
         self._vocabularies: list[np.ndarray] = []
