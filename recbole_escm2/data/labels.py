@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from recbole_escm2.data.atomic import lines_below_header
 from recbole_escm2.data.schema import Labels
+from recbole_escm2.data.sources.atomic_text import lines_below_header
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 

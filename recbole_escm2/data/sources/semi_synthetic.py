@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import recbole
 
-from recbole_escm2.data import atomic_source
-from recbole_escm2.data.frames import AtomicFiles, atomic_files
 from recbole_escm2.data.labels import numbers
-from recbole_escm2.data.semi_synthetic.completion import complete_ratings
-from recbole_escm2.data.semi_synthetic.outcomes import OutcomeRule, outcome_rule
+from recbole_escm2.data.sources import atomic_source
+from recbole_escm2.data.sources.atomic import AtomicFiles, atomic_files
 from recbole_escm2.data.store import StoreWriter
+from recbole_escm2.data.worlds.completion import complete_ratings
+from recbole_escm2.data.worlds.outcomes import OutcomeRule, outcome_rule
 from recbole_escm2.errors import UsageError
 
 _NOTE = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_escm2.data.frames import AtomicFiles, atomic_files
+from recbole_escm2.data.sources.atomic import AtomicFiles, atomic_files
 from recbole_escm2.data.store import StoreWriter
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS

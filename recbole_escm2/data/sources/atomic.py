@@ -13,14 +13,6 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_escm2.config import dataset_names
-from recbole_escm2.data.atomic import (
-    UnreadableError,
-    check_lines,
-    check_numbers,
-    check_whole,
-    read_columns,
-    read_header,
-)
 from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     LabelColumn,
@@ -30,7 +22,15 @@ from recbole_escm2.data.labels import (
     labels_of,
     numbers,
 )
-from recbole_escm2.data.pairs import all_pairs
+from recbole_escm2.data.sources.atomic_text import (
+    UnreadableError,
+    check_lines,
+    check_numbers,
+    check_whole,
+    read_columns,
+    read_header,
+)
+from recbole_escm2.data.sources.pairs import all_pairs
 from recbole_escm2.data.store import Column, Layout, StoreWriter
 from recbole_escm2.errors import UsageError
 
