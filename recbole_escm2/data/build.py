@@ -125,13 +125,14 @@ class _Lists:
 
 def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDArray[Any]:
     """A column of numbers, with something else for null and NaN; ``[rows, *shape]``."""
-    shape: list[int] = []
-    while pa.types.is_fixed_size_list(column.type):
-        shape.append(column.type.list_size)
-        column = column.flatten()
+    if pa.types.is_fixed_size_list(column.type):
+        there = column.is_valid().to_numpy(zero_copy_only=False)
+        inner = numbers_of(column.flatten(), missing, dtype)  # of the lists that are there
+        whole = np.full((len(column), column.type.list_size, *inner.shape[1:]), missing, dtype)
+        whole[there] = inner.reshape(-1, *whole.shape[1:])
+        return whole
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    values = np.where(np.isnan(values), missing, values)
-    return values.astype(dtype).reshape(-1, *shape)
+    return np.where(np.isnan(values), missing, values).astype(dtype)
 
 
 class _Counts:
@@ -418,7 +419,7 @@ class _Build:
             column, key = rows.column(own.name), (table, own.name)
             if own.kind == "token":
                 self.counts[key].add(column, times)
-            elif own.kind == "float":
+            elif own.kind == "float" and not self.shape[own.name]:
                 self.numbers[key].add(column)
             elif own.kind == "token_seq":
                 lists = _Lists.of(column)
@@ -439,7 +440,8 @@ class _Build:
 
     def _number(self) -> None:
         pieces: dict[str, list[pa.Table]] = {}
-        for own in self.schema.fields:
+        by_name = sorted(self.schema.fields, key=lambda own: own.name != own.vocabulary)
+        for own in by_name:  # as RecBole numbers aliases: first the field that they are one of
             if own.kind.startswith("token"):
                 tables = [own.table, *(j.table for j in self.schema.joins if j.key == own.name)]
                 for table in dict.fromkeys(tables):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,13 @@ import pandas as pd
 import pyarrow as pa
 
 from recbole_escm2.data.schema import Labels
-from recbole_escm2.data.sources.atomic_text import lines_below_header
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 
 # A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
 LABEL_SOURCE = "label"
 
-_SHOWN = 5  # faulty rows that a message names
+SHOWN = 5  # faulty rows that a message names
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def check_labels(
         numeric = numbers(values.to_pandas())
     bad = np.flatnonzero(~column.is_valid(numeric))
     if len(bad):
-        shown = ((place(int(row)), str(values[int(row)].as_py() or "")) for row in bad[:_SHOWN])
+        shown = ((place(int(row)), str(values[int(row)].as_py() or "")) for row in bad[:SHOWN])
         raise label_error(file, column, shown, len(bad))
     return numeric
 
@@ -138,7 +135,7 @@ class StrayConversions:
         """
         stray = (click == 0) & (conversion == 1)
         rows = np.flatnonzero(stray)
-        self._places += [place(int(row)) for row in rows[: _SHOWN - len(self._places)]]
+        self._places += [place(int(row)) for row in rows[: SHOWN - len(self._places)]]
         self.count += len(rows)
         if self._choice == "unconvert":
             return np.where(stray, 0, conversion), np.ones(len(click), dtype=bool)
@@ -152,7 +149,7 @@ class StrayConversions:
         """
         if not self.count:
             return None
-        where = ", ".join(self._places) + (", …" if self.count > _SHOWN else "")
+        where = ", ".join(self._places) + (", …" if self.count > SHOWN else "")
         said = f"{self.count:,} impressions have a conversion without a click: {where}"
         if self._choice == "raise":
             raise UsageError(
@@ -168,47 +165,3 @@ def numbers(values: pd.Series) -> np.ndarray:
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(object)
     return np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def faulty_rows(
-    path: Path, column: LabelColumn, position: int, separator: str, encoding: str | None
-) -> UsageError | None:
-    """Find the faulty values of a column in the text of its file.
-
-    Only called once something is known to be wrong: line numbers need the text itself, since
-    readers skip blank lines.
-
-    Args:
-        path: the file.
-        column: what the column has to hold.
-        position: where it stands, 0 for the first column.
-        separator: between cells.
-        encoding: of the file.
-
-    Returns:
-        An error that names the file and the first faulty lines; None if there is none.
-    """
-    faults, count = [], 0
-    for number, line in lines_below_header(path, encoding):
-        cells = line.split(separator)
-        text = cells[position] if position < len(cells) else ""
-        if column.is_valid(np.array(_number(text))):
-            continue
-        count += 1
-        if count <= _SHOWN:
-            faults.append((f"line {number}", text))
-    if not count:
-        return None
-    return label_error(str(path), column, faults, count)
-
-
-def conversions_without_click(click: np.ndarray, conversion: np.ndarray) -> np.ndarray:
-    """Positions of the impressions that converted without a click."""
-    return np.flatnonzero((click == 0) & (conversion == 1))

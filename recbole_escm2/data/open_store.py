@@ -20,7 +20,7 @@ from recbole_escm2.train.checkpoint import plain
 
 #: Module of each source, by the value of the config key ``source``.
 SOURCES = {
-    "atomic": "recbole_escm2.data.sources.atomic_source",
+    "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
