@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import colorlog
-from filelock import FileLock
 
-from recbole_escm2.train.checkpoint import plain
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.files import lock as lock
+from recbole_escm2.files import plain
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -111,13 +111,6 @@ def make_folder(key: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{key}: {folder} can't be made: {error.strerror}") from error
-
-
-def lock(path: Path) -> FileLock:
-    """A lock that processes share; what a link at its place leads to isn't touched."""
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-    return FileLock(path)
 
 
 def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:

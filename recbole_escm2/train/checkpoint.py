@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.files import plain as plain
 from recbole_escm2.identity import Identity, digest_of
 
 _SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
@@ -46,20 +47,6 @@ _ENTRIES: Mapping[str, type] = {
     "state_dict": dict,
     "optimizer": dict,
 }
-
-
-def plain(value: Any) -> Any:
-    """The value with everything that isn't plain data turned into text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind(value)  # numpy's numbers are instances, and no plain data
-    return str(value)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import resources
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_escm2.config import dataset_names
 from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     SHOWN,
@@ -107,11 +107,14 @@ def files(config: Any) -> list[Path]:
 
 def _missing(config: Any, name: str, folder: Path) -> str:
     there = [path.name for path in folder.parent.glob("*/") if any(path.glob("*.inter"))]
-    names = ", ".join(sorted({*dataset_names(), *there}))
+    known = resources.files("recbole_escm2.properties") / "dataset"
+    shipped = [Path(f.name).stem for f in known.iterdir() if f.name.endswith(".yaml")]
+    names = ", ".join(sorted({*shipped, *there}))
     return (
         f"there is no data set '{name}'. Data sets: {names}. For one of your own put its "
         f"atomic files into {folder} ({name}.inter, and {name}.user and {name}.item if it "
-        "has them), or name the folder above it with --data_path"
+        f"has them) or a table ({name}.parquet, .csv, .arrow or .feather), or name the folder "
+        "above it with --data_path"
     )
 
 
