@@ -96,7 +96,8 @@ def encoded(column: pa.Array) -> pa.DictionaryArray:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     tokens = column.dictionary
-    wanted = pa.int64() if pa.types.is_integer(tokens.type) else pa.string()
+    whole = pa.types.is_integer(tokens.type) and tokens.type != pa.uint64()
+    wanted = pa.int64() if whole else pa.string()
     if tokens.type != wanted:
         tokens = tokens.cast(wanted)
     return pa.DictionaryArray.from_arrays(column.indices.cast(pa.int32()), tokens)
@@ -279,10 +280,10 @@ class _Kept:
 
 
 class _Numbers:
-    """Of a column of numbers: how many, their sum, and the least one."""
+    """Of a column of numbers: how many, their sum, the least and the largest one."""
 
     def __init__(self) -> None:
-        self._count, self._sum, self.least = 0, 0.0, np.inf
+        self._count, self._sum, self.least, self.largest = 0, 0.0, np.inf, -np.inf
 
     def add(self, column: pa.Array) -> None:
         values = numbers_of(column, np.nan)
@@ -290,11 +291,17 @@ class _Numbers:
         self._count += known.size
         self._sum += float(known.sum())
         self.least = min(self.least, float(known.min(initial=np.inf)))
+        self.largest = max(self.largest, float(known.max(initial=-np.inf)))
 
     @property
     def mean(self) -> float:
         """0 where there is none."""
         return self._sum / self._count if self._count else 0.0
+
+    def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """In [0, 1], as RecBole normalises; those that all are the same become 1."""
+        width = self.largest - self.least
+        return (values - self.least) / width if width > 0 else np.ones_like(values)
 
 
 class _Build:
@@ -512,6 +519,8 @@ class _Build:
                 bags.append(own.name)
                 continue
             shape = self.shape.get(own.name, ())
+            if own.numerical:
+                shape = (2,)
             if own.kind == "float_seq":
                 shape = (max(self.longest[own.name], 1), *shape)
             columns.append(Column(own.name, kind[own.kind], shape))
@@ -532,12 +541,10 @@ class _Build:
             if own.kind == "token":
                 columns[own.name] = self._ids(own, column)
             elif own.kind == "float":
-                numbers = self.numbers[table, own.name]
-                columns[own.name] = numbers_of(column, numbers.mean)
-                if own.name == self.schema.time:  # float32 has 24 bits for a time
-                    columns[own.name] -= numbers.least
+                columns[own.name] = self._numbers(own, table, column)
             elif own.kind == "float_seq":
-                columns[own.name] = _padded(_Lists.of(column), max(self.longest[own.name], 1))
+                width = max(self.longest[own.name], 1)
+                columns[own.name] = _padded(_Lists.of(column), width, own.numerical)
             else:
                 bag = _Lists.of(column)
                 bags.append((bag.lengths, self._ids(own, bag.values), bag.weights))
@@ -547,6 +554,15 @@ class _Build:
 
     def _ids(self, own: Field, column: pa.DictionaryArray) -> NDArray[np.int32]:
         return self.numbering[own.vocabulary or own.name].ids(column)
+
+    def _numbers(self, own: Field, table: str, column: pa.Array) -> NDArray[np.float64]:
+        known = self.numbers[table, own.name]
+        values = numbers_of(column, known.mean)
+        if own.name == self.schema.time:  # float32 has 24 bits for a time
+            values = values - known.least
+        if own.scaled:
+            values = known.scaled(values)
+        return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
 
     # ------------------------------------------------------------------ what is known of it
 
@@ -681,9 +697,11 @@ def _with_codes(column: pa.Array, own: Field) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pairs)
 
 
-def _padded(lists: _Lists, width: int) -> NDArray[np.float32]:
-    """Lists of numbers with zeros behind, ``[rows, width, *shape]``."""
+def _padded(lists: _Lists, width: int, numerical: bool) -> NDArray[np.float32]:
+    """Lists of numbers, or of pairs of a number and 1, with zeros behind, ``[rows, width, …]``."""
     values = numbers_of(lists.values, 0.0, np.float32)
+    if numerical:
+        values = np.stack([values, np.ones_like(values)], axis=-1)
     padded = np.zeros((len(lists.lengths), width, *values.shape[1:]), np.float32)
     padded[np.arange(width) < lists.lengths[:, None]] = values
     return padded

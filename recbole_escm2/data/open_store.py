@@ -14,14 +14,16 @@ import recbole
 
 from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.schema import Source
+from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
-from recbole_escm2.train.checkpoint import plain
+from recbole_escm2.files import plain
 
 #: Module of each source, by the value of the config key ``source``.
 SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
+    "table": "recbole_escm2.data.sources.table",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
 
@@ -95,24 +97,35 @@ def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
     build(schema, chunks, folder, rules, about)
 
 
-def _source(config: Any) -> Source:
-    name = config["source"]
+def _name_of_source(config: Any) -> str:
+    """By config ``source``; files that aren't atomic ones may be tables, or have been when a store
+    was made of them.
+    """
+    name: str = config["source"]
     if name not in SOURCES:
         raise UsageError(
             f"there is no source '{name}'{did_you_mean(name, SOURCES)}. Sources: "
             f"{', '.join(SOURCES)}"
         )
-    source: Source = importlib.import_module(SOURCES[name])
+    if name != "atomic" or any(Path(config["data_path"]).glob("*.inter")):
+        return name
+    is_table = table.takes(config) or (_place(config, "table")[1] / SCHEMA).exists()
+    return "table" if is_table else name
+
+
+def _source(config: Any) -> Source:
+    source: Source = importlib.import_module(SOURCES[_name_of_source(config)])
     return source
 
 
-def _place(config: Any) -> tuple[dict[str, Any], Path]:
+def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path]:
     """The settings that the content of a store depends on, and where it is to be."""
+    source = source or _name_of_source(config)
     settings = {
-        "source": config["source"],
+        "source": source,
         "format": FORMAT,
         "recbole": recbole.__version__,
-        **plain(_source(config).settings(config)),
+        **plain(importlib.import_module(SOURCES[source]).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest

@@ -35,7 +35,9 @@ class Field:
         vocabulary: fields of one vocabulary share their ids; by default each has its own.
         weighted: each value has a weight: the column is a list of (token, weight) pairs.
         longest: values that RecBole is told a sequence has at most; by default as many as it has.
-        buckets: of a numerical feature that is discretised.
+        buckets: of a number, as RecBole counts them: 2 where it isn't discretised.
+        numerical: a number that is a feature: a batch has it as RecBole's pair of it and 1.
+        scaled: a number that is brought into [0, 1] by the least and the largest one.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Field:
     weighted: bool = False
     longest: int | None = None
     buckets: int = 0
+    numerical: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
