@@ -52,10 +52,8 @@ def settings(config: Any) -> dict[str, Any]:
 
 def takes(config: Any) -> bool:
     """Whether a data set is a table: there is one, and no ``.inter`` file."""
-    folder = Path(config["data_path"])
-    return not any(folder.glob("*.inter")) and any(
-        _path(folder, name) is not None for name in _names(config)[0]
-    )
+    there = {path.suffix for path in Path(config["data_path"]).glob("*.*")}
+    return ".inter" not in there and bool(there.intersection(FORMATS))
 
 
 def files(config: Any) -> list[Path]:
@@ -103,7 +101,7 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
 def _arrow(table: Any) -> pa.Table:
     if hasattr(table, "to_arrow"):  # Polars
         table = table.to_arrow()
-    elif type(table).__module__.partition(".")[0] == "pandas":
+    elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
         table = pa.Table.from_pandas(table, preserve_index=False)
     if not isinstance(table, pa.Table):
         raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
