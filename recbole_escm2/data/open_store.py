@@ -23,6 +23,7 @@ from recbole_escm2.files import plain
 SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
+    "hillstrom": "recbole_escm2.data.sources.hillstrom",
     "table": "recbole_escm2.data.sources.table",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }

@@ -7,8 +7,8 @@ record batches and a :class:`Schema`; everything else is done once for all, by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -50,6 +50,13 @@ class Field:
     buckets: int = 0
     numerical: bool = False
     scaled: bool = False
+
+    @classmethod
+    def number(cls, name: str, config: Any, kind: str = "float", origin: str = "inter") -> Field:
+        """A number, which ``numerical_features`` and ``normalize_field`` act on."""
+        scaled = bool(config["normalize_all"]) or name in (config["normalize_field"] or ())
+        numerical = name in (config["numerical_features"] or ())
+        return cls(name, kind, origin, buckets=2, numerical=numerical, scaled=scaled)
 
 
 @dataclass(frozen=True)
@@ -136,24 +143,21 @@ class Chunk:
         table: ``inter``, or that of a join.
         part: of :data:`PARTS`; None where the source isn't split.
         file: its name, for messages.
-        first: number of the first row in that file.
-        unit: what ``first`` counts, ``row`` or ``line``.
+        numbers: of each row in that file; by default they are counted from 1.
+        unit: what is counted, ``row`` or ``line``.
     """
 
     rows: pa.RecordBatch
     table: str = "inter"
     part: str | None = None
     file: str = ""
-    first: int = 1
+    numbers: Sequence[int] | None = None
     unit: str = "row"
 
     def place(self, row: int) -> str:
         """Where a row came from, for a message."""
-        return f"{self.file} {self.unit} {self.first + row:,}".strip()
-
-    def with_rows(self, rows: pa.RecordBatch) -> Chunk:
-        """The same with other rows; their numbers mean nothing any more."""
-        return replace(self, rows=rows)
+        number = row + 1 if self.numbers is None else self.numbers[row]
+        return f"{self.file} {self.unit} {number:,}".strip()
 
 
 class Source(Protocol):

@@ -180,6 +180,16 @@ def test_a_faulty_label_names_the_line_of_a_csv_file(mine, value):
         mine.dataset()
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"), [("a,2,0", "line 3: Expected 4 columns, got 3"), ("b,x,0,0", "line 3: ")]
+)
+def test_a_malformed_line_of_a_csv_file_is_named(mine, fault, message):
+    lines = ["city,price,click,conversion", "a,1,1,0", fault, "a,1,1,1"]
+    (mine.folder / "mine.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UsageError, match=rf"mine.csv: .*{message}"):
+        mine.dataset(numerical_features=["price"])
+
+
 def test_a_faulty_label_names_file_and_row(mine):
     table = impressions()
     label = [*table["conversion"].to_pylist()]

@@ -8,19 +8,20 @@ maps or lists of (token, weight) structs have weights. A row is an impression.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
 from recbole_escm2.data.labels import labels_of
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
+from recbole_escm2.data.sources.csv_text import csv_batches
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 
@@ -150,18 +151,28 @@ def _files_of(path: Path) -> list[Path]:
     return found
 
 
-def _open(file: Path, types: Mapping[str, pa.DataType]) -> Any:
-    """A file as a pyarrow data set; columns of a CSV file that are named have those types."""
-    kind: Any = FORMATS[file.suffix]
-    if kind == "csv":
-        kind = pa.dataset.CsvFileFormat(
-            parse_options=pa.csv.ParseOptions(ignore_empty_lines=False),  # lines are counted
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict(types), strings_can_be_null=True
-            ),
-        )
+def _open(
+    file: Path, types: Mapping[str, pa.DataType]
+) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
+    """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
+    if file.suffix == ".csv":
+        found, batches = csv_batches(file, types)
+        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
     try:
-        return pa.dataset.dataset(file, format=kind)
+        data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: {error}") from error
+    return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
+
+
+def _counted(
+    file: Path, batches: Iterator[pa.RecordBatch]
+) -> Iterator[tuple[range, pa.RecordBatch]]:
+    first = 1
+    try:
+        for batch in batches:
+            yield range(first, first + len(batch)), batch
+            first += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: {error}") from error
 
@@ -197,7 +208,7 @@ class _Reader:
     def __init__(self, config: Any, first: Path) -> None:
         self.config = config
         self.first = first
-        found = _open(first, {}).schema
+        found, _ = _open(first, {})
         self.types = dict(zip(found.names, found.types, strict=True))
         self.threshold = dict(config["threshold"] or {})
         self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
@@ -285,21 +296,11 @@ class _Reader:
         kind, weighted = found
         if name in self.numeric and not weighted:
             kind = kind.replace("token", "float")
-        is_id = origin.endswith("_id")
-        numerical = name in (self.config["numerical_features"] or ())
-        scaled = name in (self.config["normalize_field"] or ()) or bool(
-            self.config["normalize_all"]
-        )
-        return Field(
-            name,
-            "token" if is_id else kind,
-            origin,
-            vocabulary=vocabulary,
-            weighted=weighted,
-            buckets=2 if kind.startswith("float") else 0,
-            numerical=numerical,
-            scaled=scaled and kind == "float" and name != self.config["TIME_FIELD"],
-        )
+        if kind.startswith("float") and not origin.endswith("_id"):
+            own = Field.number(name, self.config, kind, origin)
+            return replace(own, scaled=own.scaled and name != self.config["TIME_FIELD"])
+        kind = kind.replace("float", "token")  # an id is a token, whatever its type
+        return Field(name, kind, origin, vocabulary=vocabulary, weighted=weighted)
 
     def schema(self) -> Schema:
         """Of the table."""
@@ -330,29 +331,23 @@ class _Reader:
     def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
         is_csv = file.suffix == ".csv"
         types = self._csv_types() if is_csv else {}
-        table = _open(file, types)
+        found, batches = _open(file, types)
         made = {self.labels.conversion} if self.threshold else set()
         labels = set(filter(None, vars(self.labels).values()))
         columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
         for name in columns:
-            if name not in table.schema.names:
+            if name not in found.names:
                 raise UsageError(f"{file} lacks the column '{name}' of {self.first}")
-            if name not in types and _kind_of(table.schema.field(name).type) != _kind_of(
-                self.types[name]
-            ):
+            own = found.field(name).type
+            if name not in types and _kind_of(own) != _kind_of(self.types[name]):
                 raise UsageError(
-                    f"{file}: column '{name}' is of type {table.schema.field(name).type}, and in "
-                    f"{self.first} {self.types[name]}"
+                    f"{file}: column '{name}' is of type {own}, and in {self.first} "
+                    f"{self.types[name]}"
                 )
-        first = 2 if is_csv else 1
-        try:
-            for batch in table.to_batches(columns=columns):
-                if len(batch):
-                    rows = self._converted(batch)
-                    yield Chunk(rows, "inter", part, str(file), first, "line" if is_csv else "row")
-                first += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"{file}: {error}") from error
+        for numbers, batch in batches(columns):
+            if len(batch):
+                rows = self._converted(batch)
+                yield Chunk(rows, "inter", part, str(file), numbers, "line" if is_csv else "row")
 
     def _csv_types(self) -> dict[str, pa.DataType]:
         """What stands in a token's cell is the token (007 isn't 7); a label's cell is checked."""
