@@ -26,7 +26,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
-from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, kept_influence

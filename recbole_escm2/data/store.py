@@ -43,7 +43,7 @@ from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.identity import digest_of
 
-FORMAT = 2
+FORMAT = 3
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know

@@ -19,7 +19,7 @@ import torch
 
 from recbole_escm2 import __version__
 from recbole_escm2.config import PLACE_KEYS, Config
-from recbole_escm2.data.sources import identity, open_store
+from recbole_escm2.data.open_store import identity, open_store
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.evaluator.catalogue import (
     METRIC_NAMES,

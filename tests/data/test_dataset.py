@@ -9,7 +9,7 @@ from recbole.data.dataset import Dataset
 
 from recbole_escm2.config import restore_numpy_names
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.data.pairs import all_pairs
+from recbole_escm2.data.sources.pairs import all_pairs
 from recbole_escm2.errors import UsageError
 
 N = 60
@@ -587,8 +587,8 @@ def test_missing_folder_names_what_there_is(toy):
         EntireSpaceDataset(config)
     message = str(caught.value)
     assert (
-        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, ml-100k, ml-100k-semi, shop."
-        in message
+        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, hillstrom, ml-100k, "
+        "ml-100k-semi, shop." in message
     )
     assert f"put its atomic files into {toy.folder} (toy.inter" in message
     assert "--data_path" in message
