@@ -17,7 +17,7 @@ from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
-from recbole_escm2.files import plain
+from recbole_escm2.output import plain
 
 #: Module of each source, by the value of the config key ``source``.
 SOURCES = {

@@ -33,8 +33,8 @@ from recbole_escm2.experiment.seeds import Seeds, aa_row, tuning_seed_of, worlds
 from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
 from recbole_escm2.experiment.tuning import Candidate, candidates, tuned
 from recbole_escm2.model.lookup import model_path
+from recbole_escm2.output import plain
 from recbole_escm2.threads import threads_of
-from recbole_escm2.train.checkpoint import plain
 
 # Config keys that change no number of a run; the data is known by the fingerprint of its store.
 _WITHOUT_EFFECT = PLACE_KEYS | {"primary"}

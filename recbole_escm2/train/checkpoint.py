@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.files import plain as plain
 from recbole_escm2.identity import Identity, digest_of
 
 _SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
