@@ -25,8 +25,8 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.output import lock, write_json
 
 if TYPE_CHECKING:
-    from recbole_escm2.data.ali_ccp.simulate_text import Text
-    from recbole_escm2.data.ali_ccp.simulate_world import Person, World
+    from recbole_escm2.data.ali_ccp.draw import Text
+    from recbole_escm2.data.ali_ccp.world import Person, World
 
 #: Takes the name of a file, how many of its lines are written, and how many it will have.
 Progress = Callable[[str, int, int], None]
@@ -164,22 +164,22 @@ def simulate(
             aren't simulated, or ``conversions_without_click`` can't be had.
     """
     try:
-        from recbole_escm2.data.ali_ccp import simulate_text, simulate_world
+        from recbole_escm2.data.ali_ccp import draw, world
     except ImportError as error:
         raise UsageError(f"simulating needs numba: pip install numba ({error})") from error
     out = Path(out)
     users, items = simulation.vocabulary()
     behaviours = int(simulation.behaviours)
-    world = simulate_world.make_world(int(simulation.seed), int(users), int(items))
-    person = simulate_world.make_person(world, behaviours)
+    world = world.make_world(int(simulation.seed), int(users), int(items))
+    person = world.make_person(world, behaviours)
     first = [
-        _first_rows(rows, simulate_world.size_weights(world, number, commons))
+        _first_rows(rows, world.size_weights(world, number, commons))
         for number, (rows, commons) in enumerate(
             zip(simulation.split_rows().values(), simulation.common_rows().values(), strict=True)
         )
     ]
     mix, mistaken = _solve(simulation, world, person, first)
-    writer = _Writer(world, person, simulate_text.make_text(world), behaviours, progress)
+    writer = _Writer(world, person, draw.make_text(world), behaviours, progress)
     try:
         out.mkdir(parents=True, exist_ok=True)
         place = out.absolute()
@@ -241,7 +241,7 @@ def _solve(
 
     Solved on all impressions, or on _SAMPLE_ROWS of them, evenly spaced.
     """
-    from recbole_escm2.data.ali_ccp import simulate_world
+    from recbole_escm2.data.ali_ccp import world
 
     total = sum(int(edges[-1]) for edges in first)
     size = min(total, _SAMPLE_ROWS)
@@ -252,13 +252,13 @@ def _solve(
     for number, edges in enumerate(first):
         rows = sampled[(sampled >= start) & (sampled < start + edges[-1])] - start
         commons = np.searchsorted(edges, rows, side="right") - 1
-        samples.append(simulate_world.sample_latents(world, person, number, rows, commons))
+        samples.append(world.sample_latents(world, person, number, rows, commons))
         start += int(edges[-1])
     sample = np.concatenate(samples)
-    mix = simulate_world.mixed(
+    mix = world.mixed(
         sample, simulation.click_rate, simulation.conversion_rate, simulation.selection
     )
-    ctr, cvr = simulate_world.truth(mix, *sample.T)
+    ctr, cvr = world.truth(mix, *sample.T)
     unclicked = float(((1 - ctr) * cvr).mean())
     mistaken = simulation.conversions_without_click / unclicked
     if mistaken > 1:
@@ -282,10 +282,10 @@ class _Writer:
 
     def commons(self, out: Path, number: int, count: int) -> None:
         """Write the ``count`` common features of a split."""
-        from recbole_escm2.data.ali_ccp import simulate_text
+        from recbole_escm2.data.ali_ccp import draw
 
         name = raw.common_name(raw.SPLITS[number])
-        line_bytes = simulate_text.common_line_bytes(self.person)
+        line_bytes = draw.common_line_bytes(self.person)
         buffer = np.empty(max(_BUFFER_BYTES, line_bytes), dtype=np.uint8)
         # The order of the real file says nothing about that of the skeleton. Steps of about the
         # golden ratio of a circle meet every line once if step and circle have no common divisor.
@@ -296,7 +296,7 @@ class _Writer:
         line = 0
         with _partial(out / name).open("wb") as file:
             while line < count:
-                size, line = simulate_text.write_commons(
+                size, line = draw.write_commons(
                     self.world,
                     self.person,
                     self.text,
@@ -315,12 +315,12 @@ class _Writer:
         self, out: Path, number: int, first: np.ndarray, mix: np.ndarray, mistaken: float
     ) -> dict[str, int]:
         """Write the impressions of a split and their truth; returns the split's counts."""
-        from recbole_escm2.data.ali_ccp import simulate_text
+        from recbole_escm2.data.ali_ccp import draw
 
         split = raw.SPLITS[number]
         name = raw.skeleton_name(split)
         rows = int(first[-1])
-        line_bytes = simulate_text.skeleton_line_bytes()
+        line_bytes = draw.skeleton_line_bytes()
         buffer = np.empty(max(_BUFFER_BYTES, line_bytes), dtype=np.uint8)
         truth = np.empty((len(buffer) // 100 + 1, len(raw.TRUTH_COLUMNS)), dtype=np.float32)
         counts = np.zeros(4, dtype=np.int64)
@@ -332,7 +332,7 @@ class _Writer:
             header = {"descr": "<f4", "fortran_order": False, "shape": (rows, truth.shape[1])}
             np.lib.format.write_array_header_1_0(truth_file, header)
             while row < rows:
-                size, end = simulate_text.write_skeleton(
+                size, end = draw.write_skeleton(
                     self.world,
                     self.person,
                     self.text,

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 
 from recbole_escm2.data.ali_ccp import raw
-from recbole_escm2.data.ali_ccp import simulate_world as sim
-from recbole_escm2.data.ali_ccp.simulate_world import Person, World
+from recbole_escm2.data.ali_ccp import world as sim
+from recbole_escm2.data.ali_ccp.world import Person, World
 
 # A feature is at most field (6), \x02, id (8), \x03, value (7), separator.
 _FEATURE_BYTES = 24
@@ -214,7 +214,7 @@ def write_skeleton(
     """Fill the buffer with impressions.
 
     Args:
-        mix: coefficients from ``simulate_world.mixed``.
+        mix: coefficients from ``world.mixed``.
         mistaken: share of the potential conversions without click that are written as purchases.
         first: int64 ``[common rows + 1]``: first impression of each common row, then their number.
         row: number of the impression to begin with.
