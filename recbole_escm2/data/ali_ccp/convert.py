@@ -148,7 +148,8 @@ def convert(
     texts = [_texts(raw, stream, options) for stream in streams(raw)]
     total = sum(path.stat().st_size for files in raw.files.values() for path in files.values())
     simulated = _simulation(raw)
-    return build(Input(texts, total, simulated, bool(raw.truth)), target, options, schema, progress)
+    source = Input(texts, total, "B", simulated, bool(raw.truth))
+    return build(source, target, options, schema, progress)
 
 
 class Part(Protocol):
@@ -169,7 +170,7 @@ class Part(Protocol):
     places: list[str]
 
     def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
-        """All lines, a bounded number at once; calls ``advance`` with the bytes that were read."""
+        """All lines, a bounded number at once; calls ``advance`` with how much was read."""
 
     def name_of(self, target: int) -> str:
         """The name of an unknown field."""
@@ -180,13 +181,14 @@ class Input(NamedTuple):
 
     Attributes:
         streams: what can be read at the same time.
-        bytes: to be read, for the bar.
+        size: what is to be read. unit: of the size, for the bar.
         simulated: what is known of a simulation, None where the data is real.
         truth: whether impressions have their true probabilities.
     """
 
     streams: Sequence[Iterable[Part]]
-    bytes: int
+    size: int
+    unit: str
     simulated: Mapping[str, Any] | None
     truth: bool
 
@@ -333,10 +335,14 @@ class _Job:
         self._stop = threading.Event()
 
     def run(
-        self, what: str, tasks: Sequence[Callable[[Callable[[int], None]], None]], total: int
+        self,
+        what: str,
+        tasks: Sequence[Callable[[Callable[[int], None]], None]],
+        total: int,
+        unit: str,
     ) -> None:
-        """Run tasks until all are done; each calls its argument with the bytes that are done."""
-        bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not self._progress)
+        """Run tasks until all are done; each calls its argument with how much it has done."""
+        bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self._progress)
 
         def advance(done: int) -> None:
             if self._stop.is_set():
@@ -646,7 +652,7 @@ class _Conversion:
         tasks = [
             lambda advance, parts=parts: self._read(parts, advance) for parts in self.source.streams
         ]
-        self.job.run("reading", tasks, self.source.bytes)
+        self.job.run("reading", tasks, self.source.size, self.source.unit)
         spools = [self.common, *self.parts.values()]
         if not self.parts["train"].rows or not self.parts["test"].rows:
             lacking = "training" if not self.parts["train"].rows else "test"
@@ -667,7 +673,7 @@ class _Conversion:
             self._write_common(references, advance)
 
         total = sum(spool.bytes for spool in spools) + self.common.bytes
-        self.job.run("writing", [write_inter, write_common], total)
+        self.job.run("writing", [write_inter, write_common], total, "B")
         for table in self.tables.values():
             self.writer.close(table)
         self._finish_fields(reports)

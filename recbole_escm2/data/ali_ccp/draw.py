@@ -1,25 +1,33 @@
-"""Simulated impressions and common features as the bytes of the raw files.
+"""Impressions and common features of a simulated world, drawn as arrays.
 
-The functions that fill a buffer stop before a line that might not fit and say where to go on.
+The same draws become a store (:class:`SimulatedPart`) or the text of the raw files
+(:mod:`simulate`). The functions that fill arrays stop before a row that might not fit and say where
+to go on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.data.ali_ccp import world as sim
+from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines
 from recbole_escm2.data.ali_ccp.world import Person, World
+from recbole_escm2.errors import UsageError
 
-# A feature is at most field (6), \x02, id (8), \x03, value (7), separator.
-_FEATURE_BYTES = 24
-# Numbers before a feature list: 20 digits of sample_id, two labels, the key, feature_num.
-_HEAD_BYTES = 64
+if TYPE_CHECKING:
+    from recbole_escm2.data.ali_ccp.simulate import Simulation
+
 _SKELETON_FEATURES = 8 + 2 * sim.MOST_INTENTIONS  # the single ones; 210 and 853
+_FEATURES_AT_ONCE = 1 << 17
+_SAMPLE_ROWS = 200_000  # impressions that the intercepts are solved on: 0.3 % of error in a rate
+_NOTE = "Simulated, not Ali-CCP: numbers measured on these files say nothing about the real data."
 
 _NUMBER = {field.name: n for n, field in enumerate(raw.FIELDS)}
 _ITEM, _CATEGORY, _SHOP, _BRAND, _INTENTION, _POSITION, _BY_CATEGORY, _BY_SHOP, _BY_BRAND = (
@@ -30,35 +38,264 @@ _PROFILE_NAMES = ("101", "121", "122", "124", "125", "126", "127", "128", "129")
 _PROFILE = np.array([_NUMBER[name] for name in _PROFILE_NAMES])
 _HISTORY = np.array([_NUMBER[name] for name in ("109_14", "110_14", "127_14", "150_14")])
 
-_ZERO, _COMMA, _NEWLINE = ord("0"), ord(","), ord("\n")
-_FEATURE_END = raw.FEATURE_SEPARATOR[0]
-_FIELD_END = raw.ID_SEPARATOR[0]
-_ID_END = raw.VALUE_SEPARATOR[0]
-_HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _SPREAD_IDS = 1_000_003  # a prime: consecutive numbers get ids that are far apart
+#: Texts of values by count: the real data writes log(1 + count) to 5 decimals without trailing
+#: zeros (0.69315, 2.3979), and 1.0 for a feature without a weight, number 0.
+VALUES = (
+    "1.0",
+    *(f"{math.log1p(n):.5f}".rstrip("0") for n in range(1, sim.MAX_COUNT + 1)),
+)
 
 
-class Text(NamedTuple):
-    """How numbers are written.
+class Drawn(NamedTuple):
+    """Impressions, or common features, of a split.
 
     Attributes:
-        id_start, id_span: ``[fields]``, by the place in raw.FIELDS: ids of a field are in
-            ``id_start ... id_start + id_span − 1``, and no two fields' ranges meet.
-        name, name_length: uint8 ``[fields, 8]`` and ``[fields]``: field names.
-        value, value_length: uint8 ``[1 + MAX_COUNT, 8]`` and their lengths: values by count;
-            number 0 is the value 1.0 of a feature without weight.
+        sample: int64 ``[rows]``. click, purchase: bool. All three are 0 for common features.
+        key: bytes ``[rows]``, the join key.
+        count: int64 ``[rows]``, features.
+        field: int64 ``[features]``, the place in raw.FIELDS. id: int64. value: int64, the place in
+            :data:`VALUES`.
+        truth: float32 ``[rows, 3]``, raw.TRUTH_COLUMNS; of common features ``[0, 3]``.
     """
 
-    id_start: np.ndarray
-    id_span: np.ndarray
-    name: np.ndarray
-    name_length: np.ndarray
+    sample: np.ndarray
+    click: np.ndarray
+    purchase: np.ndarray
+    key: np.ndarray
+    count: np.ndarray
+    field: np.ndarray
+    id: np.ndarray
     value: np.ndarray
-    value_length: np.ndarray
+    truth: np.ndarray
 
 
-def make_text(world: World) -> Text:
-    """Texts for a world.
+class Draws:
+    """All that a simulation draws; the same for the same settings, whoever asks and when.
+
+    Args:
+        simulation: what to simulate.
+
+    Attributes:
+        splits: of each split the rows, clicks, conversions, conversions without click, potential
+            conversions and common rows; filled while they are drawn.
+
+    Raises:
+        UsageError: ``conversions_without_click`` can't be had.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        users, items = simulation.vocabulary()
+        self._behaviours = int(simulation.behaviours)
+        self.world = sim.make_world(int(simulation.seed), int(users), int(items))
+        sizes = zip(
+            simulation.split_rows().values(), simulation.common_rows().values(), strict=True
+        )
+        self._first = [
+            _first_rows(rows, sim.size_weights(self.world, number, commons))
+            for number, (rows, commons) in enumerate(sizes)
+        ]
+        person = sim.make_person(self.world, self._behaviours)
+        self._mix, self._mistaken = _solve(simulation, self.world, person, self._first)
+        self._id_start, self._id_span = _id_ranges(self.world)
+        self._settings = dataclasses.asdict(simulation)
+        self.splits: dict[str, dict[str, int]] = {}
+
+    def rows(self, kind: str, split: str) -> int:
+        """Impressions or common rows of a split."""
+        first = self._first[raw.SPLITS.index(split)]
+        return int(first[-1]) if kind == "skeleton" else len(first) - 1
+
+    def about(self) -> dict[str, Any]:
+        """What is to be known of it: ``note``, ``settings``, ``vocabulary`` and ``splits``."""
+        names = ("users", "items", "categories", "shops", "brands", "intentions")
+        return {
+            "note": _NOTE,
+            "settings": self._settings,
+            "vocabulary": {name: int(getattr(self.world, name)) for name in names},
+            "splits": self.splits,
+        }
+
+    def of(self, kind: str, split: str) -> Iterator[Drawn]:
+        """All impressions or common rows of a split in their order, a bounded number at once."""
+        return self._skeleton(split) if kind == "skeleton" else self._commons(split)
+
+    def _commons(self, split: str) -> Iterator[Drawn]:
+        number, count = raw.SPLITS.index(split), self.rows("common", split)
+        person = sim.make_person(self.world, self._behaviours)
+        most = len(_PROFILE) + person.history.size
+        # The order of the real file says nothing about that of the skeleton. Steps of about the
+        # golden ratio of a circle meet every line once if step and circle have no common divisor.
+        step = max(1, int(count * 0.618))
+        while math.gcd(step, count) > 1:
+            step += 1
+        features = np.empty((max(_FEATURES_AT_ONCE, most), 3), np.int64)
+        rows = np.empty((len(features) // most + 1, 2), np.int64)
+        line = 0
+        while line < count:
+            done, size = _draw_commons(
+                self.world,
+                person,
+                number,
+                self._behaviours,
+                (count, step, count // 3),
+                line,
+                most,
+                rows,
+                features,
+            )
+            nothing = np.zeros((3, done), np.int64)
+            truth = np.empty((0, len(raw.TRUTH_COLUMNS)), np.float32)
+            yield self._drawn(nothing, rows[:done], features[:size], truth)
+            line += done
+
+    def _skeleton(self, split: str) -> Iterator[Drawn]:
+        number, first = raw.SPLITS.index(split), self._first[raw.SPLITS.index(split)]
+        person = sim.make_person(self.world, self._behaviours)
+        features = np.empty((max(_FEATURES_AT_ONCE, _SKELETON_FEATURES), 3), np.int64)
+        rows = np.empty((len(features) // _SKELETON_FEATURES, 4), np.int64)
+        truth = np.empty((len(rows), len(raw.TRUTH_COLUMNS)), np.float32)
+        counts = np.zeros(4, np.int64)
+        row = 0
+        while row < first[-1]:
+            done, size = _draw_impressions(
+                self.world,
+                person,
+                number,
+                self._behaviours,
+                self._mix,
+                self._mistaken,
+                first,
+                row,
+                rows,
+                features,
+                truth,
+            )
+            click, purchase = rows[:done, 2] > 0, rows[:done, 3] > 0
+            stray = purchase & ~click
+            potential = truth[:done, 2].sum(dtype=np.int64)
+            counts += click.sum(), (click & purchase).sum(), stray.sum(), potential
+            sample = np.arange(row + 1, row + done + 1)
+            yield self._drawn(
+                (sample, click, purchase), rows[:done, :2], features[:size], truth[:done].copy()
+            )
+            row += done
+        names = ("clicks", "conversions", "conversions_without_click", "potential_conversions")
+        self.splits[split] = {
+            "rows": row,
+            **dict(zip(names, counts.tolist(), strict=True)),
+            "common_rows": len(first) - 1,
+        }
+
+    def _drawn(
+        self, heads: Sequence[np.ndarray], rows: np.ndarray, features: np.ndarray, truth: np.ndarray
+    ) -> Drawn:
+        common, count = rows.T.copy()
+        field, number, value = features.T.copy()
+        spread = number * _SPREAD_IDS % self._id_span[field]
+        keys = _common_keys(self.world, common).astype(">u8").tobytes().hex().encode()
+        sample, click, purchase = heads
+        return Drawn(
+            sample,
+            click.astype(bool),
+            purchase.astype(bool),
+            np.frombuffer(keys, "S16"),
+            count,
+            field,
+            self._id_start[field] + spread,
+            value,
+            truth,
+        )
+
+
+class SimulatedPart:
+    """The impressions or the common features of a split, as what a store is made of.
+
+    Args:
+        draws: of the simulation.
+        split: train or test. kind: common or skeleton.
+        wanted: names of the fields that have a target, in the order of the targets.
+    """
+
+    def __init__(self, draws: Draws, split: str, kind: str, wanted: Sequence[str]) -> None:
+        self.split, self.kind = split, kind
+        self.name = raw.skeleton_name(split) if kind == "skeleton" else raw.common_name(split)
+        self.rows = self.malformed = 0
+        self.places: list[str] = []
+        self._draws = draws
+        self._target = np.array(
+            [wanted.index(f.name) if f.name in wanted else UNWANTED for f in raw.FIELDS]
+        )
+        self._weights = np.array([float(text) for text in VALUES], np.float32)
+
+    def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
+        """All lines, a bounded number at once; calls ``advance`` with how many there were."""
+        for drawn in self._draws.of(self.kind, self.split):
+            target = self._target[drawn.field]
+            kept = target != UNWANTED
+            rows = len(drawn.key)
+            yield Lines(
+                self.rows + np.arange(rows),
+                drawn.sample.astype(np.uint64),
+                drawn.click,
+                drawn.purchase,
+                drawn.key,
+                np.repeat(np.arange(rows), drawn.count)[kept],
+                target[kept],
+                drawn.id[kept].astype(np.uint64),
+                self._weights[drawn.value[kept]],
+                drawn.truth if self.kind == "skeleton" else None,
+            )
+            self.rows += rows
+            advance(rows)
+
+    def name_of(self, target: int) -> str:
+        """The name of an unknown field: there is none."""
+        raise KeyError(target)
+
+
+def _first_rows(rows: int, weights: np.ndarray) -> np.ndarray:
+    """First impression of each common row, then ``rows``: sizes ≥ 1, the rest by weight."""
+    count = len(weights)
+    edges = np.concatenate(([0.0], np.cumsum(weights)))
+    shares = edges / edges[-1]  # the last one is exactly 1
+    return (shares * (rows - count)).astype(np.int64) + np.arange(count + 1)
+
+
+def _solve(
+    simulation: Simulation, world: World, person: Person, first: list[np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """Coefficients of the logits, and the share of unclicked potential conversions to record.
+
+    Solved on all impressions, or on _SAMPLE_ROWS of them, evenly spaced.
+    """
+    total = sum(int(edges[-1]) for edges in first)
+    size = min(total, _SAMPLE_ROWS)
+    # not arange(size) * total // size, which overflows for very many rows
+    sampled = np.arange(size) * (total // size) + np.arange(size) * (total % size) // size
+    samples = []
+    start = 0
+    for number, edges in enumerate(first):
+        rows = sampled[(sampled >= start) & (sampled < start + edges[-1])] - start
+        commons = np.searchsorted(edges, rows, side="right") - 1
+        samples.append(sim.sample_latents(world, person, number, rows, commons))
+        start += int(edges[-1])
+    sample = np.concatenate(samples)
+    mix = sim.mixed(sample, simulation.click_rate, simulation.conversion_rate, simulation.selection)
+    ctr, cvr = sim.truth(mix, *sample.T)
+    unclicked = float(((1 - ctr) * cvr).mean())
+    mistaken = simulation.conversions_without_click / unclicked
+    if mistaken > 1:
+        raise UsageError(
+            f"conversions_without_click must be at most {unclicked:.3g}, the share of impressions"
+            " that would convert but aren't clicked at these rates, got"
+            f" {simulation.conversions_without_click:g}"
+        )
+    return mix, mistaken
+
+
+def _id_ranges(world: World) -> tuple[np.ndarray, np.ndarray]:
+    """First and number of the ids of each field, by the place in raw.FIELDS; no two ranges meet.
 
     Ids are spread over 7 digits as in the real data, or over 8 if they don't fit.
     """
@@ -76,164 +313,99 @@ def make_text(world: World) -> Text:
     room = 9_900_000 if span.sum() < 9_000_000 else 10**8
     gap = (room - int(span.sum())) // len(span)
     start = np.concatenate(([0], np.cumsum(span + gap)[:-1])) + gap
-    names = [field.name.encode() for field in raw.FIELDS]
-    # the real data writes log(1 + count) to 5 decimals without trailing zeros: 0.69315, 2.3979
-    values = [b"1.0"]
-    values += [f"{math.log1p(n):.5f}".rstrip("0").encode() for n in range(1, sim.MAX_COUNT + 1)]
-    return Text(start, span, *_padded(names), *_padded(values))
-
-
-def _padded(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.frombuffer(b"".join(t.ljust(8, b" ") for t in texts), dtype=np.uint8)
-    return rows.reshape(-1, 8).copy(), np.array([len(t) for t in texts])
-
-
-def skeleton_line_bytes() -> int:
-    """Room that any line of a skeleton fits in."""
-    return _HEAD_BYTES + _SKELETON_FEATURES * _FEATURE_BYTES
-
-
-def common_line_bytes(person: Person) -> int:
-    """Room that any line of common features fits in."""
-    return _HEAD_BYTES + (len(_PROFILE) + person.history.size) * _FEATURE_BYTES
+    return start, span
 
 
 @njit(cache=True)
-def _put_number(buffer: np.ndarray, at: int, number: int) -> int:
-    digits = 1
-    rest = number // 10
-    while rest:
-        rest //= 10
-        digits += 1
-    for n in range(at + digits - 1, at - 1, -1):
-        buffer[n] = _ZERO + number % 10
-        number //= 10
-    return at + digits
+def _common_keys(world: World, commons: np.ndarray) -> np.ndarray:
+    keys = np.empty(len(commons), np.uint64)
+    for n in range(len(commons)):
+        keys[n] = sim.common_key(world, commons[n])
+    return keys
 
 
-@njit(cache=True)
-def _put_key(buffer: np.ndarray, at: int, key: np.uint64) -> int:
-    for n in range(16):
-        buffer[at + n] = _HEX[(key >> np.uint64(60 - 4 * n)) & np.uint64(15)]
-    return at + 16
-
-
-@njit(cache=True)
-def _put_feature(
-    text: Text, buffer: np.ndarray, at: int, field: int, number: int, count: int
-) -> int:
-    """Write a feature and the separator after it."""
-    for n in range(text.name_length[field]):
-        buffer[at + n] = text.name[field, n]
-    at += text.name_length[field]
-    buffer[at] = _FIELD_END
-    spread = number * _SPREAD_IDS % text.id_span[field]
-    at = _put_number(buffer, at + 1, text.id_start[field] + spread)
-    buffer[at] = _ID_END
-    at += 1
-    for n in range(text.value_length[count]):
-        buffer[at + n] = text.value[count, n]
-    at += text.value_length[count]
-    buffer[at] = _FEATURE_END
-    return at + 1
-
-
-@njit(cache=True)
-def write_commons(
+@njit(cache=True, nogil=True)
+def _draw_commons(
     world: World,
     person: Person,
-    text: Text,
     split: int,
     behaviours: int,
     order: tuple[int, int, int],
     line: int,
-    buffer: np.ndarray,
-    line_bytes: int,
+    most: int,
+    rows: np.ndarray,
+    features: np.ndarray,
 ) -> tuple[int, int]:
-    """Fill the buffer with lines of common features.
+    """Fill arrays with common features.
 
     Args:
         order: (count, step, shift): line n holds the common row (n · step + shift) mod count.
         line: number of the line to begin with.
-        buffer: uint8, to be filled.
-        line_bytes: from :func:`common_line_bytes`.
+        most: features that a row may have.
+        rows: int64 ``[rows, 2]``, common row and number of features, to be filled.
+        features: int64 ``[features, 3]``, field, number and count, to be filled.
 
     Returns:
-        Bytes written, and the number of the line to go on with.
+        How many rows and features there are now.
     """
-    at = 0
     count, step, shift = order
     found = np.empty(sim.MOST_INTENTIONS, dtype=np.int64)
-    while line < count and at + line_bytes <= len(buffer):
-        common = (line * step + shift) % count
+    done = size = 0
+    while line + done < count and size + most <= len(features) and done < len(rows):
+        common = ((line + done) * step + shift) % count
         sim.meet(world, common, person)
         sim.remember(world, split, common, behaviours, person, found)
-        features = person.history_size.sum()
-        for n in range(len(_PROFILE)):
-            features += person.levels[n] >= 0
-        at = _put_key(buffer, at, sim.common_key(world, common))
-        buffer[at] = _COMMA
-        at = _put_number(buffer, at + 1, features)
-        buffer[at] = _COMMA
-        at += 1
+        before = size
         for n in range(len(_PROFILE)):
             if person.levels[n] >= 0:
-                at = _put_feature(text, buffer, at, _PROFILE[n], person.levels[n], 0)
+                features[size] = _PROFILE[n], person.levels[n], 0
+                size += 1
         for field in range(4):
             for n in range(person.history_size[field]):
-                at = _put_feature(
-                    text,
-                    buffer,
-                    at,
-                    _HISTORY[field],
-                    person.history[field, n],
-                    person.history_count[field, n],
-                )
+                features[size, 0] = _HISTORY[field]
+                features[size, 1] = person.history[field, n]
+                features[size, 2] = person.history_count[field, n]
+                size += 1
         sim.forget(person)
-        buffer[at - 1] = _NEWLINE
-        line += 1
-    return at, line
+        rows[done] = common, size - before
+        done += 1
+    return done, size
 
 
-@njit(cache=True)
-def write_skeleton(
+@njit(cache=True, nogil=True)
+def _draw_impressions(
     world: World,
     person: Person,
-    text: Text,
     split: int,
     behaviours: int,
     mix: np.ndarray,
     mistaken: float,
     first: np.ndarray,
     row: int,
-    buffer: np.ndarray,
-    line_bytes: int,
+    rows: np.ndarray,
+    features: np.ndarray,
     truth: np.ndarray,
-    counts: np.ndarray,
 ) -> tuple[int, int]:
-    """Fill the buffer with impressions.
+    """Fill arrays with impressions.
 
     Args:
         mix: coefficients from ``world.mixed``.
-        mistaken: share of the potential conversions without click that are written as purchases.
+        mistaken: share of the potential conversions without click that are recorded as purchases.
         first: int64 ``[common rows + 1]``: first impression of each common row, then their number.
         row: number of the impression to begin with.
-        buffer: uint8, to be filled.
-        line_bytes: from :func:`skeleton_line_bytes`.
-        truth: float32 ``[rows of the buffer, 3]``, to be filled from its start.
-        counts: int64 ``[4]``: clicks, conversions, purchases without click and potential
-            conversions are added to it.
+        rows: int64 ``[rows, 4]``, common row, number of features, click and purchase, to be filled.
+        features: int64 ``[features, 3]``, field, number and count, to be filled.
+        truth: float32 ``[rows, 3]``, to be filled.
 
     Returns:
-        Bytes written, and the number of the impression to go on with.
+        How many rows and features there are now.
     """
-    at = 0
-    begun = row
+    begun, end = row, 0
     common = int(np.searchsorted(first, row, side="right")) - 1
     found = np.empty(sim.MOST_INTENTIONS, dtype=np.int64)
-    features = np.empty((_SKELETON_FEATURES, 3), dtype=np.int64)
+    own = np.empty((_SKELETON_FEATURES, 3), dtype=np.int64)
     loaded = False
-    while row < first[-1] and row - begun < len(truth) and at + line_bytes <= len(buffer):
+    while row < first[-1] and row - begun < len(rows) and end + _SKELETON_FEATURES <= len(features):
         if row == first[common + 1] or not loaded:
             common += row == first[common + 1]
             sim.forget(person)
@@ -248,10 +420,6 @@ def write_skeleton(
         truth[row - begun, 0] = ctr
         truth[row - begun, 1] = cvr
         truth[row - begun, 2] = potential
-        counts[0] += click
-        counts[1] += click and purchase
-        counts[2] += purchase and not click
-        counts[3] += potential
 
         by_category = sim.count_behaviour(person, 0, category)
         by_shop = sim.count_behaviour(person, 1, shop)
@@ -268,33 +436,24 @@ def write_skeleton(
             (_BY_BRAND, brand if by_brand else -1, by_brand),
         ):
             if number >= 0:
-                features[size] = field, number, count
+                own[size] = field, number, count
                 size += 1
         for n in range(sim.intentions_of(world, item, category, found)):
-            features[size] = _INTENTION, found[n], 0
+            own[size] = _INTENTION, found[n], 0
             size += 1
             by_intention = sim.count_behaviour(person, 3, found[n])
             if by_intention:
-                features[size] = _BY_INTENTION, found[n], by_intention
+                own[size] = _BY_INTENTION, found[n], by_intention
                 size += 1
-
-        at = _put_number(buffer, at, row + 1)
-        buffer[at] = _COMMA
-        buffer[at + 1] = _ZERO + click
-        buffer[at + 2] = _COMMA
-        buffer[at + 3] = _ZERO + purchase
-        buffer[at + 4] = _COMMA
-        at = _put_key(buffer, at + 5, sim.common_key(world, common))
-        buffer[at] = _COMMA
-        at = _put_number(buffer, at + 1, size)
-        buffer[at] = _COMMA
-        at += 1
+        rows[row - begun, 0] = common
+        rows[row - begun, 1] = size
+        rows[row - begun, 2] = click
+        rows[row - begun, 3] = purchase
         # no field has a place of its own: begin anywhere in the circle
         turn = row % size
         for n in range(size):
-            field, number, count = features[(turn + n) % size]
-            at = _put_feature(text, buffer, at, field, number, count)
-        buffer[at - 1] = _NEWLINE
+            features[end + n] = own[(turn + n) % size]
+        end += size
         row += 1
     sim.forget(person)
-    return at, row
+    return row - begun, end

@@ -54,7 +54,7 @@ class Lines(NamedTuple):
     """Lines that are as they must be, in their order.
 
     Attributes:
-        number: int64 ``[lines]``, their place among the lines of the file that aren't blank, from 0.
+        number: int64 ``[lines]``, their place from 0 among the lines of the file, blank ones aside.
         sample: uint64 ``[lines]``. click, purchase: bool. All three are 0 for common features.
         key: bytes ``[lines]``, what impressions and common features are joined by, in lower case.
         line: int64 ``[features]``, the place of a feature's line in these arrays, ascending.
