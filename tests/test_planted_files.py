@@ -395,7 +395,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     schema_of_a_store: {"data/store.py"},
     atomic_files: {"data/atomic.py"},
     raw_files_of_ali_ccp: {
-        *("data/ali_ccp/convert.py", "data/ali_ccp/sources.py", "data/ali_ccp/simulate.py"),
+        *("data/ali_ccp/convert.py", "data/ali_ccp/files.py", "data/ali_ccp/simulate.py"),
     },
     yaml_files: {"config.py"},
     ranges: {"benchmark/space.py"},

@@ -23,8 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_escm2.data.ali_ccp import convert as convert_module
-from recbole_escm2.data.ali_ccp import raw, sources
-from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw, fingerprint
+from recbole_escm2.data.ali_ccp import files as files_module
+from recbole_escm2.data.ali_ccp import raw
+from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
+from recbole_escm2.data.ali_ccp.files import fingerprint
 from recbole_escm2.data.store import NoStoreError, Store
 from recbole_escm2.errors import UsageError
 
@@ -443,8 +445,6 @@ def test_block_boundaries_change_nothing(tmp_path, monkeypatch):
     converted(folder, tmp_path / "whole")
     for size in (1, 97, 4096):
         monkeypatch.setattr(convert_module, "_BLOCK_BYTES", size)
-        monkeypatch.setattr(convert_module, "_ROWS_AT_ONCE", size)
-        monkeypatch.setattr(convert_module, "_VALUES_AT_ONCE", size)
         converted(folder, tmp_path / "small")
         assert digest(tmp_path / "small") == digest(tmp_path / "whole")
 
@@ -655,7 +655,7 @@ def test_line_numbers_while_hash_tables_grow(tmp_path):
 
 
 def test_a_file_without_lines_is_no_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 1 << 12)
+    monkeypatch.setattr(files_module, "_LONGEST_LINE", 1 << 12)
     monkeypatch.setattr(convert_module, "_BLOCK_BYTES", 1 << 10)
     folder = write(tmp_path / "raw", some_text(rows=5))
     (folder / "sample_skeleton_train.csv").write_bytes(bytes(1 << 14))
@@ -847,12 +847,13 @@ import sys, time
 from pathlib import Path
 from recbole_escm2.data.ali_ccp import convert as module
 phase = sys.argv[3]
-owner, name = (module._Reader, "read") if phase == "reading" else (module._Kind, "translate")
+owner, name = (module._Kind, "rows") if phase == "reading" else (module._Kind, "append")
 original = getattr(owner, name)
 def slowed(self, *arguments):
-    original(self, *arguments)
+    result = original(self, *arguments)
     print("here", flush=True)
     time.sleep(60)
+    return result
 setattr(owner, name, slowed)
 module._BLOCK_BYTES = 4096
 module.convert(

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recbole_escm2.data.ali_ccp import raw
-from recbole_escm2.data.ali_ccp import simulate as module
+from recbole_escm2.data.ali_ccp import draw, raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.errors import UsageError
 
@@ -303,7 +302,7 @@ def test_the_seed_decides_every_byte(tmp_path, monkeypatch):
     simulate(SMALL, tmp_path / "a")
     first = contents(tmp_path / "a")
     assert set(first) == FILES
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 1)  # buffers that hold a line or a few
+    monkeypatch.setattr(draw, "_FEATURES_AT_ONCE", 1)  # arrays that hold a line or a few
     simulate(SMALL, tmp_path / "b")
     assert contents(tmp_path / "b") == first
     simulate(dataclasses.replace(SMALL, seed=7), tmp_path / "b")

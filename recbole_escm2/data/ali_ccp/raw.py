@@ -20,6 +20,10 @@ SPLITS = ("train", "test")
 FEATURE_SEPARATOR = b"\x01"
 ID_SEPARATOR = b"\x02"
 VALUE_SEPARATOR = b"\x03"
+#: Most digits of a sample id or a feature id, so that it fits into 64 bits together with a field.
+MOST_DIGITS = 18
+#: Most digits of a join key.
+KEY_DIGITS = 32
 
 #: Column of the side file of a simulation, ``truth_SPLIT.npy``, float32 ``[rows, 3]``, by name.
 TRUTH_COLUMNS = ("true_ctr", "true_cvr", "potential_conversion")
