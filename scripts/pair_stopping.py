@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.config import Config
+from recbole_escm2.config import PAIR, Config, part_config
 from recbole_escm2.evaluator.metrics import auc, class_scores, log_loss
 from recbole_escm2.evaluator.predictions import Predictions, Truth
 from recbole_escm2.output import table
-from recbole_escm2.quick_start import _fit, _prepare, _run_folder, _stages
+from recbole_escm2.train.run import open_run
+from recbole_escm2.train.training import Training
 
 #: What keeps an epoch: of the product over all impressions, of pCVR over the clicked ones.
 RULES = ("CTCVR_LogLoss", "CTCVR_AUC", "CVR_LogLoss", "CVR_AUC")
@@ -32,16 +33,16 @@ Array = NDArray[Any]
 def predictions_by_epoch(settings: dict[str, Any], model: str, epochs: int) -> tuple[Any, ...]:
     """Labels of test, pCTR of the CTR model's best epoch, and pCVR after each of some epochs."""
     config = Config(model, "ali-ccp-sim", config_dict={**settings, "task": "both"})
-    with _run_folder(config):
-        of_ctr, of_cvr = _stages(config)
-        ctr = _fit(of_ctr)
-        ctr.trainer.evaluate(ctr.splits["test"])
-        of_test = ctr.trainer.eval_collector.predictions
-        trainer, (train, _, test) = _prepare(of_cvr)
-        pcvr = []
+    with open_run(config) as run:
+        of_ctr, of_cvr = (part_config(config, task) for task in PAIR)
+        ctr = Training(of_ctr, run.part("ctr"), "ctr")
+        ctr.fit()
+        _, of_test = ctr.score("test")
+        cvr = Training(of_cvr, run.part("cvr"), "cvr")
+        trainer, pcvr = cvr.trainer, []
         for epoch in range(epochs):
-            trainer._train_epoch(train, epoch)
-            trainer.evaluate(test, load_best_model=False)
+            trainer._train_epoch(cvr.splits["train"], epoch)
+            trainer.evaluate(cvr.splits["test"], load_best_model=False)
             pcvr.append(trainer.eval_collector.predictions.of("cvr").copy())
     return of_test.truth, of_test.of("ctr"), pcvr
 

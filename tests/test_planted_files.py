@@ -387,22 +387,22 @@ def ranges(trap: Trap) -> None:
 
 #: Every kind of file that the program reads: the modules of the package that read it.
 KINDS: dict[Callable[[Trap], None], set[str]] = {
-    checkpoint: {"checkpoint.py"},
-    pickled_checkpoint: {"checkpoint.py"},
-    run_folder: {"benchmark/runs.py", "benchmark/worker.py"},
+    checkpoint: {"train/checkpoint.py"},
+    pickled_checkpoint: {"train/checkpoint.py"},
+    run_folder: {"experiment/runs.py", "experiment/worker.py"},
     influence_values: {"evaluator/influence.py"},
-    search_database: {"benchmark/search.py"},
+    search_database: {"experiment/search.py"},
     schema_of_a_store: {"data/store.py"},
     atomic_files: {"data/atomic.py"},
     raw_files_of_ali_ccp: {
         *("data/ali_ccp/convert.py", "data/ali_ccp/files.py", "data/ali_ccp/simulate.py"),
     },
     yaml_files: {"config.py"},
-    ranges: {"benchmark/space.py"},
+    ranges: {"experiment/space.py"},
 }
 #: These read files of the package itself or of RecBole, the source of modules that are imported
 #: already, and what the system says of its processors.
-OWN = {"benchmark/page.py", "benchmark/code.py", "model/backbone.py", "threads.py"}
+OWN = {"report/page.py", "experiment/code.py", "model/backbone.py", "threads.py"}
 READS = re.compile(
     r"\b(open|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
     r"|\b(torch|np|json|yaml|pickle|tarfile|joblib)\.(load|loads|open)\("
@@ -424,7 +424,7 @@ def test_every_module_that_reads_a_file_is_among_the_kinds():
     }
     known = set.union(OWN, *KINDS.values())
     assert reading - known == set()
-    assert known - reading - {"benchmark/worker.py"} == set()
+    assert known - reading - {"experiment/worker.py"} == set()
 
 
 def test_nothing_is_unpickled_or_evaluated():

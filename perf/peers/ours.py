@@ -20,6 +20,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.data.loader import ImpressionLoader
 from recbole_escm2.model import ESMM
+from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 NAME = "impressions"
@@ -74,15 +75,12 @@ def main() -> None:
             "epochs": 1,
             "enable_amp": args.precision == "bfloat16",
             "show_progress": False,
-            "output_dir": "output",
-            "checkpoint_dir": "output",
         },
     )
-    config["run_dir"] = "output"
     init_seed(config["seed"], config["reproducibility"])
     loader, _, _ = prepare_data(config, EntireSpaceDataset(config))
     model = ESMM(config, loader.dataset)
-    trainer = EntireSpaceTrainer(config, model)
+    trainer = EntireSpaceTrainer(config, model, Run(Path("output")))
     few = loader.dataset.copy(loader.dataset.inter_feat[torch.arange(len(warm_up))])
     before = trainer._train_epoch(ImpressionLoader(few, BATCH, shuffle=True), 0)
     start = time.perf_counter()

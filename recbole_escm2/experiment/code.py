@@ -14,7 +14,7 @@ import recbole_escm2
 
 _PACKAGE = Path(recbole_escm2.__file__).parent
 # Modules of the package that no number of a run depends on.
-_AROUND = ("benchmark", "__main__.py", "command_line.py", "plugin.py")
+_AROUND = ("experiment", "report", "__main__.py", "command_line.py", "plugin.py")
 
 
 def code_of(model: type) -> str:

@@ -16,9 +16,9 @@ from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model
-from recbole_escm2.quick_start import RESULT_FILE
 from recbole_escm2.report.tables import text
 from recbole_escm2.report.write import report
+from recbole_escm2.train.run import RESULT_FILE
 
 
 def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:

@@ -16,9 +16,8 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import Run
 from recbole_escm2.experiment.worker import OUTPUT_FILE, RUN_FILE, is_done, main
 from recbole_escm2.output import make_folder, write_json
-from recbole_escm2.quick_start import RESULT_FILE
 from recbole_escm2.threads import spinning_bounded_in_children
-from recbole_escm2.train.trainer import HISTORY_FILE
+from recbole_escm2.train.run import HISTORY_FILE, RESULT_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill

@@ -18,7 +18,8 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.model.lookup import find_model
 from recbole_escm2.output import lock
-from recbole_escm2.quick_start import RESULT_FILE, run
+from recbole_escm2.quick_start import run
+from recbole_escm2.train.run import RESULT_FILE
 
 #: What the run is, for people; nothing reads it.
 RUN_FILE = "run.json"

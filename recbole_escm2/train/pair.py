@@ -2,16 +2,99 @@
 
 from __future__ import annotations
 
+import math
 from logging import getLogger
+from typing import Any
 
 import numpy as np
+import torch
 
-from recbole_escm2.evaluator.evaluator import EntireSpaceCollector, EntireSpaceData
+from recbole_escm2.config import PAIR, part_config, single_task
+from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
+from recbole_escm2.evaluator.evaluator import (
+    EntireSpaceCollector,
+    EntireSpaceData,
+    EntireSpaceEvaluator,
+    MetricResult,
+)
 from recbole_escm2.evaluator.predictions import Array, Predictions
+from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
+from recbole_escm2.train.training import Training
 
 # Of a CVR model, at most in the steps of one epoch of its CTR model.
 _VALIDATIONS = 5
+
+
+class Pair:
+    """A single-task model trained twice: over D as a CTR model, over the clicks as a CVR model.
+
+    It is fitted and scored as one :class:`~recbole_escm2.train.training.Training` is.
+
+    Args:
+        config: of both; each model has settings of its own, see
+            :func:`~recbole_escm2.config.part_config`.
+        run: its folder, in which each model gets one.
+
+    Attributes:
+        trainings: those that are done, the CTR model's first.
+    """
+
+    best_epoch = None  # each model has its own
+
+    def __init__(self, config: Any, run: Run) -> None:
+        self.config = config
+        self.run = run
+        self.trainings: list[Training] = []
+
+    def fit(self) -> None:
+        """Train the CTR model, which stops on its own task, then the CVR model, on the product.
+
+        By itself the CVR model would be judged on the conversions of the clicks, a few dozen
+        perhaps, whose AUC is noise; and what ranks them best may be so sure of itself that it
+        spoils the product.
+        """
+        configs = [part_config(self.config, task) for task in PAIR]
+        for task, config in zip(PAIR, configs, strict=True):
+            config["predict_task"] = self.config["predict_task"]  # of the product
+            config["show_progress"] = self.config["show_progress"]
+            training = Training(config, self.run.part(task), task)
+            if self.trainings:
+                (ctr,) = self.trainings
+                _, predictions = ctr.score("valid")
+                pair_with(training.trainer, predictions, config["predict_task"])
+                batches = len(ctr.splits["train"]), len(training.splits["train"])
+                keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
+            training.fit()
+            self.trainings.append(training)
+
+    def validate(self) -> tuple[float, MetricResult]:
+        """The score of ``valid_metric`` with both best epochs, and all metrics of validation."""
+        result, _ = self.score("valid")
+        metric = self.config["valid_metric"]
+        return score_of(metric, result[metric]), result
+
+    @property
+    def splits(self) -> Any:
+        """Loaders by the name of their split: the CTR model's, of all impressions."""
+        return self.trainings[0].splits
+
+    def score(self, split: str) -> tuple[MetricResult, Predictions]:
+        """The metrics of the two models and of their product on a split, and the predictions."""
+        scores: dict[str, Any] = {}
+        for part in self.trainings:
+            assert part.task is not None
+            part.trainer.eval_collector = EntireSpaceCollector((part.task,), part.task)
+            _, predictions = part.score(split)
+            scores[part.task] = torch.from_numpy(predictions.of(part.task))
+        scores["ctcvr"] = scores["ctr"] * scores["cvr"]
+        both = EntireSpaceCollector(ALL_TASKS, single_task(self.config))
+        both.begin(self.trainings[-1].splits[split].dataset.truth)
+        of_tasks = torch.stack([scores[task] for task in ALL_TASKS], 1)
+        both.eval_batch_collect(of_tasks, None, None, None)
+        result = EntireSpaceEvaluator(self.config).evaluate(both.get_data_struct())
+        assert both.predictions is not None
+        return result, both.predictions
 
 
 class ProductCollector(EntireSpaceCollector):
@@ -38,18 +121,14 @@ class ProductCollector(EntireSpaceCollector):
         return EntireSpaceData(self.predictions, self.label_task)
 
 
-def pair_with(trainer: EntireSpaceTrainer, ctr: Predictions | None, label_task: str) -> None:
+def pair_with(trainer: EntireSpaceTrainer, ctr: Predictions, label_task: str) -> None:
     """Have a CVR model validated by its product with a CTR model.
-
-    By itself it would be judged on the conversions of the clicks, a few dozen perhaps, whose AUC is
-    noise; and what ranks them best may be so sure of itself that it spoils the product.
 
     Args:
         trainer: of the CVR model, before it trains.
         ctr: the CTR model's predictions on validation.
         label_task: the task that RecBole's own metrics score.
     """
-    assert ctr is not None, "the CTR model has scored validation"
     trainer.eval_collector = ProductCollector(np.asarray(ctr.of("ctr")), label_task)
     trainer.tasks, trainer.label_task = ("cvr", "ctcvr"), label_task
 

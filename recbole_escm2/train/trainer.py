@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -41,9 +40,8 @@ from recbole_escm2.train.checkpoint import (
     save_checkpoint,
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
+from recbole_escm2.train.run import HISTORY_FILE, Run
 
-#: In a run's folder, written anew after each validation: what a watcher of the run can read.
-HISTORY_FILE = "history.json"
 #: What to say with the numbers of a checkpoint whose training hasn't come to its end.
 CUT_SHORT = (
     "The training of this checkpoint was cut short: epoch {epoch} was the best by then, and a "
@@ -58,23 +56,28 @@ class EntireSpaceTrainer(Trainer):
     the unrounded ``valid_metric``; one with a target (PCOC, IEB, PIP) by its distance from it.
 
     Args:
-        config: a settled config. With ``run_dir`` all files go there, else to RecBole's places.
+        config: a settled config.
         model: the model.
+        run: whose folder takes all files; without one they go to RecBole's places.
     """
 
     tensorboard: Any
 
-    def __init__(self, config: Any, model: nn.Module) -> None:
+    def __init__(self, config: Any, model: nn.Module, run: Run | None = None) -> None:
         if not config["single_spec"]:
             raise UsageError("training on several processes isn't supported: leave out nproc")
-        self.run_dir: str | None = config["run_dir"]
+        self.run = run
         # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
-        metrics, config["metrics"] = config["metrics"], ["AUC"]
-        with _tensorboard_in(self.run_dir) if self.run_dir else contextlib.nullcontext():
+        shown: dict[str, Any] = {"metrics": ["AUC"]}
+        if run is not None:
+            shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+        kept = {key: config[key] for key in shown}
+        config.final_config_dict.update(shown)
+        with _tensorboard_in(run.folder) if run else contextlib.nullcontext():
             super().__init__(config, model)
-        config["metrics"] = metrics
-        if self.run_dir:
-            self.saved_model_file = os.path.join(self.checkpoint_dir, checkpoint_name(config))
+        config.final_config_dict.update(kept)
+        if run is not None:
+            self.saved_model_file = str(run.checkpoint)
         if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
             self.logger.warning(
                 "enable_amp: this processor has no bfloat16 arithmetic and has to imitate it: "
@@ -215,7 +218,8 @@ class EntireSpaceTrainer(Trainer):
         show_progress: bool = False,
     ) -> tuple[float, ...]:
         start = perf_counter()
-        self.config["training_started"] = True  # from here on a run's folder is kept
+        if self.run is not None:
+            self.run.start()
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
@@ -296,8 +300,8 @@ class EntireSpaceTrainer(Trainer):
         self.weights = self._weigh()
         self.history[-1]["valid"] = dict(result)
         self.history[-1]["weights"] = self.weights and self.weights.as_dict()
-        if self.run_dir:
-            write_json(Path(self.run_dir) / HISTORY_FILE, self.history)
+        if self.run is not None:
+            write_json(self.run.folder / HISTORY_FILE, self.history)
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
@@ -454,21 +458,14 @@ def has_bfloat16() -> bool:
     return not known or any(check() for check in known)
 
 
-def checkpoint_name(config: Any) -> str:
-    """The checkpoint's file name: plain in a run's own folder, else with the run's name."""
-    folder = Path(config["run_dir"])
-    if Path(config["checkpoint_dir"]) == folder:
-        return "checkpoint.pth"
-    return f"{folder.parent.name}-{folder.name}.pth" if config["stage"] else f"{folder.name}.pth"
-
-
 def _progress(batches: Any, title: str, show: bool) -> Any:
     return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
 
 
-def _tensorboard_in(run_dir: str) -> contextlib.AbstractContextManager[Any]:
+def _tensorboard_in(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """RecBole's Trainer opens its TensorBoard in the working directory, whatever is configured."""
-    folder = os.path.join(run_dir, "tensorboard")
     return patch.object(
-        recbole.trainer.trainer, "get_tensorboard", lambda logger: SummaryWriter(folder)
+        recbole.trainer.trainer,
+        "get_tensorboard",
+        lambda logger: SummaryWriter(folder / "tensorboard"),
     )

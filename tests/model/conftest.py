@@ -7,6 +7,7 @@ import torch
 from recbole_escm2.config import Config, acting_settings
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.model.lookup import find_model
+from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 SETTINGS = {
@@ -125,7 +126,6 @@ def trainer_of(tmp_path):
     """The real trainer of a model, with its files in a folder that goes away."""
 
     def trainer_of(built):
-        built.config["run_dir"] = built.config["checkpoint_dir"] = str(tmp_path)
-        return EntireSpaceTrainer(built.config, built.model)
+        return EntireSpaceTrainer(built.config, built.model, Run(tmp_path))
 
     return trainer_of

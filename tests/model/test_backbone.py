@@ -18,6 +18,7 @@ from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.risk import binary_cross_entropy
+from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 RECBOLE = [name for name in backbone_names() if name not in BOTTOMS]
@@ -230,8 +231,7 @@ def test_alternating_steps_move_what_they_should(build, tmp_path, backbone):
         torch.testing.assert_close(total, built.model.regularizer())
     assert rooms(built, sum(first.values())) == {"imputation"}
     assert rooms(built, sum(second.values())) == {"ctr", "cvr"}
-    built.config["run_dir"] = built.config["checkpoint_dir"] = str(tmp_path)
-    trainer = EntireSpaceTrainer(built.config, built.model)
+    trainer = EntireSpaceTrainer(built.config, built.model, Run(tmp_path))
     trainer.fit(built.train, verbose=False, saved=False)
     names = {"imputation", "ctr", "cvr", "ctcvr"}
     assert set(trainer.loss_names) == names | ({"regularizer"} & {*first})

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_escm2 import quick_start
 from recbole_escm2.config import Config, part_config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.evaluator import EntireSpaceEvaluator
 from recbole_escm2.evaluator.metrics import auc, class_scores, log_loss
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.pair import keep_pace
+from recbole_escm2.train.training import Training
 
 
 @pytest.fixture
@@ -164,20 +164,19 @@ def test_a_cvr_model_whose_first_validation_is_the_best_stops_early(asked, monke
 
 def test_each_model_has_settings_of_its_own(asked, monkeypatch):
     built = {}
-    prepare = quick_start._prepare
+    fit = Training.fit
 
-    def spy(config):
-        trainer, loaders = prepare(config)
-        built[config["stage"]] = (trainer, loaders)
-        return trainer, loaders
+    def spy(training):
+        built[training.task] = training.trainer
+        fit(training)
 
-    monkeypatch.setattr(quick_start, "_prepare", spy)
+    monkeypatch.setattr(Training, "fit", spy)
     own = {
         "ctr_settings": {"learning_rate": 0.01, "epochs": 1},
         "cvr_settings": "{embedding_size: 3, weight_decay: 0.1, valid_metric: cvr_logloss}",
     }
     outcome = run("DeepFM", "tiny", config_dict={**asked, **own})
-    ctr, cvr = (built[task][0] for task in ("ctr", "cvr"))
+    ctr, cvr = (built[task] for task in ("ctr", "cvr"))
     assert (ctr.learning_rate, cvr.learning_rate) == (0.01, 0.03)
     assert (ctr.weight_decay, cvr.weight_decay) == (0.0, 0.1)
     assert (ctr.model.embedding_size, cvr.model.embedding_size) == (4, 3)

@@ -1,0 +1,153 @@
+"""One model trained with early stopping, and scored with its best epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from logging import getLogger
+from typing import Any
+
+import torch
+from recbole.utils import init_seed
+
+from recbole_escm2.config import is_entire_space, scored_tasks, training_seed
+from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code
+from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.evaluator.predictions import Predictions
+from recbole_escm2.model.entire_space import misspelt_hooks
+from recbole_escm2.model.single_task import train_as_the_family
+from recbole_escm2.threads import spinning_is_bounded, usable_cores
+from recbole_escm2.train.run import Run
+from recbole_escm2.train.trainer import EntireSpaceTrainer
+
+
+class Training:
+    """A model with its data, ready to train.
+
+    Args:
+        config: of the training.
+        run: its folder.
+        task: ``ctr`` or ``cvr``, where it is one of two models.
+
+    Attributes:
+        trainer: with the model, and its best epoch in a checkpoint.
+        splits: loaders of ``train``, ``valid`` and ``test``.
+        best_score: of the valid metric.
+        best_valid: all metrics of that validation.
+        seconds: that training took, validations included.
+
+    Raises:
+        UsageError: the model, or RecBole, refuses the data or the settings.
+    """
+
+    best_score: float
+    best_valid: MetricResult
+    seconds: float
+
+    def __init__(self, config: Any, run: Run, task: str | None = None) -> None:
+        self.task = task
+        self.show_progress = bool(config["show_progress"])
+        _log_start(config, task)
+        try:
+            self.splits, model = _data_and_model(config)
+        except UsageError:
+            raise
+        except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
+            if place_in_own_code(error, own_files(config.model_class)):
+                raise
+            getLogger().debug("RecBole's error", exc_info=True)
+            raise UsageError(
+                f"{config['model']} can't be set up on {config['dataset']}: "
+                f"{type(error).__name__}: {error} (--state=debug logs where)"
+            ) from error
+        self.trainer = EntireSpaceTrainer(config, model, run)
+        getLogger().info(
+            f"{self.parameter_count:,} parameters on {config['device']}; "
+            f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
+        )
+
+    @property
+    def trainings(self) -> list[Training]:
+        """This one, which is all that there is; see :class:`~recbole_escm2.train.pair.Pair`."""
+        return [self]
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The one whose weights are kept."""
+        return self.trainer.best_epoch
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights that are learned."""
+        return sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
+
+    def fit(self) -> None:
+        """Train until validation gets no better."""
+        started = time.perf_counter()
+        self.best_score, best_valid = self.trainer.fit(
+            self.splits["train"], self.splits["valid"], show_progress=self.show_progress
+        )
+        assert best_valid is not None, "a validation comes after the first epoch at the latest"
+        self.best_valid = best_valid
+        self.seconds = time.perf_counter() - started
+
+    def validate(self) -> tuple[float, MetricResult]:
+        """The score of ``valid_metric`` in the best epoch, and all metrics of that validation."""
+        return self.best_score, self.best_valid
+
+    def score(self, split: str) -> tuple[MetricResult, Predictions]:
+        """The metrics of the best epoch on a split, and what it predicts there."""
+        result = self.trainer.evaluate(self.splits[split], show_progress=self.show_progress)
+        predictions = self.trainer.eval_collector.predictions
+        assert predictions is not None, "they have just been collected"
+        return result, predictions
+
+    def about(self) -> dict[str, Any]:
+        """What a result file tells of it."""
+        return {
+            "task": self.task,
+            "valid_metric": self.trainer.valid_metric,
+            "best_valid_score": float(self.best_score),
+            "valid_score_bigger": self.trainer.valid_metric_bigger,
+            "best_epoch": self.trainer.best_epoch,
+            "seconds": round(self.seconds, 3),
+            "epochs": self.trainer.history,
+        }
+
+
+def _log_start(config: Any, task: str | None) -> None:
+    logger = getLogger()
+    seed = training_seed(config)
+    of_task = f" as {task.upper()} model" if task else ""
+    seeds = f"seed {config['seed']}" + (f", training_seed {seed}" if seed != config["seed"] else "")
+    logger.info(f"{config['model']}{of_task} on {config['dataset']}, {seeds}")
+    cores, threads = usable_cores(), torch.get_num_threads()
+    logger.info(f"{threads} thread{'s' * (threads > 1)}; the process may use {cores} cores")
+    if threads > 1 and not spinning_is_bounded():
+        logger.info(
+            "threads that wait spin, and beside other work training may take many times as long: "
+            "GOMP_SPINCOUNT=2000 in the environment bounds it, but torch is loaded already, so "
+            "that it is too late for this process"
+        )
+    for sentence in misspelt_hooks(config.model_class):
+        logger.warning(sentence)
+
+
+def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
+    """The loaders by the name of their split, and the model with its initial weights."""
+    logger, seed = getLogger(), training_seed(config)
+    init_seed(seed, config["reproducibility"])
+    dataset = EntireSpaceDataset(config)
+    splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
+    logger.info(str(dataset))
+    for name, loader in splits.items():
+        logger.info(f"{name:5} {loader.dataset.summary()}")
+    init_seed(seed, config["reproducibility"])
+    train = splits["train"].dataset
+    model = config.model_class(config, train).to(config["device"])
+    if not is_entire_space(config):
+        few = train[:2].to(config["device"])
+        for sentence in train_as_the_family(model, config, few):
+            logger.info(sentence)
+    return splits, model
