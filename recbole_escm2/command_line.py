@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.extras import require
 from recbole_escm2.threads import bound_spinning, threads_of
 
 _HELP = """\
@@ -197,6 +198,7 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     from recbole_escm2.experiment.request import is_benchmark
 
     if is_benchmark(options):
+        require("benchmark")
         from recbole_escm2.experiment.command import benchmark
 
         return benchmark(options, command)
@@ -316,11 +318,12 @@ def _simulated(content: dict[str, Any], out: Any) -> str:
 
 
 def _search(options: dict[str, str]) -> int:
-    from recbole_escm2.experiment.search import search
-
     if "help" in options:
         print(_SEARCH_HELP.format(program="run_recbole_escm2.py"))
         return 0
+    require("search")
+    from recbole_escm2.experiment.search import search
+
     return search(options)
 
 
