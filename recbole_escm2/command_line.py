@@ -202,7 +202,7 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         return benchmark(options, command)
     import torch
 
-    from recbole_escm2.output import metric_lines
+    from recbole_escm2.evaluator.summary import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
     torch.set_num_threads(threads_of())

@@ -36,6 +36,7 @@ from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import check_backbone, is_recbole_backbone
 from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.entire_space import propensity_field
 from recbole_escm2.model.lookup import MODELS, context_model_names, find_model
 
 PROPERTIES = files("recbole_escm2.properties")
@@ -727,6 +728,11 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     if not all(type(k) is int and k >= 1 for k in config["topk"]):
         raise UsageError(f"topk must be a list of whole numbers >= 1, got {config['topk']!r}")
     _settle_metrics(config, external)
+    # What the data room makes of it, which knows neither models nor tasks.
+    config["label_task"] = single_task(config)
+    config["learned_tasks"] = list(scored_tasks(config))
+    config["train_space"] = "click" if trains_on_clicks(config) else "entire"
+    config["weight_field"] = propensity_field(config)
 
 
 def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows: its folder, log, result file and tables."""
+"""What a run leaves behind: its folder and log; files that are whole or not there; locks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ from typing import Any
 import colorlog
 from filelock import FileLock
 
-from recbole_escm2.train.checkpoint import plain
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import ALL_TASKS
-from recbole_escm2.evaluator.evaluator import MetricResult
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -147,6 +144,20 @@ def _cell(value: Any) -> Any:
     return f"'{text}"
 
 
+def plain(value: Any) -> Any:
+    """The value with everything that isn't plain data turned into text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)  # numpy's numbers are instances, and no plain data
+    return str(value)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file beside and rename: a reader never sees half of it. Text becomes UTF-8."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
@@ -190,45 +201,3 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         ).rstrip()
         for row in [header, ["-" * width for width in widths], *rows]
     )
-
-
-def metric_table(result: MetricResult, decimals: int = 4) -> str:
-    """Metrics as rows and tasks as columns."""
-    tasks = [task.upper() for task in ALL_TASKS]
-    cells: dict[str, dict[str, str]] = {}
-    for name, value in result.items():
-        task, _, statistic = name.partition("_")
-        if task not in tasks:
-            task, statistic = ("CVR", name) if name in ("IEB", "PIP") else ("", name)
-        cells.setdefault(statistic, {})[task] = f"{value:.{decimals}f}"
-    columns = [task for task in [*tasks, ""] if any(task in row for row in cells.values())]
-    rows = [[name, *(row.get(task, "") for task in columns)] for name, row in cells.items()]
-    return table(["metric", *(column or "predict()" for column in columns)], rows)
-
-
-_NOT_OF_CLICKS = ("_ES", "_Gap", "_CRR", "_CRR_True")
-
-
-def scope_notes(metrics: Iterable[str]) -> list[str]:
-    """Which rows the metrics of these names are over, as sentences."""
-    names = list(metrics)
-    notes = []
-    if any(name.startswith(("CTR_", "CTCVR_")) for name in names):
-        notes.append("CTR and CTCVR: over all impressions.")
-    if any(name.startswith("CVR_") and not name.endswith(_NOT_OF_CLICKS) for name in names):
-        notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
-    if any(name.endswith("_GAUC") for name in names):
-        notes.append(
-            "GAUC: users weighted by impressions; RecBole's own GAUC weights by positives."
-        )
-    entire = ["CVR …_ES"] if any(name.endswith("_ES") for name in names) else []
-    entire += [name for name in ("IEB", "PIP") if name in names]
-    if entire:
-        listed = " and ".join(filter(None, [", ".join(entire[:-1]), entire[-1]]))
-        notes.append(f"{listed}: over all impressions, against their potential outcomes.")
-    return notes
-
-
-def metric_lines(result: MetricResult) -> str:
-    """One ``NAME: value`` line a metric, for scripts."""
-    return "\n".join(f"{name}: {value:.6f}" for name, value in result.items())

@@ -84,6 +84,17 @@ def _serve_classes(module: ModuleType) -> None:
     module.__getattr__ = found  # type: ignore[method-assign]
 
 
+def _complete_configs(module: ModuleType) -> None:
+    """Let our data set give RecBole's own config our defaults: RecBole never looks into them."""
+
+    def complete(config: Any) -> None:
+        from recbole_escm2.config import complete as complete_with_ours
+
+        complete_with_ours(config)
+
+    module.EntireSpaceDataset.complete_config = staticmethod(complete)
+
+
 def _enter_metrics(register: ModuleType) -> None:
     """Enter our metrics in RecBole's register; doing it twice is harmless."""
     from recbole_escm2.evaluator.catalogue import SPECS
@@ -122,6 +133,7 @@ _WHEN_LOADED: dict[str, Callable[[ModuleType], None]] = {
     _DATASETS: _serve_classes,
     _TRAINERS: _serve_classes,
     "recbole.evaluator.register": _enter_metrics,
+    "recbole_escm2.data.dataset": _complete_configs,
 }
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.train.checkpoint import load_checkpoint, plain
 from recbole_escm2.config import (
     PAIR,
     PLACE_KEYS,
@@ -49,6 +48,7 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
+from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model, model_path
 from recbole_escm2.model.single_task import train_as_the_family
@@ -56,13 +56,13 @@ from recbole_escm2.output import (
     logging_to,
     make_folder,
     make_run_dir,
-    metric_table,
-    scope_notes,
+    plain,
     versions,
     write_json,
 )
-from recbole_escm2.train.pair import keep_pace, pair_with
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
+from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.train.pair import keep_pace, pair_with
 from recbole_escm2.train.trainer import CUT_SHORT, EntireSpaceTrainer
 
 #: Written last: a run's folder that has it is complete.

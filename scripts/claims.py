@@ -16,10 +16,10 @@ from typing import Any
 
 from pages import data_table, finished_report, markdown
 
-from recbole_escm2.experiment import figures
 from recbole_escm2.experiment.statistics import ALPHA, compare, holm, sample
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.output import versions, write_whole
+from recbole_escm2.report import figures
 
 HERE = Path(__file__).parent
 DATASETS: dict[str, dict[str, str]] = {

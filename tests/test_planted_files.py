@@ -21,21 +21,21 @@ import pytest
 import torch
 
 import recbole_escm2
-from recbole_escm2.experiment.plan import make_plan
-from recbole_escm2.experiment.runs import execute, finished, folder_of
-from recbole_escm2.experiment.search import _open, _take_over, make_search
-from recbole_escm2.experiment.space import read_space
-from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
 from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
-from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, kept_influence
+from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.runs import execute, finished, folder_of
+from recbole_escm2.experiment.search import _open, _take_over, make_search
+from recbole_escm2.experiment.space import read_space
 from recbole_escm2.quick_start import evaluate_checkpoint, run
+from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = ("--model=ESMM", "--dataset=tiny", "--epochs=1", "--embedding_size=4")
 SMALL += ("--mlp_hidden_size=[4]", "--train_batch_size=4096", "--metrics=[CTR_AUC]")

@@ -35,15 +35,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.identity import digest_of
+from recbole_escm2.output import lock
 
-FORMAT = 2
+FORMAT = 3
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
@@ -367,13 +368,13 @@ def alone(target: Path) -> Iterator[None]:
         UsageError: its folder can't be made or written into.
     """
     file = target.with_name(f".{target.name}.lock")
-    lock = FileLock(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held = lock(file)
+        held.acquire(timeout=0)
     except Timeout:
         getLogger().info(f"another process is making {target}; waiting for it")
-        lock.acquire()
+        held.acquire()
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
@@ -383,7 +384,7 @@ def alone(target: Path) -> Iterator[None]:
         # costs time and nothing else.
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
-        lock.release()
+        held.release()
 
 
 def remove_abandoned(target: Path) -> None:

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.evaluator.influence import kept_influence
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.plan import Plan, Run, make_plan, with_tuned_rows
-from recbole_escm2.report.write import report
 from recbole_escm2.experiment.runs import Outcome, execute, finished, folder_of
 from recbole_escm2.experiment.study import Study, Trial, Tuning
-from recbole_escm2.report.tables import text
 from recbole_escm2.experiment.worker import OUTPUT_FILE
-from recbole_escm2.evaluator.influence import kept_influence
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.lookup import find_model
 from recbole_escm2.quick_start import RESULT_FILE
+from recbole_escm2.report.tables import text
+from recbole_escm2.report.write import report
 
 
 def benchmark(options: Mapping[str, str], command: Sequence[str]) -> int:

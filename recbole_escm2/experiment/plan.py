@@ -18,14 +18,8 @@ import recbole
 import torch
 
 from recbole_escm2 import __version__
-from recbole_escm2.experiment.code import code_of
-from recbole_escm2.experiment.request import Request, read_request, split_list
-from recbole_escm2.experiment.seeds import Seeds, aa_row, tuning_seed_of, worlds_apart
-from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
-from recbole_escm2.experiment.tuning import Candidate, candidates, tuned
-from recbole_escm2.train.checkpoint import plain
 from recbole_escm2.config import PLACE_KEYS, Config
-from recbole_escm2.data.sources import identity, open_store
+from recbole_escm2.data.open_store import identity, open_store
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.evaluator.catalogue import (
     METRIC_NAMES,
@@ -33,7 +27,13 @@ from recbole_escm2.evaluator.catalogue import (
     canonical_name,
     is_metric,
 )
+from recbole_escm2.experiment.code import code_of
+from recbole_escm2.experiment.request import Request, read_request, split_list
+from recbole_escm2.experiment.seeds import Seeds, aa_row, tuning_seed_of, worlds_apart
+from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
+from recbole_escm2.experiment.tuning import Candidate, candidates, tuned
 from recbole_escm2.model.lookup import model_path
+from recbole_escm2.output import plain
 from recbole_escm2.threads import threads_of
 
 # Config keys that change no number of a run; the data is known by the fingerprint of its store.

@@ -9,7 +9,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from recbole_escm2.experiment.study import Row
 from recbole_escm2.config import (
     Config,
     family_keys,
@@ -21,6 +20,7 @@ from recbole_escm2.config import (
     why_idle,
 )
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.experiment.study import Row
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.lookup import find_model
 

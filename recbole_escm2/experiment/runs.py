@@ -12,9 +12,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import Run
 from recbole_escm2.experiment.worker import OUTPUT_FILE, RUN_FILE, is_done, main
-from recbole_escm2.errors import UsageError
 from recbole_escm2.output import make_folder, write_json
 from recbole_escm2.quick_start import RESULT_FILE
 from recbole_escm2.threads import spinning_bounded_in_children

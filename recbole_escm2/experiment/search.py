@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from recbole_escm2.config import PAIR, Config, learns_both, parse_value
+from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.plan import Run, runs_of, whole_number
 from recbole_escm2.experiment.request import Request, read_request
@@ -29,12 +32,8 @@ from recbole_escm2.experiment.space import (
     settings_of,
 )
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.train.checkpoint import plain
-from recbole_escm2.config import PAIR, Config, learns_both, parse_value
-from recbole_escm2.errors import UsageError, plain_name
-from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.model.lookup import model_path
-from recbole_escm2.output import csv_text, lock, make_folder, table, write_whole
+from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
 from recbole_escm2.threads import threads_of
 
 #: Options of a search besides config keys, with their defaults.

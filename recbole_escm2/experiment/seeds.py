@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recbole_escm2.experiment.study import Row
 from recbole_escm2.config import Config
-from recbole_escm2.data.sources import is_simulated, open_store
+from recbole_escm2.data.open_store import is_simulated, open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.study import Row
 
 # Worlds of a benchmark are none that a single run or a search, with its small seeds, has seen.
 _FIRST_WORLD = 10_000

@@ -16,8 +16,6 @@ from optuna.distributions import (
 )
 from recbole.model.abstract_recommender import ContextRecommender
 
-from recbole_escm2.experiment.request import Request, has_effect
-from recbole_escm2.experiment.study import Row
 from recbole_escm2.config import (
     KEY_NEEDS,
     PART_SETTINGS,
@@ -27,6 +25,8 @@ from recbole_escm2.config import (
     parse_value,
 )
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.experiment.request import Request, has_effect
+from recbole_escm2.experiment.study import Row
 from recbole_escm2.model.lookup import find_model
 
 Space: TypeAlias = dict[str, BaseDistribution]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.evaluator.catalogue import primary_metrics
+from recbole_escm2.evaluator.influence import Influence, NoInfluenceError
 from recbole_escm2.experiment.statistics import (
     Cell,
     Comparison,
@@ -20,8 +22,6 @@ from recbole_escm2.experiment.statistics import (
     cluster_variance,
     tabulate,
 )
-from recbole_escm2.evaluator.catalogue import primary_metrics
-from recbole_escm2.evaluator.influence import Influence, NoInfluenceError
 
 #: Shown by default, where the models and the data have them.
 DEFAULT_COLUMNS = (

@@ -8,6 +8,8 @@ from typing import Any
 
 import optuna
 
+from recbole_escm2.config import PAIR, Config, learns_both, part_config
+from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import Request
 from recbole_escm2.experiment.space import (
     Space,
@@ -18,8 +20,6 @@ from recbole_escm2.experiment.space import (
     settings_of,
 )
 from recbole_escm2.experiment.study import Row, Trial, Tuning, part_label
-from recbole_escm2.config import PAIR, Config, learns_both, part_config
-from recbole_escm2.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch._dynamo  # which the first optimizer imports, for seconds: once, for all runs
 
-from recbole_escm2.experiment.code import code_of
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.code import code_of
 from recbole_escm2.model.lookup import find_model
 from recbole_escm2.output import lock
 from recbole_escm2.quick_start import RESULT_FILE, run

@@ -11,8 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -24,7 +23,7 @@ from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.embedding import WithBags, pool_bags
-from recbole_escm2.model.recbole_models import recbole_context_model, recbole_context_names
+from recbole_escm2.model.recbole_models import recbole_context_model
 
 #: RecBole's models that can't serve, and why.
 REFUSED = {
@@ -33,15 +32,45 @@ REFUSED = {
     "KD_DAGFM": "it is trained in phases: a teacher first, whose checkpoint the student then wants",
 }
 
-#: RecBole's models with an embedding of their own, which sees bags padded, by its module.
-OWN_EMBEDDING = {"FFM": "ffm"}
 
-#: RecBole's models that fail where there is no pair of features.
-_OF_PAIRS = ("FFM", "FiGNN", "FwFM")
+class Traits(NamedTuple):
+    """What a model of RecBole's reads and wants, as its code has it.
 
-#: Config keys that a backbone has no use for, though RecBole lists them for it or other backbones
-#: read them: nothing is embedded for LR, and FFM's own embedding sees multi-valued fields padded.
-_IDLE_KEYS = {"LR": frozenset({"embedding_size"}), "FFM": frozenset({"bag_pooling"})}
+    Attributes:
+        embedding: whether it reads the embedding that the towers share.
+        first_order: whether it has RecBole's first-order part.
+        own_embedding: its module with an embedding of its own, which sees bags padded.
+        needs_pair: whether it fails where there is no pair of features.
+        idle_keys: config keys without use in it, though RecBole lists them for it or other
+            backbones read them.
+    """
+
+    embedding: bool = True
+    first_order: bool = False
+    own_embedding: str | None = None
+    needs_pair: bool = False
+    idle_keys: frozenset[str] = frozenset()
+
+
+#: RecBole's models that serve.
+RECBOLE: dict[str, Traits] = {
+    "AFM": Traits(first_order=True),
+    "AutoInt": Traits(first_order=True),
+    "DCN": Traits(),
+    "DCNV2": Traits(),
+    "DeepFM": Traits(first_order=True),
+    "EulerNet": Traits(),
+    "FFM": Traits(False, True, "ffm", needs_pair=True, idle_keys=frozenset({"bag_pooling"})),
+    "FM": Traits(first_order=True),
+    "FNN": Traits(),
+    "FiGNN": Traits(needs_pair=True),
+    "FwFM": Traits(first_order=True, needs_pair=True),
+    "LR": Traits(False, True, idle_keys=frozenset({"embedding_size"})),
+    "NFM": Traits(first_order=True),
+    "PNN": Traits(),
+    "WideDeep": Traits(first_order=True),
+    "xDeepFM": Traits(first_order=True),
+}
 
 #: The attributes that hold RecBole's embedding.
 EMBEDDING_TABLES = (
@@ -54,17 +83,17 @@ EMBEDDING_TABLES = (
 
 def backbone_names() -> list[str]:
     """All backbones that can serve."""
-    return [*BOTTOMS, *(name for name in recbole_context_names() if name not in REFUSED)]
+    return [*BOTTOMS, *RECBOLE]
 
 
 def is_recbole_backbone(name: Any) -> bool:
     """Whether a backbone is one of RecBole's models."""
-    return isinstance(name, str) and name not in BOTTOMS and bool(recbole_context_model(name))
+    return isinstance(name, str) and name in RECBOLE
 
 
 def uses_shared_embedding(name: str) -> bool:
     """Whether a backbone reads the embedding that the towers share (LR and FFM don't)."""
-    return name in BOTTOMS or _reads(recbole_context_model(name), "concat_embed_input_fields")
+    return name in BOTTOMS or RECBOLE[name].embedding
 
 
 @cache
@@ -79,12 +108,7 @@ def acting_keys(name: str) -> frozenset[str]:
 
 def idle_keys(name: str) -> frozenset[str]:
     """Config keys that act on other backbones, and not on this one."""
-    return _IDLE_KEYS.get(name, frozenset())
-
-
-def _reads(model: Any, attribute: str) -> bool:
-    methods = [value for value in vars(model).values() if isinstance(value, FunctionType)]
-    return any(attribute in method.__code__.co_names for method in methods)
+    return RECBOLE[name].idle_keys if name in RECBOLE else frozenset()
 
 
 def check_backbone(name: str) -> None:
@@ -236,20 +260,20 @@ def recbole_towers(backbone: str, names: Sequence[str], config: Any, dataset: An
     Raises:
         UsageError: the model can't be a tower, or not on this data.
     """
-    model = recbole_context_model(backbone)
-    bases: Any = (RecBoleTower, model, _OnSharedEmbedding)
+    bases: Any = (RecBoleTower, recbole_context_model(backbone), _OnSharedEmbedding)
     tower = type(f"{backbone}Tower", bases, {})
+    traits = RECBOLE[backbone]
     towers = nn.ModuleDict({name: tower(config, dataset) for name in names})
     first: Any = towers[names[0]]
-    if backbone in _OF_PAIRS and first.num_feature_field < 2:
+    if traits.needs_pair and first.num_feature_field < 2:
         raise UsageError(
             f"backbone {backbone} is made of pairs of features, and {dataset.dataset_name} has "
             "only one: load another, or choose another backbone"
         )
-    if not _reads(model, "first_order_linear"):
+    if not traits.first_order:
         for each in towers.values():
             del each.first_order_linear
-    if own := OWN_EMBEDDING.get(backbone):
+    if own := traits.own_embedding:
         for other in towers.values():
             setattr(other, own, getattr(first, own))
     return towers

@@ -14,7 +14,7 @@ from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.layers import FMFirstOrderLinear
 from torch import nn
 
-from recbole_escm2.model.backbone import OWN_EMBEDDING, FirstOrderLinear
+from recbole_escm2.model.backbone import RECBOLE, FirstOrderLinear
 from recbole_escm2.model.embedding import BagEmbedding
 
 
@@ -48,7 +48,8 @@ def pool_all_values(model: ContextRecommender, pooling: str) -> bool:
     # Behind the model's own class and before RecBole's base.
     model.__class__ = type(kind.__name__, (kind, BagEmbedding), {"__module__": kind.__module__})
     model.bag_pooling = pooling
-    return kind.__name__ not in OWN_EMBEDDING
+    traits = RECBOLE.get(kind.__name__)
+    return traits is None or traits.own_embedding is None
 
 
 def make_tables_sparse(model: ContextRecommender, batch: Any) -> list[str]:

@@ -25,10 +25,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from scipy.stats import norm
 
+from recbole_escm2.evaluator.catalogue import target_of
 from recbole_escm2.experiment.statistics import CONFIDENCE, Sample
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.report.tables import direction, one_line
-from recbole_escm2.evaluator.catalogue import target_of
 
 #: Text and axes: almost black on paper, the colour of the text around it in a page.
 INK = "#010203"

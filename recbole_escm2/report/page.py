@@ -16,10 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from recbole_escm2.experiment import figures
+from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.weights import HANDFUL, NEARLY_CONSTANT
 from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
+from recbole_escm2.model.lookup import find_model
+from recbole_escm2.report import figures
 from recbole_escm2.report.tables import (
     MINUS,
     aa_notes,
@@ -27,9 +30,6 @@ from recbole_escm2.report.tables import (
     one_line,
     tuning_table,
 )
-from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.weights import HANDFUL, NEARLY_CONSTANT
-from recbole_escm2.model.lookup import find_model
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from recbole_escm2 import output
+from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
+from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.experiment.statistics import (
     ALPHA,
     CONFIDENCE,
@@ -25,7 +27,6 @@ from recbole_escm2.experiment.statistics import (
     sample,
 )
 from recbole_escm2.experiment.study import Study, Trial, Tuning, part_label
-from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
 
 BETTER, WORSE = "▲", "▼"
 #: The same against the logistic regression.
@@ -643,7 +644,7 @@ def _notes(study: Study) -> Iterable[str]:
     ]
     if words:
         yield ", ".join(words) + "."
-    yield from output.scope_notes(study.shown)
+    yield from scope_notes(study.shown)
     if single := _trained_apart(study):
         yield (
             f"{', '.join(single)}: two models, one of clicks over all impressions and one of "

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from recbole_escm2.report import figures, tables
-from recbole_escm2.report.page import page
 from recbole_escm2.experiment.study import Study
 from recbole_escm2.output import write_json, write_whole
+from recbole_escm2.report import figures, tables
+from recbole_escm2.report.page import page
 
 
 def report(study: Study, folder: str | Path) -> dict[str, Path]:

@@ -48,20 +48,6 @@ _ENTRIES: Mapping[str, type] = {
 }
 
 
-def plain(value: Any) -> Any:
-    """The value with everything that isn't plain data turned into text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind(value)  # numpy's numbers are instances, and no plain data
-    return str(value)
-
-
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint; a run that is killed meanwhile leaves the one before.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import recbole.trainer.trainer
 import torch
 from numpy.typing import NDArray
 from recbole.trainer import Trainer
@@ -19,13 +20,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.train.checkpoint import (
-    finish_checkpoint,
-    load_checkpoint,
-    load_weights,
-    plain,
-    save_checkpoint,
-)
 from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
@@ -39,8 +33,14 @@ from recbole_escm2.identity import Identity, difference
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.model.lookup import model_path
+from recbole_escm2.output import plain, write_json
+from recbole_escm2.train.checkpoint import (
+    finish_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
-from recbole_escm2.output import write_json
 
 #: In a run's folder, written anew after each validation: what a watcher of the run can read.
 HISTORY_FILE = "history.json"
@@ -70,12 +70,10 @@ class EntireSpaceTrainer(Trainer):
         self.run_dir: str | None = config["run_dir"]
         # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
         metrics, config["metrics"] = config["metrics"], ["AUC"]
-        with _throwaway_directory() if self.run_dir else contextlib.nullcontext():
+        with _tensorboard_in(self.run_dir) if self.run_dir else contextlib.nullcontext():
             super().__init__(config, model)
         config["metrics"] = metrics
         if self.run_dir:
-            self.tensorboard.close()
-            self.tensorboard = SummaryWriter(os.path.join(self.run_dir, "tensorboard"))
             self.saved_model_file = os.path.join(self.checkpoint_dir, checkpoint_name(config))
         if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
             self.logger.warning(
@@ -468,13 +466,9 @@ def _progress(batches: Any, title: str, show: bool) -> Any:
     return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
 
 
-@contextlib.contextmanager
-def _throwaway_directory() -> Iterator[None]:
-    """RecBole's Trainer opens a TensorBoard folder in the working directory: one that goes away."""
-    home = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(home)
+def _tensorboard_in(run_dir: str) -> contextlib.AbstractContextManager[Any]:
+    """RecBole's Trainer opens its TensorBoard in the working directory, whatever is configured."""
+    folder = os.path.join(run_dir, "tensorboard")
+    return patch.object(
+        recbole.trainer.trainer, "get_tensorboard", lambda logger: SummaryWriter(folder)
+    )

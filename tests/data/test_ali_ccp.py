@@ -151,7 +151,7 @@ def test_two_processes_make_a_world_once(tmp_path):
         "import logging, sys\n"
         "logging.basicConfig(level='INFO', stream=sys.stdout)\n"
         "from recbole_escm2.config import Config\n"
-        "from recbole_escm2.data.sources import open_store\n"
+        "from recbole_escm2.data.open_store import open_store\n"
         f"settings = {{'data_path': {str(tmp_path)!r}, 'simulation': {TINY!r}}}\n"
         "config = Config('ESMM', 'ali-ccp-sim', config_dict=settings)\n"
         "print('ready', flush=True)\n"

@@ -9,7 +9,7 @@ from recbole.data.dataset import Dataset
 
 from recbole_escm2.config import restore_numpy_names
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.data.pairs import all_pairs
+from recbole_escm2.data.sources.pairs import all_pairs
 from recbole_escm2.errors import UsageError
 
 N = 60

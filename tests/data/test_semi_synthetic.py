@@ -12,17 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.data.semi_synthetic.completion import _best, complete_ratings
-from recbole_escm2.data.semi_synthetic.outcomes import (
+from recbole_escm2.data.worlds.completion import _best, complete_ratings
+from recbole_escm2.data.worlds.outcomes import (
     OutcomeRule,
     levels_by_rank,
     scaled_to_mean,
 )
 from recbole_escm2.errors import UsageError
 from recbole_escm2.quick_start import run
+from recbole_escm2.train.checkpoint import load_checkpoint
 
 many = settings(deadline=None, max_examples=60, derandomize=True)
 LEVELS, SHARES, STEPS = [0.1, 0.3, 0.5, 0.7, 0.9], [0.53, 0.24, 0.14, 0.06, 0.03], [4, 4, 3, 2, 1]

@@ -24,8 +24,8 @@ from recbole_escm2.evaluator.evaluator import (
     MetricResult,
 )
 from recbole_escm2.evaluator.predictions import Truth
+from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.evaluator.weights import WeightDiagnostics
-from recbole_escm2.output import scope_notes
 
 
 def config_of(**changes):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from recbole_escm2 import threads
+from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import make_plan
 from recbole_escm2.experiment.request import is_benchmark, split_list
 from recbole_escm2.experiment.runs import execute
-from recbole_escm2.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recbole_escm2.config import Config
+from recbole_escm2.data import EntireSpaceDataset
+from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment import command
 from recbole_escm2.experiment.plan import Run, make_plan, with_tuned_rows
 from recbole_escm2.experiment.runs import Outcome
 from recbole_escm2.experiment.study import Trial, Tuning
-from recbole_escm2.report.tables import markdown
-from recbole_escm2.config import Config
-from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.errors import UsageError
 from recbole_escm2.quick_start import run as run_alone
+from recbole_escm2.report.tables import markdown
 
 SIMULATION = "{rows: 1500, conversion_rate: 0.3, click_rate: 0.3, behaviours: 0}"
 

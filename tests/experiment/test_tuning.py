@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import make_plan
 from recbole_escm2.experiment.study import Trial, Tuning
-from recbole_escm2.report.tables import trials_csv, tuning_table
 from recbole_escm2.experiment.tuning import tuned
-from recbole_escm2.errors import UsageError
+from recbole_escm2.report.tables import trials_csv, tuning_table
 
 
 def drawn(options: dict[str, str]) -> dict[str, list[dict]]:

@@ -12,7 +12,8 @@ from recbole_escm2.config import acting_settings, defaults
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR
-from recbole_escm2.model.backbone import REFUSED, FirstOrderLinear, backbone_names
+from recbole_escm2.model.backbone import RECBOLE as RECBOLE_TRAITS
+from recbole_escm2.model.backbone import REFUSED, FirstOrderLinear, Traits, backbone_names
 from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.quick_start import evaluate_checkpoint, run
@@ -432,6 +433,7 @@ def test_what_cannot_serve_is_refused_with_the_reason(configure, name, reason):
 
 def test_a_model_that_is_built_otherwise_is_refused(build, monkeypatch):
     monkeypatch.setattr("recbole_escm2.model.backbone.REFUSED", {})
+    monkeypatch.setitem(RECBOLE_TRAITS, "KD_DAGFM", Traits())
     with pytest.raises(
         UsageError, match="KD_DAGFM can't serve here: its prediction can't be taken"
     ):

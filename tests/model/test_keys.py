@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from recbole_escm2.experiment.plan import make_plan
-from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.config import PROPERTIES, Config, family_keys, is_entire_space, single_task
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.model import AITM, ESMM, MTL_EIB, Naive
 from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.model.single_task import train_as_the_family

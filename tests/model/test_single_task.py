@@ -13,7 +13,7 @@ from torch import nn
 from recbole_escm2.bags import Bags
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
-from recbole_escm2.model.backbone import OWN_EMBEDDING
+from recbole_escm2.model.backbone import EMBEDDING_TABLES, RECBOLE, REFUSED
 from recbole_escm2.model.recbole_models import recbole_context_names
 from recbole_escm2.model.single_task import make_tables_sparse, train_as_the_family
 from recbole_escm2.quick_start import evaluate_checkpoint, run
@@ -48,9 +48,35 @@ def weighted(batch, weight=lambda n: torch.linspace(0.5, 2.0, n)):
     return Batch(columns, bags, dict.fromkeys(bags, 2))
 
 
+OWN_EMBEDDING = {name for name, traits in RECBOLE.items() if traits.own_embedding}
+
+
 def test_the_list_of_exceptions_is_ffm():
-    assert set(OWN_EMBEDDING) == {"FFM"}
+    assert {"FFM"} == OWN_EMBEDDING
     assert len(NAMES) == 18
+    assert {*RECBOLE, *REFUSED} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", RECBOLE)
+def test_the_table_of_backbones_says_what_recboles_models_read(build, name):
+    built = build(name, **SMALL)
+    model = built.model.train()
+    model.zero_grad()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1) if parameter.dim() > 1 else None
+    model(built.batch).sum().backward()
+
+    def read(prefixes):
+        return any(
+            parameter.grad is not None and bool(parameter.grad.any())
+            for name, parameter in model.named_parameters()
+            if name.startswith(prefixes)
+        )
+
+    traits = RECBOLE[name]
+    assert read(EMBEDDING_TABLES) == traits.embedding
+    assert read("first_order_linear") == traits.first_order
+    assert traits.own_embedding is None or read(traits.own_embedding)
 
 
 @pytest.mark.parametrize("name", NAMES)

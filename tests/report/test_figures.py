@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import binomtest
 from studies import realistic, study_of
 
-from recbole_escm2.experiment import figures
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.report import figures
 
 ODD = "<script>$x_1$ & 50%"
 

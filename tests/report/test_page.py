@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from studies import VERSIONS, realistic, result, study_of
 
+from recbole_escm2.experiment.study import Row
 from recbole_escm2.report.page import (
     Weighed,
     page,
@@ -17,9 +18,8 @@ from recbole_escm2.report.page import (
     weighing,
     weight_warnings,
 )
-from recbole_escm2.report.write import report
-from recbole_escm2.experiment.study import Row
 from recbole_escm2.report.tables import MINUS, layout
+from recbole_escm2.report.write import report
 
 ODD = ["<script>alert(1)</script>", "<b>bold</b>", 'a_b & 50% | "c"', "{{ 7 * 7 }}"]
 COLUMNS = ["CTR_AUC", "CTR_LogLoss", "CVR_PCOC", "IEB"]

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_escm2.train.checkpoint import finish_checkpoint, load_checkpoint, save_checkpoint
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_IPS, ESMM
 from recbole_escm2.quick_start import evaluate_checkpoint, run, show
+from recbole_escm2.train.checkpoint import finish_checkpoint, load_checkpoint, save_checkpoint
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 QUICK = {

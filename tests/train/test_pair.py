@@ -15,8 +15,8 @@ from recbole_escm2.config import Config, part_config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.evaluator import EntireSpaceEvaluator
 from recbole_escm2.evaluator.metrics import auc, class_scores, log_loss
-from recbole_escm2.train.pair import keep_pace
 from recbole_escm2.quick_start import evaluate_checkpoint, run
+from recbole_escm2.train.pair import keep_pace
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""The rooms of docs/architecture.md are those of the package, and import what it says."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "recbole_escm2"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+#: What each room may import, in the order of the page.
+ROOMS = {
+    room: set(re.findall(r"`(\w+)`", imports))
+    for room, imports in re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", PAGE, re.MULTILINE)
+}
+
+
+def room_of(module: str) -> str | None:
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == PACKAGE.name else None
+
+
+def imports() -> set[tuple[str, str]]:
+    """Pairs of a file's room and a room that it imports, wherever in the file."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}: imports are absolute"
+                whole = node.module == PACKAGE.name
+                names = [f"{node.module}.{a.name}" for a in node.names] if whole else [node.module]
+            else:
+                continue
+            found.update((room_of(module) or "", room_of(name)) for name in names)
+    return {(own, other) for own, other in found if other and own not in ("", "__main__", other)}
+
+
+def test_every_room_is_on_the_page():
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert {name for name in modules if not name.startswith("_")} == set(ROOMS)
+
+
+def test_rooms_import_what_the_page_says():
+    allowed = {(room, other) for room, others in ROOMS.items() for other in others}
+    package = {"__version__"}
+    assert {pair for pair in imports() if pair[1] not in package} - allowed == set()
+
+
+def test_the_page_lists_no_import_that_isnt_there():
+    listed = {(room, other) for room, others in ROOMS.items() for other in others}
+    assert listed - imports() == set()
+
+
+def test_imports_point_upwards_on_the_page():
+    order = list(ROOMS)
+    wrong = [
+        (room, other)
+        for room, others in ROOMS.items()
+        for other in others
+        if order.index(other) >= order.index(room)
+    ]
+    assert wrong == []

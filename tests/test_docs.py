@@ -1,0 +1,155 @@
+"""What the README and the pages of docs/ show works as it is printed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_escm2.command_line import main
+from recbole_escm2.quick_start import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (
+        ROOT / "README.md",
+        ROOT / "results" / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+}
+PROGRAM = "python run_recbole_escm2.py "
+#: Every command of the pages with what makes it quick; None where another test runs it.
+COMMANDS: dict[str, dict[str, str] | None] = {
+    "--model=ESCM2_DR --dataset=ml-100k": {"impression_sample": "0.02", "epochs": "1"},
+    "--model=ESCM2_DR --dataset=ali-ccp-sim": {
+        "simulation": "{rows: 4000, click_rate: 0.3, conversion_rate: 0.5}",
+        "epochs": "1",
+    },
+    "--model=ESCM2_DR --dataset=ali-ccp": None,  # tests/data: it takes the raw files
+    "--model=crm:ESCM2_CRM --dataset=ml-100k --variance_weight=0.3": None,  # below
+    "--model=ESMM,ESCM2_IPS,ESCM2_DR,DCMT,Naive,DeepFM,crm:ESCM2_CRM --dataset=ml-100k "
+    "--impression_sample=0.1 --seeds=5 --trials=3 --jobs=2": None,  # below
+    "--model=ESMM,ESCM2_IPS,ESCM2_DR,DeepFM --dataset=ml-100k --seeds=10 --jobs=2": {
+        "seeds": "2",
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "--model=ESCM2_IPS,ESCM2_DR --dataset=ml-100k --seeds=5 "
+    "--counterfactual_weight=0,0.03,0.1,0.3,1": {
+        "seeds": "1",
+        "counterfactual_weight": "0,0.1",
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "search --model=ESCM2_DR --dataset=ml-100k --trials=20 --jobs=2": {
+        "trials": "2",
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "simulate --rows=1000000 --out=dataset/ali-ccp/raw": {"rows": "2000"},
+    "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
+}
+
+
+def test_every_command_of_the_pages_is_tried():
+    shown = [
+        command
+        for text in PAGES.values()
+        for command in re.findall(rf"{re.escape(PROGRAM)}([^`\n]+)", text)
+    ]
+    assert sorted(set(shown)) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [shown for shown, quick in COMMANDS.items() if quick])
+def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = dict(COMMANDS[command])
+    words = []
+    for word in command.split():
+        key = word.removeprefix("--").partition("=")[0]
+        words.append(f"--{key}={quick.pop(key)}" if key in quick else word)
+    assert main([*words, *(f"--{key}={value}" for key, value in quick.items())]) == 0
+
+
+@pytest.fixture
+def variant() -> str:
+    (code,) = re.findall(r"<!-- variant.*?-->\n```python\n(.+?)```", README, re.DOTALL)
+    return code
+
+
+def test_the_variant_is_short(variant):
+    assert len(variant.splitlines()) <= 20
+
+
+def test_the_variant_runs_as_printed(variant, program, tmp_path):
+    (tmp_path / "crm.py").write_text(variant)
+    (command,) = re.findall(r"run_recbole_escm2\.py (--model=crm:.+)", README)
+    done = program(*command.split(), "--impression_sample=0.03", "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^CTCVR_AUC: 0\.\d+$", done.stdout, re.MULTILINE)
+
+
+def test_the_variant_stands_in_a_table_as_printed(variant, program, tmp_path):
+    (tmp_path / "crm.py").write_text(variant)
+    ((name, line),) = re.findall(r"`(\w+\.hyper)` beside `crm.py`, of the one line `(.+?)`", README)
+    (tmp_path / name).write_text(line + "\n")
+    (command,) = re.findall(r"run_recbole_escm2\.py (--model=.+,crm:.+)", README)
+    for printed, quick in (("seeds=5", "seeds=2"), ("trials=3", "trials=2"), ("=0.1", "=0.02")):
+        assert printed in command
+        command = command.replace(printed, quick)
+    done = program(*command.split(), "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    (report,) = tmp_path.glob("output/benchmark-*/report.json")
+    content = json.loads(report.read_text())
+    assert len(content["rows"]) == 7 + 1  # ESMM again: the A/A row
+    (mine,) = (row for row in content["rows"] if row["label"] == "crm:ESCM2_CRM")
+    assert mine["metrics"]["CTCVR_AUC"]["low"] < mine["metrics"]["CTCVR_AUC"]["high"]
+    assert mine["metrics"]["CTCVR_AUC"]["verdict"] in ("better", "worse", "undecided")
+    _, tried = content["tuning"]["by_row"]["crm:ESCM2_CRM"]
+    assert 0.018 < tried["chosen"]["variance_weight"] < 1
+
+
+def test_the_leaderboard_is_what_the_tables_say():
+    checked = subprocess.run(
+        [sys.executable, "scripts/leaderboard.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_variant_runs_as_a_class(variant, settings):
+    names: dict = {}
+    exec(compile(variant, "crm.py", "exec"), names)
+    outcome = run(names["ESCM2_CRM"], "tiny", config_dict=settings, saved=False)
+    assert 0 < outcome["test_result"]["CTCVR_AUC"] < 1
+
+
+def test_the_test_command_is_the_one_that_continuous_integration_runs():
+    (command,) = re.findall(r"^(pip install -e '\.\[test\]' && pytest)$", README, re.MULTILINE)
+    assert command.replace("install", "install --quiet") in (ROOT / ".ci" / "run").read_text()
+
+
+def _anchors(text):
+    """The anchors that a page's headings have."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_relative_links_lead_somewhere(name):
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", PAGES[name]):
+        target = (ROOT / name).parent / link if link else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(target.read_text(encoding="utf-8")), f"{link}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_front_page():
+    linked = set(re.findall(r"\]\((?!http)([^)#]+)\)", README))
+    assert {*PAGES} - linked == {"README.md"}
