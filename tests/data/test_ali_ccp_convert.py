@@ -22,8 +22,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_escm2.data.ali_ccp import convert as convert_module
 from recbole_escm2.data.ali_ccp import files as files_module
+from recbole_escm2.data.ali_ccp import lines as lines_module
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
 from recbole_escm2.data.ali_ccp.files import fingerprint
@@ -444,7 +444,7 @@ def test_block_boundaries_change_nothing(tmp_path, monkeypatch):
     folder = write(tmp_path / "raw", some_text(rows=150))
     converted(folder, tmp_path / "whole")
     for size in (1, 97, 4096):
-        monkeypatch.setattr(convert_module, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(lines_module, "BLOCK_BYTES", size)
         converted(folder, tmp_path / "small")
         assert digest(tmp_path / "small") == digest(tmp_path / "whole")
 
@@ -656,7 +656,7 @@ def test_line_numbers_while_hash_tables_grow(tmp_path):
 
 def test_a_file_without_lines_is_no_text(tmp_path, monkeypatch):
     monkeypatch.setattr(files_module, "_LONGEST_LINE", 1 << 12)
-    monkeypatch.setattr(convert_module, "_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 1 << 10)
     folder = write(tmp_path / "raw", some_text(rows=5))
     (folder / "sample_skeleton_train.csv").write_bytes(bytes(1 << 14))
     with pytest.raises(UsageError, match="no text"):
@@ -846,6 +846,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from recbole_escm2.data.ali_ccp import convert as module
+from recbole_escm2.data.ali_ccp import lines
 phase = sys.argv[3]
 owner, name = (module._Kind, "rows") if phase == "reading" else (module._Kind, "append")
 original = getattr(owner, name)
@@ -855,7 +856,7 @@ def slowed(self, *arguments):
     time.sleep(60)
     return result
 setattr(owner, name, slowed)
-module._BLOCK_BYTES = 4096
+lines.BLOCK_BYTES = 4096
 module.convert(
     module.find_raw(Path(sys.argv[1])), Path(sys.argv[2]), module.Options(("101", "205", "853")), {}
 )

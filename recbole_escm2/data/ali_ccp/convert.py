@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from recbole_escm2.data.ali_ccp.files import RawFiles, RawText, find_raw, open_stream, streams
-from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Text
+from recbole_escm2.data.ali_ccp.files import RawFiles, find_raw, open_stream, streams
+from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Part, Text
 from recbole_escm2.data.ali_ccp.raw import FIELD_BY_NAME, TRUTH_COLUMNS, Field
 from recbole_escm2.data.ali_ccp.report import markdown, observations
 from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, TableWriter
@@ -39,7 +39,6 @@ __all__ = ["Options", "RawFiles", "convert", "find_raw"]
 REPORT_FILE = "report.md"
 PARTS = ("train", "validation", "test")
 
-_BLOCK_BYTES = 1 << 20  # of text at once and thread: what is made of it stays in the cache
 _ON_BAD_LINE = ("raise", "skip")
 _CONVERSION_WITHOUT_CLICK = ("drop", "unconvert", "raise")
 _TABLE = {"skeleton": "inter", "common": "common"}
@@ -152,30 +151,6 @@ def convert(
     return build(source, target, options, schema, progress)
 
 
-class Part(Protocol):
-    """The impressions or the common features of a split, being read.
-
-    Attributes:
-        split: train or test. kind: common or skeleton.
-        name: of the file, for messages.
-        rows: lines so far, malformed ones too.
-        malformed: how many of them. places: what is wrong with the first of those.
-    """
-
-    split: str
-    kind: str
-    name: str
-    rows: int
-    malformed: int
-    places: list[str]
-
-    def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
-        """All lines, a bounded number at once; calls ``advance`` with how much was read."""
-
-    def name_of(self, target: int) -> str:
-        """The name of an unknown field."""
-
-
 class Input(NamedTuple):
     """What a store is made of.
 
@@ -199,7 +174,7 @@ def build(
     """Write the store of any input, see :func:`convert`."""
     try:
         with StoreWriter(target) as writer:
-            conversion = _Conversion(source, options, writer, _Job(progress))
+            conversion = _Conversion(source, options, writer, progress)
             report = conversion.run()
             (writer.folder / REPORT_FILE).write_text(markdown(report), encoding="utf-8")
             writer.commit(
@@ -229,83 +204,11 @@ def build(
 # --------------------------------------------------------------------------- raw files
 
 
-def _texts(
-    raw: RawFiles, stream: list[tuple[str, str, Path]], options: Options
-) -> Iterator[_TextPart]:
-    for text in open_stream(stream):
-        truth = raw.truth[text.split] if raw.truth and text.kind == "skeleton" else None
-        yield _TextPart(text, options, truth)
-
-
-class _TextPart:
-    """A raw file as a :class:`Part`."""
-
-    def __init__(self, raw: RawText, options: Options, truth: Path | None) -> None:
-        self.split, self.kind, self.name = raw.split, raw.kind, raw.name
-        self._raw = raw
-        self._text = Text(
-            raw.kind,
-            raw.name,
-            [field.name for field in options.targets(raw.kind)],
-            options.on_bad_line,
-            options.conversion_without_click == "raise",
-        )
-        self._truth = None if truth is None else _Truth(truth)
-        self.name_of = self._text.name_of
-
-    @property
-    def rows(self) -> int:
-        return self._text.rows
-
-    @property
-    def malformed(self) -> int:
-        return self._text.malformed
-
-    @property
-    def places(self) -> list[str]:
-        return self._text.places
-
-    def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
-        before = 0
-        for block in self._raw.blocks(_BLOCK_BYTES):
-            for lines in self._text.read(block):
-                yield (
-                    lines
-                    if self._truth is None
-                    else lines._replace(truth=self._truth.of(lines.number))
-                )
-            advance(self._raw.position() - before)
-            before = self._raw.position()
-        if self._truth is not None and self.rows != self._truth.rows:
-            raise UsageError(f"{self._truth.path} has more rows than the text that it belongs to")
-
-
-class _Truth:
-    """The side file of a simulation."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            mapped = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: {error}") from error
-        width = len(TRUTH_COLUMNS)
-        if mapped.ndim != 2 or mapped.shape[1] != width or mapped.dtype != np.float32:
-            raise UsageError(f"{path} is not float32 [rows, {width}]")
-        self.path = path
-        self.rows = len(mapped)
-        self._start = mapped.offset
-
-    def of(self, number: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Of lines by their ascending numbers, ``[rows, 3]``."""
-        if not len(number):
-            return np.empty((0, len(TRUTH_COLUMNS)), np.float32)
-        first, last = int(number[0]), int(number[-1])
-        if last >= self.rows:
-            raise UsageError(f"{self.path} has fewer rows than the text that it belongs to")
-        row_bytes = 4 * len(TRUTH_COLUMNS)
-        size, start = (last + 1 - first) * len(TRUTH_COLUMNS), self._start + first * row_bytes
-        found = np.fromfile(self.path, np.float32, size, offset=start)
-        return found.reshape(-1, len(TRUTH_COLUMNS))[number - first]
+def _texts(raw: RawFiles, stream: list[tuple[str, str, Path]], options: Options) -> Iterator[Text]:
+    for text in open_stream(raw, stream):
+        wanted = [field.name for field in options.targets(text.kind)]
+        raises = options.conversion_without_click == "raise"
+        yield Text(text, wanted, options.on_bad_line, raises)
 
 
 def _simulation(raw: RawFiles) -> dict[str, Any] | None:
@@ -327,40 +230,29 @@ class _Stopped(Exception):
     """Another thread has failed."""
 
 
-class _Job:
-    """Runs tasks at the same time, shows how far they are, and stops all when one fails."""
+def _run_together(tasks: Sequence[Callable[[Callable[[int], None]], None]], bar: tqdm) -> None:
+    """Run tasks at the same time and stop all when one fails.
 
-    def __init__(self, progress: bool) -> None:
-        self._progress = progress
-        self._stop = threading.Event()
+    Args:
+        tasks: each now and then calls its argument with how much more it has done.
+        bar: shows how much that is.
+    """
+    stop = threading.Event()
 
-    def run(
-        self,
-        what: str,
-        tasks: Sequence[Callable[[Callable[[int], None]], None]],
-        total: int,
-        unit: str,
-    ) -> None:
-        """Run tasks until all are done; each calls its argument with how much it has done."""
-        bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self._progress)
+    def advance(done: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        bar.update(done)
 
-        def advance(done: int) -> None:
-            if self._stop.is_set():
-                raise _Stopped
-            bar.update(done)
-
-        with bar, ThreadPoolExecutor(len(tasks)) as pool:
-            futures = [pool.submit(task, advance) for task in tasks]
-            try:
-                pending = wait(futures, return_when=FIRST_EXCEPTION).not_done
-            except BaseException:  # Ctrl-C
-                self._stop.set()
-                raise
-            if pending:
-                self._stop.set()
-        errors = [error for future in futures if (error := future.exception())]
-        for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
-            raise error
+    with bar, ThreadPoolExecutor(len(tasks)) as pool:
+        futures = [pool.submit(task, advance) for task in tasks]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also at Ctrl-C; nobody looks any more when all are done
+            stop.set()
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
+        raise error
 
 
 # --------------------------------------------------------------------------- rows on their way
@@ -625,14 +517,16 @@ class _Conversion:
     Args:
         source, options: as for :func:`build`.
         writer: the store.
-        job: runs what can be done at the same time.
+        progress: whether to show bars.
     """
 
-    def __init__(self, source: Input, options: Options, writer: StoreWriter, job: _Job) -> None:
+    def __init__(
+        self, source: Input, options: Options, writer: StoreWriter, progress: bool
+    ) -> None:
         self.source = source
         self.options = options
         self.writer = writer
-        self.job = job
+        self.progress = progress
         self.kinds = {kind: _Kind(kind, options) for kind in _TABLE}
         spool = {name: _Spool(writer.folder / f"temporary-{name}") for name in ("common", *PARTS)}
         self.common = spool.pop("common")
@@ -652,7 +546,7 @@ class _Conversion:
         tasks = [
             lambda advance, parts=parts: self._read(parts, advance) for parts in self.source.streams
         ]
-        self.job.run("reading", tasks, self.source.size, self.source.unit)
+        _run_together(tasks, self._bar("reading", self.source.size, self.source.unit))
         spools = [self.common, *self.parts.values()]
         if not self.parts["train"].rows or not self.parts["test"].rows:
             lacking = "training" if not self.parts["train"].rows else "test"
@@ -673,11 +567,14 @@ class _Conversion:
             self._write_common(references, advance)
 
         total = sum(spool.bytes for spool in spools) + self.common.bytes
-        self.job.run("writing", [write_inter, write_common], total, "B")
+        _run_together([write_inter, write_common], self._bar("writing", total, "B"))
         for table in self.tables.values():
             self.writer.close(table)
         self._finish_fields(reports)
         return self._report(reports, unmatched, time.monotonic() - began)
+
+    def _bar(self, what: str, total: int, unit: str) -> tqdm:
+        return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self.progress)
 
     def _new_tables(self) -> dict[str, TableWriter]:
         head = (Column("click", "float"), Column("purchase", "float"), Column("common"))

@@ -17,7 +17,7 @@ from numba import njit
 
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.data.ali_ccp import world as sim
-from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines
+from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Part
 from recbole_escm2.data.ali_ccp.world import Person, World
 from recbole_escm2.errors import UsageError
 
@@ -208,7 +208,7 @@ class Draws:
         )
 
 
-class SimulatedPart:
+class SimulatedPart(Part):
     """The impressions or the common features of a split, as what a store is made of.
 
     Args:
@@ -218,10 +218,7 @@ class SimulatedPart:
     """
 
     def __init__(self, draws: Draws, split: str, kind: str, wanted: Sequence[str]) -> None:
-        self.split, self.kind = split, kind
-        self.name = raw.skeleton_name(split) if kind == "skeleton" else raw.common_name(split)
-        self.rows = self.malformed = 0
-        self.places: list[str] = []
+        super().__init__(split, kind, raw.NAMES[kind](split))
         self._draws = draws
         self._target = np.array(
             [wanted.index(f.name) if f.name in wanted else UNWANTED for f in raw.FIELDS]
@@ -229,7 +226,6 @@ class SimulatedPart:
         self._weights = np.array([float(text) for text in VALUES], np.float32)
 
     def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
-        """All lines, a bounded number at once; calls ``advance`` with how many there were."""
         for drawn in self._draws.of(self.kind, self.split):
             target = self._target[drawn.field]
             kept = target != UNWANTED
@@ -248,10 +244,6 @@ class SimulatedPart:
             )
             self.rows += rows
             advance(rows)
-
-    def name_of(self, target: int) -> str:
-        """The name of an unknown field: there is none."""
-        raise KeyError(target)
 
 
 def _first_rows(rows: int, weights: np.ndarray) -> np.ndarray:

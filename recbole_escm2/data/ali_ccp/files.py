@@ -15,16 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_escm2.data.ali_ccp.raw import (
+    KINDS,
+    NAMES,
     SIMULATION_FILE,
     SPLITS,
-    common_name,
-    skeleton_name,
+    TRUTH_COLUMNS,
     truth_name,
 )
 from recbole_escm2.errors import UsageError
-
-KINDS = ("common", "skeleton")
-_NAMES = {"common": common_name, "skeleton": skeleton_name}
 
 _LONGEST_LINE = 1 << 26
 
@@ -67,14 +65,14 @@ def find_raw(folder: Path) -> RawFiles:
     files: dict[str, dict[str, Path]] = {}
     missing = []
     for split in SPLITS:
-        found = {kind: _first_file(folder, _NAMES[kind](split)) for kind in KINDS}
+        found = {kind: _first_file(folder, NAMES[kind](split)) for kind in KINDS}
         archive = folder / archive_name(split)
         if all(found.values()):
             files[split] = {kind: path for kind, path in found.items() if path}
         elif archive.is_file():
             files[split] = {"archive": archive}
         else:
-            absent = [_NAMES[kind](split) for kind, path in found.items() if path is None]
+            absent = [NAMES[kind](split) for kind, path in found.items() if path is None]
             missing.append(f"{' and '.join(absent)} (plain or .gz, or in {archive.name})")
     if missing:
         names = sorted(path.name for path in folder.iterdir())
@@ -122,6 +120,7 @@ class RawText:
         path: of the file that it is in.
         file: the text.
         position: how many bytes of the file at ``path`` have been read.
+        truth: the side file of a simulation, where the text is a skeleton and has one.
     """
 
     split: str
@@ -130,6 +129,7 @@ class RawText:
     path: Path
     file: IO[bytes]
     position: Callable[[], int]
+    truth: Truth | None = None
 
     def blocks(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """The text as arrays of whole lines, each valid until the next one is asked for.
@@ -158,6 +158,39 @@ class RawText:
                 raise UsageError(f"{self.name}: a line of more than {len(left):,} bytes: no text")
 
 
+class Truth:
+    """The side file of a simulation, float32 ``[rows, 3]``.
+
+    Raises:
+        UsageError: it isn't as it must be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            mapped = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: {error}") from error
+        self._width = len(TRUTH_COLUMNS)
+        if mapped.ndim != 2 or mapped.shape[1] != self._width or mapped.dtype != np.float32:
+            raise UsageError(f"{path} is not float32 [rows, {self._width}]")
+        self._path, self._start = path, mapped.offset
+        self._rows = len(mapped)
+
+    def of(self, number: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows of lines by their ascending numbers, ``[lines, 3]``."""
+        first, count = (int(number[0]), int(number[-1] - number[0]) + 1) if len(number) else (0, 0)
+        if first + count > self._rows:
+            raise UsageError(f"{self._path} has fewer rows than the text that it belongs to")
+        start = self._start + first * self._width * 4
+        found = np.fromfile(self._path, np.float32, count * self._width, offset=start)
+        return found.reshape(-1, self._width)[number - first]
+
+    def finish(self, rows: int) -> None:
+        """At the end of a text of so many rows."""
+        if rows < self._rows:
+            raise UsageError(f"{self._path} has more rows than the text that it belongs to")
+
+
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
     """Damage of a file shows as a :class:`UsageError` that names it."""
@@ -180,13 +213,14 @@ def streams(raw: RawFiles) -> list[list[tuple[str, str, Path]]]:
     return [[(split, kind, raw.files[split][kind]) for split in SPLITS] for kind in KINDS]
 
 
-def open_stream(stream: list[tuple[str, str, Path]]) -> Iterator[RawText]:
+def open_stream(raw: RawFiles, stream: list[tuple[str, str, Path]]) -> Iterator[RawText]:
     """The texts of a stream; each must be read before the next one is asked for.
 
     Raises:
         UsageError: a file is corrupt or cut off, or an archive lacks a text or has it twice.
     """
     for split, kind, path in stream:
+        truth = Truth(raw.truth[split]) if raw.truth and kind != "common" else None
         with contextlib.ExitStack() as stack:
             with _damage(path):
                 file: IO[bytes] = stack.enter_context(open(path, "rb"))
@@ -194,15 +228,15 @@ def open_stream(stream: list[tuple[str, str, Path]]) -> Iterator[RawText]:
             if path.suffix == ".gz":
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))  # type: ignore[assignment]
             if kind == "archive":
-                yield from _members(split, path, file, position)
+                yield from _members(split, path, file, position, truth)
             else:
-                yield RawText(split, kind, path.name, path, file, position)
+                yield RawText(split, kind, path.name, path, file, position, truth)
 
 
 def _members(
-    split: str, path: Path, file: IO[bytes], position: Callable[[], int]
+    split: str, path: Path, file: IO[bytes], position: Callable[[], int], truth: Truth | None
 ) -> Iterator[RawText]:
-    wanted = {_NAMES[kind](split): kind for kind in KINDS}
+    wanted = {NAMES[kind](split): kind for kind in KINDS}
     found: list[str] = []
     with _damage(path):  # a stream, because there is no going back in what is decompressed
         archive = tarfile.open(fileobj=file, mode="r|")  # noqa: SIM115
@@ -219,7 +253,8 @@ def _members(
                 raise UsageError(f"{path} holds {name} twice")
             found.append(name)
             content: Any = archive.extractfile(member)
-            yield RawText(split, wanted[name], f"{path.name}:{name}", path, content, position)
+            own = truth if wanted[name] == "skeleton" else None
+            yield RawText(split, wanted[name], f"{path.name}:{name}", path, content, position, own)
     for name in wanted:
         if name not in found:
             raise UsageError(f"{path} holds no {name}")

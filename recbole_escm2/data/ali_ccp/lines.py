@@ -9,17 +9,19 @@ parser, line by line, that alone knows what may be wrong with a line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.data.ali_ccp.files import RawText
 from recbole_escm2.data.ali_ccp.raw import FIELDS, KEY_DIGITS, MOST_DIGITS
 from recbole_escm2.errors import UsageError
 
 Array = NDArray[Any]
 
+BLOCK_BYTES = 1 << 20  # of text at once: what is made of it stays in the processor's cache
 MAX_PLACES = 5  # malformed lines that are quoted
 _MOST_NAMES = 100  # unknown fields that are counted each; the rest are "others"
 _MOST_VALUES = 1 << 20  # different values that are remembered
@@ -104,34 +106,51 @@ class Lines(NamedTuple):
         )
 
 
+class Part:
+    """The impressions or the common features of a split, while they are read.
+
+    Attributes:
+        split: train or test. kind: common or skeleton.
+        name: of the file, for messages.
+        rows: lines so far that weren't blank.
+        malformed: how many of them were left out. places: what is wrong with the first of those.
+    """
+
+    def __init__(self, split: str, kind: str, name: str) -> None:
+        self.split, self.kind, self.name = split, kind, name
+        self.rows = self.malformed = 0
+        self.places: list[str] = []
+
+    def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
+        """All lines, a bounded number at once; calls ``advance`` with how much was read."""
+        raise NotImplementedError
+
+    def name_of(self, target: int) -> str:
+        """The field name that stands behind a target of an unknown field."""
+        raise NotImplementedError
+
+
 class Malformed(Exception):
     """What is wrong with a line."""
 
 
-class Text:
-    """Reads the lines of one raw file.
+class Text(Part):
+    """A raw file.
 
     Args:
-        kind: ``common`` or ``skeleton``.
-        name: of the file, for messages.
+        raw: the file.
         wanted: names of the fields that have a target, in the order of the targets.
         on_bad_line: ``raise`` or ``skip``.
         raise_unclicked: whether a purchase without a click is an error.
-
-    Attributes:
-        rows: lines that were not blank.
-        malformed: how many of them.
-        places: what is wrong with the first of those.
     """
 
     def __init__(
-        self, kind: str, name: str, wanted: Sequence[str], on_bad_line: str, raise_unclicked: bool
+        self, raw: RawText, wanted: Sequence[str], on_bad_line: str, raise_unclicked: bool
     ) -> None:
-        self.name = name
-        self.rows = self.malformed = 0
-        self.places: list[str] = []
+        super().__init__(raw.split, raw.kind, raw.name)
+        self._raw = raw
         self._lines = 0  # blank ones too
-        self._skeleton = kind == "skeleton"
+        self._skeleton = raw.kind == "skeleton"
         self._parts = 6 if self._skeleton else 3
         self._skip = on_bad_line == "skip"
         self._raise_unclicked = raise_unclicked
@@ -144,14 +163,21 @@ class Text:
         self._values: dict[bytes, np.float32 | None] = {}
 
     def name_of(self, target: int) -> str:
-        """The field name that an unknown field's target stands for."""
         return "others" if target == OTHERS else self._unknown[MORE - target]
 
-    def read(self, text: Array) -> Iterator[Lines]:
-        """Lines of a block, in one or several pieces.
+    def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
+        before = 0
+        for block in self._raw.blocks(BLOCK_BYTES):
+            for lines in self._read(block):
+                truth = self._raw.truth and self._raw.truth.of(lines.number)
+                yield lines._replace(truth=truth)
+            advance(self._raw.position() - before)
+            before = self._raw.position()
+        if self._raw.truth:
+            self._raw.truth.finish(self.rows)
 
-        Args:
-            text: uint8 ``[bytes]``, whole lines.
+    def _read(self, text: Array) -> Iterator[Lines]:
+        """Lines of a block, uint8 ``[bytes]`` of whole lines, in one or several pieces.
 
         Raises:
             UsageError: a malformed line that isn't to be skipped; the message has its number.
@@ -161,8 +187,8 @@ class Text:
             ends = np.flatnonzero(text == _NEWLINE) + 1
             middle = int(ends[(len(ends) - 1) // 2])
             if middle < len(text):
-                yield from self.read(text[:middle])
-                yield from self.read(text[middle:])
+                yield from self._read(text[:middle])
+                yield from self._read(text[middle:])
                 return
         if lines is None:
             lines = self._read_exactly(text.tobytes())

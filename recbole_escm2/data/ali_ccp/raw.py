@@ -41,6 +41,11 @@ def common_name(split: str) -> str:
     return f"common_features_{split}.csv"
 
 
+#: File name of a text by its kind, and then by split.
+NAMES = {"common": common_name, "skeleton": skeleton_name}
+KINDS = tuple(NAMES)
+
+
 def truth_name(split: str) -> str:
     """File name of the true probabilities of a simulated split."""
     return f"truth_{split}.npy"

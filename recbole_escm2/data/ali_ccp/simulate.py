@@ -184,11 +184,8 @@ def _write(draws: Draws, out: Path, progress: Progress | None) -> dict[str, Any]
     """Write all files into a folder without any; returns what ``simulation.json`` holds."""
     try:
         for split in raw.SPLITS:
-            for kind, name in (
-                ("common", raw.common_name(split)),
-                ("skeleton", raw.skeleton_name(split)),
-            ):
-                _write_text(draws, kind, split, out / name, progress)
+            for kind, name in raw.NAMES.items():
+                _write_text(draws, kind, split, out / name(split), progress)
         sizes = {name: _partial(out / name).stat().st_size for name in _FILES}
         content = {**draws.about(), "bytes": sizes}
         _publish(out, content)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.data.ali_ccp.convert import REPORT_FILE, Input, Options, build, convert
-from recbole_escm2.data.ali_ccp.files import KINDS, find_raw
-from recbole_escm2.data.ali_ccp.raw import FIELDS, SPLITS
+from recbole_escm2.data.ali_ccp.files import find_raw
+from recbole_escm2.data.ali_ccp.raw import FIELDS, KINDS, SPLITS
 from recbole_escm2.data.ali_ccp.simulate import Simulation, draws_of
 from recbole_escm2.errors import UsageError
 
