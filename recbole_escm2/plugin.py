@@ -21,7 +21,8 @@ MODEL_NAMES = (
     *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "DCMT", "AITM", "Naive", "MTL_IMP"),
     *("MTL_EIB", "MTL_IPS", "MTL_DR"),
 )
-_CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
+#: Where RecBole looks for models that read features.
+CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
 _LARGEST_NAMED_K = 100  # RecBole looks names up literally, so X@10 needs an entry of its own
 
 
@@ -42,7 +43,7 @@ def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecom
     from recbole_escm2.data import EntireSpaceDataset
     from recbole_escm2.train.trainer import EntireSpaceTrainer
 
-    name = f"{_CONTEXT_PACKAGE}.{model.__name__.lower()}"
+    name = f"{CONTEXT_PACKAGE}.{model.__name__.lower()}"
     # A module of its own: RecBole's look-up needs a spec, which a script or a notebook hasn't.
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)
@@ -127,7 +128,7 @@ def _enter(register: ModuleType, key: str, spec: Any, cut: str) -> None:
         register.smaller_metrics.append(key)
 
 
-_MODEL_MODULES = {f"{_CONTEXT_PACKAGE}.{name.lower()}" for name in MODEL_NAMES}
+_MODEL_MODULES = {f"{CONTEXT_PACKAGE}.{name.lower()}" for name in MODEL_NAMES}
 _DATASETS, _TRAINERS = "recbole.data.dataset", "recbole.trainer"
 _WHEN_LOADED: dict[str, Callable[[ModuleType], None]] = {
     _DATASETS: _serve_classes,

@@ -1,0 +1,151 @@
+"""Models by name: ours, RecBole's context-aware ones, and anybody's by module path.
+
+Ours are found where RecBole looks for its own, in which ``plugin`` enters them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import PurePath
+from typing import Any
+
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import ModelType
+
+from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
+from recbole_escm2.plugin import CONTEXT_PACKAGE, MODEL_NAMES
+
+_OTHER_KINDS = {
+    "general_recommender": "a general recommender: it learns from user and item ids and reads no "
+    "features",
+    "sequential_recommender": "a sequential recommender: it needs each user's history in order, "
+    "which a set of impressions doesn't hold",
+    "knowledge_aware_recommender": "a knowledge-aware recommender: it needs a knowledge graph",
+    "exlib_recommender": "trained by a library of its own, outside of RecBole's training loop",
+}
+
+
+def recbole_context_models() -> dict[str, str]:
+    """Module of each context-aware model that RecBole ships, by the module's last name."""
+    package = importlib.import_module(CONTEXT_PACKAGE)
+    return {
+        module.name: f"{package.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(package.__path__)
+    }
+
+
+def recbole_context_names() -> list[str]:
+    """Names of the classes, in order."""
+    return sorted(_class_in(module).__name__ for module in recbole_context_models().values())
+
+
+def recbole_context_model(name: str) -> type[AbstractRecommender] | None:
+    """The class of that very name, or None."""
+    module = recbole_context_models().get(name.lower())
+    if module and (found := _class_in(module)).__name__ == name:
+        return found
+    return None
+
+
+def _class_in(module_name: str) -> type[AbstractRecommender]:
+    module = importlib.import_module(module_name)
+    stem = module_name.rpartition(".")[2]
+    return next(
+        value
+        for name, value in vars(module).items()
+        if name.lower() == stem and isinstance(value, type)
+    )
+
+
+def context_model_names() -> list[str]:
+    """Names of all models that can be run: ours, then RecBole's context-aware ones."""
+    return [*MODEL_NAMES, *recbole_context_names()]
+
+
+def find_model(model: str | type) -> type[AbstractRecommender]:
+    """The class of a model.
+
+    Args:
+        model: a name (``ESCM2_DR``, ``DeepFM``), ``path.to.module:ClassName``, or a class.
+
+    Raises:
+        UsageError: there is none, or it is of a kind that can't be trained on impressions.
+    """
+    if isinstance(model, str):
+        model_class = _import_model(model) if ":" in model else _named_model(model)
+    else:
+        model_class = model
+    if not (isinstance(model_class, type) and issubclass(model_class, AbstractRecommender)):
+        raise UsageError(f"{model} is not a RecBole model class")
+    if getattr(model_class, "type", None) != ModelType.CONTEXT:
+        kind = getattr(getattr(model_class, "type", None), "name", "unknown").lower()
+        raise UsageError(
+            f"{model_class.__name__} is of RecBole's kind '{kind}'; impressions with click and "
+            "conversion labels need a context-aware model, one that reads features"
+        )
+    return model_class
+
+
+def _import_model(path: str) -> Any:
+    module_name, _, class_name = path.rpartition(":")
+    if not module_name or not class_name:
+        raise UsageError(f"model '{path}' must be path.to.module:ClassName")
+    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
+        stem = PurePath(module_name.removesuffix(".py")).name
+        raise UsageError(
+            f"model '{path}' must be path.to.module:ClassName, not a file: run it in the folder of "
+            f"{stem}.py as {stem}:{class_name}"
+        )
+    if "" not in sys.path:  # as `python -m` does; a console script leaves it out
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise UsageError(
+                f"model '{path}': there is no module '{module_name}' (looked in the current folder "
+                "and the installed packages)"
+            ) from error
+        raise UsageError(
+            f"model '{path}' can't be imported: {place_of_import_error(error, module_name)}"
+        ) from error
+    try:
+        return getattr(module, class_name)
+    except AttributeError:
+        place = getattr(module, "__file__", module_name)
+        raise UsageError(
+            f"model '{path}': {place} has no class '{class_name}'"
+            + did_you_mean(class_name, [n for n, v in vars(module).items() if isinstance(v, type)])
+        ) from None
+
+
+def _named_model(name: str) -> type[AbstractRecommender]:
+    if name in MODEL_NAMES:
+        return _class_in(f"{CONTEXT_PACKAGE}.{name.lower()}")
+    if found := recbole_context_model(name):
+        return found
+    for package_name, kind in _OTHER_KINDS.items():
+        spec = importlib.util.find_spec(f"recbole.model.{package_name}")
+        locations = spec.submodule_search_locations if spec else None
+        if any(m.name == name.lower() for m in pkgutil.iter_modules(locations)):
+            raise UsageError(
+                f"{name} is {kind}. Impressions with click and conversion labels need a "
+                f"context-aware model: {', '.join(context_model_names())}"
+            )
+    names = context_model_names()
+    raise UsageError(
+        f"there is no model '{name}'{did_you_mean(name, names)}. Models: {', '.join(names)}; "
+        "or path.to.module:ClassName for one of your own"
+    )
+
+
+def model_path(model_class: type) -> str:
+    """What :func:`find_model` finds the class by."""
+    name, module = model_class.__name__, model_class.__module__
+    if module.startswith("recbole.") or (name in MODEL_NAMES and find_model(name) is model_class):
+        return model_class.__name__
+    return f"{model_class.__module__}:{model_class.__qualname__}"
