@@ -358,7 +358,7 @@ class _Kind:
         features, code = np.unique(
             lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), return_inverse=True
         )
-        code = (code + 1).astype(np.int32)
+        code = code + 1  # 0 is no value
         single = len(self.columns)
         columns = np.zeros((count, single), np.int32)
         first = target < single
@@ -375,7 +375,7 @@ class _Kind:
             np.stack([key, lines.click + 2 * lines.purchase], axis=1).astype(np.int32),
             columns,
             lengths.astype(np.int32),
-            code[~first][order],
+            code[~first][order].astype(np.int32),
             lines.weight[wanted][~first][order],
             np.empty((count, 0), np.float32) if lines.truth is None else lines.truth,
         )
@@ -593,7 +593,7 @@ class _Conversion:
         known = len(keys)
         number = _numbered(lines.key, keys)
         new = number > np.maximum.accumulate(np.append(known - 1, number))[:-1]
-        found.counts["duplicate_keys"] += np.count_nonzero(~new)
+        found.counts["duplicate_keys"] += int((~new).sum())
         lines = lines.chosen(new)
         kind = self.kinds["common"]
         rows = kind.rows(lines, number[new], found.further)
@@ -609,11 +609,11 @@ class _Conversion:
     ) -> Lines:
         """Take in impressions; returns those that are not left out."""
         stray = lines.purchase & ~lines.click
-        found.counts["clicks"] += np.count_nonzero(lines.click)
-        found.counts["conversions"] += np.count_nonzero(lines.click & lines.purchase)
-        found.counts["conversions_without_click"] += np.count_nonzero(stray)
+        found.counts["clicks"] += int(lines.click.sum())
+        found.counts["conversions"] += int((lines.click & lines.purchase).sum())
+        found.counts["conversions_without_click"] += int(stray.sum())
         if self.options.conversion_without_click == "drop":
-            found.counts["left_out"] += np.count_nonzero(stray)
+            found.counts["left_out"] += int(stray.sum())
             lines = lines.chosen(~stray)
         lines = lines._replace(purchase=lines.purchase & lines.click)
         held_out = sample_hash(lines.sample) < self.options.threshold
