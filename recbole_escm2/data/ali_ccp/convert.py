@@ -40,6 +40,7 @@ __all__ = ["Options", "RawFiles", "convert", "find_raw"]
 
 REPORT_FILE = "report.md"
 PARTS = ("train", "validation", "test")
+_SPLIT = {"train": "train", "validation": "train", "test": "test"}
 
 _ON_BAD_LINE = ("raise", "skip")
 _CONVERSION_WITHOUT_CLICK = ("drop", "unconvert", "raise")
@@ -495,8 +496,6 @@ class _Conversion:
         self.kinds = {kind: _Kind(kind, options) for kind in KINDS}
         self.common = _Spool(writer.folder / "temporary-common")
         self.parts = {part: _Spool(writer.folder / f"temporary-{part}") for part in PARTS}
-        #: Impressions of train, validation and test that have a join key, by split ``[keys, 3]``.
-        self.references: dict[str, NDArray[np.int64]] = {}
         self.labels = np.zeros((3, 3), np.int64)  # rows, clicks, conversions by part
         # Ids of 101 by common row, plus 1; 0 is "none". Rare users are kept apart as well.
         self.user_ids: list[NDArray[np.uint64]] = [np.zeros(1, np.uint64)]
@@ -517,7 +516,7 @@ class _Conversion:
             lacking = "training" if not self.parts["train"].rows else "test"
             held = ", ".join(f"{f['rows']:,} rows in {f['name']}" for f in self.files.values())
             raise UsageError(f"no {lacking} impressions are left; the files hold {held}")
-        row_of_key, references, unmatched = self._join()
+        row_of_key, references = self._join()
         # Numbered in the order of the common rows, where a line that was left out has no number.
         user_of_row = pd.factorize(np.concatenate(self.user_ids))[0].astype(np.int32)
         pieces = {
@@ -534,7 +533,7 @@ class _Conversion:
             spool.path.unlink(missing_ok=True)
         self._finish_fields()
         without_user = references[user_of_row == 0].sum(axis=0) if self.knows_users else None
-        return self._report(unmatched, without_user, time.monotonic() - began)
+        return self._report(references[0].tolist(), without_user, time.monotonic() - began)
 
     def _run(self, tasks: Sequence[_Task], what: str, total: int, unit: str) -> None:
         """Run tasks at the same time, show how far they are, and stop all when one fails."""
@@ -619,9 +618,6 @@ class _Conversion:
         held_out = sample_hash(lines.sample) < self.options.threshold
         part_of = np.where(held_out, 1, 0) if split == "train" else np.full(len(held_out), 2)
         number = _numbered(lines.key, keys)
-        references = self.references.get(split, np.zeros((1, 3), np.int64))
-        self.references[split] = references = _with_room(references, len(keys))
-        np.add.at(references, (number, part_of), 1)
         for part in np.unique(part_of).tolist():
             own = part_of == part
             chosen = lines.chosen(own)
@@ -632,28 +628,26 @@ class _Conversion:
 
     # ------------------------------------------------------------------- joining
 
-    def _join(self) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64], dict[str, int]]:
+    def _join(self) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64]]:
         """Join impressions and common rows.
 
         Returns:
-            By split the common row of each join key, int32 ``[keys]``, 0 where there is none; how
-            many impressions of train, validation and test have each common row,
-            ``[common rows + 1, 3]``; by split how many impressions have none.
+            By split the common row of each join key, int32 ``[keys]``, and how many impressions of
+            train, validation and test have each common row, ``[common rows + 1, 3]``. Row 0 is
+            that of impressions without any.
         """
-        references = np.zeros((self.common.rows + 1, 3), np.int64)
-        row_of_key, unmatched = {}, {}
-        first = 1  # row 0 is "no common features"
+        row_of_key = {}
+        first = 1
         for split in SPLITS:  # in the order in which the common rows were written
-            own = self.kinds["skeleton"].keys.pop(split)
-            others = self.kinds["common"].keys.pop(split)
-            place = np.fromiter((others.get(key, -1) for key in own), np.int64, len(own))
-            row = np.where(place < 0, 0, place + first)
-            counted = self.references.pop(split)[: len(own)]
-            np.add.at(references, row, counted)
-            unmatched[split] = int(counted[row == 0].sum())
-            row_of_key[split] = row.astype(np.int32)
+            own, others = (self.kinds[kind].keys.pop(split) for kind in ("skeleton", "common"))
+            rows = (others.get(key, -first) + first for key in own)
+            row_of_key[split] = np.fromiter(rows, np.int32, len(own))
             first += len(others)
-        return row_of_key, references, unmatched
+        references = np.zeros((first, 3), np.int64)
+        for part, (name, spool) in enumerate(self.parts.items()):
+            for piece in spool:
+                np.add.at(references[:, part], row_of_key[_SPLIT[name]][piece.head[:, 0]], 1)
+        return row_of_key, references
 
     # ------------------------------------------------------------------- writing
 
@@ -686,7 +680,7 @@ class _Conversion:
         for part, (name, spool) in enumerate(self.parts.items()):
             for rows in spool:
                 key, labels = rows.head.T
-                common = row_of_key["test" if name == "test" else "train"][key]
+                common = row_of_key[_SPLIT[name]][key]
                 head = {"click": labels & 1, "purchase": labels >> 1, "common": common}
                 head |= {"user": user_of_row[common]} if self.knows_users else {}
                 head |= dict(zip(TRUTH_COLUMNS, rows.truth.T, strict=False))
@@ -724,7 +718,7 @@ class _Conversion:
 
     def _report(
         self,
-        unmatched: Mapping[str, int],
+        unmatched: Sequence[int],
         without_user: NDArray[np.int64] | None,
         seconds: float,
     ) -> dict[str, Any]:
@@ -743,7 +737,7 @@ class _Conversion:
             "simulated": self.source.simulated is not None,
             "files": [self.files[name] for name in sorted(self.files)],
             "parts": _by_part([dict(zip(names, own, strict=True)) for own in self.labels.tolist()]),
-            "unmatched": unmatched,
+            "unmatched": {"train": unmatched[0] + unmatched[1], "test": unmatched[2]},
             "without_user": None if without_user is None else _by_part(without_user.tolist()),
             "fields": fields,
             "seconds": round(seconds, 1),
@@ -779,15 +773,6 @@ _COUNTED = {
 def _numbered(keys: NDArray[Any], numbers: dict[bytes, int]) -> NDArray[np.int64]:
     """The numbers of keys; new ones are added behind those that are known."""
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys.tolist()], np.int64)
-
-
-def _with_room(array: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
-    """The array, or a larger copy with zeros behind, of at least so many rows."""
-    if len(array) >= rows:
-        return array
-    larger = np.zeros((max(rows, 2 * len(array)), *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
-    return larger
 
 
 def sample_hash(sample: NDArray[np.uint64]) -> NDArray[np.uint64]:
