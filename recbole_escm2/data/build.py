@@ -237,7 +237,7 @@ class _Kept:
 
     def _path(self, table: str, part: str | None) -> Path:
         assert self._folder is not None
-        return self._folder / f"temporary-{len(table)}-{table}-{part}.arrows"
+        return self._folder / f"temporary-{table}-{part}.arrows"
 
     def add(self, chunk: Chunk) -> None:
         key = chunk.table, chunk.part

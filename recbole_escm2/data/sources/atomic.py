@@ -44,7 +44,6 @@ from recbole_escm2.fields import LABEL_KEYS
 _KEYS = (
     *(key for key in dataset_arguments if key != "unused_col"),
     *LABEL_KEYS,
-    "conversion_without_click",
     "discretization",
     "encoding",
     "impressions",
