@@ -341,6 +341,7 @@ _RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
     "bag_pooling": (str, lambda v: v in ("mean", "sum"), "'mean' or 'sum'"),
     "sparse_embedding": (bool, lambda v: True, "True or False"),
     "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
+    "min_count": (int, lambda v: v >= 1, "a whole number >= 1"),
     "multi_value_top_k": (int, lambda v: v >= 1, "a whole number >= 1"),
     "weight_scaler": (str, lambda v: v in ("mean", "raw"), "'mean' or 'raw'"),
     "impression_sample": ((int, float), lambda v: 0 < v <= 1, "a share in (0, 1]"),
@@ -728,6 +729,8 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     if not all(type(k) is int and k >= 1 for k in config["topk"]):
         raise UsageError(f"topk must be a list of whole numbers >= 1, got {config['topk']!r}")
     _settle_metrics(config, external)
+    # RecBole puts the name of a file behind it.
+    config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
     config["label_task"] = single_task(config)
     config["learned_tasks"] = list(scored_tasks(config))

@@ -141,7 +141,7 @@ def test_data_set_properties_win_over_recboles():
     assert result["impressions"] == "pairs"
     assert result["load_col"]["inter"] == ["user_id", "item_id"]
     assert Config("ESMM", "ali-ccp")["CONVERSION_FIELD"] == "purchase"
-    assert dataset_names() == ["ali-ccp", "ali-ccp-sim", "ml-100k", "ml-100k-semi"]
+    assert dataset_names() == ["ali-ccp", "ali-ccp-sim", "hillstrom", "ml-100k", "ml-100k-semi"]
 
 
 @pytest.mark.parametrize("name", context_model_names())
@@ -353,6 +353,7 @@ BAD = {
     "bag_pooling": ["max", "", 1, None],
     "ctr_settings": [[1], "fast", 3],
     "cvr_settings": [[1], "fast", 3],
+    "min_count": [0, 1.5, None, True, "many"],
     "weight_scaler": ["max", 1, None],
     "multi_value_top_k": [0, -1, 2.5, True, None],
     "seed": [-1, 2**31, 0.5, "dice", True],

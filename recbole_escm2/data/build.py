@@ -12,6 +12,7 @@ import errno
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from recbole_escm2.errors import UsageError
 
 _ROWS_AT_ONCE = 1 << 16
 _COMPACT = 1 << 20  # counted tokens from which repeats are merged
+_CALLS_WITHOUT_INDEX = 4
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def build(
 
 
 def encoded(column: pa.Array) -> pa.DictionaryArray:
-    """A column of tokens with each token once, text or int64, and int32 places."""
+    """A column of tokens with each token once, text or int64."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not pa.types.is_dictionary(column.type):
@@ -100,7 +102,9 @@ def encoded(column: pa.Array) -> pa.DictionaryArray:
     wanted = pa.int64() if whole else pa.string()
     if tokens.type != wanted:
         tokens = tokens.cast(wanted)
-    return pa.DictionaryArray.from_arrays(column.indices.cast(pa.int32()), tokens)
+    if tokens is column.dictionary:
+        return column
+    return pa.DictionaryArray.from_arrays(column.indices, tokens)
 
 
 @dataclass(frozen=True)
@@ -137,20 +141,28 @@ def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDA
 
 
 class _Counts:
-    """How often each token of a column occurs, in the order of appearance."""
+    """How often each token of a column occurs, in the order of appearance.
 
-    def __init__(self) -> None:
+    Args:
+        matter: whether the counts are asked for, or only the tokens.
+    """
+
+    def __init__(self, matter: bool) -> None:
+        self._matter = matter
         self._pieces: list[pa.Table] = []
         self._size = 0
         self._merged = 0
 
     def add(self, column: pa.DictionaryArray, times: NDArray[np.int64] | None) -> None:
         """Count the values of a column, each as often as ``times`` says; once by default."""
-        places = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        there = places >= 0
-        appearing = pd.unique(places[there])
-        weights = None if times is None else times[there]
-        counted = np.bincount(places[there], weights, len(column.dictionary))[appearing]
+        places = _codes(column)
+        if column.indices.null_count:
+            there = places >= 0
+            places, times = places[there], None if times is None else times[there]
+        appearing = pd.unique(places)
+        counted = np.ones(len(appearing))
+        if self._matter:
+            counted = np.bincount(places, times, len(column.dictionary))[appearing]
         self._pieces.append(
             pa.table(
                 {
@@ -174,6 +186,8 @@ def merged(pieces: list[pa.Table]) -> pa.Table:
     """Tokens with their counts, each token once, in the order of appearance."""
     if not pieces:
         return pa.table({"token": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
+    if len(pieces) == 1:
+        return pieces[0]
     if len({piece.schema.field("token").type for piece in pieces}) > 1:  # 1 and "1" are one token
         pieces = [
             piece.set_column(0, "token", piece.column("token").cast(pa.string()))
@@ -189,32 +203,53 @@ class _Numbering:
     """The ids of a vocabulary."""
 
     def __init__(self, counted: pa.Table, min_count: int, unknown: bool) -> None:
-        kept = counted.filter(pc.greater_equal(counted["count"], min_count))
-        self.tokens = kept["token"].combine_chunks()
-        self.first = 2 if unknown else 1
-        self._index = pd.Index(self.tokens.to_numpy(zero_copy_only=False))
-        self._text = pa.types.is_string(self.tokens.type)
+        kept = counted
+        if unknown:  # also what is in a joined table, and train doesn't refer to
+            kept = counted.filter(pc.greater_equal(counted["count"], min_count))
+        self._tokens = kept["token"].combine_chunks()
+        self._first = 2 if unknown else 1
+        self._calls = 0
         self._latest: pa.Array | None = None  # many batches in a row share a dictionary
         self._id_of = np.zeros(1, np.int32)
 
     def __len__(self) -> int:
         """Ids, with that of no value."""
-        return self.first + len(self.tokens)
+        return self._first + len(self._tokens)
 
     def ids(self, column: pa.DictionaryArray) -> NDArray[np.int32]:
         """0 where there is no value, 1 for an unknown one, ``[rows]``."""
         tokens = column.dictionary
         if self._latest is None or not _same_memory(self._latest, tokens):
-            text = tokens.cast(pa.string()) if self._text else tokens
-            places = self._index.get_indexer(text.to_numpy(zero_copy_only=False))
-            id_of = np.where(places >= 0, places + self.first, self.first - 1).astype(np.int32)
+            places = self._places(tokens)
+            id_of = np.where(places >= 0, places + self._first, self._first - 1).astype(np.int32)
             self._latest, self._id_of = tokens, np.append(id_of, np.int32(0))
-        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return self._id_of[codes]  # the last one for -1
+        return self._id_of[_codes(column)]  # the last one for -1
 
-    def written(self) -> list[str]:
-        """The tokens for a store."""
-        return [UNKNOWN] * (self.first - 1) + [str(token) for token in self.tokens.to_pylist()]
+    def _places(self, tokens: pa.Array) -> NDArray[np.int64]:
+        if tokens.type != self._tokens.type:
+            tokens = tokens.cast(self._tokens.type)
+        self._calls += 1
+        if self._calls < _CALLS_WITHOUT_INDEX:  # each of them hashes all tokens
+            places = pc.index_in(tokens, value_set=self._tokens)
+            return places.fill_null(-1).to_numpy(zero_copy_only=False)
+        return self._index.get_indexer(tokens.to_numpy(zero_copy_only=False))
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self._tokens.to_numpy(zero_copy_only=False))
+
+    def written(self) -> pa.Array:
+        """The tokens for a store, as text."""
+        tokens = self._tokens.cast(pa.string())
+        return pa.concat_arrays([pa.array([UNKNOWN] * (self._first - 1), pa.string()), tokens])
+
+
+def _codes(column: pa.DictionaryArray) -> NDArray[Any]:
+    """Places in the dictionary, -1 for none."""
+    places = column.indices
+    if places.null_count:
+        places = places.fill_null(-1)
+    return places.to_numpy(zero_copy_only=False)
 
 
 def _same_memory(one: pa.Array, other: pa.Array) -> bool:
@@ -237,7 +272,7 @@ class _Kept:
 
     def _path(self, table: str, part: str | None) -> Path:
         assert self._folder is not None
-        return self._folder / f"temporary-{len(table)}-{table}-{part}.arrows"
+        return self._folder / f"temporary-{table}-{part}.arrows"
 
     def add(self, chunk: Chunk) -> None:
         key = chunk.table, chunk.part
@@ -318,11 +353,12 @@ class _Build:
         self.rules = rules
         self.writer = writer
         self.unknown = schema.vocabulary == "train" or rules.min_count > 1
+        counter = partial(_Counts, self.unknown)
         self.strays = StrayConversions(rules.conversion_without_click)
         self.labels = label_columns(schema.labels)
-        self.counts: dict[tuple[str, str], _Counts] = defaultdict(_Counts)  # by table and field
+        self.counts: dict[tuple[str, str], _Counts] = defaultdict(counter)  # by table and field
         self.numbers: dict[tuple[str, str], _Numbers] = defaultdict(_Numbers)
-        self.references: dict[str, _Counts] = defaultdict(_Counts)  # of a join's keys in train
+        self.references: dict[str, _Counts] = defaultdict(counter)  # of a join's keys in train
         self.shape: dict[str, tuple[int, ...]] = {}
         self.longest: dict[str, int] = defaultdict(int)
         self.weight: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
@@ -461,7 +497,7 @@ class _Build:
 
     def _write_joined(self, join: Join, kept: _Kept) -> _Numbering:
         """Write a joined table, row 0 for what has none; returns the row of each key."""
-        keys = _Counts()
+        keys = _Counts(matter=False)
         rows = 0
         for batch in _all(kept, join.table):
             keys.add(batch.column(join.key), None)
@@ -625,7 +661,7 @@ class _Build:
                 for part in parts
             },
             "conversions_without_click": self.strays.count,
-            "vocabularies": {name: len(one.tokens) for name, one in self.numbering.items()},
+            "vocabularies": {name: len(one) - 1 for name, one in self.numbering.items()},
         }
 
 

@@ -89,13 +89,16 @@ def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
     if not hasattr(source, "read"):
         source.write(config, folder, about)
         return
-    rules = Rules(
-        min_count=config["min_count"] or 1,
+    schema, chunks = source.read(config)
+    build(schema, chunks, folder, _rules(config), about)
+
+
+def _rules(config: Any) -> Rules:
+    return Rules(
+        min_count=config["min_count"],
         conversion_without_click=config["conversion_without_click"],
         progress=bool(config["show_progress"]),
     )
-    schema, chunks = source.read(config)
-    build(schema, chunks, folder, rules, about)
 
 
 def _name_of_source(config: Any) -> str:
@@ -126,6 +129,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "source": source,
         "format": FORMAT,
         "recbole": recbole.__version__,
+        **{key: config[key] for key in ("min_count", "conversion_without_click")},
         **plain(importlib.import_module(SOURCES[source]).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

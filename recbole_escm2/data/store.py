@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import torch
 from filelock import Timeout
 from numpy.typing import NDArray
@@ -288,29 +289,25 @@ class StoreWriter:
         self._open.remove(table)
         self.tables[table.name] = table.close()
 
-    def vocabulary(self, tokens: Sequence[str] | NDArray[Any]) -> int:
+    def vocabulary(self, tokens: Sequence[str] | pa.Array) -> int:
         """Add a vocabulary, without the padding of id 0; returns its number.
 
         Args:
             tokens: the token of id 1, of id 2, and so on.
         """
         number = len(self.vocabularies)
-        digest = hashlib.sha256()
-        size = 0
-        with (
-            open(self.folder / f"vocabulary-{number}.tokens", "wb") as text,
-            open(self.folder / f"vocabulary-{number}.ends", "wb") as ends,
-        ):
-            for first in range(0, len(tokens), _TOKENS_AT_ONCE):
-                encoded = [str(t).encode() for t in tokens[first : first + _TOKENS_AT_ONCE]]
-                lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-                piece = size + np.cumsum(lengths)
-                for file, content in ((text, b"".join(encoded)), (ends, piece.tobytes())):
-                    file.write(content)
-                    digest.update(content)
-                size = int(piece[-1])
+        array = pa.array(tokens, pa.large_string()) if not isinstance(tokens, pa.Array) else tokens
+        array = pa.concat_arrays([array.cast(pa.large_string())])  # which begins at its first byte
+        _, offsets, text = array.buffers()
+        ends = np.frombuffer(offsets or b"", np.int64)[: len(array) + 1][1:]
+        content = memoryview(text or b"")[: int(ends[-1]) if len(ends) else 0]
+        digest = hashlib.sha256(content)
+        digest.update(ends.data if len(ends) else b"")
+        stem = f"vocabulary-{number}"
+        (self.folder / f"{stem}.tokens").write_bytes(content)
+        (self.folder / f"{stem}.ends").write_bytes(ends.data if len(ends) else b"")
         self.vocabularies.append(
-            {"tokens": len(tokens), "bytes": size, "digest": digest.hexdigest()[:16]}
+            {"tokens": len(array), "bytes": len(content), "digest": digest.hexdigest()[:16]}
         )
         return number
 
@@ -339,9 +336,6 @@ class StoreWriter:
         with contextlib.suppress(OSError):
             os.replace(self.folder, self.target)
         shutil.rmtree(old, ignore_errors=True)
-
-
-_TOKENS_AT_ONCE = 1 << 16
 
 
 def unfinished(target: Path, what: str = "") -> Path:

@@ -449,6 +449,41 @@ def test_block_boundaries_change_nothing(tmp_path, monkeypatch):
         assert digest(tmp_path / "small") == digest(tmp_path / "whole")
 
 
+def test_line_by_line_the_same_comes_out(tmp_path, monkeypatch):
+    folder = write(tmp_path / "raw", some_text(rows=150))
+    converted(folder, tmp_path / "blocks")
+    monkeypatch.setattr(lines_module.Text, "_read_quickly", lambda self, block: None)
+    converted(folder, tmp_path / "lines")
+    assert digest(tmp_path / "lines") == digest(tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_lines_as_they_should_be_are_read_in_blocks(tmp_path, monkeypatch, end):
+    """Else a conversion would take 20 times as long, and nobody would know why."""
+    folder = write(tmp_path / "raw", some_text(rows=150), end)
+    monkeypatch.setattr(lines_module.Text, "_read_exactly", None)
+    _, report = converted(folder, tmp_path / "store")
+    assert report["files"][-1]["rows"] == 150
+
+
+def test_a_bad_line_leaves_the_others_to_the_quick_way(tmp_path, monkeypatch):
+    lines = some_text(rows=2000)
+    lines["skeleton", "train"][1234] = "bad"
+    exactly, read = [], lines_module.Text._read_exactly
+    monkeypatch.setattr(
+        lines_module.Text,
+        "_read_exactly",
+        lambda self, text: exactly.append(len(text)) or read(self, text),
+    )
+    folder = write(tmp_path / "raw", lines)
+    _, report = converted(folder, tmp_path / "store", on_bad_line="skip")
+    (file,) = (f for f in report["files"] if f["name"] == "sample_skeleton_train.csv")
+    assert file["malformed_places"][0].startswith("sample_skeleton_train.csv, line 1235: 1 comma")
+    assert (file["rows"], file["malformed"]) == (2000, 1)
+    assert len(exactly) == 1
+    assert exactly[0] <= 1 << 14 < (folder / file["name"]).stat().st_size / 8
+
+
 def test_line_ends(tmp_path):
     lines = some_text(rows=50)
     folder = write(tmp_path / "raw", lines)

@@ -166,6 +166,19 @@ def test_rows_of_rare_keys_keep_what_is_joined(tmp_path):
     assert ages.tolist() == [2, 1, 2, 0, 2]
 
 
+def test_what_train_does_not_refer_to_is_unknown(tmp_path):
+    schema = Schema(USERS, LABELS, vocabulary="train", joins=(JOIN,))
+    chunks = [
+        chunk("train", user=["u1", "u1"]),
+        chunk("test", user=["u2", "u1"]),
+        chunk(table="user", user=["u2", "u1"], age=["old", "young"]),
+    ]
+    store = built(tmp_path, schema, iter(chunks))
+    assert tokens(store, "age") == [PADDING, UNKNOWN, "young"]
+    rows = store.tables["inter"].column(store.schema["joins"][0]["key"], slice(0, 4))
+    assert store.tables["user"].column("age", rows.long()).tolist() == [2, 2, 1, 2]
+
+
 def test_a_key_that_is_no_feature_and_a_group_that_is_joined(tmp_path):
     fields = (Field("user", origin="user_id", table="common"),)
     schema = Schema(fields, LABELS, group="user", joins=(Join("common", "key"),))

@@ -51,7 +51,7 @@ OF_ANY_MODEL = {
     },
     "data": {
         *("item_inter_num_interval", "load_col", "multi_value_top_k", "source", "store_dir"),
-        *("user_inter_num_interval", "weight_scaler"),
+        *("min_count", "user_inter_num_interval", "weight_scaler"),
     },
     "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
     "training": {

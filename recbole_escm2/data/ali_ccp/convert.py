@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from recbole_escm2.data.ali_ccp.files import RawFiles, find_raw, open_stream, streams
 from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Part, Text
-from recbole_escm2.data.ali_ccp.raw import FIELD_BY_NAME, TRUTH_COLUMNS, Field
+from recbole_escm2.data.ali_ccp.raw import FIELD_BY_NAME, KINDS, SPLITS, TRUTH_COLUMNS, Field
 from recbole_escm2.data.ali_ccp.report import markdown, observations
 from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, TableWriter
 from recbole_escm2.errors import UsageError, did_you_mean
@@ -38,6 +40,7 @@ __all__ = ["Options", "RawFiles", "convert", "find_raw"]
 
 REPORT_FILE = "report.md"
 PARTS = ("train", "validation", "test")
+_SPLIT = {"train": "train", "validation": "train", "test": "test"}
 
 _ON_BAD_LINE = ("raise", "skip")
 _CONVERSION_WITHOUT_CLICK = ("drop", "unconvert", "raise")
@@ -223,39 +226,11 @@ def _simulation(raw: RawFiles) -> dict[str, Any] | None:
     return content
 
 
-# --------------------------------------------------------------------------- threads
+# --------------------------------------------------------------------------- rows on their way
 
 
 class _Stopped(Exception):
     """Another thread has failed."""
-
-
-def _run_together(tasks: Sequence[Callable[[Callable[[int], None]], None]], bar: tqdm) -> None:
-    """Run tasks at the same time and stop all when one fails.
-
-    Args:
-        tasks: each now and then calls its argument with how much more it has done.
-        bar: shows how much that is.
-    """
-    stop = threading.Event()
-
-    def advance(done: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        bar.update(done)
-
-    with bar, ThreadPoolExecutor(len(tasks)) as pool:
-        futures = [pool.submit(task, advance) for task in tasks]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also at Ctrl-C; nobody looks any more when all are done
-            stop.set()
-    errors = [error for future in futures if (error := future.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
-        raise error
-
-
-# --------------------------------------------------------------------------- rows on their way
 
 
 class _Rows(NamedTuple):
@@ -290,13 +265,13 @@ class _Spool:
     """Rows on their way to a table, in a file that is written once and read in its order."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._pieces = 0
         self.rows = 0
         self.bytes = 0
 
     def append(self, rows: _Rows) -> None:
-        with open(self._path, "ab") as file:  # a handle that stayed open would outlive an error
+        with open(self.path, "ab") as file:  # a handle that stayed open would outlive an error
             for array in rows:
                 np.lib.format.write_array(file, array, allow_pickle=False)
         self._pieces += 1
@@ -306,13 +281,9 @@ class _Spool:
     def __iter__(self) -> Iterator[_Rows]:
         if not self._pieces:
             return
-        with open(self._path, "rb") as file:
+        with open(self.path, "rb") as file:
             for _ in range(self._pieces):
                 yield _Rows(*(np.lib.format.read_array(file) for _ in _Rows._fields))
-
-    def remove(self) -> None:
-        """Give the room on the disk free."""
-        self._path.unlink(missing_ok=True)
 
 
 class _Tally:
@@ -372,12 +343,8 @@ class _Kind:
         self.sums = np.zeros(max(len(self.bags), 1))
         self.features = np.empty(0, np.uint64)
         self.final_ids = np.empty(0, np.int32)
-        self.tokens: list[NDArray[np.int64]] = []
-
-    def layout(self, head: Sequence[Column], apart: Mapping[str, str]) -> Layout:
-        """Of the table."""
-        columns = (*head, *(Column(field.name) for field in self.columns))
-        return Layout(columns, tuple(field.name for field in self.bags), True, apart)
+        self.tokens: dict[str, list[int]] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
 
     def rows(self, lines: Lines, key: NDArray[np.int64], further: NDArray[np.int64]) -> _Rows:
         """Lines as rows of the table.
@@ -392,7 +359,7 @@ class _Kind:
         features, code = np.unique(
             lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), return_inverse=True
         )
-        code = (code + 1).astype(np.int32)
+        code = code + 1  # 0 is no value
         single = len(self.columns)
         columns = np.zeros((count, single), np.int32)
         first = target < single
@@ -409,7 +376,7 @@ class _Kind:
             np.stack([key, lines.click + 2 * lines.purchase], axis=1).astype(np.int32),
             columns,
             lengths.astype(np.int32),
-            code[~first][order],
+            code[~first][order].astype(np.int32),
             lines.weight[wanted][~first][order],
             np.empty((count, 0), np.float32) if lines.truth is None else lines.truth,
         )
@@ -439,40 +406,33 @@ class _Kind:
         counts[:, 0] += np.bincount(feature, references[of_row, 0], size).astype(np.int64)
         self.tally.add(rows.features, counts)
 
-    def make_vocabularies(self, min_count: int) -> list[dict[str, Any]]:
-        """Final ids of all features; returns what there is to report, by target."""
+    def make_vocabularies(self, min_count: int) -> None:
+        """Final ids of all features, tokens and what there is to report of each field."""
         self.features, counts = self.tally.merged()
-        self.tally = _Tally()
         target = (self.features % _SIXTEEN).astype(np.int64)
         feature = (self.features // _SIXTEEN).astype(np.int64)
         self.final_ids = np.ones(len(target), np.int32)
-        reports = []
-        for number in range(len(self.targets)):
+        for number, field in enumerate(self.targets):
             own = np.flatnonzero(target == number)
             kept = own[counts[own, 0] >= min_count]
             kept = kept[np.lexsort((feature[kept], -counts[kept, 0]))]
             self.final_ids[kept] = np.arange(2, len(kept) + 2, dtype=np.int32)
-            self.tokens.append(feature[kept])
-            reports.append(self._field_report(number, counts[own, 1:], counts[kept, 1:]))
-        return reports
-
-    def _field_report(
-        self, number: int, values: NDArray[np.int64], known: NDArray[np.int64]
-    ) -> dict[str, Any]:
-        totals = values.sum(axis=0)
-        trained, tested = values[:, 0] > 0, values[:, 2] > 0
-        return {
-            "vocabulary": len(known),
-            "ids_in_training": int(trained.sum()),
-            "ids_in_test": int(tested.sum()),
-            "ids_in_both": int((trained & tested).sum()),
-            "values": dict(zip(PARTS, totals.tolist(), strict=True)),
-            "oov_rate": {
-                part: 1 - int(own) / int(total) if total else None
-                for part, own, total in zip(PARTS, known.sum(axis=0), totals, strict=True)
-            },
-            "longest": int(self.longest[number]),
-        }
+            self.tokens[field.name] = feature[kept].tolist()
+            values, known = counts[own, 1:], counts[kept, 1:].sum(axis=0).tolist()
+            totals = values.sum(axis=0).tolist()
+            trained, tested = values[:, 0] > 0, values[:, 2] > 0
+            oov = [1 - k / total if total else None for k, total in zip(known, totals, strict=True)]
+            self.reports[field.name] = {
+                "vocabulary": len(kept),
+                "ids_in_training": int(trained.sum()),
+                "ids_in_test": int(tested.sum()),
+                "ids_in_both": int((trained & tested).sum()),
+                "values": _by_part(totals),
+                "oov_rate": _by_part(oov),
+                "longest": int(self.longest[number]),
+                "present": self.present[number].tolist(),
+            }
+        self.tally = _Tally()
 
     def append(
         self,
@@ -500,15 +460,21 @@ class _Kind:
             times = np.repeat(np.repeat(training, len(self.bags)), lengths)
             np.add.at(self.sums, np.repeat(bag, lengths), times * rows.weights.astype(np.float64))
 
-    def scale(self, number: int, training_values: int) -> float:
-        """Mean weight in training of a target; 1 where it says nothing."""
-        if number < len(self.columns) or not training_values:
-            return 1.0
-        mean = float(self.sums[number - len(self.columns)]) / training_values
+    def scale(self, name: str) -> float:
+        """Mean weight of a field in training; 1 where it says nothing."""
+        number = [field.name for field in self.targets].index(name) - len(self.columns)
+        values = self.reports[name]["values"]["train"]
+        mean = float(self.sums[number]) / values if number >= 0 and values else 1.0
         return mean if mean and np.isfinite(mean) else 1.0
 
 
 # --------------------------------------------------------------------------- the conversion
+
+#: Calls its argument with how much more was done.
+_Task = Callable[[Callable[[int], Any]], None]
+#: Rows of a table, impressions of train, validation and test that have them, int64 ``[rows, 3]``,
+#: and columns that are no fields.
+_Piece = tuple[_Rows, NDArray[np.int64], Mapping[str, NDArray[Any]]]
 
 
 class _Conversion:
@@ -527,80 +493,79 @@ class _Conversion:
         self.options = options
         self.writer = writer
         self.progress = progress
-        self.kinds = {kind: _Kind(kind, options) for kind in _TABLE}
-        spool = {name: _Spool(writer.folder / f"temporary-{name}") for name in ("common", *PARTS)}
-        self.common = spool.pop("common")
-        self.parts = spool
-        self.references: dict[str, NDArray[np.int64]] = {}
+        self.kinds = {kind: _Kind(kind, options) for kind in KINDS}
+        self.common = _Spool(writer.folder / "temporary-common")
+        self.parts = {part: _Spool(writer.folder / f"temporary-{part}") for part in PARTS}
         self.labels = np.zeros((3, 3), np.int64)  # rows, clicks, conversions by part
         # Ids of 101 by common row, plus 1; 0 is "none". Rare users are kept apart as well.
-        self.users: list[NDArray[np.uint64]] = [np.zeros(1, np.uint64)]
-        self.without_user = dict.fromkeys(PARTS, 0)
+        self.user_ids: list[NDArray[np.uint64]] = [np.zeros(1, np.uint64)]
         self.files: dict[str, dict[str, Any]] = {}
         self.fields: list[dict[str, Any]] = []
-        self.tables = self._new_tables()
+        self.knows_users = _USER in options.feature_fields
+        self.tables = {
+            kind: writer.table(table, self._layout(self.kinds[kind]))
+            for kind, table in _TABLE.items()
+        }
 
     def run(self) -> dict[str, Any]:
         """Everything but the schema; returns the report."""
         began = time.monotonic()
-        tasks = [
-            lambda advance, parts=parts: self._read(parts, advance) for parts in self.source.streams
-        ]
-        _run_together(tasks, self._bar("reading", self.source.size, self.source.unit))
-        spools = [self.common, *self.parts.values()]
+        tasks = [partial(self._read, parts) for parts in self.source.streams]
+        self._run(tasks, "reading", self.source.size, self.source.unit)
         if not self.parts["train"].rows or not self.parts["test"].rows:
             lacking = "training" if not self.parts["train"].rows else "test"
             held = ", ".join(f"{f['rows']:,} rows in {f['name']}" for f in self.files.values())
             raise UsageError(f"no {lacking} impressions are left; the files hold {held}")
-        rows, references, unmatched = self._join()
-        inter, common = self.kinds["skeleton"], self.kinds["common"]
-        reports: dict[str, list[dict[str, Any]]] = {}
-
-        def write_inter(advance: Callable[[int], None]) -> None:
-            reports["skeleton"] = inter.make_vocabularies(self.options.min_count)
-            self._write_inter(rows, advance)
-
-        def write_common(advance: Callable[[int], None]) -> None:
-            for content, own in self._common_rows(references, advance):
-                common.count(content, own)
-            reports["common"] = common.make_vocabularies(self.options.min_count)
-            self._write_common(references, advance)
-
-        total = sum(spool.bytes for spool in spools) + self.common.bytes
-        _run_together([write_inter, write_common], self._bar("writing", total, "B"))
+        row_of_key, references = self._join()
+        # Numbered in the order of the common rows, where a line that was left out has no number.
+        user_of_row = pd.factorize(np.concatenate(self.user_ids))[0].astype(np.int32)
+        pieces = {
+            "skeleton": partial(self._impressions, row_of_key, user_of_row),
+            "common": partial(self._common_rows, references),
+        }
+        spools = [self.common, *self.parts.values()]
+        total = 2 * sum(spool.bytes for spool in spools)
+        tasks = [partial(self._write, self.kinds[kind], pieces[kind]) for kind in KINDS]
+        self._run(tasks, "writing", total, "B")
         for table in self.tables.values():
             self.writer.close(table)
-        self._finish_fields(reports)
-        return self._report(reports, unmatched, time.monotonic() - began)
+        for spool in spools:
+            spool.path.unlink(missing_ok=True)
+        self._finish_fields()
+        without_user = references[user_of_row == 0].sum(axis=0) if self.knows_users else None
+        return self._report(references[0].tolist(), without_user, time.monotonic() - began)
 
-    def _bar(self, what: str, total: int, unit: str) -> tqdm:
-        return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=not self.progress)
+    def _run(self, tasks: Sequence[_Task], what: str, total: int, unit: str) -> None:
+        """Run tasks at the same time, show how far they are, and stop all when one fails."""
+        stop = threading.Event()
 
-    def _new_tables(self) -> dict[str, TableWriter]:
-        head = (Column("click", "float"), Column("purchase", "float"), Column("common"))
-        apart = {"click": "uint8", "purchase": "uint8", "common": "int32"}
-        if self.knows_users:
-            apart["user"] = "int32"
-        if self.source.truth:
-            apart.update(_TRUTH_DTYPES)
-        layouts = {
-            "inter": self.kinds["skeleton"].layout(head, apart),
-            "common": self.kinds["common"].layout((), {}),
-        }
-        return {name: self.writer.table(name, layout) for name, layout in layouts.items()}
+        def advance(done: int) -> None:
+            if stop.is_set():
+                raise _Stopped
+            bar.update(done)
 
-    @property
-    def knows_users(self) -> bool:
-        """Whether 101 is among the fields that are read."""
-        return _USER in self.options.feature_fields
+        with (
+            tqdm(
+                total=total, desc=what, unit=unit, unit_scale=True, disable=not self.progress
+            ) as bar,
+            ThreadPoolExecutor(len(tasks)) as pool,
+        ):
+            futures = [pool.submit(task, advance) for task in tasks]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # also at Ctrl-C; nobody looks any more when all are done
+                stop.set()
+        errors = [error for future in futures if (error := future.exception())]
+        for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
+            raise error
 
     # ------------------------------------------------------------------- reading
 
-    def _read(self, parts: Iterable[Part], advance: Callable[[int], None]) -> None:
+    def _read(self, parts: Iterable[Part], advance: Callable[[int], Any]) -> None:
         for part in parts:
             kind = self.kinds[part.kind]
             keys = kind.keys[part.split] = {}
-            found = _Found(np.zeros(4, np.int64), np.zeros(len(kind.targets), np.int64), Counter())
+            found = _Found(Counter(), np.zeros(len(kind.targets), np.int64), Counter())
             for lines in part.lines(advance):
                 advance(0)
                 if part.kind == "common":
@@ -609,13 +574,25 @@ class _Conversion:
                     lines = self._add_impressions(lines, part.split, keys, found)
                 for target in lines.target[lines.target < UNWANTED].tolist():
                     found.unknown[part.name_of(target)] += 1
-            self.files[f"{part.kind} {part.split}"] = self._file_entry(part, found)
+            further = zip(kind.targets, found.further.tolist(), strict=True)
+            self.files[f"{part.kind} {part.split}"] = {
+                "name": part.name,
+                "split": part.split,
+                "kind": part.kind,
+                "rows": part.rows,
+                "malformed": part.malformed,
+                "malformed_places": part.places,
+                "unknown_fields": dict(sorted(found.unknown.items())),
+                "further_values": {field.name: number for field, number in further if number},
+                **{name: int(found.counts[name]) for name in _COUNTED[part.kind]},
+            }
 
     def _add_common(self, lines: Lines, keys: dict[bytes, int], found: _Found) -> Lines:
         """Take in common rows in the order of the text; returns those whose key is new."""
-        number, known = _numbered(lines.key, keys)
+        known = len(keys)
+        number = _numbered(lines.key, keys)
         new = number > np.maximum.accumulate(np.append(known - 1, number))[:-1]
-        found.counts[0] += len(new) - int(new.sum())
+        found.counts["duplicate_keys"] += int((~new).sum())
         lines = lines.chosen(new)
         kind = self.kinds["common"]
         rows = kind.rows(lines, number[new], found.further)
@@ -623,7 +600,7 @@ class _Conversion:
         if self.knows_users:
             names = [field.name for field in kind.columns]
             ids = np.append(np.uint64(0), rows.features // _SIXTEEN + np.uint64(1))
-            self.users.append(ids[rows.columns[:, names.index(_USER)]])
+            self.user_ids.append(ids[rows.columns[:, names.index(_USER)]])
         return lines
 
     def _add_impressions(
@@ -631,139 +608,109 @@ class _Conversion:
     ) -> Lines:
         """Take in impressions; returns those that are not left out."""
         stray = lines.purchase & ~lines.click
-        counted = lines.click.sum(), (lines.click & lines.purchase).sum(), stray.sum()
-        found.counts[:3] += counted
+        found.counts["clicks"] += int(lines.click.sum())
+        found.counts["conversions"] += int((lines.click & lines.purchase).sum())
+        found.counts["conversions_without_click"] += int(stray.sum())
         if self.options.conversion_without_click == "drop":
-            found.counts[3] += stray.sum()
+            found.counts["left_out"] += int(stray.sum())
             lines = lines.chosen(~stray)
         lines = lines._replace(purchase=lines.purchase & lines.click)
-        part_of = np.zeros(len(lines.number), np.int64)
-        if split == "test":
-            part_of += 2
-        else:
-            part_of[sample_hash(lines.sample) < self.options.threshold] = 1
-        number, _ = _numbered(lines.key, keys)
-        references = _with_room(self.references.get(split, np.zeros((1, 3), np.int64)), len(keys))
-        self.references[split] = references
-        np.add.at(references, (number, part_of), 1)
-        kind = self.kinds["skeleton"]
+        held_out = sample_hash(lines.sample) < self.options.threshold
+        part_of = np.where(held_out, 1, 0) if split == "train" else np.full(len(held_out), 2)
+        number = _numbered(lines.key, keys)
         for part in np.unique(part_of).tolist():
             own = part_of == part
-            rows = kind.rows(lines.chosen(own), number[own], found.further)
-            kind.count(rows, np.repeat(np.eye(3, dtype=np.int64)[part : part + 1], len(rows), 0))
+            chosen = lines.chosen(own)
+            self.labels[part] += len(chosen.click), chosen.click.sum(), chosen.purchase.sum()
+            rows = self.kinds["skeleton"].rows(chosen, number[own], found.further)
             self.parts[PARTS[part]].append(rows)
         return lines
 
-    def _file_entry(self, part: Part, found: _Found) -> dict[str, Any]:
-        entry = {
-            "name": part.name,
-            "split": part.split,
-            "kind": part.kind,
-            "rows": part.rows,
-            "malformed": part.malformed,
-            "malformed_places": part.places,
-            "unknown_fields": dict(sorted(found.unknown.items())),
-            "further_values": {
-                field.name: number
-                for field, number in zip(
-                    self.kinds[part.kind].targets, found.further.tolist(), strict=True
-                )
-                if number
-            },
-        }
-        names = ("clicks", "conversions", "conversions_without_click", "left_out")
-        if part.kind == "common":
-            names = ("duplicate_keys",)
-        return entry | dict(zip(names, found.counts.tolist(), strict=False))
-
     # ------------------------------------------------------------------- joining
 
-    def _join(self) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64], dict[str, int]]:
+    def _join(self) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64]]:
         """Join impressions and common rows.
 
         Returns:
-            By split the common row of each join key, int32 ``[keys]``, 0 where there is none; how
-            many impressions of train, validation and test have each common row,
-            ``[common rows + 1, 3]``; by split how many impressions have none.
+            By split the common row of each join key, int32 ``[keys]``, and how many impressions of
+            train, validation and test have each common row, ``[common rows + 1, 3]``. Row 0 is
+            that of impressions without any.
         """
-        references = np.zeros((self.common.rows + 1, 3), np.int64)
-        rows, unmatched = {}, {}
-        first = 1  # row 0 is "no common features"
-        for split in ("train", "test"):  # in the order in which the common rows were written
-            own = self.kinds["skeleton"].keys.pop(split)
-            others = self.kinds["common"].keys.pop(split)
-            place = np.fromiter((others.get(key, -1) for key in own), np.int64, len(own))
-            matched = np.where(place < 0, 0, place + first)
-            counted = self.references.get(split, references[:0])[: len(own)]
-            np.add.at(references, matched, counted)
-            unmatched[split] = int(counted[matched == 0].sum())
-            rows[split] = matched.astype(np.int32)
+        row_of_key = {}
+        first = 1
+        for split in SPLITS:  # in the order in which the common rows were written
+            own, others = (self.kinds[kind].keys.pop(split) for kind in ("skeleton", "common"))
+            rows = (others.get(key, -first) + first for key in own)
+            row_of_key[split] = np.fromiter(rows, np.int32, len(own))
             first += len(others)
-        return rows, references, unmatched
+        references = np.zeros((first, 3), np.int64)
+        for part, (name, spool) in enumerate(self.parts.items()):
+            for piece in spool:
+                np.add.at(references[:, part], row_of_key[_SPLIT[name]][piece.head[:, 0]], 1)
+        return row_of_key, references
 
     # ------------------------------------------------------------------- writing
 
-    def _write_inter(
-        self, rows_of: Mapping[str, NDArray[np.int32]], advance: Callable[[int], None]
+    def _write(
+        self, kind: _Kind, pieces: Callable[[], Iterator[_Piece]], advance: Callable[[int], Any]
     ) -> None:
-        kind, table = self.kinds["skeleton"], self.tables["inter"]
-        # Numbered in the order of the common rows, where a line that was left out has no number.
-        users = pd.factorize(np.concatenate(self.users))[0].astype(np.int32)
-        for number, (name, part) in enumerate(self.parts.items()):
-            common_row = rows_of["test" if name == "test" else "train"]
-            for rows in part:
-                advance(rows.nbytes)
-                key, labels = rows.head.T
-                head: dict[str, NDArray[Any]] = {
-                    "click": labels & 1,
-                    "purchase": labels >> 1,
-                    "common": common_row[key],
-                    **dict(zip(TRUTH_COLUMNS, rows.truth.T, strict=False)),
-                }
-                self.labels[number] += len(rows), head["click"].sum(), head["purchase"].sum()
-                if self.knows_users:
-                    head["user"] = users[head["common"]]
-                    self.without_user[name] += int((head["user"] == 0).sum())
-                kind.append(table, rows, head, np.full(len(rows), int(name == "train")))
-            part.remove()
-
-    def _common_rows(
-        self, references: NDArray[np.int64], advance: Callable[[int], None]
-    ) -> Iterator[tuple[_Rows, NDArray[np.int64]]]:
-        """Common rows with how many impressions have them, ``[rows, 3]``."""
-        row = 1
-        for rows in self.common:
+        """Write a table: count what its rows have, number it, and write the numbers."""
+        for rows, references, _ in pieces():
+            kind.count(rows, references)
             advance(rows.nbytes)
-            yield rows, references[row : row + len(rows)]
+        kind.make_vocabularies(self.options.min_count)
+        for rows, references, head in pieces():
+            kind.append(self.tables[kind.kind], rows, head, references[:, 0])
+            advance(rows.nbytes)
+
+    def _layout(self, kind: _Kind) -> Layout:
+        head: tuple[Column, ...] = ()
+        apart: dict[str, str] = {}
+        if kind.kind == "skeleton":
+            head = (Column("click", "float"), Column("purchase", "float"), Column("common"))
+            apart = {"click": "uint8", "purchase": "uint8", "common": "int32"}
+            apart |= {"user": "int32"} if self.knows_users else {}
+            apart |= _TRUTH_DTYPES if self.source.truth else {}
+        columns = (*head, *(Column(field.name) for field in kind.columns))
+        return Layout(columns, tuple(field.name for field in kind.bags), True, apart)
+
+    def _impressions(
+        self, row_of_key: Mapping[str, NDArray[np.int32]], user_of_row: NDArray[np.int32]
+    ) -> Iterator[_Piece]:
+        for part, (name, spool) in enumerate(self.parts.items()):
+            for rows in spool:
+                key, labels = rows.head.T
+                common = row_of_key[_SPLIT[name]][key]
+                head = {"click": labels & 1, "purchase": labels >> 1, "common": common}
+                head |= {"user": user_of_row[common]} if self.knows_users else {}
+                head |= dict(zip(TRUTH_COLUMNS, rows.truth.T, strict=False))
+                yield rows, np.broadcast_to(np.eye(3, dtype=np.int64)[part], (len(rows), 3)), head
+
+    def _common_rows(self, references: NDArray[np.int64]) -> Iterator[_Piece]:
+        kind = self.kinds["common"]
+        nobody = Lines.of([(0, 0, False, False, b"")], [])
+        none = np.zeros(len(kind.targets), np.int64)
+        row = 0
+        for rows in chain([kind.rows(nobody, none[:1], none)], self.common):
+            yield rows, references[row : row + len(rows)], {}
             row += len(rows)
 
-    def _write_common(self, references: NDArray[np.int64], advance: Callable[[int], None]) -> None:
-        kind, table = self.kinds["common"], self.tables["common"]
-        none = np.zeros(1, np.int64)
-        nobody = Lines.of([(0, 0, False, False, b"0")], [])
-        kind.append(table, kind.rows(nobody, none, np.zeros(len(kind.targets), np.int64)), {}, none)
-        for rows, own in self._common_rows(references, advance):
-            kind.append(table, rows, {}, own[:, 0])
-        self.common.remove()
-
-    def _finish_fields(self, reports: Mapping[str, list[dict[str, Any]]]) -> None:
+    def _finish_fields(self) -> None:
         """Vocabularies and entries of the schema, in the order of the options."""
         for name in self.options.feature_fields:
             field = FIELD_BY_NAME[name]
             kind = self.kinds["common" if field.source == "user" else "skeleton"]
-            number = kind.targets.index(field)
-            report = reports[kind.kind][number]
-            tokens = [UNKNOWN, *map(str, kind.tokens[number].tolist())]
-            source = "inter" if field.source == "cross" else field.source
+            report = kind.reports[name]
+            origin = "inter" if field.source == "cross" else field.source
             self.fields.append(
                 {
                     "name": name,
                     "type": "token_seq" if field.is_bag else "token",
-                    "source": _ORIGINS.get(name, source),
+                    "source": _ORIGINS.get(name, origin),
                     "table": _TABLE[kind.kind],
-                    "vocabulary": self.writer.vocabulary(tokens),
+                    "vocabulary": self.writer.vocabulary([UNKNOWN, *map(str, kind.tokens[name])]),
                     "length": max(report["longest"], 1),
-                    "scale": kind.scale(number, report["values"]["train"]),
+                    "scale": kind.scale(name),
                 }
             )
 
@@ -771,35 +718,27 @@ class _Conversion:
 
     def _report(
         self,
-        reports: Mapping[str, list[dict[str, Any]]],
-        unmatched: Mapping[str, int],
+        unmatched: Sequence[int],
+        without_user: NDArray[np.int64] | None,
         seconds: float,
     ) -> dict[str, Any]:
         fields = {}
+        reports = {name: own for kind in self.kinds.values() for name, own in kind.reports.items()}
         for name in self.options.feature_fields:
-            for kind in self.kinds.values():
-                names = [field.name for field in kind.targets]
-                if name in names:
-                    number = names.index(name)
-                    fields[name] = {
-                        **reports[kind.kind][number],
-                        "lacking": {
-                            part: 1 - int(present) / int(rows) if rows else None
-                            for part, present, rows in zip(
-                                PARTS, kind.present[number], self.labels[:, 0], strict=True
-                            )
-                        },
-                    }
+            present = reports[name].pop("present")
+            lacking = [
+                1 - there / int(rows) if rows else None
+                for there, rows in zip(present, self.labels[:, 0], strict=True)
+            ]
+            fields[name] = {**reports[name], "lacking": _by_part(lacking)}
+        names = ("rows", "clicks", "conversions")
         report = {
             "options": dataclasses.asdict(self.options),
             "simulated": self.source.simulated is not None,
             "files": [self.files[name] for name in sorted(self.files)],
-            "parts": {
-                part: dict(zip(("rows", "clicks", "conversions"), counted.tolist(), strict=True))
-                for part, counted in zip(PARTS, self.labels, strict=True)
-            },
-            "unmatched": dict(unmatched),
-            "without_user": dict(self.without_user) if self.knows_users else None,
+            "parts": _by_part([dict(zip(names, own, strict=True)) for own in self.labels.tolist()]),
+            "unmatched": {"train": unmatched[0] + unmatched[1], "test": unmatched[2]},
+            "without_user": None if without_user is None else _by_part(without_user.tolist()),
             "fields": fields,
             "seconds": round(seconds, 1),
         }
@@ -807,35 +746,33 @@ class _Conversion:
         return report
 
 
+def _by_part(values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(PARTS, values, strict=True))
+
+
 class _Found(NamedTuple):
     """What a file holds besides rows.
 
     Attributes:
-        counts: int64 ``[4]``: duplicate keys; or clicks, conversions, those without a click, and
-            impressions that were left out.
+        counts: of _COUNTED.
         further: int64 ``[targets]``, further values of single-valued fields.
         unknown: values of unknown fields, by name.
     """
 
-    counts: NDArray[np.int64]
+    counts: Counter[str]
     further: NDArray[np.int64]
     unknown: Counter[str]
 
 
-def _numbered(keys: NDArray[Any], numbers: dict[bytes, int]) -> tuple[NDArray[np.int64], int]:
-    """The numbers of keys, new ones behind those that are known; and how many were known."""
-    known = len(numbers)
-    found = [numbers.setdefault(key, len(numbers)) for key in keys.tolist()]
-    return np.array(found, np.int64), known
+_COUNTED = {
+    "common": ("duplicate_keys",),
+    "skeleton": ("clicks", "conversions", "conversions_without_click", "left_out"),
+}
 
 
-def _with_room(array: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
-    """The array, or a larger copy with zeros behind, of at least so many rows."""
-    if len(array) >= rows:
-        return array
-    larger = np.zeros((max(rows, 2 * len(array)), *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
-    return larger
+def _numbered(keys: NDArray[Any], numbers: dict[bytes, int]) -> NDArray[np.int64]:
+    """The numbers of keys; new ones are added behind those that are known."""
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys.tolist()], np.int64)
 
 
 def sample_hash(sample: NDArray[np.uint64]) -> NDArray[np.uint64]:

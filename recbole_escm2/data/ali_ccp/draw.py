@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
     Attributes:
         sample: int64 ``[rows]``. click, purchase: bool. All three are 0 for common features.
         key: bytes ``[rows]``, the join key.
-        count: int64 ``[rows]``, features.
+        size: int64 ``[rows]``, how many features.
         field: int64 ``[features]``, the place in raw.FIELDS. id: int64. value: int64, the place in
             :data:`VALUES`.
         truth: float32 ``[rows, 3]``, raw.TRUTH_COLUMNS; of common features ``[0, 3]``.
@@ -63,7 +63,7 @@ class Drawn(NamedTuple):
     click: np.ndarray
     purchase: np.ndarray
     key: np.ndarray
-    count: np.ndarray
+    size: np.ndarray
     field: np.ndarray
     id: np.ndarray
     value: np.ndarray
@@ -188,7 +188,7 @@ class Draws:
         }
 
     def _drawn(
-        self, heads: Sequence[np.ndarray], rows: np.ndarray, features: np.ndarray, truth: np.ndarray
+        self, heads: Iterable[np.ndarray], rows: np.ndarray, features: np.ndarray, truth: np.ndarray
     ) -> Drawn:
         common, count = rows.T.copy()
         field, number, value = features.T.copy()
@@ -236,7 +236,7 @@ class SimulatedPart(Part):
                 drawn.click,
                 drawn.purchase,
                 drawn.key,
-                np.repeat(np.arange(rows), drawn.count)[kept],
+                np.repeat(np.arange(rows), drawn.size)[kept],
                 target[kept],
                 drawn.id[kept].astype(np.uint64),
                 self._weights[drawn.value[kept]],

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,7 +226,9 @@ def open_stream(raw: RawFiles, stream: list[tuple[str, str, Path]]) -> Iterator[
                 file: IO[bytes] = stack.enter_context(open(path, "rb"))
             position = file.tell
             if path.suffix == ".gz":
-                file = stack.enter_context(gzip.GzipFile(fileobj=file))  # type: ignore[assignment]
+                unzipped = gzip.GzipFile(fileobj=file)
+                stack.callback(unzipped.close)
+                file = cast("IO[bytes]", unzipped)
             if kind == "archive":
                 yield from _members(split, path, file, position, truth)
             else:

@@ -83,8 +83,8 @@ class Lines(NamedTuple):
         features: Sequence[tuple[int, int, int, np.float32]],
     ) -> Lines:
         """Lines one by one: number, sample, click, purchase and key; and their features."""
-        dtypes = (np.int64, np.uint64, bool, bool, f"S{KEY_DIGITS}")
-        of_features = (np.int64, np.int64, np.uint64, np.float32)
+        dtypes: tuple[Any, ...] = (np.int64, np.uint64, bool, bool, f"S{KEY_DIGITS}")
+        of_features: tuple[Any, ...] = (np.int64, np.int64, np.uint64, np.float32)
         columns = [
             *zip(dtypes, zip(*heads, strict=True) if heads else [()] * 5, strict=True),
             *zip(of_features, zip(*features, strict=True) if features else [()] * 4, strict=True),
@@ -96,14 +96,10 @@ class Lines(NamedTuple):
         if kept.all():
             return self
         of_features = kept[self.line]
-        of_lines = [column[kept] for column in self[:5]]
-        place = np.cumsum(kept) - 1
-        return Lines(
-            *of_lines,
-            place[self.line[of_features]],
-            *(column[of_features] for column in self[6:9]),
-            truth=None if self.truth is None else self.truth[kept],
-        )
+        columns = {name: getattr(self, name)[kept] for name in self._fields[:5]}
+        columns |= {name: getattr(self, name)[of_features] for name in self._fields[5:9]}
+        columns["line"] = (np.cumsum(kept) - 1)[columns["line"]]
+        return Lines(**columns, truth=None if self.truth is None else self.truth[kept])
 
 
 class Part:
@@ -169,8 +165,9 @@ class Text(Part):
         before = 0
         for block in self._raw.blocks(BLOCK_BYTES):
             for lines in self._read(block):
-                truth = self._raw.truth and self._raw.truth.of(lines.number)
-                yield lines._replace(truth=truth)
+                if self._raw.truth:
+                    lines = lines._replace(truth=self._raw.truth.of(lines.number))
+                yield lines
             advance(self._raw.position() - before)
             before = self._raw.position()
         if self._raw.truth:
@@ -312,27 +309,28 @@ class Text(Part):
         starts, ends = found.parts  # [lines, parts - 1]
         count = len(starts)
         sample = np.zeros(count, _U)
-        labels = np.zeros((2, count), bool)
+        click = purchase = np.zeros(count, bool)
         if self._skeleton:
             sample, wrong = _integers(text, starts[:, 0], ends[:, 0])
-            letters = [text[starts[:, n]] for n in (1, 2)]
-            labels = np.stack([letter == _ZERO + 1 for letter in letters])
-            wrong |= (ends[:, 1:3] - starts[:, 1:3] != 1).any(axis=1)
-            wrong |= ~(labels[0] | (letters[0] == _ZERO)) | ~(labels[1] | (letters[1] == _ZERO))
-            wrong |= self._raise_unclicked & (labels[1] > labels[0])
+            labels = text[starts[:, 1:3]] - _ZERO
+            wrong |= ((labels > 1) | (ends[:, 1:3] - starts[:, 1:3] != 1)).any(axis=1)
+            click, purchase = labels.astype(bool).T
+            wrong |= self._raise_unclicked & (purchase > click)
             if wrong.any():
                 return None
         key = _keys(text, starts[:, -2], ends[:, -2])
         stated, wrong = _integers(text, starts[:, -1], ends[:, -1])
-        if key is None or wrong.any() or (stated != found.count.astype(_U)).any():
+        if key is None or wrong.any() or (stated != found.sizes.astype(_U)).any():
             return None
         features = self._features(text, found)
         if features is None:
             return None
         number = self.rows + np.arange(count)
-        return Lines(number, sample, *labels, key, *features)
+        return Lines(number, sample, click, purchase, key, *features)
 
-    def _features(self, text: Array, found: _Separators) -> tuple[Array, ...] | None:
+    def _features(
+        self, text: Array, found: _Separators
+    ) -> tuple[Array, Array, Array, Array] | None:
         """Line, target, id and weight of each feature that has a target; None if one is unusual."""
         start, name_end, id_end, end = found.features
         if (name_end - start > _WORD).any():
@@ -352,7 +350,7 @@ class Text(Part):
             if value is None:
                 return None
             weight[place] = value
-        line = np.repeat(np.arange(len(found.count)), found.count)
+        line = np.repeat(np.arange(len(found.sizes)), found.sizes)
         kept = target != UNWANTED
         return line[kept], target[kept], feature[kept], weight[kept]
 
@@ -390,12 +388,12 @@ class _Separators(NamedTuple):
     Attributes:
         parts: starts and ends ``[lines, parts - 1]`` of the comma-separated parts, without the
             feature list.
-        count: ``[lines]``, features.
+        sizes: ``[lines]``, how many features.
         features: start of the name, ends of name and id, and end of each feature, ``[features]``.
     """
 
     parts: tuple[Array, Array]
-    count: Array
+    sizes: Array
     features: tuple[Array, Array, Array, Array]
 
     @classmethod

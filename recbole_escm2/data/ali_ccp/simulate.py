@@ -184,8 +184,8 @@ def _write(draws: Draws, out: Path, progress: Progress | None) -> dict[str, Any]
     """Write all files into a folder without any; returns what ``simulation.json`` holds."""
     try:
         for split in raw.SPLITS:
-            for kind, name in raw.NAMES.items():
-                _write_text(draws, kind, split, out / name(split), progress)
+            for kind, name_of in raw.NAMES.items():
+                _write_text(draws, kind, split, out / name_of(split), progress)
         sizes = {name: _partial(out / name).stat().st_size for name in _FILES}
         content = {**draws.about(), "bytes": sizes}
         _publish(out, content)
@@ -231,9 +231,9 @@ def _text(drawn: Drawn, kind: str) -> memoryview:
     values = pa.array(VALUES).take(pa.array(drawn.value))
     name_and_id = joined(names, digits(drawn.id), by=raw.ID_SEPARATOR.decode())
     features = joined(name_and_id, values, by=raw.VALUE_SEPARATOR.decode())
-    ends = pa.array(np.append(0, drawn.count.cumsum()), pa.int32())
+    ends = pa.array(np.append(0, drawn.size.cumsum()), pa.int32())
     lists = pc.binary_join(pa.ListArray.from_arrays(ends, features), raw.FEATURE_SEPARATOR.decode())
-    columns = [pa.array(drawn.key).cast(pa.string()), digits(drawn.count), lists]
+    columns = [pa.array(drawn.key).cast(pa.string()), digits(drawn.size), lists]
     if kind == "skeleton":
         columns = [*map(digits, (drawn.sample, drawn.click, drawn.purchase)), *columns]
     lines = joined(joined(*columns, by=","), "", by="\n")

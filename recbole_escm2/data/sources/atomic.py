@@ -44,7 +44,6 @@ from recbole_escm2.fields import LABEL_KEYS
 _KEYS = (
     *(key for key in dataset_arguments if key != "unused_col"),
     *LABEL_KEYS,
-    "conversion_without_click",
     "discretization",
     "encoding",
     "impressions",
@@ -555,9 +554,9 @@ def _column(column: pd.Series, kind: FeatureType) -> pa.Array:
     """A column of a frame for the builder."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         codes = column.cat.codes.to_numpy()
-        return pa.DictionaryArray.from_arrays(
-            pa.array(codes, mask=codes < 0), pa.array(column.cat.categories, pa.string())
-        )
+        missing = codes < 0
+        places = pa.array(codes, mask=missing if missing.any() else None)
+        return pa.DictionaryArray.from_arrays(places, pa.array(column.cat.categories, pa.string()))
     if kind == FeatureType.TOKEN:
         return pa.array(column, pa.string(), from_pandas=True)
     values = column.to_numpy()

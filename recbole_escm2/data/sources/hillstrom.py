@@ -27,7 +27,10 @@ _CAMPAIGN = ("segment", "treatment")  # the publisher's name, and that in copies
 _NO_CAMPAIGN = "No E-Mail"
 _TOKENS = ("recency", "history_segment", "mens", "womens", "zip_code", "newbie", "channel")
 # ``spend`` is known after the visit only: it is no feature.
-_KEYS = ("customers", "CLICK_FIELD", "CONVERSION_FIELD", "numerical_features", "normalize_field")
+_KEYS = (
+    *("customers", "CLICK_FIELD", "CONVERSION_FIELD", "numerical_features", "normalize_field"),
+    "normalize_all",
+)
 
 
 def simulates(config: Any) -> bool:

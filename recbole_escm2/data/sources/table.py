@@ -31,8 +31,7 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "i
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
     *("load_col", "unload_col", "numerical_features", "normalize_field", "normalize_all"),
-    *("alias_of_user_id", "alias_of_item_id", "benchmark_filename", "threshold", "min_count"),
-    "conversion_without_click",
+    *("alias_of_user_id", "alias_of_item_id", "benchmark_filename", "threshold"),
 )
 # What RecBole does to atomic files before they are impressions; a table is made as it is wanted.
 _OF_ATOMIC_FILES = (
