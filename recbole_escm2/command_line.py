@@ -199,7 +199,7 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
 
     if is_benchmark(options):
         require("benchmark")
-        from recbole_escm2.experiment.command import benchmark
+        from recbole_escm2.report.command import benchmark
 
         return benchmark(options, command)
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.experiment.command import benchmark
+from recbole_escm2.report.command import benchmark
 
 
 def finished_report(options: Mapping[str, str]) -> tuple[Mapping[str, Any], Path]:

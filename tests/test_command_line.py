@@ -178,7 +178,7 @@ def test_a_benchmark_is_told_how_it_was_started(monkeypatch, program, started):
         told.append((options, shlex.join(command)))
         return 0
 
-    monkeypatch.setattr("recbole_escm2.experiment.command.benchmark", benchmark)
+    monkeypatch.setattr("recbole_escm2.report.command.benchmark", benchmark)
     monkeypatch.setattr("sys.argv", [program, "--model=ESMM", "--seeds=[1, 2]"])
     assert main() == 0
     options = {"model": "ESMM", "seeds": "[1, 2]"}

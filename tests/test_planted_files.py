@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pyarrow as pa
 import pytest
 import torch
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 from pyarrow import csv, feather, parquet
 
 import recbole_escm2
@@ -32,13 +33,14 @@ from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, kept_influence
-from recbole_escm2.experiment.plan import make_plan
-from recbole_escm2.experiment.runs import execute, finished, folder_of
-from recbole_escm2.experiment.search import _open, _take_over, make_search
+from recbole_escm2.experiment.plan import make_experiment
+from recbole_escm2.experiment.runs import execute, finished
+from recbole_escm2.experiment.search import Searcher, make_search
 from recbole_escm2.experiment.space import read_space
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
 
+CHOICES = CategoricalDistribution([0.01, 0.02])
 SMALL = ("--model=ESMM", "--dataset=tiny", "--epochs=1", "--embedding_size=4")
 SMALL += ("--mlp_hidden_size=[4]", "--train_batch_size=4096", "--metrics=[CTR_AUC]")
 
@@ -166,9 +168,9 @@ def run_folder(trap: Trap) -> None:
         **{key: str(value) for key, value in trap.settings.items()},
         **{"model": "ESMM", "dataset": "tiny", "seeds": "1"},
     }
-    plan = make_plan(options)
+    plan = make_experiment(options)
     (one,) = plan.runs
-    folder = folder_of(one, plan.output_dir)
+    folder = one.folder
     folder.mkdir(parents=True)
     asked = {"model": "planted:Planted", "dataset": "tiny", "saved": True, "code": one.code}
     asked["settings"] = {**one.settings, "output_dir": str(trap.outside), "state": "debug"}
@@ -181,17 +183,17 @@ def run_folder(trap: Trap) -> None:
         "run.log": trap.victim,
     }.items():
         (folder / name).symlink_to(target)
-    (done,) = execute(iter([one]), plan.output_dir, 1)
-    assert done.reason is None
+    (done,) = execute(iter([one]), 1)
+    assert done.reason == ""
     assert done.result is not None
     assert done.result["model"] == "ESMM"
     for content in ("[]", "{", '{"test_result": {}}'):
         (folder / "result.json").write_text(content)
-        refused("remove it, and the run is done again", finished, one, plan.output_dir)
-    linked = make_plan({**options, "seed": "3"})
-    place = folder_of(linked.runs[0], linked.output_dir)
+        refused("remove it, and the run is done again", finished, one)
+    linked = make_experiment({**options, "seed": "3"})
+    place = linked.runs[0].folder
     place.symlink_to(trap.outside / "kept")
-    refused("is a link", list, execute(iter(linked.runs), linked.output_dir, 1))
+    refused("is a link", list, execute(iter(linked.runs), 1))
 
 
 def influence_values(trap: Trap) -> None:
@@ -218,42 +220,50 @@ def influence_values(trap: Trap) -> None:
 
 
 def search_database(trap: Trap) -> None:
-    """A trial at work whose owner is a file, and trials with other keys and values."""
+    """Trials with other keys and values, notes of another kind or that name files, and a link."""
     (trap.here / "x.hyper").write_text("learning_rate choice [0.01, 0.02]\n")
     options = {key: str(value) for key, value in trap.settings.items()}
     options |= {"model": "ESMM", "dataset": "tiny", "params_file": "x.hyper", "trials": "1"}
-    asked = make_search(options)
-    asked.folder.mkdir(parents=True)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = _open(asked)
+
+    def searcher(name: str) -> Searcher:
+        asked = make_search({**options, "name": name})
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        return Searcher(asked)
+
+    study = searcher("names").study
     for owner in (str(trap.victim), f"../../../../outside/{'0' * 32}.owner", str(trap.here)):
-        trial = study.ask(asked.space)
+        trial = study.ask({"learning_rate": CHOICES})
         trial.set_user_attr("owner", f"{platform.node()}:{owner}")
-    named = trap.outside / f"{'0' * 32}.owner"
-    named.write_text("precious")
-    assert not _take_over(study, asked)
-    assert named.read_text() == "precious"
-    named.unlink()
-    (asked.folder / named.name).touch()  # what a search that was killed leaves in its own folder
-    assert _take_over(study, asked)
-    assert not (asked.folder / named.name).exists()
+        trial.set_user_attr("run", str(trap.outside / "kept"))
+        study.tell(trial, state=TrialState.FAIL)
+    searcher("names").try_again()
+    assert len(study.get_trials(states=[TrialState.WAITING])) == 3
     study.enqueue_trial({"output_dir": str(trap.outside), "model": "planted:Planted"})
-    refused("a trial with output_dir = .* which isn't in its ranges", _open, asked)
-    own = {"learning_rate": optuna.distributions.CategoricalDistribution(["=1+1"])}
-    other = make_search({**options, "name": "values"})
-    other.folder.mkdir()
-    values = _open(other)
-    done = optuna.trial.create_trial(value=1.0, params={"learning_rate": "=1+1"}, distributions=own)
-    values.add_trial(done)
-    refused("a trial with learning_rate = '=1\\+1'", _open, other)
-    third = make_search({**options, "name": "third"})
-    third.folder.mkdir()
-    (third.folder / "lock").symlink_to(trap.victim)
-    with third.alone:
-        _open(third)
-    with sqlite3.connect(third.folder / "study.db") as database:
+    refused("a trial with output_dir = .* which isn't in its ranges", searcher, "names")
+    own = {"learning_rate": CategoricalDistribution(["=1+1"])}
+    planted = {"params": {"learning_rate": "=1+1"}, "distributions": own}
+    for state, value in (("COMPLETE", 1.0), ("FAIL", None), ("WAITING", None)):
+        trial = create_trial(state=TrialState[state], value=value, **planted)
+        searcher(state).study.add_trial(trial)
+        refused("a trial with learning_rate = '=1\\+1'", searcher, state)
+    for number, (kind, name, value) in enumerate(
+        (
+            ("system_attrs", "retry_history", ["../x"]),
+            ("system_attrs", "retry_history", 3),
+            ("system_attrs", "fixed_params", [1]),
+            ("user_attrs", "test_result", "=1+1"),
+            ("user_attrs", "scores", {"ctr": 1}),
+        )
+    ):
+        trial = create_trial(state=TrialState.WAITING, **{kind: {name: value}})
+        searcher(f"note{number}").study.add_trial(trial)
+        refused("wasn't written by a search", searcher, f"note{number}")
+    third = searcher("third")
+    (third.asked.folder / "lock").symlink_to(trap.victim)
+    third.try_again()
+    with sqlite3.connect(third.asked.folder / "study.db") as database:
         database.execute("update study_user_attributes set value_json = '[1]'")
-    refused("wasn't written by a search", _open, third)
+    refused("wasn't written by a search", searcher, "third")
 
 
 # ------------------------------------------------------------------ data
@@ -380,14 +390,14 @@ def yaml_files(trap: Trap) -> None:
     ):
         (trap.here / "c.yaml").write_text(text)
         refused("is not YAML", Config, "ESMM", "tiny", ["c.yaml"])
-        refused("is not YAML", make_plan, {"benchmark": "c.yaml"})
+        refused("is not YAML", make_experiment, {"benchmark": "c.yaml"})
     for key in ("seed", "mlp_hidden_size", "load_col"):
         refused(f"{key} must be", Config, "ESMM", "tiny", None, trap.settings, {key: trap.code})
     for name in ("../../outside/new", str(trap.outside / "new"), "a/b", "..", "a\0", "con"):
         (trap.here / "b.yaml").write_text(
             json.dumps({**trap.settings, "dataset": "tiny", "models": ["ESMM"], "name": name})
         )
-        refused("name can't be", make_plan, {"benchmark": "b.yaml"})
+        refused("name can't be", make_experiment, {"benchmark": "b.yaml"})
         given = {key: str(value) for key, value in trap.settings.items()}
         refused(
             "name can't be",
@@ -421,7 +431,7 @@ def ranges(trap: Trap) -> None:
 KINDS: dict[Callable[[Trap], None], set[str]] = {
     checkpoint: {"train/checkpoint.py"},
     pickled_checkpoint: {"train/checkpoint.py"},
-    run_folder: {"experiment/runs.py", "experiment/worker.py"},
+    run_folder: {"experiment/runs.py", "experiment/planned.py", "experiment/worker.py"},
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
     schema_of_a_store: {"data/store.py"},
@@ -457,7 +467,7 @@ def test_every_module_that_reads_a_file_is_among_the_kinds():
     }
     known = set.union(OWN, *KINDS.values())
     assert reading - known == set()
-    assert known - reading - {"experiment/worker.py"} == set()
+    assert known - reading == set()
 
 
 def test_nothing_is_unpickled_or_evaluated():

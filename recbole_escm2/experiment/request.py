@@ -210,6 +210,28 @@ def is_benchmark(options: Mapping[str, str]) -> bool:
     )
 
 
+def whole_number(key: str, value: Any, least: int) -> int:
+    """The value of a key that must be a whole number.
+
+    Raises:
+        UsageError: it isn't one, or less than ``least``.
+    """
+    if type(value) is not int or value < least:
+        raise UsageError(f"{key} must be a whole number >= {least}, got {value!r}")
+    return value
+
+
+def true_or_false(key: str, value: Any) -> bool:
+    """The value of a key that must be True or False.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise UsageError(f"{key} must be True or False, got {value!r}")
+    return value
+
+
 def split_list(text: str) -> list[str]:
     """The parts of a text between commas that no bracket or quote encloses."""
     parts, depth, quote = [""], 0, ""

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment.plan import Run
-from recbole_escm2.experiment.worker import OUTPUT_FILE, RUN_FILE, is_done, main
+from recbole_escm2.experiment.planned import PlannedRun
+from recbole_escm2.experiment.worker import OUTPUT_FILE, RUN_FILE, main
 from recbole_escm2.output import make_folder, write_json
 from recbole_escm2.threads import spinning_bounded_in_children
-from recbole_escm2.train.run import HISTORY_FILE, RESULT_FILE
+from recbole_escm2.train.run import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
@@ -31,54 +30,24 @@ class Outcome:
         run: the run.
         result: what its ``result.json`` holds; None where it failed or was stopped.
         reason: why there is no result.
-        folder: where its log is.
     """
 
-    run: Run
+    run: PlannedRun
     result: Mapping[str, Any] | None
-    reason: str | None
-    folder: Path
+    reason: str = ""
 
 
-def folder_of(run: Run, output_dir: Path) -> Path:
-    """Where a run has its files; the same for every benchmark that it is part of."""
-    return output_dir / "runs" / run.name
-
-
-def finished(run: Run, output_dir: Path, saved: bool = False) -> Outcome | None:
+def finished(run: PlannedRun, saved: bool = False) -> Outcome | None:
     """The outcome of a run that was done before.
 
     Args:
         run: the run.
-        output_dir: of the benchmark.
         saved: whether its checkpoint must be there, too.
     """
-    folder = folder_of(run, output_dir)
-    if not is_done(folder, {"saved": saved, "settings": run.settings}):
-        return None
     try:
-        return Outcome(run, _result(folder), None, folder)
+        return Outcome(run, run.result()) if run.is_done(saved) else None
     except FileNotFoundError:
         return None
-
-
-def _result(folder: Path) -> Mapping[str, Any]:
-    """What a run's ``result.json`` holds.
-
-    Raises:
-        UsageError: no run has written it.
-    """
-    file = folder / RESULT_FILE
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
-    wanted = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
-    if not isinstance(result, dict) or not all(
-        isinstance(result.get(key), kind) for key, kind in wanted.items()
-    ):
-        raise UsageError(f"{file} isn't what a run writes; remove it, and the run is done again")
-    return result
 
 
 class Process:
@@ -86,26 +55,18 @@ class Process:
 
     Args:
         run: the run.
-        output_dir: of the benchmark.
         saved: whether to keep its checkpoint.
     """
 
-    def __init__(self, run: Run, output_dir: Path, saved: bool) -> None:
+    def __init__(self, run: PlannedRun, saved: bool) -> None:
         self.run = run
-        self.folder = folder_of(run, output_dir)
         self.stopped: str | None = None
-        asked = {
-            "model": run.model,
-            "dataset": run.dataset,
-            "saved": saved,
-            "code": run.code,
-            "settings": run.settings,
-        }
-        if self.folder.is_symlink():
-            raise UsageError(f"{self.folder} is a link, and a run's folder is emptied: remove it")
-        make_folder("output_dir", self.folder)
-        write_json(self.folder / RUN_FILE, asked)
-        self._process = _server().Process(target=main, args=(self.folder, asked, run.threads))
+        if run.folder.is_symlink():
+            raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
+        make_folder("output_dir", run.folder)
+        about = {"model": run.row.model, "dataset": run.dataset, "saved": saved, "code": run.code}
+        write_json(run.folder / RUN_FILE, {**about, "settings": run.settings})
+        self._process = _server().Process(target=main, args=(run, saved))
         with spinning_bounded_in_children():
             self._process.start()
 
@@ -115,17 +76,16 @@ class Process:
         if code is None:
             return None
         if code == 0:
-            return Outcome(self.run, _result(self.folder), None, self.folder)
-        return Outcome(self.run, None, self.stopped or self._why(code), self.folder)
+            return Outcome(self.run, self.run.result())
+        return Outcome(self.run, None, self.stopped or self._why(code))
 
     def history(self) -> list[dict[str, Any]]:
         """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
         try:
-            epochs: list[dict[str, Any]] = json.loads(
-                (self.folder / HISTORY_FILE).read_text(encoding="utf-8")
-            )
+            text = (self.run.folder / HISTORY_FILE).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
+        epochs: list[dict[str, Any]] = json.loads(text)
         return epochs
 
     def stop(self, reason: str) -> None:
@@ -146,7 +106,7 @@ class Process:
             name = signal.Signals(-code).name
             hint = "; was memory short?" if name == "SIGKILL" else ""
             return f"its process was ended by {name}{hint}"
-        log = self.folder / OUTPUT_FILE
+        log = self.run.folder / OUTPUT_FILE
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
         said = [line for line in text.splitlines() if line.strip()]
         last = (said or [f"it ended with exit code {code}"])[-1]
@@ -154,8 +114,7 @@ class Process:
 
 
 def execute(
-    runs: Iterator[Run],
-    output_dir: Path,
+    runs: Iterator[PlannedRun | None],
     jobs: int,
     saved: bool = False,
     watch: Callable[[Process], None] | None = None,
@@ -165,8 +124,8 @@ def execute(
     A run that fails doesn't stop the others. Whoever stops asking ends those that are at work.
 
     Args:
-        runs: asked for the next one only when there is room for it.
-        output_dir: of the benchmark.
+        runs: asked for the next one only when there is room for it; where that is None, asked again
+            as long as others are at work.
         jobs: runs at once.
         saved: whether to keep checkpoints.
         watch: called with each run at work, now and then; it may stop it.
@@ -175,7 +134,7 @@ def execute(
     try:
         while True:
             while len(at_work) < jobs and (run := next(runs, None)) is not None:
-                at_work.append(Process(run, output_dir, saved))
+                at_work.append(Process(run, saved))
             if not at_work:
                 return
             time.sleep(_POLL_SECONDS)

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import platform
-import re
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import time
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
-from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_escm2.config import PAIR, Config, learns_both, parse_value
+from recbole_escm2.config import parse_value
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
-from recbole_escm2.experiment.plan import Run, runs_of, whole_number
-from recbole_escm2.experiment.request import Request, read_request
+from recbole_escm2.experiment.planned import PlannedRun, plan_run
+from recbole_escm2.experiment.request import read_request, whole_number
 from recbole_escm2.experiment.runs import Outcome, Process, execute, finished
-from recbole_escm2.experiment.space import (
-    Space,
-    pair_settings,
-    pair_space,
-    random_seed_of,
-    ranges_of,
-    settings_of,
+from recbole_escm2.experiment.study import Trial, Tuning, part_label
+from recbole_escm2.experiment.trials import (
+    SAMPLERS,
+    Ranges,
+    best_settings,
+    sampler_of,
+    scores_of,
 )
-from recbole_escm2.experiment.study import Row
+from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
 from recbole_escm2.threads import threads_of
@@ -48,83 +48,73 @@ OPTIONS: Mapping[str, Any] = {
 }
 _SHOWN_TRIALS = 10
 _PRUNED = "pruned"
-_AT_WORK = "the same values were at work"
+# Seconds between two signs of life of a trial, and without one until others take it over. To take
+# over one that lives does no harm: a run is done once, and who comes second waits for its result.
+_HEARTBEAT, _GRACE = 2, 10
 _SUBJECT = "subject"
-_ABANDONED = "abandoned"  # numbers of the trials that were stopped and queued again
 _SCORES = "scores"  # of the two models of a pair: metric, score, whether bigger is better
-# What a search notes of a trial.
-_ATTRIBUTES = {
-    **{"owner": str, "reason": str, "run": str, "test_result": dict, "validations": int},
-    _SCORES: dict,
+# What a search notes of a trial, and Optuna.
+_NOTES = {
+    **{"reason": str, "run": str, "test_result": dict, _SCORES: dict},
+    **{"retry_history": list, "fixed_params": dict},
 }
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search before it runs.
+    """A search before it runs: an experiment of one row and one seed, with trials that follow each
+    other.
 
     Attributes:
-        request: the settings that all trials share.
-        config: those, as a config.
-        model: as ``--model`` takes it.
-        space: what may be chosen.
+        ranges: what may be chosen.
         trials: how many, those of earlier starts included; a CTR and a CVR model as a pair are two
             trainings a trial, and have half as many.
         jobs: trials at once.
-        sampler: ``tpe`` or ``random``.
+        sampler: one of :data:`SAMPLERS`.
         pruner: ``median`` or ``none``.
-        folder: of the search.
-        storage: Optuna's, as a URL.
-        name: of the study in the storage.
+        name: of the study in the storage, and of the folder.
+        storage: Optuna's, as a URL; None for an SQLite file in the folder.
     """
 
-    request: Request
-    config: Config
-    model: str
-    space: Space
+    ranges: Ranges
     trials: int
     jobs: int
     sampler: str
     pruner: str
-    folder: Path
-    storage: str
     name: str
+    storage: str | None = None
 
     @property
-    def alone(self) -> FileLock:
-        """Held by one search of several on the same study at a time, for as long as it takes."""
-        return lock(self.folder / "lock")
+    def folder(self) -> Path:
+        """Of the search; runs are beside it."""
+        return Path(self.ranges.config["output_dir"]).absolute() / self.name
 
     @property
-    def output_dir(self) -> Path:
-        """Where the runs go."""
-        return self.folder.parent
+    def url(self) -> str:
+        """Of the storage."""
+        return self.storage or f"sqlite:///{self.folder / 'study.db'}"
 
-    def settings(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """What was chosen, as config values."""
-        chosen = settings_of(parameters, self.space)
-        return pair_settings(chosen, self.config) if learns_both(self.config) else chosen
+    @property
+    def metric(self) -> str:
+        """Of validation."""
+        return str(self.ranges.config["valid_metric"])
 
-    def run_of(self, number: int, settings: Mapping[str, Any], threads: int | None = None) -> Run:
+    def run_of(
+        self, number: int, values: Mapping[str, Any], threads: int | None = None
+    ) -> PlannedRun:
         """The run of a trial, by default with its share of the cores."""
         threads = threads_of(self.jobs) if threads is None else threads
-        row = self.row_of(f"trial {number}", settings)
-        config = self.request.config(row)
-        (run,) = runs_of([row], [config["seed"]], {row.label: config}, threads=threads)
-        return run
-
-    def row_of(self, label: str, settings: Mapping[str, Any]) -> Row:
-        """The model with those of the settings that act on it: its backbone may be among them."""
-        row = Row(label, self.model, settings)
-        return replace(row, settings=self.request.acting(row, settings))
+        row = self.ranges.tried(f"trial {number}", values)
+        config = self.ranges.request.config(row)
+        return plan_run(row, config, {"seed": config["seed"]}, threads)
 
     def subject(self) -> dict[str, str]:
         """What trials of one study have in common; with anything else they can't be compared."""
         return {
             "settings or data": self.run_of(0, {}, threads=1).name,  # whatever --jobs is
-            "valid_metric": self.config["valid_metric"],
-            "ranges": repr(sorted(self.space.items())),
+            "valid_metric": self.metric,
+            "ranges": repr(sorted(self.ranges.space.items())),
         }
 
 
@@ -142,97 +132,32 @@ def search(options: Mapping[str, str]) -> int:
     """
     asked = make_search(options)
     make_folder("output_dir", asked.folder)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     stopped = False
-    owner = asked.folder / f"{uuid.uuid4().hex}.owner"
-    with lock(owner):
-        with asked.alone:
-            study = _open(asked)
-            _take_over(study, asked)
-            _try_again(study)
+    with _quiet():
+        searcher = Searcher(asked)
+        searcher.try_again()
         say(
-            f"{asked.model} on {asked.config['dataset']}: {asked.trials} trials, "
-            f"{len(_over(study))} are done; {', '.join(asked.space)}"
+            f"{asked.ranges.row.model} on {asked.ranges.config['dataset']}: {asked.trials} trials, "
+            f"{len(searcher.trials())} are done; {', '.join(asked.ranges.space)}"
         )
         try:
             with terminated_as_interrupted():
-                _search(study, asked, owner)
+                searcher.search()
         except KeyboardInterrupt:
             stopped = True
             say("stopped; the same command goes on from here")
-    owner.unlink(missing_ok=True)
-    _show(study, asked, stopped)
+        _show(searcher.trials(), asked, stopped)
     return 130 if stopped else 0
 
 
-def _open(asked: Search) -> optuna.Study:
-    """The study, made where it isn't there.
-
-    Raises:
-        UsageError: the storage can't be had, or the study is of something else.
-    """
-    pruner = optuna.pruners.MedianPruner() if asked.pruner == "median" else None
-    try:
-        study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(asked.storage),
-            study_name=asked.name,
-            direction="maximize" if asked.config["valid_metric_bigger"] else "minimize",
-            pruner=pruner or optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-        trials, about = study.get_trials(deepcopy=False), study.user_attrs
-    except Exception as error:  # each database has errors of its own
-        raise UsageError(f"storage {asked.storage}: {error}") from error
-    before, subject = about.get(_SUBJECT), asked.subject()
-    if not isinstance(about.get(_ABANDONED, []), list) or not isinstance(before, dict | None):
-        raise UsageError(f"storage {asked.storage} wasn't written by a search")
-    if before is None:
-        study.set_user_attr(_SUBJECT, subject)
-    elif before != subject:
-        changed = ", ".join(key for key in subject if before.get(key) != subject[key])
-        raise UsageError(
-            f"the search '{asked.name}' was begun with other {changed}: trials of both can't be "
-            "compared. Give this one another --name"
-        )
-    _check_trials(trials, asked)
-    return study
-
-
-def _check_trials(trials: Sequence[FrozenTrial], asked: Search) -> None:
-    """What a database holds is data: it may say which of the ranges' values were tried, no more.
-
-    Raises:
-        UsageError: a trial has other keys or values.
-    """
-    for trial in trials:
-        queued = trial.system_attrs.get("fixed_params", {})
-        for key, value in [*trial.params.items(), *dict(queued).items()]:
-            if key not in asked.space or not _within(value, asked.space[key]):
-                raise UsageError(
-                    f"the search '{asked.name}' holds a trial with {key} = {value!r}, which isn't "
-                    "in its ranges: no search has written it. Give this one another --name"
-                )
-        for name, kind in _ATTRIBUTES.items():
-            if not isinstance(trial.user_attrs.get(name, kind()), kind):
-                raise UsageError(f"storage {asked.storage} wasn't written by a search: {name}")
-        scores = trial.user_attrs.get(_SCORES, {})
-        pair = learns_both(asked.config) and trial.state == TrialState.COMPLETE
-        if [*scores] != [*(PAIR if pair else ())] or not all(map(_is_score, scores.values())):
-            raise UsageError(f"storage {asked.storage} wasn't written by a search: {_SCORES}")
-
-
-def _is_score(value: Any) -> bool:
-    return isinstance(value, list) and [*map(type, value)] == [str, float, bool]
-
-
-def _within(value: Any, values: BaseDistribution) -> bool:
-    if isinstance(values, CategoricalDistribution):
-        return value in values.choices
-    assert isinstance(values, FloatDistribution)
-    slack = 1e-9 * max(abs(values.low), abs(values.high))  # a logarithm and back
-    return isinstance(value, int | float) and -slack <= value - values.low <= (
-        values.high - values.low + 2 * slack
-    )
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's log, and without its warnings of what is new in it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+        yield
 
 
 def make_search(options: Mapping[str, str]) -> Search:
@@ -249,226 +174,264 @@ def make_search(options: Mapping[str, str]) -> Search:
         raise UsageError(f"{swept} has several values: a search takes ranges from its params_file")
     if len(request.entries) != 1:
         raise UsageError("a search is of one model: --model=NAME")
-    (entry,) = request.rows()
-    space = ranges_of(request, replace(entry, params_file=own["params_file"]))
-    request = replace(request, settings={**request.settings, **entry.settings})
-    config = request.config(entry)
+    (row,) = request.rows()
+    ranges = Ranges.of(request, replace(row, params_file=own["params_file"]))
     trials = whole_number("trials", parse_value(str(own["trials"])), 1)
-    if learns_both(config):
-        space, trials = pair_space(space, config), max(1, trials // len(PAIR))
-    for key, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "none"))):
+    for key, known in (("sampler", SAMPLERS), ("pruner", ("median", "none"))):
         if own[key] not in known:
             raise UsageError(f"{key} must be {' or '.join(known)}, got {own[key]!r}")
-    name = plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name")
-    folder = Path(config["output_dir"]).absolute() / name
+    config = ranges.config
     return Search(
-        request=request,
-        config=config,
-        model=entry.model,
-        space=space,
-        trials=trials,
+        ranges=ranges,
+        trials=max(1, trials // len(ranges.parts)) if ranges.parts else trials,
         jobs=whole_number("jobs", parse_value(str(own["jobs"])), 1),
         sampler=own["sampler"],
         pruner=own["pruner"],
-        folder=folder,
-        storage=own["storage"] or f"sqlite:///{folder / 'study.db'}",
-        name=name,
+        name=plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
+        storage=own["storage"],
     )
 
 
 # --------------------------------------------------------------------------- trials
 
 
-def _over(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that are over, without those that are to be done again."""
-    abandoned = study.user_attrs.get(_ABANDONED, ())
-    trials = study.get_trials(deepcopy=False, states=_OVER)
-    return [trial for trial in trials if trial.number not in abandoned]
+class Searcher:
+    """A search at work, perhaps with others on the same study.
 
+    Args:
+        asked: the search.
 
-def _running(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-
-def _abandon(study: optuna.Study, number: int, chosen: Mapping[str, Any]) -> None:
-    """End a trial that was stopped, and queue its values again; others must be locked out."""
-    study.set_user_attr(_ABANDONED, [*study.user_attrs.get(_ABANDONED, ()), number])
-    study.tell(number, state=TrialState.FAIL)
-    if chosen:
-        study.enqueue_trial(dict(chosen))
-
-
-def _take_over(study: optuna.Study, asked: Search) -> bool:
-    """Queue again what searches that are no more were at: their locks are free.
-
-    Others must be locked out. Whether there was any.
+    Raises:
+        UsageError: the storage can't be had, or its study is of something else.
     """
-    any_left = False
-    for trial in _running(study):
-        host, _, owner = str(trial.user_attrs.get("owner", "")).partition(":")
-        name = re.search(r"[0-9a-f]{32}\.owner$", owner)
-        # A search's own name for its lock, in the search's own folder: the database names no file.
-        file = asked.folder / name.group() if name else None
-        if host != platform.node() or file is None or not file.is_file():
-            continue  # who knows; not of this machine, or of another folder
+
+    def __init__(self, asked: Search) -> None:
+        self.asked = asked
+        self._at_work: dict[str, optuna.Trial] = {}  # by the label of its run's row
+        self._reported: dict[str, int] = {}  # validations of it that the pruner knows
+        self._beaten: dict[str, float] = {}  # when it last gave a sign of life
+        bigger = asked.ranges.config["valid_metric_bigger"]
+        prunes = asked.pruner == "median"
         try:
-            with lock(file).acquire(timeout=0):
-                _abandon(study, trial.number, trial.params)
-        except Timeout:
-            continue  # its search is alive
-        file.unlink(missing_ok=True)
-        any_left = True
-    return any_left
+            self.storage = RDBStorage(
+                asked.url,
+                heartbeat_interval=_HEARTBEAT,
+                grace_period=_GRACE,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+            self.study = optuna.create_study(
+                storage=self.storage,
+                study_name=asked.name,
+                direction="maximize" if bigger else "minimize",
+                pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+            trials, about = self.study.get_trials(deepcopy=False), self.study.user_attrs
+        except Exception as error:  # each database has errors of its own
+            raise UsageError(f"storage {asked.url}: {error}") from error
+        before, subject = about.get(_SUBJECT), asked.subject()
+        if not isinstance(before, dict | None):
+            raise UsageError(f"storage {asked.url} wasn't written by a search")
+        if before is None:
+            self.study.set_user_attr(_SUBJECT, subject)
+        elif before != subject:
+            changed = ", ".join(key for key in subject if before.get(key) != subject[key])
+            raise UsageError(
+                f"the search '{asked.name}' was begun with other {changed}: trials of both can't "
+                "be compared. Give this one another --name"
+            )
+        for trial in trials:
+            _check_trial(trial, asked)
 
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Those in some states, by default those that are over; not what was queued again."""
+        trials = self.study.get_trials(deepcopy=False)
+        again = {n for t in trials for n in t.system_attrs.get("retry_history", ())}
+        return [t for t in trials if t.state in (states or _OVER) and t.number not in again]
 
-def _try_again(study: optuna.Study) -> None:
-    """Queue again what failed in an earlier start: the reason may be gone."""
-    for trial in _over(study):
-        if trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != _AT_WORK:
-            study.set_user_attr(_ABANDONED, [*study.user_attrs.get(_ABANDONED, ()), trial.number])
-            study.enqueue_trial(trial.params)
+    def try_again(self, numbers: Container[int] | None = None) -> None:
+        """Queue again what failed, by default all of it: the reason may be gone."""
+        with self._alone():
+            for trial in self.trials(TrialState.FAIL):
+                if numbers is None or trial.number in numbers:
+                    RetryHeartbeatStaleTrialCallback()(self.study, trial)
 
+    def search(self) -> None:
+        """Ask for trials and do them until there are as many as asked for."""
+        runs = iter(self._propose, object())
+        try:
+            while True:
+                for outcome in execute(runs, self.asked.jobs, watch=self._watch):
+                    self._tell(self._at_work.pop(outcome.run.row.label), outcome)
+                if not self._wait_for_others():
+                    return
+        finally:
+            for trial in self._at_work.values():  # stopped: they are done again next time
+                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            self.try_again([trial.number for trial in self._at_work.values()])
 
-def _search(study: optuna.Study, asked: Search, owner: Path) -> None:
-    """Ask for trials and do them until there are as many as asked for."""
-    trials: dict[str, optuna.Trial] = {}
+    def _alone(self) -> Any:
+        """While it is held no other search counts, or asks for, a trial."""
+        return lock(self.asked.folder / "lock")
 
-    def proposals() -> Iterator[Run]:
-        while (run := _propose(study, asked, owner, trials)) is not None:
-            yield run
+    def _wait_for_others(self) -> bool:
+        """Whether there is a trial to do again, which a search that is no more was at."""
+        end = time.monotonic() + _GRACE + 2 * _HEARTBEAT
+        while time.monotonic() < end and self.trials(TrialState.RUNNING):
+            time.sleep(0.5)
+            fail_stale_trials(self.study)
+        return bool(self.trials(TrialState.WAITING))
 
-    def prune(process: Process) -> None:
-        trial = trials[process.run.name]
-        news = process.stopped is None and _report(trial, asked, process.history())
+    def _propose(self) -> PlannedRun | None:
+        """The run of the next trial, None where there are enough.
+
+        A proposal whose run is finished, in this search or in a benchmark, is told at once.
+        """
+        asked = self.asked
+        while True:
+            with self._alone():
+                fail_stale_trials(self.study)
+                number = len(self.trials(*_OVER, TrialState.RUNNING))
+                if number >= asked.trials:
+                    return None
+                self.study.sampler = sampler_of(asked.sampler, asked.ranges.config["seed"], number)
+                trial = self.study.ask(asked.ranges.space)
+                self.storage.record_heartbeat(trial._trial_id)
+            try:
+                run = asked.run_of(trial.number, trial.params)
+            except UsageError:  # the ranges are wrong
+                self.study.tell(trial, state=TrialState.FAIL)
+                raise
+            trial.set_user_attr("run", run.name)
+            if (earlier := finished(run)) is None:
+                self._at_work[run.row.label] = trial
+                return run
+            self._tell(trial, earlier)
+
+    def _watch(self, process: Process) -> None:
+        label, now = process.run.row.label, time.monotonic()
+        trial = self._at_work[label]
+        if now - self._beaten.get(label, 0) >= _HEARTBEAT:
+            self._beaten[label] = now
+            self.storage.record_heartbeat(trial._trial_id)
+        news = process.stopped is None and self._report(label, trial, process.history())
         if news and trial.should_prune():
             process.stop(_PRUNED)
 
-    try:
-        for outcome in execute(proposals(), asked.output_dir, asked.jobs, watch=prune):
-            _tell(study, asked, trials.pop(outcome.run.name), outcome)
-    finally:
-        with asked.alone:
-            for trial in trials.values():  # stopped: they are done again next time
-                _abandon(study, trial.number, trial.params)
+    def _report(self, label: str, trial: optuna.Trial, epochs: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell the pruner what is new among a run's validations, and whether anything is."""
+        metric, known = self.asked.metric, self._reported.get(label, 0)
+        validated = [epoch for epoch in epochs if "valid" in epoch]
+        for epoch in validated[known:]:
+            trial.report(score_of(metric, epoch["valid"][metric]), epoch["epoch"])
+        self._reported[label] = len(validated)
+        return len(validated) > known
 
+    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        try:
+            how = self._note(trial, outcome)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return  # another search has taken it over, and will find the run finished
+        over = len(self.trials())
+        chosen = ", ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in trial.params.items()
+        )
+        say(f"[{over}/{self.asked.trials}] trial {trial.number}: {how}; {chosen}")
 
-def _propose(
-    study: optuna.Study, asked: Search, owner: Path, trials: dict[str, optuna.Trial]
-) -> Run | None:
-    """The run of the next trial, None where there are enough.
-
-    A proposal whose run is finished, in this search or in a benchmark, is told at once.
-    """
-    while True:
-        with asked.alone:
-            number = len(_over(study)) + len(_running(study))
-            if number >= asked.trials and _take_over(study, asked):
-                continue
-            if number >= asked.trials:
-                return None
-            study.sampler = _sampler(asked, number)
-            trial = study.ask(asked.space)
-            trial.set_user_attr("owner", f"{platform.node()}:{owner.name}")
-            try:
-                run = asked.run_of(trial.number, asked.settings(trial.params))
-            except UsageError:  # the ranges are wrong, and this was no trial
-                _abandon(study, trial.number, {})
-                raise
-        if run.name in trials:  # the same values once more, while the first are at work
-            trial.set_user_attr("reason", _AT_WORK)
-            study.tell(trial, state=TrialState.FAIL)
-            continue
-        trial.set_user_attr("run", run.name)
-        earlier = finished(run, asked.output_dir)
-        if earlier is None:
-            trials[run.name] = trial
-            return run
-        _tell(study, asked, trial, earlier)
-
-
-def _report(trial: optuna.Trial, asked: Search, epochs: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell the pruner what is new among a run's validations, and whether anything is."""
-    metric, known = asked.config["valid_metric"], trial.user_attrs.get("validations", 0)
-    validated = [epoch for epoch in epochs if "valid" in epoch]
-    for epoch in validated[known:]:
-        trial.report(score_of(metric, epoch["valid"][metric]), epoch["epoch"])
-    if len(validated) > known:
-        trial.set_user_attr("validations", len(validated))
-    return len(validated) > known
-
-
-def _sampler(asked: Search, number: int) -> optuna.samplers.BaseSampler:
-    """Seeded by the number of the trial, so that a search that goes on repeats nothing."""
-    seed = random_seed_of(asked.config["seed"], number)
-    if asked.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
-
-
-def _tell(study: optuna.Study, asked: Search, trial: optuna.Trial, outcome: Outcome) -> None:
-    number, chosen = trial.number, trial.params
-    if outcome.result is not None:
-        value = outcome.result["best_valid_score"]
-        trainings = outcome.result["trainings"]
-        if len(trainings) == 1:  # two trainings have no common validation
-            _report(trial, asked, trainings[0]["epochs"])
-        else:
-            names = ("valid_metric", "best_valid_score", "valid_score_bigger")
-            scores = {t["task"]: [t[name] for name in names] for t in trainings}
-            trial.set_user_attr(_SCORES, scores)
-        trial.set_user_attr("test_result", outcome.result["test_result"])
-        study.tell(trial, value)
-        how = f"{asked.config['valid_metric']} {value:.4f} on validation"
-    elif outcome.reason == _PRUNED:
-        study.tell(trial, state=TrialState.PRUNED)
-        how = "pruned"
-    else:
+    def _note(self, trial: optuna.Trial, outcome: Outcome) -> str:
+        """Write down how a trial ended, and say it."""
+        if outcome.result is not None:
+            value, scores = outcome.result["best_valid_score"], scores_of(outcome.result)
+            if self.asked.ranges.parts:  # two trainings have no common validation
+                of_parts = {part: scores[part] for part in self.asked.ranges.parts}
+                trial.set_user_attr(_SCORES, of_parts)
+            else:
+                epochs = outcome.result["trainings"][0]["epochs"]
+                self._report(outcome.run.row.label, trial, epochs)
+            trial.set_user_attr("test_result", outcome.result["test_result"])
+            self.study.tell(trial, value)
+            return f"{self.asked.metric} {value:.4f} on validation"
+        if outcome.reason == _PRUNED:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return "pruned"
         trial.set_user_attr("reason", outcome.reason)
-        study.tell(trial, state=TrialState.FAIL)
-        how = f"failed: {outcome.reason} (log: {outcome.folder})"
-    say(f"[{len(_over(study))}/{asked.trials}] trial {number}: {how}; {_written(chosen)}")
+        self.study.tell(trial, state=TrialState.FAIL)
+        return f"failed: {outcome.reason} (log: {outcome.run.folder / OUTPUT_FILE})"
 
 
-def _goodness(trial: FrozenTrial, part: str) -> float:
-    _, score, bigger = trial.user_attrs[_SCORES][part]
-    return float(score if bigger else -score)
+def _check_trial(trial: FrozenTrial, asked: Search) -> None:
+    """A database may say which of the ranges' values were tried, and how that went, no more.
+
+    Raises:
+        UsageError: the trial has other keys or values.
+    """
+    space, noted = asked.ranges.space, {**trial.user_attrs, **trial.system_attrs}
+    scores, parts = noted.get(_SCORES, {}), asked.ranges.parts
+    wrong = [name for name, kind in _NOTES.items() if not isinstance(noted.get(name, kind()), kind)]
+    if not wrong and not all(type(n) is int for n in noted.get("retry_history", ())):
+        wrong.append("retry_history")
+    if not wrong and (scores or trial.state == TrialState.COMPLETE):
+        right = [*scores] == [*parts] and all(map(_is_score, scores.values()))
+        wrong += [] if right else [_SCORES]
+    if wrong:
+        raise UsageError(f"storage {asked.url} wasn't written by a search: {wrong[0]}")
+    for key, value in [*trial.params.items(), *noted.get("fixed_params", {}).items()]:
+        if key not in space or not _within(value, space[key]):
+            raise UsageError(
+                f"the search '{asked.name}' holds a trial with {key} = {value!r}, which isn't in "
+                "its ranges: no search has written it. Give this one another --name"
+            )
 
 
-def _written(chosen: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in chosen.items()
+def _is_score(value: Any) -> bool:
+    return isinstance(value, list) and [*map(type, value)] == [str, float, bool]
+
+
+def _within(value: Any, values: BaseDistribution) -> bool:
+    if isinstance(values, CategoricalDistribution):
+        return value in values.choices
+    assert isinstance(values, FloatDistribution)
+    slack = 1e-9 * max(abs(values.low), abs(values.high))  # a logarithm and back
+    return isinstance(value, int | float) and -slack <= value - values.low <= (
+        values.high - values.low + 2 * slack
     )
 
 
 # --------------------------------------------------------------------------- what came out
 
 
-def _show(study: optuna.Study, asked: Search, stopped: bool) -> None:
+def _show(trials: Sequence[FrozenTrial], asked: Search, stopped: bool) -> None:
     """Write trials and best settings, and print the first of them.
 
     Raises:
         UsageError: there is none, though nobody stopped the search.
     """
-    metric = asked.config["valid_metric"]
-    trials = _over(study)
-    write_whole(asked.folder / "trials.csv", _trials_csv(trials, asked, metric))
+    write_whole(asked.folder / "trials.csv", _trials_csv(trials, asked))
     # A pruned trial has a value too: its last one.
     values = {t.number: t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE}
     if not values and stopped:
         return
     if not values:
         raise UsageError(f"no trial has come to its end; see {asked.folder / 'trials.csv'}")
-    best_first = sorted(values, key=values.__getitem__, reverse=asked.config["valid_metric_bigger"])
-    by_number = {t.number: t for t in trials}
+    bigger = asked.ranges.config["valid_metric_bigger"]
+    best_first = sorted(values, key=values.__getitem__, reverse=bigger)
+    params = {t.number: t.params for t in trials}
     rows = [
-        [str(n), f"{values[n]:.4f}", *(_cell(by_number[n].params.get(p)) for p in asked.space)]
+        [str(n), f"{values[n]:.4f}", *(_cell(params[n].get(p)) for p in asked.ranges.space)]
         for n in best_first[:_SHOWN_TRIALS]
     ]
-    print(table(["trial", metric, *asked.space], rows))
+    print(table(["trial", asked.metric, *asked.ranges.space], rows))
+    label = asked.ranges.row.label
+    tuning = _tuning(trials, asked)
+    if asked.ranges.parts:
+        best = {part: tuning.best(part_label(label, part)) for part in asked.ranges.parts}
+        which = " and ".join(f"{part.upper()} model of {one.run}" for part, one in best.items())
+    else:
+        which = f"trial {best_first[0]}, {asked.metric} {values[best_first[0]]:.6f}"
     file = asked.folder / "best.yaml"
-    chosen, which = _chosen([by_number[n] for n in best_first], asked)
-    write_whole(file, _best_yaml(chosen, which, asked, len(trials)))
+    settings = best_settings(tuning, label, asked.ranges.config)
+    write_whole(file, _best_yaml(settings, f"{len(trials)} trials on validation: {which}", asked))
     counts = {state: sum(t.state == state for t in trials) for state in _OVER}
     print(
         f"\n{counts[TrialState.COMPLETE]} trials completed, {counts[TrialState.PRUNED]} pruned, "
@@ -477,46 +440,45 @@ def _show(study: optuna.Study, asked: Search, stopped: bool) -> None:
     )
 
 
-def _chosen(best_first: Sequence[FrozenTrial], asked: Search) -> tuple[dict[str, Any], str]:
-    """The parameters that were best, and whose they are.
-
-    Of a pair those of the CTR model that was best by its own metric, and of the CVR model that was
-    best by the product.
-    """
-    best, metric = best_first[0], asked.config["valid_metric"]
-    if not learns_both(asked.config):
-        return best.params, f"trial {best.number}, {metric} {best.value:.6f}"
-    chosen: dict[str, Any] = {}
-    whose = []
-    for part in PAIR:
-        of_part = max(best_first, key=lambda trial: _goodness(trial, part))
-        own = {k: v for k, v in of_part.params.items() if k.startswith(f"{part}_settings.")}
-        chosen |= own
-        whose.append(f"{part.upper()} model of trial {of_part.number}")
-    return chosen, " and ".join(whose)
+def _tuning(trials: Sequence[FrozenTrial], asked: Search) -> Tuning:
+    """The trials that have come to their end as those of a benchmark's tuning."""
+    ranges = asked.ranges
+    by_row: dict[str, list[Trial]] = {}
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    whole = bool(ranges.config["valid_metric_bigger"])
+    for part in ranges.parts or (None,):
+        label = ranges.row.label if part is None else part_label(ranges.row.label, part)
+        by_row[label] = []
+        for t in complete:
+            _, score, bigger = t.user_attrs[_SCORES][part] if part else ("", t.value, whole)
+            chosen = ranges.chosen(t.params, part)
+            by_row[label].append(Trial(chosen, score, bigger, f"trial {t.number}"))
+    return Tuning(asked.trials, ranges.config["seed"], asked.metric, by_row)
 
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> str:
+def _trials_csv(trials: Sequence[FrozenTrial], asked: Search) -> str:
+    space, own = asked.ranges.space, f"valid_{asked.metric}"
     tests = dict.fromkeys(name for t in trials for name in t.user_attrs.get("test_result", ()))
     # of the two models of a pair, each of which has what chooses it
     parts = [
         {f"valid_{name}": score for name, score, _ in t.user_attrs.get(_SCORES, {}).values()}
         for t in trials
     ]
-    scores = dict.fromkeys([f"valid_{metric}", *(name for part in parts for name in part)])
-    columns = [*("trial", "state"), *scores, *asked.space, "run", "reason"]
+    scores = dict.fromkeys([own, *(name for part in parts for name in part)])
+    columns = ["trial", "state", *scores, *space, "run", "reason"]
     lines = [
         {
             "trial": t.number,
             "state": t.state.name.lower(),
             **part,
-            f"valid_{metric}": t.value if t.state == TrialState.COMPLETE else None,
-            **{name: t.params.get(name) for name in asked.space},
-            **{name: t.user_attrs.get(name) for name in ("run", "reason")},
+            own: t.value if t.state == TrialState.COMPLETE else None,
+            **{name: t.params.get(name) for name in space},
+            "run": t.user_attrs.get("run"),
+            "reason": t.user_attrs.get("reason") if t.state == TrialState.FAIL else None,
             **{f"test_{name}": v for name, v in t.user_attrs.get("test_result", {}).items()},
         }
         for t, part in zip(trials, parts, strict=True)
@@ -524,17 +486,11 @@ def _trials_csv(trials: Sequence[FrozenTrial], asked: Search, metric: str) -> st
     return csv_text([*columns, *(f"test_{name}" for name in tests)], lines)
 
 
-def _best_yaml(chosen: Mapping[str, Any], which: str, asked: Search, trials: int) -> str:
-    row = asked.row_of("best", asked.settings(chosen))
-    config = asked.request.config(row)
-    settings = {
-        "model": model_path(config.model_class),
-        "dataset": config["dataset"],
-        **{
-            key: value
-            for key, value in plain(config.external_config_dict).items()
-            if key not in ("model", "dataset")
-        },
-    }
-    head = f"# The best of {trials} trials on validation: {which}.\n"
-    return head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+def _best_yaml(settings: Mapping[str, Any], which: str, asked: Search) -> str:
+    row = asked.ranges.row
+    best = replace(row, label="best", settings={**row.settings, **settings})
+    config = asked.ranges.request.config(best)
+    content = {"model": model_path(config.model_class), "dataset": config["dataset"]}
+    content |= {k: v for k, v in plain(config.external_config_dict).items() if k not in content}
+    head = f"# The best of {which}.\n"
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import is_simulated, open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.request import whole_number
 from recbole_escm2.experiment.study import Row
 
 # Worlds of a benchmark are none that a single run or a search, with its small seeds, has seen.
@@ -57,7 +58,7 @@ class Seeds:
             trial: whether the run is one of tuning.
 
         Raises:
-            UsageError: no impressions can be kept apart for tuning.
+            UsageError: no impressions can be set aside for tuning.
         """
         own: dict[str, Any] = {"seed": seed}
         if self.worlds:
@@ -87,9 +88,8 @@ class Seeds:
 
     def tuned_on(self, draws: str) -> str:
         """Why no seed tests on what its settings were chosen on, as the rest of a sentence."""
-        assert self.of_tuning is not None
         if draws == "world":
-            return f"in a world that is no seed's (simulation_seed {world_of(self.of_tuning)})"
+            return f"in a world that is no seed's (simulation_seed {world_of(self.of_tuning or 0)})"
         if draws == "split":
             return (
                 f"on a random {self.tuning_share:.0%} of the impressions, of which no seed of this "
@@ -102,20 +102,45 @@ def _presplit(config: Config) -> bool:
     return open_store(config).schema["sizes"] is not None
 
 
-def worlds_apart(configs: Iterable[Config]) -> bool:
-    """Whether each seed is to have a world: data is simulated, and nobody has chosen a world."""
-    return all(
+def read_seeds(about: Mapping[str, Any], configs: Iterable[Config], trials: int) -> Seeds:
+    """The seeds that somebody asks for.
+
+    Each seed has a world of its own where data is simulated, and nobody has chosen a world.
+
+    Args:
+        about: the keys ``seeds``, ``tuning_seed`` and ``tuning_share``.
+        configs: of the rows.
+        trials: settings that are tried a row.
+
+    Raises:
+        UsageError: one of the keys isn't as it must be.
+    """
+    configs = list(configs)
+    of_table = _seed_list(about.get("seeds", 1), configs[0]["seed"])
+    share = about.get("tuning_share", Seeds.tuning_share)
+    if type(share) not in (int, float) or not 0 < share < 1:
+        raise UsageError(f"tuning_share must be a number between 0 and 1, got {share!r}")
+    worlds = all(
         is_simulated(config) and "simulation_seed" not in config.external_config_dict
         for config in configs
     )
+    of_tuning = _tuning_seed(about.get("tuning_seed"), of_table, worlds)
+    return Seeds(of_table, worlds, of_tuning if trials > 1 else None, share)
 
 
-def tuning_seed_of(asked: int | None, seeds: Sequence[int], worlds: bool) -> int:
-    """The seed of the trials: what is asked for, else the first from 1 on that is no row's.
+def _seed_list(asked: Any, first: int) -> list[int]:
+    if not isinstance(asked, list | tuple):
+        return list(range(first, first + whole_number("seeds", asked, 1)))
+    seeds = [whole_number("seeds", seed, 0) for seed in asked]
+    if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= _SEEDS:
+        raise UsageError(
+            f"seeds must be a number, or a list of different ones below 2^31, got {seeds!r}"
+        )
+    return seeds
 
-    Raises:
-        UsageError: it is one of the table's, so that their worlds would be one.
-    """
+
+def _tuning_seed(asked: Any, seeds: Sequence[int], worlds: bool) -> int:
+    """What is asked for, else the first from 1 on that is no row's."""
     if asked is None:
         return next(seed for seed in range(1, len(seeds) + 2) if seed not in seeds)
     if worlds and asked in seeds:
@@ -123,7 +148,7 @@ def tuning_seed_of(asked: int | None, seeds: Sequence[int], worlds: bool) -> int
             f"tuning_seed {asked} is one of the seeds: settings would be tuned in the world that "
             "it tests in. Give another --tuning_seed"
         )
-    return asked
+    return whole_number("tuning_seed", asked, 0)
 
 
 def aa_row(rows: Sequence[Row], baseline: str) -> Row:

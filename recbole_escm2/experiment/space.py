@@ -18,7 +18,6 @@ from recbole.model.abstract_recommender import ContextRecommender
 
 from recbole_escm2.config import (
     KEY_NEEDS,
-    PART_SETTINGS,
     PLACE_KEYS,
     PROPERTIES,
     Config,
@@ -133,34 +132,6 @@ def default_space(model: type) -> Space:
             "or give a params_file, of lines 'name type range'"
         )
     return {name: values for name, values in space.items() if has_effect(name, model)}
-
-
-def pair_space(space: Space, config: Config) -> Space:
-    """Ranges of the two models of ``task: both``, each with settings of its own.
-
-    Names are ``ctr_settings.NAME`` and ``cvr_settings.NAME``; what is set for a model isn't
-    searched for it.
-    """
-    return {
-        f"{key}.{name}": values
-        for key in PART_SETTINGS
-        for name, values in space.items()
-        if name not in (config[key] or {})
-    }
-
-
-def pair_settings(chosen: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """What was chosen from a :func:`pair_space`, over what is set already, as config values."""
-    settings: dict[str, Any] = {key: dict(config[key] or {}) for key in PART_SETTINGS}
-    for name, value in chosen.items():
-        key, _, own = name.partition(".")
-        settings[key][own] = value
-    return {key: own for key, own in settings.items() if own}
-
-
-def random_seed_of(seed: int, number: int) -> int:
-    """The seed of a trial's draws: its own, so that one that is asked for later is the same."""
-    return (seed + number * 1_000_003) % 2**32
 
 
 def settings_of(parameters: Mapping[str, Any], space: Space) -> dict[str, Any]:

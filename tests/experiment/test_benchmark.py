@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.runs import Process, execute, finished
 from recbole_escm2.quick_start import run
 
@@ -144,17 +144,36 @@ def test_ctrl_c_stops_the_runs(quick, tmp_path):
 @pytest.mark.parametrize("model", ["ESMM", "DeepFM"])
 def test_a_result_whose_checkpoint_is_elsewhere_is_done(options, tmp_path, model):
     options |= {"saved": "True", "checkpoint_dir": str(tmp_path / "kept"), "model": model}
-    plan = make_plan({**options, "seeds": "1", "embedding_size": "4"})
+    plan = make_experiment({**options, "seeds": "1", "embedding_size": "4"})
     (run_,) = plan.runs
-    (outcome,) = execute(iter(plan.runs), plan.output_dir, 1, saved=True)
+    (outcome,) = execute(iter(plan.runs), 1, saved=True)
     assert outcome.result is not None
-    earlier = finished(run_, plan.output_dir, saved=True)
+    earlier = finished(run_, saved=True)
     assert earlier is not None
     assert earlier.result == outcome.result
     for file in (tmp_path / "kept").iterdir():
         file.unlink()
-    assert finished(run_, plan.output_dir, saved=True) is None
-    assert finished(run_, plan.output_dir) is not None  # asking deletes nothing
+    assert finished(run_, saved=True) is None
+    assert finished(run_) is not None  # asking deletes nothing
+
+
+@pytest.mark.parametrize("place", ["", "kept"])
+def test_a_pair_is_done_when_both_checkpoints_are_there(options, tmp_path, place):
+    options |= {"checkpoint_dir": str(tmp_path / place)} if place else {}
+    (run_,) = make_experiment({**options, "model": "FM", "seeds": "1", "saved": "True"}).runs
+
+    def checkpoints() -> list[Path]:
+        folder = tmp_path / place if place else run_.folder
+        return sorted(folder.rglob("*.pth"))
+
+    for missing in (0, 1):
+        (outcome,) = execute(iter([run_]), 1, saved=True)
+        assert outcome.result is not None
+        assert len(checkpoints()) == 2
+        assert run_.is_done(saved=True)
+        checkpoints()[missing].unlink()
+        assert not run_.is_done(saved=True)
+        assert run_.is_done()
 
 
 def test_what_a_result_says_of_training_and_predictions(settings):
@@ -182,7 +201,7 @@ def test_what_a_result_says_of_training_and_predictions(settings):
 
 
 def test_a_stopped_run_leaves_no_result(quick, tmp_path, data_path):
-    plan = make_plan(
+    plan = make_experiment(
         {
             "model": "ESMM",
             "dataset": "tiny",
@@ -197,10 +216,10 @@ def test_a_stopped_run_leaves_no_result(quick, tmp_path, data_path):
         if len(process.history()) >= 2:
             process.stop("enough")
 
-    (outcome,) = execute(iter(plan.runs), tmp_path, 1, watch=watch)
+    (outcome,) = execute(iter(plan.runs), 1, watch=watch)
     assert outcome.result is None
     assert outcome.reason == "enough"
-    assert finished(plan.runs[0], tmp_path) is None
+    assert finished(plan.runs[0]) is None
 
 
 def test_the_model_of_the_clicks_may_take_as_many_steps_as_that_of_all(settings):

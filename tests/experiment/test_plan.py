@@ -11,7 +11,7 @@ import pytest
 
 from recbole_escm2 import threads
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.request import is_benchmark, split_list
 from recbole_escm2.experiment.runs import execute
 
@@ -51,7 +51,7 @@ def test_what_is_a_benchmark(options, many):
 
 
 def test_rows_seeds_and_the_order_of_runs(options):
-    plan = make_plan({**options, "model": "ESMM,DeepFM", "seeds": "2", "seed": "7"})
+    plan = make_experiment({**options, "model": "ESMM,DeepFM", "seeds": "2", "seed": "7"})
     again = "ESMM again (A/A)"
     assert [row.label for row in plan.rows] == ["ESMM", "DeepFM", again]
     assert plan.seeds == [7, 8]
@@ -63,14 +63,14 @@ def test_rows_seeds_and_the_order_of_runs(options):
     # a single-task model has all tasks' metrics, as two trainings
     assert plan.runs[1].settings["task"] == "both"
     assert "task" not in plan.runs[0].settings
-    assert make_plan({**options, "model": "DeepFM", "seeds": "[5,1]"}).seeds == [5, 1]
-    ctr = make_plan({**options, "model": "DeepFM,ESMM", "task": "ctr"})
+    assert make_experiment({**options, "model": "DeepFM", "seeds": "[5,1]"}).seeds == [5, 1]
+    ctr = make_experiment({**options, "model": "DeepFM,ESMM", "task": "ctr"})
     assert ctr.runs[0].settings["task"] == "ctr"
 
 
 def test_the_aa_row_is_the_baseline_with_other_training_seeds(options):
     asked = {**options, "model": "ESMM,ESCM2_IPS", "seeds": "3"}
-    plan = make_plan({**asked, "baseline": "ESCM2_IPS"})
+    plan = make_experiment({**asked, "baseline": "ESCM2_IPS"})
     assert [row.aa for row in plan.rows] == [False, False, True]
     runs = {(run.row.label, run.seed): run for run in plan.runs}
     for seed in plan.seeds:
@@ -80,16 +80,16 @@ def test_the_aa_row_is_the_baseline_with_other_training_seeds(options):
         assert again.pop("training_seed") != seed
         assert again == first
     assert len({run.name for run in plan.runs}) == 9
-    assert make_plan({**asked, "baseline": "ESCM2_IPS"}).runs == plan.runs
+    assert make_experiment({**asked, "baseline": "ESCM2_IPS"}).runs == plan.runs
 
-    without = make_plan({**asked, "aa_row": "False"})
+    without = make_experiment({**asked, "aa_row": "False"})
     assert [row.label for row in without.rows] == ["ESMM", "ESCM2_IPS"]
-    assert not any(row.aa for row in make_plan({**asked, "seeds": "1"}).rows)
-    assert not any(row.aa for row in make_plan({**asked, "model": "ESMM"}).rows)
-    alone = make_plan({**asked, "model": "ESMM", "aa_row": "True"})
+    assert not any(row.aa for row in make_experiment({**asked, "seeds": "1"}).rows)
+    assert not any(row.aa for row in make_experiment({**asked, "model": "ESMM"}).rows)
+    alone = make_experiment({**asked, "model": "ESMM", "aa_row": "True"})
     assert [row.aa for row in alone.rows] == [False, True]
     # a training seed of all rows isn't that of the A/A row, whose own is one too
-    fixed = make_plan({**asked, "training_seed": "5"})
+    fixed = make_experiment({**asked, "training_seed": "5"})
     assert {run.settings["training_seed"] == 5 for run in fixed.runs if run.row.aa} == {False}
     assert len({run.settings["training_seed"] for run in fixed.runs if run.row.aa}) == 1
 
@@ -97,13 +97,13 @@ def test_the_aa_row_is_the_baseline_with_other_training_seeds(options):
 def test_the_aa_row_of_a_swept_baseline_has_its_settings(options):
     swept = {"model": "ESCM2_IPS", "counterfactual_weight": "0,0.3", "seeds": "2"}
     baseline = "ESCM2_IPS, counterfactual_weight=0.3"
-    plan = make_plan({**options, **swept, "baseline": baseline})
+    plan = make_experiment({**options, **swept, "baseline": baseline})
     assert [run.settings["counterfactual_weight"] for run in plan.runs if run.row.aa] == [0.3, 0.3]
     assert plan.rows[-1].label == f"{baseline} again (A/A)"
 
 
 def test_a_sweep_leaves_alone_what_it_has_no_effect_on(options):
-    plan = make_plan(
+    plan = make_experiment(
         {
             **options,
             "model": "ESMM,ESCM2_IPS,ESCM2_DR,DeepFM",
@@ -126,31 +126,33 @@ def test_a_sweep_leaves_alone_what_it_has_no_effect_on(options):
 
 
 def test_a_key_of_one_model_is_swept_for_that_one(options):
-    plan = make_plan({**options, "model": "ESMM,AutoInt", "n_layers": "2,3"})
+    plan = make_experiment({**options, "model": "ESMM,AutoInt", "n_layers": "2,3"})
     assert [row.label for row in plan.rows] == [
         "ESMM",
         "AutoInt, n_layers=2",
         "AutoInt, n_layers=3",
     ]
     backbone = {"backbone": "DCNV2", "cross_layer_num": "1,2"}
-    plan = make_plan({**options, "model": "ESMM,DeepFM", **backbone})
+    plan = make_experiment({**options, "model": "ESMM,DeepFM", **backbone})
     assert [row.swept.get("cross_layer_num") for row in plan.rows] == [1, 2, None]
 
 
 def test_a_task_that_a_file_names_stays(options, tmp_path):
     (tmp_path / "t.yaml").write_text("task: cvr\n")
-    plan = make_plan({**options, "model": "DeepFM,ESMM", "config_files": f"{tmp_path}/t.yaml"})
+    plan = make_experiment(
+        {**options, "model": "DeepFM,ESMM", "config_files": f"{tmp_path}/t.yaml"}
+    )
     assert plan.runs[0].settings["task"] == "cvr"
 
 
 def test_the_command_line_wins_over_a_sweep_of_the_file(options, tmp_path):
     (tmp_path / "b.yaml").write_text("models: [ESMM]\nsweep: {global_weight: [1, 2]}\n")
-    plan = make_plan({**options, "benchmark": f"{tmp_path}/b.yaml", "global_weight": "5"})
+    plan = make_experiment({**options, "benchmark": f"{tmp_path}/b.yaml", "global_weight": "5"})
     assert [run.settings["global_weight"] for run in plan.runs] == [5]
 
 
 def test_a_key_of_another_model_is_no_mistake(options):
-    plan = make_plan({**options, "model": "ESMM,ESCM2_DR,DeepFM", "imputation": "label"})
+    plan = make_experiment({**options, "model": "ESMM,ESCM2_DR,DeepFM", "imputation": "label"})
     assert [run.settings.get("imputation") for run in plan.runs] == [None, "label", None]
 
 
@@ -173,7 +175,9 @@ def test_a_file(options, tmp_path):
         "epochs: 2\n"
     )
     del options["dataset"]
-    plan = make_plan({**options, "benchmark": str(file), "baseline": "wide IPS, dropout_prob=0.1"})
+    plan = make_experiment(
+        {**options, "benchmark": str(file), "baseline": "wide IPS, dropout_prob=0.1"}
+    )
     assert plan.baseline == "wide IPS, dropout_prob=0.1"  # the command line wins
     assert [row.label for row in plan.rows[2:4]] == [
         "wide IPS, dropout_prob=0.0",
@@ -219,7 +223,7 @@ def test_a_file(options, tmp_path):
 )
 def test_mistakes(options, change, message):
     with pytest.raises(UsageError, match=message):
-        make_plan({**options, "model": "ESMM", "seeds": "2", **change})
+        make_experiment({**options, "model": "ESMM", "seeds": "2", **change})
 
 
 @pytest.mark.parametrize(
@@ -237,27 +241,30 @@ def test_mistakes(options, change, message):
 def test_mistakes_in_a_file(options, tmp_path, text, message):
     (tmp_path / "b.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
-        make_plan({**options, "benchmark": str(tmp_path / "b.yaml")})
+        make_experiment({**options, "benchmark": str(tmp_path / "b.yaml")})
 
 
 def _names(options: dict[str, Any], **change: Any) -> list[str]:
-    return [run.name for run in make_plan({**options, "model": "ESMM", **change}).runs]
+    return [run.name for run in make_experiment({**options, "model": "ESMM", **change}).runs]
 
 
 def test_primary_metrics_are_no_sweep_and_every_run_has_them(options):
     asked = {**options, "model": "ESMM", "columns": "CTR_AUC", "metrics": "CTR_LogLoss"}
-    plan = make_plan({**asked, "primary": "CTCVR_GAUC,IEB"})
+    plan = make_experiment({**asked, "primary": "CTCVR_GAUC,IEB"})
     assert plan.primary == ("CTCVR_GAUC", "IEB")
     assert [row.label for row in plan.rows] == ["ESMM"]
     assert plan.runs[0].settings["metrics"] == ["CTR_LogLoss", "CTR_AUC", "CTCVR_GAUC", "IEB"]
-    by_default = make_plan(asked)
+    by_default = make_experiment(asked)
     assert by_default.primary == ()
     assert by_default.runs[0].settings["metrics"][2:] == ["CTCVR_AUC", "CVR_AUC_ES", "CVR_AUC"]
 
 
 def test_primary_metrics_in_a_file(options, tmp_path):
     (tmp_path / "b.yaml").write_text("models: [ESMM, Naive]\nprimary: [CTCVR_AUC, IEB]\n")
-    assert make_plan({**options, "benchmark": f"{tmp_path}/b.yaml"}).primary == ("CTCVR_AUC", "IEB")
+    assert make_experiment({**options, "benchmark": f"{tmp_path}/b.yaml"}).primary == (
+        "CTCVR_AUC",
+        "IEB",
+    )
 
 
 def test_a_run_is_known_by_what_its_numbers_depend_on(options, tmp_path):
@@ -279,10 +286,10 @@ def test_runs_of_other_numbers_of_threads_are_others(options, monkeypatch):
     assert _names(options, jobs="2") == same
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
-    (whole,), (half,) = (make_plan({**options, "model": "FM", "jobs": j}).runs for j in "12")
+    (whole,), (half,) = (make_experiment({**options, "model": "FM", "jobs": j}).runs for j in "12")
     assert (whole.threads, half.threads) == (4, 2)
     assert whole.name != half.name
-    (again,) = make_plan({**options, "model": "FM", "jobs": "1"}).runs
+    (again,) = make_experiment({**options, "model": "FM", "jobs": "1"}).runs
     assert again.name == whole.name
 
 
@@ -301,7 +308,7 @@ def test_an_edited_model_is_another_one(options, tmp_path, monkeypatch):
     importlib.invalidate_caches()
 
     def name() -> str:
-        (run,) = make_plan({**options, "model": "edited_variant:Mine"}).runs
+        (run,) = make_experiment({**options, "model": "edited_variant:Mine"}).runs
         return run.name
 
     names = {name()}
@@ -315,13 +322,13 @@ def test_an_edited_model_is_another_one(options, tmp_path, monkeypatch):
 
 
 def test_code_that_changes_before_its_run_is_refused(options, tmp_path):
-    (run,) = make_plan({**options, "model": "ESMM"}).runs
+    (run,) = make_experiment({**options, "model": "ESMM"}).runs
     later = dataclasses.replace(run, code="another")
-    (outcome,) = execute(iter([later]), tmp_path, 1)
+    (outcome,) = execute(iter([later]), 1)
     assert outcome.result is None
     assert outcome.reason == "the code has changed since the benchmark began: start it again"
 
 
 def test_settings_survive_json(options):
-    run = make_plan({**options, "model": "ESMM", "numerical_features": "[age]"}).runs[0]
+    run = make_experiment({**options, "model": "ESMM", "numerical_features": "[age]"}).runs[0]
     assert json.loads(json.dumps(run.settings)) == run.settings

@@ -156,8 +156,10 @@ def test_two_models_have_ranges_of_their_own_and_half_the_trials(
     asked = make_search(options | {"output_dir": str(tmp_path), "cvr_settings": "{epochs: 3}"})
     assert asked.trials == pairs
     own = ("embedding_weight_decay", "learning_rate")
-    assert list(asked.space) == [f"{part}_settings.{key}" for part in ("ctr", "cvr") for key in own]
-    run = asked.run_of(0, asked.settings(dict.fromkeys(asked.space, 0.5)))
+    assert list(asked.ranges.space) == [
+        f"{part}_settings.{key}" for part in ("ctr", "cvr") for key in own
+    ]
+    run = asked.run_of(0, dict.fromkeys(asked.ranges.space, 0.5))
     assert run.settings["task"] == "both"
     assert run.settings["ctr_settings"] == dict.fromkeys(own, 0.5)
     assert run.settings["cvr_settings"] == {"epochs": 3, **dict.fromkeys(own, 0.5)}

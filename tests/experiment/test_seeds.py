@@ -13,8 +13,9 @@ import pytest
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment import command
-from recbole_escm2.experiment.plan import Run, make_plan, with_tuned_rows
+from recbole_escm2.experiment.conduct import study_of, tuning_of
+from recbole_escm2.experiment.plan import make_experiment, with_tuned_rows
+from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.runs import Outcome
 from recbole_escm2.experiment.study import Trial, Tuning
 from recbole_escm2.quick_start import run as run_alone
@@ -69,9 +70,9 @@ def asked(options: dict[str, str], worlds: Path) -> Any:
     return make
 
 
-def parts_of(run: Run, **change: Any) -> list[EntireSpaceDataset]:
+def parts_of(run: PlannedRun, **change: Any) -> list[EntireSpaceDataset]:
     settings = {**run.settings, **change}
-    return EntireSpaceDataset(Config(run.model, run.dataset, None, settings)).build()
+    return EntireSpaceDataset(Config(run.row.model, run.dataset, None, settings)).build()
 
 
 def rows_of(*parts: EntireSpaceDataset) -> set[tuple[str, int]]:
@@ -81,10 +82,10 @@ def rows_of(*parts: EntireSpaceDataset) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_seed_tests_on_what_a_trial_has_seen(asked, case):
-    plan = make_plan(asked(case, trials="2"))
+    plan = make_experiment(asked(case, trials="2"))
     assert set(plan.draws.values()) == {CASES[case][0]}
     seen = set()
-    for _, run in plan.tuning:
+    for run in (candidate.run for candidate in plan.tuning):
         train, valid, _ = parts_of(run)
         seen |= rows_of(train, valid)
     assert seen
@@ -103,8 +104,8 @@ def test_no_seed_tests_on_what_a_trial_has_seen(asked, case):
 
 
 def test_trials_of_one_data_set_have_a_part_of_it_and_seeds_the_rest(asked):
-    plan = make_plan(asked("one data set", trials="2", tuning_share="0.3", tuning_seed="8"))
-    trials = [rows_of(*parts_of(run)) for _, run in plan.tuning]
+    plan = make_experiment(asked("one data set", trials="2", tuning_share="0.3", tuning_seed="8"))
+    trials = [rows_of(*parts_of(run)) for run in (candidate.run for candidate in plan.tuning)]
     assert all(rows == trials[0] for rows in trials)
     assert len(trials[0]) == 1200
     tests = {run.seed: parts_of(run)[2] for run in plan.runs}
@@ -112,10 +113,10 @@ def test_trials_of_one_data_set_have_a_part_of_it_and_seeds_the_rest(asked):
     tested = [rows_of(part) for part in tests.values()]
     assert all(len(rows) == 400 for rows in tested)
     assert tested[0] != tested[1]
-    other = make_plan(asked("one data set", trials="2", tuning_share="0.3", tuning_seed="9"))
-    assert rows_of(*parts_of(other.tuning[0][1])) != trials[0]
+    other = make_experiment(asked("one data set", trials="2", tuning_share="0.3", tuning_seed="9"))
+    assert rows_of(*parts_of(other.tuning[0].run)) != trials[0]
     # without trials the splits are those that a single run has
-    for run in make_plan(asked("one data set")).runs:
+    for run in make_experiment(asked("one data set")).runs:
         assert "tuning_part" not in run.settings
 
 
@@ -134,21 +135,21 @@ def test_trials_of_one_data_set_have_a_part_of_it_and_seeds_the_rest(asked):
 )
 def test_what_cannot_be_kept_apart_is_refused(asked, more, message):
     with pytest.raises(UsageError, match=message):
-        make_plan(asked("one data set", trials="2", **more))
+        make_experiment(asked("one data set", trials="2", **more))
 
 
 def test_a_tuning_seed_has_a_world_of_its_own(asked):
-    plan = make_plan(asked("worlds", trials="2", seeds="[1,2,5]"))
+    plan = make_experiment(asked("worlds", trials="2", seeds="[1,2,5]"))
     assert plan.seeding.of_tuning == 3  # the first that is no row's
     with pytest.raises(UsageError, match="tuning_seed 2 is one of the seeds"):
-        make_plan(asked("worlds", trials="2", seeds="[1,2,5]", tuning_seed="2"))
-    assert make_plan(asked("one data set", trials="2")).seeding.of_tuning == 1
+        make_experiment(asked("worlds", trials="2", seeds="[1,2,5]", tuning_seed="2"))
+    assert make_experiment(asked("one data set", trials="2")).seeding.of_tuning == 1
 
 
 @pytest.mark.parametrize("case", ["worlds", "worlds of a fixed test"])
 def test_each_seed_has_a_world_and_a_plan_makes_none(asked, case, worlds, tmp_path):
     stores = tmp_path / "stores"
-    plan = make_plan(asked(case, store_dir=str(stores)))
+    plan = make_experiment(asked(case, store_dir=str(stores)))
     assert not stores.exists()
     found = {(run.seed, run.settings["simulation_seed"]) for run in plan.runs}
     assert found == {(seed, seed + 10_000) for seed in plan.seeds}
@@ -159,17 +160,19 @@ def test_each_seed_has_a_world_and_a_plan_makes_none(asked, case, worlds, tmp_pa
     truths = [parts_of(run)[2].truth for run in plan.runs[:: len(first)]]
     assert not np.array_equal(truths[0].click, truths[1].click)
     assert len({run.settings["simulation_seed"] for run in first}) == 1
-    assert {run.name for run in make_plan(asked(case, store_dir=str(stores))).runs} == names
+    assert {run.name for run in make_experiment(asked(case, store_dir=str(stores))).runs} == names
 
 
 @pytest.mark.parametrize("case", ["worlds", "worlds of a fixed test"])
 def test_who_chooses_a_world_has_all_seeds_in_it(asked, case, tmp_path):
     (tmp_path / "w.yaml").write_text("simulation_seed: 7\n")
     for more in ({"simulation_seed": "7"}, {"config_files": f"{tmp_path}/w.yaml"}):
-        plan = make_plan(asked(case, **more))
+        plan = make_experiment(asked(case, **more))
         assert plan.seeding.about_worlds() is None
         assert {run.settings["simulation_seed"] for run in plan.runs} == {7}
-    swept = make_plan(asked(case, model="ESMM", simulation_seed="7,8", seeds="2", aa_row="False"))
+    swept = make_experiment(
+        asked(case, model="ESMM", simulation_seed="7,8", seeds="2", aa_row="False")
+    )
     assert [run.settings["simulation_seed"] for run in swept.runs] == [7, 8, 7, 8]
 
 
@@ -180,7 +183,7 @@ def test_a_wrong_world_is_refused_before_any_is_made(asked):
         ("worlds", {"ratings": "none-such"}, "none-such"),
     ):
         with pytest.raises(UsageError, match=message):
-            make_plan(asked(case, **more))
+            make_experiment(asked(case, **more))
 
 
 @pytest.mark.parametrize(
@@ -188,27 +191,29 @@ def test_a_wrong_world_is_refused_before_any_is_made(asked):
     [("one data set", "split", 4000), ("pre-split", "weights", None), ("worlds", "split", 600)],
 )
 def test_a_result_says_what_a_seed_draws(asked, case, alone, pool, monkeypatch):
-    plan = make_plan(asked(case, seeds="2", model="ESMM,Naive", aa_row="False"))
+    plan = make_experiment(asked(case, seeds="2", model="ESMM,Naive", aa_row="False"))
     outcomes: dict[str, Outcome] = {}
     for run in plan.runs:
         settings: Mapping[str, Any] = {**run.settings, "output_dir": str(plan.output_dir)}
-        outcome = run_alone(run.model, run.dataset, None, settings, saved=False)
+        outcome = run_alone(run.row.model, run.dataset, None, settings, saved=False)
         result = json.loads((Path(outcome["run_dir"]) / "result.json").read_text())
         assert (result["seed_draws"], result["test_pool"]) == (alone, pool)
-        outcomes[run.name] = Outcome(run, result, None, Path(outcome["run_dir"]))
-    study = command._study(plan, outcomes, None, "")
+        outcomes[run.name] = Outcome(run, result)
+    study = study_of(plan, outcomes, None, "")
     draws = {study.results[key]["seed_draws"] for key in study.results}
     assert draws == {CASES[case][0]}
 
 
 def test_a_report_says_what_was_tuned_on(asked, monkeypatch):
-    plan = make_plan(asked("one data set", trials="2", seeds="2", model="ESMM"))
+    plan = make_experiment(asked("one data set", trials="2", seeds="2", model="ESMM"))
     results = {"test_result": {"CTR_AUC": 0.5}, "valid_metric": "CTR_AUC", "simulated": None}
-    tried = {"best_valid_score": 0.5, "valid_score_bigger": True, "trainings": [{"task": None}]}
-    outcomes = {run.name: Outcome(run, results, None, Path()) for run in plan.runs}
-    outcomes |= {run.name: Outcome(run, tried, None, Path()) for _, run in plan.tuning}
-    tuning = command._tuning(plan, outcomes)
-    shown = markdown(command._study(plan, outcomes, tuning, ""))
+    tried = {**results, "best_valid_score": 0.5, "valid_score_bigger": True, "trainings": [{}]}
+    outcomes = {run.name: Outcome(run, results) for run in plan.runs}
+    outcomes |= {
+        run.name: Outcome(run, tried) for run in (candidate.run for candidate in plan.tuning)
+    }
+    tuning = tuning_of(plan, outcomes)
+    shown = markdown(study_of(plan, outcomes, tuning, ""))
     assert (
         "on a random 50% of the impressions, of which no seed of this table tests on any" in shown
     )

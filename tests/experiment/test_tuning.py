@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.plan import make_experiment, with_tuned_rows
 from recbole_escm2.experiment.study import Trial, Tuning
-from recbole_escm2.experiment.tuning import tuned
 from recbole_escm2.report.tables import trials_csv, tuning_table
 
 
 def drawn(options: dict[str, str]) -> dict[str, list[dict]]:
     found: dict[str, list[dict]] = {}
-    for candidate, run in make_plan(options).tuning:
-        assert dict(candidate.row.settings).items() >= candidate.chosen.items()
-        assert run.settings.items() >= candidate.chosen.items()
+    for candidate in make_experiment(options).tuning:
+        assert dict(candidate.run.row.settings).items() >= candidate.chosen.items()
+        assert candidate.run.settings.items() >= candidate.chosen.items()
         found.setdefault(candidate.label, []).append(dict(candidate.chosen))
     return found
 
@@ -101,7 +100,7 @@ def test_mistakes(options, tmp_path, monkeypatch, content, message):
     Path("odd.hyper").write_text("impression_sample uniform 0.1,0.5\n")
     Path("b.yaml").write_text(content)
     with pytest.raises(UsageError, match=message):
-        make_plan({**options, "benchmark": "b.yaml"})
+        make_experiment({**options, "benchmark": "b.yaml"})
 
 
 @pytest.mark.parametrize(
@@ -115,13 +114,13 @@ def test_mistakes(options, tmp_path, monkeypatch, content, message):
     ],
 )
 def test_the_best_on_validation_is_chosen(options, scores, bigger, best):
-    plan = make_plan({**options, "model": "ESMM"})
-    tried = [Trial({"trial": n}, s, bigger, f"run{n}") for n, s in enumerate(scores)]
+    plan = make_experiment({**options, "model": "ESMM"})
+    tried = [Trial({"epochs": n + 1}, s, bigger, f"run{n}") for n, s in enumerate(scores)]
     tuning = Tuning(len(scores), 1, "CTCVR_AUC", {"ESMM": tried})
     assert tuning.best("ESMM") is tried[best]
     again = replace(plan.rows[0], label="again", aa=True)
-    for row in tuned(plan.request, [*plan.rows, again], tuning, "ESMM"):
-        assert row.settings["trial"] == best  # the A/A row has the baseline's
+    for row in with_tuned_rows(replace(plan, rows=[*plan.rows, again]), tuning).rows:
+        assert row.settings["epochs"] == best + 1  # the A/A row has the baseline's
 
 
 # ------------------------------------------------------------------ a CTR and a CVR model
@@ -129,12 +128,12 @@ def test_the_best_on_validation_is_chosen(options, scores, bigger, best):
 
 def tried_by(options, trials, **more):
     """What is tried for each of the two models of DeepFM, and the runs."""
-    plan = make_plan({**options, "model": "ESMM,DeepFM", "trials": str(trials), **more})
+    plan = make_experiment({**options, "model": "ESMM,DeepFM", "trials": str(trials), **more})
     found: dict[str, list[dict]] = {}
     runs: dict[str, list] = {}
-    for candidate, run in plan.tuning:
+    for candidate in plan.tuning:
         found.setdefault(candidate.label, []).append(dict(candidate.chosen))
-        runs.setdefault(candidate.label, []).append(run)
+        runs.setdefault(candidate.label, []).append(candidate.run)
     assert len(found.pop("ESMM")) == trials
     return found, runs
 
@@ -174,8 +173,8 @@ def test_each_of_two_models_is_trained_with_what_was_drawn_for_it(options):
     assert again["DeepFM, CTR model"][:3] == ctr
     assert again["DeepFM, CVR model"][:2] == cvr
     # a row of one model tries what the CTR model does
-    plan = make_plan({**options, "model": "DeepFM", "task": "ctcvr", "trials": "3"})
-    assert dict(plan.tuning[1][0].chosen) == ctr[1]
+    plan = make_experiment({**options, "model": "DeepFM", "task": "ctcvr", "trials": "3"})
+    assert dict(plan.tuning[1].chosen) == ctr[1]
 
 
 def test_what_is_set_for_one_of_two_models_is_tuned_in_the_other(options):
@@ -198,7 +197,7 @@ def result_of_pair(**scores):
 
 
 def test_each_of_two_models_is_chosen_by_a_score_of_its_own(options):
-    plan = make_plan({**options, "model": "DeepFM", "trials": "5"})
+    plan = make_experiment({**options, "model": "DeepFM", "trials": "5"})
     alone = {
         "best_valid_score": 0.65,
         "valid_score_bigger": True,
@@ -208,11 +207,11 @@ def test_each_of_two_models_is_chosen_by_a_score_of_its_own(options):
     # trial 0, trial 1, and the CTR model alone: the best CTR model is the first's, the best product
     # the second's
     results = [result_of_pair(ctr=0.7, cvr=0.03), result_of_pair(ctr=0.6, cvr=0.02), alone]
-    names = list(dict.fromkeys(run.name for _, run in plan.tuning))
+    names = list(dict.fromkeys(candidate.run.name for candidate in plan.tuning))
     by_name = dict(zip(names, results, strict=True))
     by_row: dict[str, list[Trial]] = {}
-    for candidate, run in plan.tuning:
-        trial = candidate.trial(run.name, by_name[run.name], "")
+    for candidate in plan.tuning:
+        trial = candidate.trial(by_name[candidate.run.name], "")
         by_row.setdefault(candidate.label, []).append(trial)
     scores = {label: [trial.score for trial in tried] for label, tried in by_row.items()}
     assert scores == {"DeepFM, CTR model": [0.7, 0.6, 0.65], "DeepFM, CVR model": [0.03, 0.02]}
@@ -220,7 +219,7 @@ def test_each_of_two_models_is_chosen_by_a_score_of_its_own(options):
     assert metrics == {"DeepFM, CTR model": {"CTR_AUC"}, "DeepFM, CVR model": {"CTCVR_LogLoss"}}
     tuning = Tuning(5, 1, "CTCVR_AUC", by_row)
     again = replace(plan.rows[0], label="again", aa=True)
-    row, aa = tuned(plan.request, [*plan.rows, again], tuning, "DeepFM")
+    row, aa = with_tuned_rows(replace(plan, rows=[*plan.rows, again]), tuning).rows
     assert aa.settings == row.settings
     drawn = by_row["DeepFM, CVR model"][1].chosen
     assert drawn
@@ -232,7 +231,7 @@ def test_each_of_two_models_is_chosen_by_a_score_of_its_own(options):
     assert [line["valid_CTCVR_LogLoss"] for line in lines] == ["", "", "", "0.03", "0.02"]
     assert [line["chosen"] for line in lines] == ["1", "0", "0", "0", "1"]
     # a run that failed is no score of either
-    failed = [candidate.trial(run.name, None, "why") for candidate, run in plan.tuning]
+    failed = [candidate.trial(None, "why") for candidate in plan.tuning]
     assert {(trial.score, trial.reason) for trial in failed} == {(None, "why")}
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from recbole_escm2.config import PROPERTIES, Config, family_keys, is_entire_space, single_task
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment.plan import make_plan
+from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.model import AITM, ESMM, MTL_EIB, Naive
 from recbole_escm2.model.lookup import MODELS
@@ -202,7 +202,7 @@ def test_models_of_ones_own_inherit_what_acts(computed, configure):
 def rows(impressions_path, tmp_path):
     def rows(**options):
         given = {"dataset": "tokens", "data_path": str(impressions_path), "epochs": "1"}
-        plan = make_plan({**given, "output_dir": str(tmp_path), **options})
+        plan = make_experiment({**given, "output_dir": str(tmp_path), **options})
         return {run.row.label: run.settings for run in plan.runs}
 
     return rows
@@ -248,7 +248,7 @@ def test_ranges_that_do_nothing_with_a_backbone_are_left_out(rows, impressions_p
     file = tmp_path / "benchmark.yaml"
     file.write_text(f"models: {{ESMM: {{params_file: {ranges}}}}}\n")
     options = {"dataset": "tokens", "data_path": str(impressions_path), "trials": "9"}
-    plan = make_plan({**options, "benchmark": str(file), "output_dir": str(tmp_path)})
+    plan = make_experiment({**options, "benchmark": str(file), "output_dir": str(tmp_path)})
     tried = [candidate.chosen for candidate, _ in plan.tuning[1:]]
     assert {chosen["backbone"] for chosen in tried} == {"FM", "mmoe"}
     for chosen in tried:

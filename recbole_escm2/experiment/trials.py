@@ -1,0 +1,223 @@
+"""Trials of a row: what may be chosen for it, what it runs with, and what was best.
+
+A benchmark's tuning draws all of them beforehand; a search asks for one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+
+from recbole_escm2.config import PAIR, PART_SETTINGS, Config, learns_both, part_config
+from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.planned import PlannedRun
+from recbole_escm2.experiment.request import Request
+from recbole_escm2.experiment.space import Space, ranges_of, settings_of
+from recbole_escm2.experiment.study import Row, Trial, Tuning, part_label
+
+SAMPLERS = ("tpe", "random")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What may be chosen for a row.
+
+    Attributes:
+        request: that the row is of.
+        row: as it is.
+        config: its config.
+        space: by config key; of the two models of ``task: both``, each of which has settings of its
+            own, by ``ctr_settings.KEY`` and ``cvr_settings.KEY``.
+    """
+
+    request: Request
+    row: Row
+    config: Config
+    space: Space
+
+    @classmethod
+    def of(cls, request: Request, row: Row) -> Ranges:
+        """The ranges of a row; what is set for one of two models isn't searched for it.
+
+        Raises:
+            UsageError: it has none, or wrong ones.
+        """
+        config, space = request.config(row), ranges_of(request, row)
+        if learns_both(config):
+            space = {
+                f"{key}.{name}": values
+                for key in PART_SETTINGS
+                for name, values in space.items()
+                if name not in (config[key] or {})
+            }
+        return cls(request, row, config, space)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The two models, where the row is two."""
+        return PAIR if learns_both(self.config) else ()
+
+    def draw(self, seed: int, number: int) -> dict[str, Any]:
+        """The values of a trial, drawn at random."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(sampler=sampler_of("random", seed, number))
+        return study.ask(self.space).params
+
+    def chosen(self, values: Mapping[str, Any], part: str | None = None) -> dict[str, Any]:
+        """Drawn values as config values: those of one of two models, or those that act on the row,
+        whose backbone may be among them."""
+        prefix = "" if part is None else f"{part}_settings."
+        own = {
+            name.removeprefix(prefix): value
+            for name, value in settings_of(values, self.space).items()
+            if name.startswith(prefix)
+        }
+        if part is not None:
+            return own
+        drawn = replace(self.row, settings={**self.row.settings, **own})
+        return self.request.acting(drawn, own)
+
+    def tried(self, label: str, values: Mapping[str, Any]) -> Row:
+        """The row with drawn values."""
+        if self.parts:
+            by_part = {part: self.chosen(values, part) for part in self.parts}
+            own = _settings_of_parts(self.config, by_part)
+        else:
+            own = self.chosen(values)
+        return replace(self.row, label=label, settings={**self.row.settings, **own})
+
+
+def sampler_of(kind: str, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler for one trial.
+
+    Its seed is the trial's own, so that one that is asked for later is the same, and a search that
+    goes on repeats nothing.
+
+    Args:
+        kind: one of :data:`SAMPLERS`.
+        seed: of all trials.
+        number: of the trial.
+    """
+    own = (seed + number * 1_000_003) % 2**32
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=own)
+    return optuna.samplers.TPESampler(seed=own)
+
+
+def scores_of(result: Mapping[str, Any]) -> dict[str | None, tuple[str, float, bool]]:
+    """Metric, score and whether bigger is better, of each model of a run.
+
+    Args:
+        result: what its ``result.json`` holds.
+
+    Returns:
+        By task, where the run is two models; that of the run as a whole by None.
+    """
+    names = ("valid_metric", "best_valid_score", "valid_score_bigger")
+    trainings = result["trainings"] if len(result["trainings"]) > 1 else ()
+    scored = {None: result, **{training["task"]: training for training in trainings}}
+    return {task: tuple(of_task[name] for name in names) for task, of_task in scored.items()}
+
+
+# --------------------------------------------------------------------------- of a benchmark
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that are tried for a row of a benchmark.
+
+    Attributes:
+        label: the row's, or that of one of its two models.
+        chosen: what was drawn, by config key; empty where the row is tried as it is.
+        run: that tries them; two models are tried in one.
+        part: ``ctr`` or ``cvr``, where it is about one of two models.
+    """
+
+    label: str
+    chosen: Mapping[str, Any]
+    run: PlannedRun
+    part: str | None = None
+
+    def trial(self, result: Mapping[str, Any] | None, reason: str) -> Trial:
+        """How it went.
+
+        Args:
+            result: what its run's ``result.json`` holds, None where it failed.
+            reason: why it failed.
+        """
+        if result is None:
+            return Trial(self.chosen, None, True, self.run.name, reason)
+        scores = scores_of(result)
+        metric, score, bigger = scores.get(self.part, scores[None])
+        shown = None if self.part is None else metric
+        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown)
+
+
+def candidates(
+    request: Request, row: Row, trials: int, seed: int, plan: Callable[[Row, Config], PlannedRun]
+) -> list[Candidate]:
+    """What is tried for a row: the row as it is, then settings drawn at random from its ranges.
+
+    A draw depends on its number and the key's place among the ranges alone, so that models of one
+    family try the same values of what they share, and that more trials are the same ones and more.
+
+    A CTR and a CVR model as a pair have as many trainings together as another row has trials:
+    ⌊N/2⌋ of the one with the other, and one CTR model more where N is odd.
+
+    Args:
+        request: what was asked for.
+        row: of the table.
+        trials: settings a row.
+        seed: of the draws.
+        plan: makes the run of a row with its config.
+
+    Raises:
+        UsageError: the row has no ranges, or wrong ones; the message names it.
+    """
+    try:
+        ranges = Ranges.of(request, row)
+    except UsageError as error:
+        raise UsageError(f"{row.label}: {error}") from error
+    found = []
+    for number in range(trials - trials // 2 if ranges.parts else trials):
+        drawn = ranges.draw(seed, number) if number else {}
+        parts = ranges.parts if number < trials // 2 else ranges.parts[:1]
+        drawn = {name: value for name, value in drawn.items() if name.startswith(parts or "")}
+        tried = ranges.tried(f"{row.label}, trial {number}", drawn)
+        config = request.config(tried)
+        run = plan(tried, part_config(config, parts[0]) if len(parts) == 1 else config)
+        for part in parts or (None,):
+            label = row.label if part is None else part_label(row.label, part)
+            found.append(Candidate(label, ranges.chosen(drawn, part), run, part))
+    return found
+
+
+def best_settings(tuning: Tuning, label: str, config: Config) -> dict[str, Any]:
+    """The settings of a row that were best on validation.
+
+    The CTR model of a pair has those that were best by its own metric, its CVR model those that
+    were best by the product.
+
+    Args:
+        tuning: what was tried.
+        label: the row's.
+        config: the row's, as it is.
+    """
+    if label in tuning.by_row:
+        return dict(tuning.best(label).chosen)
+    best = {part: tuning.best(part_label(label, part)).chosen for part in PAIR}
+    return _settings_of_parts(config, best)
+
+
+def _settings_of_parts(
+    config: Config, chosen: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What was chosen for two models, over what is set for them already."""
+    settings = {
+        key: {**(config[key] or {}), **chosen[part]}
+        for key, part in zip(PART_SETTINGS, PAIR, strict=True)
+    }
+    return {key: own for key, own in settings.items() if own}
