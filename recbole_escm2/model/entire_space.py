@@ -292,6 +292,8 @@ class EntireSpaceRecommender(BagEmbedding):
             keys |= vars(parent).get("default_config", {}).keys()
         return frozenset(keys)
 
+    check_backbone = staticmethod(backbone.check_backbone)
+
     @classmethod
     def has_own_propensity(cls) -> bool:
         """Whether the weights are others than 1/max(ô, floor), by an overriding method."""
