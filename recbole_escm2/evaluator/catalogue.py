@@ -169,4 +169,4 @@ SPECS: Mapping[str, MetricSpec] = {
 def spec_of(name: str) -> MetricSpec | None:
     """The metric of a name with its value, None for one of RecBole's."""
     metric = metric_of(name)
-    return metric and SPECS[metric.name.lower()]
+    return None if metric is None else SPECS[metric.name.lower()]

@@ -1,0 +1,263 @@
+"""Every config key: what it may hold, where it is listed, on which models it acts."""
+
+import math
+
+import pytest
+
+from recbole_escm2 import keys
+from recbole_escm2.command_line import main
+from recbole_escm2.config import Config
+from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.request import is_benchmark
+from recbole_escm2.keys import KEYS, OF_RECBOLES_MODELS
+from recbole_escm2.property_files import PROPERTIES, lines_of
+
+# --- wrong types and wrong values ------------------------------------------------------------
+
+NOT_TRUE_OR_FALSE = ["maybe", 2, [True]]
+NOT_TEXT = [7, ["a"], ""]
+NOT_COLUMNS = ["price", [5], {"a": "b"}]
+NOT_COUNTS = [0, -1, 1.5, "many", True]
+NOT_LAYERS = [[], [0], [64, 32.0], [True], 64, (64, 32)]
+NOT_BELOW_ONE = [1, -0.1, "half", True]
+NOT_NEGATIVE = [-0.1, math.inf, math.nan, "some", True]
+NOT_INTERVALS = [5, "five", {"a": 1}, "5,10"]
+OFFERED = sorted(name for name in KEYS if name.endswith("_FIELD"))
+BAD = {
+    "counterfactual_weight": [-0.1, "much", True, None, math.nan, math.inf],
+    "global_weight": [-1, [1], False, math.inf],
+    "propensity_floor": [1, 1.5, -0.01, "low"],
+    "propensity": ["ctr", 1, None],
+    "propensity_normalization": ["SNIPS", True],
+    "calibrator_weight": [-0.1, math.inf, "low", True, None],
+    "backbone": ["", 1, ["mmoe"], None],
+    "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
+    "shared_expert_num": [0, 1.5, True, None],
+    "task_expert_num": [0, 1.5, True, None],
+    "extraction_level_num": [0, 1.5, True, None],
+    "counterfactual_prior_weight": [-0.1, math.inf, "low", True, None],
+    "imputation": ["both", 1, None],
+    "imputation_schedule": ["alternating", True],
+    "predict_task": ["CTR", "ctr, cvr", None],
+    "task": ["click", 1],
+    "sparse_embedding": [1, "yes", None],
+    "impressions": ["all", None],
+    "impression_sample": [0, 1.01, -1, True, None],
+    "conversion_without_click": ["keep", None, True],
+    "decision_threshold": [-0.1, 1.1, "median", True, None],
+    "calibration_bins": [0, 10.0, "ten"],
+    "embedding_size": [0, 16.0, "wide", True, None],
+    "mlp_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
+    "dropout_prob": [1, -0.1, "half", None],
+    "learning_rate": [0, -1e-3, "fast", True, None],
+    "weight_decay": [-1e-3, math.inf, math.nan, "some", True],
+    "embedding_weight_decay": [-1e-3, math.inf, math.nan, "some", True, None],
+    "sleeping_decay": [-0.1, math.inf, "slow", True, None],
+    "train_batch_size": [0, -1, 1.5, "4k", True],
+    "eval_batch_size": [0, 1e3, None],
+    "epochs": [0, -1, 2.5, "many", True],
+    "eval_step": [0, 1.0, None],
+    "stopping_step": [-1, 2.0],
+    "bag_pooling": ["max", "", 1, None],
+    "ctr_settings": [[1], "fast", 3],
+    "cvr_settings": [[1], "fast", 3],
+    "weight_scaler": ["max", 1, None],
+    "multi_value_top_k": [0, -1, 2.5, True, None],
+    "seed": [-1, 2**31, 0.5, "dice", True],
+    "training_seed": [-1, 2**31, 0.5, "dice", True],
+    "tuning_part": [
+        *(0.5, {}, {"share": 0.5, "seed": 1}, {"share": 0.5, "seed": 1, "role": "test"}),
+        *({"share": 1, "seed": 1, "role": "trial"}, {"share": 0.5, "seed": -1, "role": "trial"}),
+    ],
+    "learner": ["lion", 1, None],
+    "CLICK_FIELD": ["", 1, None],
+    "CONVERSION_FIELD": ["", ["a"], None],
+    "metrics": [[], {"AUC": 1}, None],
+    "valid_metric": [["AUC"], 5, None, ""],
+    "topk": [[], [0], [-1], 0, "ten", None, [5, 2.5], [True], ["a"], (5, 10)],
+    "eval_args": ["RO", 5, ["split"]],
+    "output_dir": ["", 7, None],
+    "ratings": ["", 7, None],
+    "completion_rank": [-1, 1.5, "full", None],
+    "completion_regularization": [0, -1, math.inf, None],
+    "cvr_levels": [[], [0.5, 0.1], [0.1, 0.1], [-0.1, 0.5], [0.5, 1.5], ["low"], [True], 0.5, None],
+    "cvr_shares": [[], [0.0, 1.0], [1.5], ["half"], 1, None],
+    "propensity_steps": [[], [-1], [64], ["far"], 4, None],
+    "selection_strength": [-0.1, 11, "strong", True, None],
+    "click_rate": [0, 1, -0.1, "few", True],
+    "propensity_noise": [-0.1, math.inf, None],
+    "hidden_confounding": [-1, 1, "some", None],
+    "simulation_seed": [-1, 2**31, 0.5, None],
+    "primary": [1, {"CTR_AUC": 1}],
+    "load_col": [["user_id"], "user_id", {"inter": 5}],
+    "unload_col": [{"inter": "hour"}, ["hour"]],
+    "unused_col": [{"inter": "hour"}, ["hour"]],
+    "discretization": [["price"], "price"],
+    "threshold": [4, {"rating": "four"}],
+    "store_dir": NOT_TEXT,
+    "source": NOT_TEXT,
+    # of data sets
+    "feature_fields": [{}, 5, None],
+    "min_count": NOT_COUNTS,
+    "validation_share": [0, 1, "few", True],
+    "on_bad_line": ["drop", 1, None],
+    "simulation": [5, ["rows"], {"rows": "many"}],
+    "obtain": NOT_TEXT,
+    # RecBole's
+    "gpu_id": [-1, 1.5, "all", [0.5], {"a": 1}],
+    "worker": [-1, 0.5, "few", True],
+    "state": ["loud", 1],
+    "data_path": [*NOT_TEXT, None],
+    "checkpoint_dir": NOT_TEXT,
+    "config_file": [5, {"a": 1}],
+    "config_files": [5, {"a": 1}],
+    "wandb_project": NOT_TEXT,
+    "dataset_save_path": NOT_TEXT,
+    "dataloaders_save_path": NOT_TEXT,
+    "train_neg_sample_args": ["uniform", 5, [1]],
+    "clip_grad_norm": [5, "much", {}, {"max_norm": "much"}, {"max_norm": 1, "norm": 2}],
+    "loss_decimal_place": [-1, 1.5, "few", True],
+    "metric_decimal_place": [-1, 1.5, "few", True],
+    "transform": ["upside_down", 5],
+    "dataset": [""],
+    "benchmark_filename": ["train", [], [1, 2, 3], {"train": "a"}],
+    "field_separator": [*NOT_TEXT, None],
+    "seq_separator": [*NOT_TEXT, None],
+    "encoding": ["utf-99", 8, [""]],
+    "NEG_PREFIX": [*NOT_TEXT, None],
+    "LIST_SUFFIX": [*NOT_TEXT, None],
+    "MAX_ITEM_LIST_LENGTH": NOT_COUNTS,
+    "seq_len": [5, {"tags": "long"}, {"tags": 0}],
+    "additional_feat_suffix": [5, [5], {"a": 1}],
+    "rm_dup_inter": ["middle", True, 1],
+    "val_interval": ["high", {"rating": 5}, {"rating": "high"}],
+    "preload_weight": ["emb", {"emb": 5}],
+    **{key: NOT_TEXT for key in OFFERED if key not in ("CLICK_FIELD", "CONVERSION_FIELD")},
+    **dict.fromkeys(
+        (
+            *("reproducibility", "shuffle", "require_pow", "repeatable", "valid_metric_bigger"),
+            *("show_progress", "save_dataset", "save_dataloaders", "log_wandb", "use_gpu"),
+            *("enable_amp", "enable_scaler", "filter_inter_by_user_or_item", "normalize_all"),
+            "kg_reverse_r",
+        ),
+        NOT_TRUE_OR_FALSE,
+    ),
+    **dict.fromkeys(
+        (
+            *("numerical_features", "normalize_field", "selected_features", "alias_of_user_id"),
+            *("alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"),
+        ),
+        NOT_COLUMNS,
+    ),
+    **dict.fromkeys(
+        (
+            *("user_inter_num_interval", "item_inter_num_interval", "entity_kg_num_interval"),
+            "relation_kg_num_interval",
+        ),
+        NOT_INTERVALS,
+    ),
+}
+BAD["learning_rate"].append(math.inf)
+
+#: Of RecBole's models: one that has the key, and wrong values.
+BAD_OF_MODELS = {
+    "attention_size": ("AFM", NOT_COUNTS),
+    "n_layers": ("AutoInt", NOT_COUNTS),
+    "num_heads": ("FiGNN", NOT_COUNTS),
+    "cross_layer_num": ("DCN", NOT_COUNTS),
+    "expert_num": ("DCNV2", NOT_COUNTS),
+    "low_rank": ("DCNV2", NOT_COUNTS),
+    "t_depth": ("KD_DAGFM", NOT_COUNTS),
+    "depth": ("KD_DAGFM", NOT_COUNTS),
+    "alpha": ("KD_DAGFM", NOT_NEGATIVE),
+    "beta": ("KD_DAGFM", NOT_NEGATIVE),
+    "reg_weight": ("PNN", NOT_NEGATIVE),
+    "drop_ex": ("EulerNet", NOT_BELOW_ONE),
+    "drop_im": ("EulerNet", NOT_BELOW_ONE),
+    "hidden_dropout_prob": ("FiGNN", NOT_BELOW_ONE),
+    "attn_dropout_prob": ("FiGNN", NOT_BELOW_ONE),
+    "dropout_probs": ("AutoInt", [[], [1], 0.2, ["half"], None]),
+    "order_list": ("EulerNet", NOT_LAYERS),
+    "t_cin": ("KD_DAGFM", NOT_LAYERS),
+    "cin_layer_size": ("xDeepFM", NOT_LAYERS),
+    "mixed": ("DCNV2", NOT_TRUE_OR_FALSE),
+    "double_tower": ("DSSM", NOT_TRUE_OR_FALSE),
+    "apply_norm": ("EulerNet", NOT_TRUE_OR_FALSE),
+    "use_inner": ("PNN", NOT_TRUE_OR_FALSE),
+    "use_outer": ("PNN", NOT_TRUE_OR_FALSE),
+    "direct": ("xDeepFM", NOT_TRUE_OR_FALSE),
+    "structure": ("DCNV2", ["round", 1, None]),
+    "type": ("KD_DAGFM", ["middle", 1, None]),
+    "fields": ("FFM", [["a"], "a", {"a": 5}]),
+    "teacher": ("KD_DAGFM", ["print()", 1, None]),
+    "phase": ("KD_DAGFM", ["distillation", "learning", 1]),
+    "warm_up": ("KD_DAGFM", ["planted.pth", 5]),
+    "embedding_size": ("DeepFM", NOT_COUNTS),
+    "mlp_hidden_size": ("DeepFM", NOT_LAYERS),
+    "dropout_prob": ("DeepFM", [*NOT_BELOW_ONE, None]),
+}
+BACKBONES = ("DCN", "AutoInt", "xDeepFM", "PNN", "FiGNN", "EulerNet", "AFM", "DCNV2")
+
+
+#: Where a key acts, if not on ESCM2_DR and any data set.
+ACTING = {
+    "calibrator_weight": ("AITM", "toy"),
+    "counterfactual_prior_weight": ("DCMT", "toy"),
+    **dict.fromkeys(("task", *keys.PART_SETTINGS), ("DeepFM", "toy")),
+    **dict.fromkeys(
+        (name for name, _ in lines_of([PROPERTIES / "dataset" / "ml-100k-semi.yaml"]).items()),
+        ("ESCM2_DR", "ml-100k-semi"),
+    ),
+    **dict.fromkeys(("simulation", "feature_fields", "on_bad_line"), ("ESCM2_DR", "ali-ccp-sim")),
+    **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
+}
+WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}
+
+
+def message_of(model, dataset, key, value, **settings):
+    with pytest.raises(UsageError) as caught:
+        Config(model, dataset, None, {**settings, key: value})
+    return str(caught.value)
+
+
+def test_every_key_has_wrong_values():
+    assert set(BAD) == set(KEYS)
+    assert set(OF_RECBOLES_MODELS) <= set(BAD_OF_MODELS)
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_wrong_values_are_refused(key):
+    where = ACTING.get(key, ("ESCM2_DR", "toy"))
+    settings = {"backbone": "ple"} if where[0] == "ESCM2_DR" else {}
+    for value in BAD[key]:
+        message = message_of(*where, key, value, **settings)
+        assert key in message
+        assert repr(value) in message or str(value).strip("[]") in message
+
+
+@pytest.mark.parametrize("key", BAD_OF_MODELS)
+def test_wrong_values_of_recboles_models_are_refused(key):
+    model, values = BAD_OF_MODELS[key]
+    for value in values:
+        assert key in message_of(model, "toy", key, value)
+        if model in BACKBONES:
+            assert key in message_of("ESCM2_DR", "toy", key, value, backbone=model)
+
+
+@pytest.mark.parametrize("key", sorted({*WRONG} - {"config_files", "dataset"}))
+def test_wrong_values_end_the_program_with_one_message(key, capsys, tmp_path, monkeypatch):
+    """On the command line, where a value is text that is parsed; nothing is trained or written."""
+    monkeypatch.chdir(tmp_path)
+    model, dataset = ACTING.get(key, ("ESCM2_DR", "toy"))
+    line = {"model": model, "dataset": dataset, "backbone": "ple"}
+    if model != "ESCM2_DR":
+        del line["backbone"]
+    for text in map(str, filter(None, WRONG[key])):
+        if is_benchmark({key: text}) or (key.endswith("_FIELD") and text != ""):
+            continue  # a sweep of it, a column that is called so
+        assert main([f"--{name}={value}" for name, value in {**line, key: text}.items()]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        (error,) = (line for line in said.err.splitlines() if line.startswith("error: "))
+        assert key in error, text
+    assert not list(tmp_path.iterdir())
