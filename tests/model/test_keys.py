@@ -249,7 +249,7 @@ def test_ranges_that_do_nothing_with_a_backbone_are_left_out(rows, impressions_p
     file.write_text(f"models: {{ESMM: {{params_file: {ranges}}}}}\n")
     options = {"dataset": "tokens", "data_path": str(impressions_path), "trials": "9"}
     plan = make_experiment({**options, "benchmark": str(file), "output_dir": str(tmp_path)})
-    tried = [candidate.chosen for candidate, _ in plan.tuning[1:]]
+    tried = [candidate.chosen for candidate in plan.tuning[1:]]
     assert {chosen["backbone"] for chosen in tried} == {"FM", "mmoe"}
     for chosen in tried:
         assert ("shared_expert_num" in chosen) == (chosen["backbone"] == "mmoe")
