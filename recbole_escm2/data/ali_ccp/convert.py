@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import numbers
 import threading
 import time
@@ -266,24 +267,25 @@ class _Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pieces = 0
+        self._shapes: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
         self.rows = 0
         self.bytes = 0
 
     def append(self, rows: _Rows) -> None:
         with open(self.path, "ab") as file:  # a handle that stayed open would outlive an error
             for array in rows:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-        self._pieces += 1
+                file.write(np.ascontiguousarray(array).data if array.size else b"")
+        self._shapes.append([(array.dtype, array.shape) for array in rows])
         self.rows += len(rows)
         self.bytes += rows.nbytes
 
     def __iter__(self) -> Iterator[_Rows]:
-        if not self._pieces:
+        if not self._shapes:
             return
         with open(self.path, "rb") as file:
-            for _ in range(self._pieces):
-                yield _Rows(*(np.lib.format.read_array(file) for _ in _Rows._fields))
+            for shapes in self._shapes:
+                arrays = (np.fromfile(file, dtype, math.prod(shape)) for dtype, shape in shapes)
+                yield _Rows(*(a.reshape(s) for a, (_, s) in zip(arrays, shapes, strict=True)))
 
 
 class _Tally:
@@ -356,8 +358,8 @@ class _Kind:
         count = len(lines.number)
         wanted = lines.target >= 0
         line, target = lines.line[wanted], lines.target[wanted]
-        features, code = np.unique(
-            lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), return_inverse=True
+        code, features = pd.factorize(
+            lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), sort=True
         )
         code = code + 1  # 0 is no value
         single = len(self.columns)
@@ -396,8 +398,8 @@ class _Kind:
         single, value = rows.columns[of_column, column] - 1, rows.ids - 1
         code, row = np.concatenate([single, value]), np.concatenate([of_column, of_value])
         size = len(rows.features)
-        counts = np.empty((size, _COUNTS), np.int64)
-        for part in range(3):  # float64 is exact up to 2^53
+        counts = np.zeros((size, _COUNTS), np.int64)
+        for part in np.flatnonzero(references.any(axis=0)):  # float64 is exact up to 2^53
             counts[:, 1 + part] = np.bincount(code, references[row, part], size)
         pairs = np.sort(of_value * size + value)  # a row counts once, however often it has a value
         once, again = pairs[:1], pairs[1:][np.diff(pairs) > 0]
