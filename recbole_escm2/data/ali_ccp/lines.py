@@ -155,7 +155,7 @@ class Text(Part):
         self._targets: dict[bytes, int | None] = {
             field.name.encode(): wanted.index(field.name) if field.name in wanted else UNWANTED
             for field in FIELDS
-            if (field.source == "user") != self._skeleton
+            if (field.origin == "user") != self._skeleton
         }
         self._values: dict[bytes, np.float32 | None] = {}
 
