@@ -31,8 +31,8 @@ from recbole_escm2.data.store import NoStoreError, Store
 from recbole_escm2.errors import UsageError
 
 ALL = tuple(raw.FIELD_BY_NAME)
-USER = [f for f in raw.FIELDS if f.source == "user"]
-OTHER = [f for f in raw.FIELDS if f.source != "user"]
+USER = [f for f in raw.FIELDS if f.origin == "user"]
+OTHER = [f for f in raw.FIELDS if f.origin != "user"]
 NAMES = {
     (kind, split): name(split)
     for split in raw.SPLITS
@@ -126,8 +126,8 @@ def read_features(text, fields):
 def read_plainly(lines, options):
     """What the store must hold, with feature ids in place of vocabulary ids."""
     fields = [raw.FIELD_BY_NAME[name] for name in options.feature_fields]
-    user = [f for f in fields if f.source == "user"]
-    other = [f for f in fields if f.source != "user"]
+    user = [f for f in fields if f.origin == "user"]
+    other = [f for f in fields if f.origin != "user"]
     common, key_row = [({}, {f.name: [] for f in user if f.is_bag})], {}
     parts = {"train": [], "validation": [], "test": []}
     for split in raw.SPLITS:
@@ -192,7 +192,7 @@ def check_table(table, rows, ids):
     assert len(table) == len(rows)
     own = {raw.FIELD_BY_NAME[name] for name in ids}
     is_user = table.name == "common"
-    names = [f.name for f in raw.FIELDS if f in own and (f.source == "user") == is_user]
+    names = [f.name for f in raw.FIELDS if f in own and (f.origin == "user") == is_user]
     assert set(table.fields) - {"click", "purchase", "common"} == set(names)
     for name in names:
         if raw.FIELD_BY_NAME[name].is_bag:
@@ -217,7 +217,7 @@ def check_scales(entries, parts, common):
         if not field.is_bag:
             assert (entry["type"], entry["scale"], entry["length"]) == ("token", 1.0, 1)
             continue
-        place = [common[row[2]][1] if field.source == "user" else row[4] for row in parts["train"]]
+        place = [common[row[2]][1] if field.origin == "user" else row[4] for row in parts["train"]]
         weights = [float(w) for lists in place for _, w in lists[name]]
         assert entry["type"] == "token_seq"
         if weights:
@@ -225,7 +225,7 @@ def check_scales(entries, parts, common):
             is_mean = abs(entry["scale"] - np.mean(weights)) <= precision
             assert is_mean or (entry["scale"] == 1 and abs(np.mean(weights)) <= precision)
         everywhere = (
-            common if field.source == "user" else [r[3:] for p in parts.values() for r in p]
+            common if field.origin == "user" else [r[3:] for p in parts.values() for r in p]
         )
         assert entry["length"] == max(1, *(len(lists[name]) for _, lists in everywhere))
 

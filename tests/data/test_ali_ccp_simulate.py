@@ -106,7 +106,7 @@ def test_the_skeleton_is_in_the_format(splits, content):
             fields = Counter(field for field, _, _ in features)
             sizes.append(len(features))
             for field, values in fields.items():
-                assert raw.FIELD_BY_NAME[field].source in ("item", "cross")
+                assert raw.FIELD_BY_NAME[field].origin in ("item", "cross")
                 assert raw.FIELD_BY_NAME[field].multi or values == 1
             assert all(fields[field] == 1 for field in ("205", "206", "207", "301"))
         counts = content["splits"][name]
@@ -126,7 +126,7 @@ def test_common_features_are_in_the_format(splits):
             assert re.fullmatch(r"[0-9a-f]{16}", key)
             found = Counter(field for field, _, _ in features)
             for field, values in found.items():
-                assert raw.FIELD_BY_NAME[field].source == "user"
+                assert raw.FIELD_BY_NAME[field].origin == "user"
                 assert raw.FIELD_BY_NAME[field].multi or values == 1
             fields.update(found.keys())
             behaviours.append(sum(n for field, n in found.items() if field.endswith("_14")))

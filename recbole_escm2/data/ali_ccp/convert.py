@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import numbers
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -90,7 +92,7 @@ class Options:
                 )
         if len({*fields}) < len(fields):
             raise UsageError("feature_fields names a field twice")
-        if not any(FIELD_BY_NAME[name].source == "user" for name in fields):
+        if not any(FIELD_BY_NAME[name].origin == "user" for name in fields):
             raise UsageError("feature_fields needs a user field, such as 101")
         if not _is_number(self.min_count, numbers.Integral) or self.min_count < 1:
             raise UsageError(f"min_count must be a whole number from 1 on, got {self.min_count!r}")
@@ -111,7 +113,7 @@ class Options:
     def targets(self, kind: str) -> list[Field]:
         """The wanted fields of the common features or of the skeleton, those with bags last."""
         fields = [FIELD_BY_NAME[name] for name in self.feature_fields]
-        own = [field for field in fields if (field.source == "user") == (kind == "common")]
+        own = [field for field in fields if (field.origin == "user") == (kind == "common")]
         return sorted(own, key=lambda field: field.is_bag)
 
     @property
@@ -150,8 +152,8 @@ def convert(
     texts = [_texts(raw, stream, options) for stream in streams(raw)]
     total = sum(path.stat().st_size for files in raw.files.values() for path in files.values())
     simulated = _simulation(raw)
-    source = Input(texts, total, "B", simulated, bool(raw.truth))
-    return build(source, target, options, schema, progress)
+    content = Input(texts, total, "B", simulated, bool(raw.truth))
+    return build(content, target, options, schema, progress)
 
 
 class Input(NamedTuple):
@@ -172,12 +174,12 @@ class Input(NamedTuple):
 
 
 def build(
-    source: Input, target: Path, options: Options, schema: Mapping[str, Any], progress: bool
+    content: Input, target: Path, options: Options, schema: Mapping[str, Any], progress: bool
 ) -> dict[str, Any]:
     """Write the store of any input, see :func:`convert`."""
     try:
         with StoreWriter(target) as writer:
-            conversion = _Conversion(source, options, writer, progress)
+            conversion = _Conversion(content, options, writer, progress)
             report = conversion.run()
             (writer.folder / REPORT_FILE).write_text(markdown(report), encoding="utf-8")
             writer.commit(
@@ -188,7 +190,7 @@ def build(
                     "group": "user" if conversion.knows_users else None,
                     "fields": conversion.fields,
                     "report": report,
-                    "simulated": source.simulated,
+                    "simulated": content.simulated,
                 }
             )
     except OSError as error:
@@ -266,24 +268,25 @@ class _Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pieces = 0
+        self._shapes: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
         self.rows = 0
         self.bytes = 0
 
     def append(self, rows: _Rows) -> None:
         with open(self.path, "ab") as file:  # a handle that stayed open would outlive an error
             for array in rows:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-        self._pieces += 1
+                file.write(np.ascontiguousarray(array).data if array.size else b"")
+        self._shapes.append([(array.dtype, array.shape) for array in rows])
         self.rows += len(rows)
         self.bytes += rows.nbytes
 
     def __iter__(self) -> Iterator[_Rows]:
-        if not self._pieces:
+        if not self._shapes:
             return
         with open(self.path, "rb") as file:
-            for _ in range(self._pieces):
-                yield _Rows(*(np.lib.format.read_array(file) for _ in _Rows._fields))
+            for shapes in self._shapes:
+                arrays = (np.fromfile(file, dtype, math.prod(shape)) for dtype, shape in shapes)
+                yield _Rows(*(a.reshape(s) for a, (_, s) in zip(arrays, shapes, strict=True)))
 
 
 class _Tally:
@@ -343,7 +346,7 @@ class _Kind:
         self.sums = np.zeros(max(len(self.bags), 1))
         self.features = np.empty(0, np.uint64)
         self.final_ids = np.empty(0, np.int32)
-        self.tokens: dict[str, list[int]] = {}
+        self.tokens: dict[str, pa.Array] = {}
         self.reports: dict[str, dict[str, Any]] = {}
 
     def rows(self, lines: Lines, key: NDArray[np.int64], further: NDArray[np.int64]) -> _Rows:
@@ -356,8 +359,8 @@ class _Kind:
         count = len(lines.number)
         wanted = lines.target >= 0
         line, target = lines.line[wanted], lines.target[wanted]
-        features, code = np.unique(
-            lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), return_inverse=True
+        code, features = pd.factorize(
+            lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), sort=True
         )
         code = code + 1  # 0 is no value
         single = len(self.columns)
@@ -396,8 +399,8 @@ class _Kind:
         single, value = rows.columns[of_column, column] - 1, rows.ids - 1
         code, row = np.concatenate([single, value]), np.concatenate([of_column, of_value])
         size = len(rows.features)
-        counts = np.empty((size, _COUNTS), np.int64)
-        for part in range(3):  # float64 is exact up to 2^53
+        counts = np.zeros((size, _COUNTS), np.int64)
+        for part in np.flatnonzero(references.any(axis=0)):  # float64 is exact up to 2^53
             counts[:, 1 + part] = np.bincount(code, references[row, part], size)
         pairs = np.sort(of_value * size + value)  # a row counts once, however often it has a value
         once, again = pairs[:1], pairs[1:][np.diff(pairs) > 0]
@@ -417,7 +420,8 @@ class _Kind:
             kept = own[counts[own, 0] >= min_count]
             kept = kept[np.lexsort((feature[kept], -counts[kept, 0]))]
             self.final_ids[kept] = np.arange(2, len(kept) + 2, dtype=np.int32)
-            self.tokens[field.name] = feature[kept].tolist()
+            tokens = pa.array(feature[kept]).cast(pa.string())
+            self.tokens[field.name] = pa.concat_arrays([pa.array([UNKNOWN]), tokens])
             values, known = counts[own, 1:], counts[kept, 1:].sum(axis=0).tolist()
             totals = values.sum(axis=0).tolist()
             trained, tested = values[:, 0] > 0, values[:, 2] > 0
@@ -481,15 +485,15 @@ class _Conversion:
     """The state of one conversion.
 
     Args:
-        source, options: as for :func:`build`.
+        content, options: as for :func:`build`.
         writer: the store.
         progress: whether to show bars.
     """
 
     def __init__(
-        self, source: Input, options: Options, writer: StoreWriter, progress: bool
+        self, content: Input, options: Options, writer: StoreWriter, progress: bool
     ) -> None:
-        self.source = source
+        self.content = content
         self.options = options
         self.writer = writer
         self.progress = progress
@@ -510,8 +514,8 @@ class _Conversion:
     def run(self) -> dict[str, Any]:
         """Everything but the schema; returns the report."""
         began = time.monotonic()
-        tasks = [partial(self._read, parts) for parts in self.source.streams]
-        self._run(tasks, "reading", self.source.size, self.source.unit)
+        tasks = [partial(self._read, parts) for parts in self.content.streams]
+        self._run(tasks, "reading", self.content.size, self.content.unit)
         if not self.parts["train"].rows or not self.parts["test"].rows:
             lacking = "training" if not self.parts["train"].rows else "test"
             held = ", ".join(f"{f['rows']:,} rows in {f['name']}" for f in self.files.values())
@@ -670,7 +674,7 @@ class _Conversion:
             head = (Column("click", "float"), Column("purchase", "float"), Column("common"))
             apart = {"click": "uint8", "purchase": "uint8", "common": "int32"}
             apart |= {"user": "int32"} if self.knows_users else {}
-            apart |= _TRUTH_DTYPES if self.source.truth else {}
+            apart |= _TRUTH_DTYPES if self.content.truth else {}
         columns = (*head, *(Column(field.name) for field in kind.columns))
         return Layout(columns, tuple(field.name for field in kind.bags), True, apart)
 
@@ -699,16 +703,16 @@ class _Conversion:
         """Vocabularies and entries of the schema, in the order of the options."""
         for name in self.options.feature_fields:
             field = FIELD_BY_NAME[name]
-            kind = self.kinds["common" if field.source == "user" else "skeleton"]
+            kind = self.kinds["common" if field.origin == "user" else "skeleton"]
             report = kind.reports[name]
-            origin = "inter" if field.source == "cross" else field.source
+            origin = _ORIGINS.get(name, "inter" if field.origin == "cross" else field.origin)
             self.fields.append(
                 {
                     "name": name,
                     "type": "token_seq" if field.is_bag else "token",
-                    "source": _ORIGINS.get(name, origin),
+                    "source": origin,
                     "table": _TABLE[kind.kind],
-                    "vocabulary": self.writer.vocabulary([UNKNOWN, *map(str, kind.tokens[name])]),
+                    "vocabulary": self.writer.vocabulary(kind.tokens[name]),
                     "length": max(report["longest"], 1),
                     "scale": kind.scale(name),
                 }
@@ -734,7 +738,7 @@ class _Conversion:
         names = ("rows", "clicks", "conversions")
         report = {
             "options": dataclasses.asdict(self.options),
-            "simulated": self.source.simulated is not None,
+            "simulated": self.content.simulated is not None,
             "files": [self.files[name] for name in sorted(self.files)],
             "parts": _by_part([dict(zip(names, own, strict=True)) for own in self.labels.tolist()]),
             "unmatched": {"train": unmatched[0] + unmatched[1], "test": unmatched[2]},

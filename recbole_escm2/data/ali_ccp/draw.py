@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from recbole_escm2.data.ali_ccp.simulate import Simulation
 
 _SKELETON_FEATURES = 8 + 2 * sim.MOST_INTENTIONS  # the single ones; 210 and 853
-_FEATURES_AT_ONCE = 1 << 17
+_ROWS_AT_ONCE, _FEATURES_AT_ONCE = 1 << 13, 1 << 17
 _SAMPLE_ROWS = 200_000  # impressions that the intercepts are solved on: 0.3 % of error in a rate
 _NOTE = "Simulated, not Ali-CCP: numbers measured on these files say nothing about the real data."
 
@@ -130,7 +130,7 @@ class Draws:
         while math.gcd(step, count) > 1:
             step += 1
         features = np.empty((max(_FEATURES_AT_ONCE, most), 3), np.int64)
-        rows = np.empty((len(features) // most + 1, 2), np.int64)
+        rows = np.empty((_ROWS_AT_ONCE, 2), np.int64)
         line = 0
         while line < count:
             done, size = _draw_commons(
@@ -153,7 +153,7 @@ class Draws:
         number, first = raw.SPLITS.index(split), self._first[raw.SPLITS.index(split)]
         person = sim.make_person(self.world, self._behaviours)
         features = np.empty((max(_FEATURES_AT_ONCE, _SKELETON_FEATURES), 3), np.int64)
-        rows = np.empty((len(features) // _SKELETON_FEATURES, 4), np.int64)
+        rows = np.empty((_ROWS_AT_ONCE, 4), np.int64)
         truth = np.empty((len(rows), len(raw.TRUTH_COLUMNS)), np.float32)
         counts = np.zeros(4, np.int64)
         row = 0

@@ -57,14 +57,14 @@ class Field:
 
     Attributes:
         name: as it stands in the files.
-        source: ``user`` (in the common features), ``item`` or ``cross`` (both in the skeleton).
+        origin: ``user`` (in the common features), ``item`` or ``cross`` (both in the skeleton).
         multi: an impression may have several values.
         weighted: values other than 1 mean something.
         literature: among the 18 fields that most papers use.
     """
 
     name: str
-    source: str
+    origin: str
     multi: bool = False
     weighted: bool = False
     literature: bool = True
