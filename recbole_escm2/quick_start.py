@@ -26,6 +26,7 @@ from recbole_escm2.config import (
     acting_settings,
     is_entire_space,
     learns_both,
+    own_checkpoint_dir,
     part_config,
     read_yaml,
     scored_tasks,
@@ -404,7 +405,7 @@ def _run_folder(config: Config, folder: Path | None = None) -> Iterator[Path]:
     run_dir = make_run_dir(config) if folder is None else folder.absolute()
     config["run_dir"] = str(run_dir)
     config["training_started"] = False
-    config["checkpoint_dir"] = str(Path(config["checkpoint_dir"] or run_dir).absolute())
+    config["checkpoint_dir"] = str(Path(own_checkpoint_dir(config) or run_dir).absolute())
     try:
         make_folder("checkpoint_dir", Path(config["checkpoint_dir"]))
     except UsageError:
