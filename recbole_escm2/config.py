@@ -427,12 +427,6 @@ def part_config(config: Config, task: str) -> Config:
     return part
 
 
-def own_checkpoint_dir(config: Any) -> str | None:
-    """The folder of checkpoints that somebody has set; None: the run's own."""
-    folder = {**config.internal_config_dict, **config.external_config_dict}["checkpoint_dir"]
-    return None if folder is None else str(folder)
-
-
 def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:
     known = known_keys(config.model_class, config["dataset"], config.internal_config_dict)
     allowed = TRAINING_KEYS & known | set(_of_recboles_model(config["model"]))

@@ -294,12 +294,13 @@ OURS: Mapping[str, Key] = {
 #: Of data sets that are made or converted: the files of those data sets hold them.
 OF_DATA_SETS: Mapping[str, Key] = {
     "feature_fields": Key(_names("literature, all or a list")),
-    "min_count": Key(COUNT),
+    "min_count": Key(COUNT, DATA),
     "validation_share": Key(BETWEEN),
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to numbers", _is_number)),
     "simulation_seed": Key(SEED),
     "obtain": Key(TEXT),
+    "customers": Key(_one_of("all", "emailed")),
     "ratings": Key(_text("the name of a data set of ratings")),
     "completion_rank": Key(NATURAL),
     "completion_regularization": Key(POSITIVE),
