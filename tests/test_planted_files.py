@@ -397,7 +397,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     raw_files_of_ali_ccp: {
         *("data/ali_ccp/convert.py", "data/ali_ccp/sources.py", "data/ali_ccp/simulate.py"),
     },
-    yaml_files: {"config.py"},
+    yaml_files: {"property_files.py"},
     ranges: {"benchmark/space.py"},
 }
 #: These read files of the package itself or of RecBole, the source of modules that are imported
