@@ -213,7 +213,7 @@ def _kinds_of_others(config: Any) -> dict[str, Kind]:
             # a subclass may give it another default, of another type
             anything = Kind("anything", lambda value: True)
             kinds.setdefault(name, anything if default is None else like(default, parent.__name__))
-    for model in (config.model_class.__name__, config["backbone"]):
+    for model in (*(parent.__name__ for parent in config.model_class.__mro__), config["backbone"]):
         for name, default in _of_recboles_model(model).items():
             kind = OF_RECBOLES_MODELS.get(name) or like(default, model)
             kinds.setdefault(name, kind)
@@ -290,6 +290,9 @@ def _check_distillation(config: Any) -> None:
             "KD_DAGFM has only its phase teacher_training here, without warm_up: the later ones "
             "load the teacher's checkpoint as a pickle, which can run any code that is in it"
         )
+    teacher = OF_RECBOLES_MODELS["teacher"]
+    if not teacher.holds(config["teacher"]):
+        raise UsageError(f"teacher must be {teacher.wanted}, got {config['teacher']!r}")
 
 
 def _check_sampling(config: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recbole.model.context_aware_recommender.kd_dagfm import KD_DAGFM
 from recbole.utils import argument_list
 
 from recbole_escm2 import config, keys
@@ -254,6 +255,18 @@ def test_wrong_values_of_recboles_models_are_refused(key):
         assert key in message_of(model, "toy", key, value)
         if model in BACKBONES:
             assert key in message_of("ESCM2_DR", "toy", key, value, backbone=model)
+
+
+class Student(KD_DAGFM):
+    """RecBole's file of its parent's defaults isn't read for it."""
+
+
+@pytest.mark.parametrize("teacher", ["print(1)", None, 1])
+def test_no_subclass_runs_its_teacher_as_code(teacher):
+    with pytest.raises(UsageError, match="teacher must be 'CrossNet' or 'CIN', got"):
+        Config(Student, "toy", None, {"teacher": teacher})
+    with pytest.raises(UsageError, match="depth must be"):
+        Config(Student, "toy", None, {"teacher": "CIN", "depth": 0.5})
 
 
 @pytest.mark.parametrize("key", sorted({*WRONG} - {"config_files", "dataset"}))
