@@ -401,7 +401,13 @@ RECBOLES: Mapping[str, Key] = {
         Kind("a list of file suffixes", lambda v: TEXT.holds(v) or COLUMNS.holds(v)), DATA
     ),
     "rm_dup_inter": Key(_one_of("first", "last"), DATA),
-    "val_interval": Key(_mapping("columns to intervals", INTERVAL.holds), DATA),
+    "val_interval": Key(
+        _mapping(
+            "columns to intervals or lists of tokens",
+            lambda v: INTERVAL.holds(v) or isinstance(v, list),
+        ),
+        DATA,
+    ),
     **dict.fromkeys(("filter_inter_by_user_or_item", "normalize_all"), Key(BOOLEAN, DATA)),
     **dict.fromkeys(
         ("user_inter_num_interval", "item_inter_num_interval"), Key(INTERVAL, DATA | OPTIONAL)
