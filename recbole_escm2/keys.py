@@ -375,7 +375,7 @@ RECBOLES: Mapping[str, Key] = {
     "metric_decimal_place": Key(NATURAL, SCORING),
     # Files
     "dataset": Key(_text("the name of a data set"), NO_SWEEP),
-    "benchmark_filename": Key(_each("a list of three parts of the data", TEXT.holds), DATA),
+    "benchmark_filename": Key(_each("a list of three names", TEXT.holds), DATA),
     **dict.fromkeys(("field_separator", "seq_separator"), Key(TEXT, DATA | NO_SWEEP)),
     "encoding": Key(Kind("the name of an encoding", _is_encoding), DATA),
     **dict.fromkeys(
