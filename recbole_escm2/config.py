@@ -197,6 +197,8 @@ def check_values(config: Any) -> None:
         UsageError: it names the key.
     """
     idle = idle_keys(config.model_class, str(config["backbone"]), str(config["task"]))
+    if is_entire_space(config):  # whose keys all have a default
+        idle &= {"task"}
     others = _kinds_of_others(config)
     for name, value in config.final_config_dict.items():
         kind = KEYS[name].kind if name in KEYS else others.get(name)

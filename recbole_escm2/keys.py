@@ -299,7 +299,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
     "min_count": Key(COUNT, DATA),
     "validation_share": Key(BETWEEN),
     "on_bad_line": Key(_one_of("raise", "skip")),
-    "simulation": Key(_mapping("what to simulate to numbers", _is_number)),
+    "simulation": Key(_mapping("what to simulate to its value")),  # which the source checks
     "simulation_seed": Key(SEED),
     "obtain": Key(TEXT),
     "customers": Key(_one_of("all", "emailed")),

@@ -114,7 +114,8 @@ BAD = {
     "min_count": NOT_COUNTS,
     "validation_share": [0, 1, "few", True],
     "on_bad_line": ["drop", 1, None],
-    "simulation": [5, ["rows"], {"rows": "many"}],
+    "simulation": [5, ["rows"]],
+    "customers": ["none", 1, None],
     "obtain": NOT_TEXT,
     # RecBole's
     "gpu_id": [-1, 1.5, "all", [0.5], {"a": 1}],
@@ -222,6 +223,7 @@ ACTING = {
         ("ESCM2_DR", "ml-100k-semi"),
     ),
     **dict.fromkeys(("simulation", "feature_fields", "on_bad_line"), ("ESCM2_DR", "ali-ccp-sim")),
+    "customers": ("ESCM2_DR", "hillstrom"),
     **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
 }
 WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}

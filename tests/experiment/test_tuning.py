@@ -193,7 +193,8 @@ def result_of_pair(**scores):
         for task, metric, bigger in (("ctr", "CTR_AUC", True), ("cvr", "CTCVR_LogLoss", False))
         if (s := scores.get(task)) is not None
     ]
-    return {"best_valid_score": 0.5, "valid_score_bigger": True, "trainings": trainings}
+    whole = {"valid_metric": "CTCVR_AUC", "best_valid_score": 0.5, "valid_score_bigger": True}
+    return {**whole, "trainings": trainings}
 
 
 def test_each_of_two_models_is_chosen_by_a_score_of_its_own(options):
