@@ -115,7 +115,7 @@ BAD = {
     "validation_share": [0, 1, "few", True],
     "on_bad_line": ["drop", 1, None],
     "simulation": [5, ["rows"]],
-    "customers": ["none", 1, None],
+    "customers": ["some", 1, None],
     "obtain": NOT_TEXT,
     # RecBole's
     "gpu_id": [-1, 1.5, "all", [0.5], {"a": 1}],
