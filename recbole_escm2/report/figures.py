@@ -164,8 +164,8 @@ def dots(study: Study, metrics: Sequence[str] | None = None) -> Figure | None:
     if not metrics:
         return None
     names = [_wrapped(row.label, _LABEL_WIDTH) for row in study.rows]
-    lines = max(name.count("\n") + 1 for name in names)
-    height = max(1.5, 0.75 + (0.12 + 0.12 * lines) * len(names))
+    most = max(name.count("\n") + 1 for name in names)
+    height = max(1.5, 0.75 + (0.12 + 0.12 * most) * len(names))
     figure, panels = _panels(len(metrics), height, sharey=True)
     for ax, metric in zip(panels, metrics, strict=True):
         for place, row in enumerate(study.rows):
