@@ -682,7 +682,9 @@ def _legend(figure: Figure) -> None:
             handles.setdefault(name, handle)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / 1.75)))
     names, lines = list(handles), list(handles.values())
-    figure.legend(lines, names, loc="outside lower center", ncols=columns, handlelength=2.6)
+    # the picture grows by its height, so that the panels keep theirs
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    figure.legend(lines, names, ncols=columns, handlelength=2.6, **below)
 
 
 def _wrapped(label: str, width: int, lines: int = 3) -> str:

@@ -310,6 +310,15 @@ class TestPng:
         margin = np.asarray(image.convert("L"))[:, [0, -1]]
         assert margin.min() == 255
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_legend_of_many_rows_takes_no_room_from_the_panel(self, study):
+        few, many = (figures.calibration(study, "cvr_es", rows) for rows in (["ESMM"], None))
+        heights = []
+        for figure in (few, many):
+            figures.png(figure)
+            heights.append(figure.axes[0].get_window_extent().height)
+        assert heights[1] == pytest.approx(heights[0])
+
     def test_png_is_on_white_and_always_the_same(self, study):
         first, second = (figures.png(figures.overlap(study, ["DeepFM"])) for _ in range(2))
         assert first == second
