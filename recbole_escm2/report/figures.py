@@ -279,7 +279,7 @@ def calibration(study: Study, task: str, labels: Sequence[str] | None = None) ->
     ax.plot([low, high], [low, high], color=INK, linewidth=0.8, alpha=0.6, zorder=1)
     for n, ((predicted, observed, least, most), look) in enumerate(drawn):
         # side by side, so that intervals don't hide each other
-        moved = _moved(ax, n - (len(drawn) - 1) / 2)
+        moved = _moved(ax, n, len(drawn))
         # a bin without a positive stands hollow on the axis where that has no zero
         shown = np.maximum(observed, low)
         errors = np.clip([shown - least, most - shown], 0, None)
@@ -407,7 +407,7 @@ def sweep(study: Study, key: str, metrics: Sequence[str] | None = None) -> Figur
         places, gap = _sweep_axis(ax, values, len(level))
         for n, (look, rows) in enumerate(zip(looks, lines.values(), strict=False)):
             means = {places[repr(r.swept[key])]: cells[r.label] for r in rows if r.label in cells}
-            _draw_sweep(ax, look, means, gap, _moved(ax, n - (len(lines) - 1) / 2))
+            _draw_sweep(ax, look, means, gap, _moved(ax, n, len(lines)))
         for n, (look, row) in enumerate(zip(looks[len(lines) :], level, strict=True)):
             if row.label in cells:
                 own = cells[row.label]
@@ -667,11 +667,12 @@ def _panels(count: int, height: float = _HEIGHT, **shared: Any) -> tuple[Figure,
     return figure, list(grid[:count])
 
 
-def _moved(ax: Axes, steps: float) -> Transform:
-    """The axes' data, some steps to the right: 1.5 points each, whatever the scale."""
+def _moved(ax: Axes, n: int, count: int) -> Transform:
+    """The axes' data, with the n-th of ``count`` lines beside the others: 9 points for all."""
     figure = ax.get_figure()
     assert figure is not None
-    return ax.transData + ScaledTranslation(steps * 1.5 / 72, 0, figure.dpi_scale_trans)
+    points = (n - (count - 1) / 2) * min(1.5, 9 / count)
+    return ax.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
 def _legend(figure: Figure) -> None:
