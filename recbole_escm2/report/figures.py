@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -163,8 +164,8 @@ def dots(study: Study, metrics: Sequence[str] | None = None) -> Figure | None:
     if not metrics:
         return None
     names = [_wrapped(row.label, _LABEL_WIDTH) for row in study.rows]
-    tall = max(name.count("\n") + 1 for name in names)
-    height = max(1.5, 0.75 + (0.12 + 0.12 * tall) * len(names))
+    most = max(name.count("\n") + 1 for name in names)
+    height = max(1.5, 0.75 + (0.12 + 0.12 * most) * len(names))
     figure, panels = _panels(len(metrics), height, sharey=True)
     for ax, metric in zip(panels, metrics, strict=True):
         for place, row in enumerate(study.rows):
@@ -278,7 +279,7 @@ def calibration(study: Study, task: str, labels: Sequence[str] | None = None) ->
     ax.plot([low, high], [low, high], color=INK, linewidth=0.8, alpha=0.6, zorder=1)
     for n, ((predicted, observed, least, most), look) in enumerate(drawn):
         # side by side, so that intervals don't hide each other
-        moved = _moved(ax, n - (len(drawn) - 1) / 2)
+        moved = _moved(ax, n, len(drawn))
         # a bin without a positive stands hollow on the axis where that has no zero
         shown = np.maximum(observed, low)
         errors = np.clip([shown - least, most - shown], 0, None)
@@ -287,13 +288,8 @@ def calibration(study: Study, task: str, labels: Sequence[str] | None = None) ->
             across, shown, yerr=errors, elinewidth=0.8, linewidth=1, transform=moved, **look
         )
         if logarithmic and (none := observed <= 0).any():
-            sign: dict[str, Any] = {
-                "marker": look["marker"],
-                "color": look["color"],
-                "transform": moved,
-            }
-            ring: dict[str, Any] = {"markerfacecolor": "none", "markersize": 7, "clip_on": False}
-            ax.plot(across[none], shown[none], linestyle="", **sign, **ring)
+            hollow = {**look, "linestyle": "", "markerfacecolor": "none", "markersize": 7}
+            ax.plot(across[none], shown[none], clip_on=False, transform=moved, **hollow)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=_wrapped(TASKS[task], 34))
     for axis in (ax.xaxis, ax.yaxis):
         _ticks(axis, logarithmic)
@@ -327,15 +323,13 @@ def overlap(study: Study, labels: Sequence[str] | None = None) -> Figure | None:
             density = counts / max(counts.sum(), 1)
             ax.stairs(density, edges, fill=True, color=colour, alpha=0.18, linewidth=0)
             ax.stairs(density, edges, color=colour, linestyle=dashes, label=name, linewidth=1.5)
-        floor = _config(study, row, "propensity_floor")
+        floor = next((c.get("propensity_floor") for c in _recorded(study, row, "config")), None)
         if isinstance(floor, (int, float)) and 0 < floor < 1:
             ax.axvline(logit(floor), color=INK, linestyle=DASHES[2], linewidth=1)
-            place: dict[str, Any] = {
-                "xycoords": ax.get_xaxis_transform(),
-                "textcoords": "offset points",
-            }
-            words: dict[str, Any] = {"xytext": (3, -2), "va": "top", "fontsize": 7.5}
-            ax.annotate(f"floor {floor:g}", (logit(floor), 1), **place, **words)
+            place = ax.get_xaxis_transform() + ScaledTranslation(
+                3 / 72, -2 / 72, figure.dpi_scale_trans
+            )
+            ax.text(logit(floor), 1, f"floor {floor:g}", va="top", fontsize=7.5, transform=place)
         ax.set_title(_wrapped(row.label, 40))
         ax.spines["left"].set_visible(False)
         ax.set(xlabel="pCTR", yticks=[], ylim=(0, None))
@@ -413,7 +407,7 @@ def sweep(study: Study, key: str, metrics: Sequence[str] | None = None) -> Figur
         places, gap = _sweep_axis(ax, values, len(level))
         for n, (look, rows) in enumerate(zip(looks, lines.values(), strict=False)):
             means = {places[repr(r.swept[key])]: cells[r.label] for r in rows if r.label in cells}
-            _draw_sweep(ax, look, means, gap, _moved(ax, n - (len(lines) - 1) / 2))
+            _draw_sweep(ax, look, means, gap, _moved(ax, n, len(lines)))
         for n, (look, row) in enumerate(zip(looks[len(lines) :], level, strict=True)):
             if row.label in cells:
                 own = cells[row.label]
@@ -449,11 +443,8 @@ def _sweep_axis(
             if 0 in places.values():
                 # 0 stands one step to the left of the least, and no less than half a decade
                 decades = math.log10(positive[-1] / positive[0]) / (len(positive) - 1)
-                step: dict[str, Any] = {
-                    "linthresh": positive[0],
-                    "linscale": 0.9 * max(0.5, decades),
-                }
-                ax.set_xscale("symlog", **step)
+                linscale = 0.9 * max(0.5, decades)
+                ax.set_xscale("symlog", linthresh=positive[0], linscale=linscale)
                 gap = positive[0] / 2
                 ax.axvline(gap, color=INK, linewidth=0.8, linestyle=DASHES[2], alpha=0.5)
             else:
@@ -489,10 +480,10 @@ def _draw_sweep(
     order = sorted(means)
     values = [means[place].mean for place in order]
     start = int(gap is not None and len(order) > 1 and order[0] < gap)
-    line: dict[str, Any] = {"color": look["color"], "transform": moved}
+    line = {**look, "marker": "", "label": None, "transform": moved}
     if start:
-        ax.plot(order[:2], values[:2], linewidth=0.7, linestyle=DASHES[2], **line)
-    ax.plot(order[start:], values[start:], linestyle=look["linestyle"], **line)
+        ax.plot(order[:2], values[:2], **{**line, "linewidth": 0.7, "linestyle": DASHES[2]})
+    ax.plot(order[start:], values[start:], **line)
     _draw_means(ax, look, {place: means[place] for place in order}, moved)
 
 
@@ -502,22 +493,22 @@ def _draw_means(
     """Means with their intervals where they have one; a legend shows the line as well."""
     if not means:
         return
-    signs: dict[str, Any] = {**look, "linestyle": "", "transform": transform}
-    ax.plot(list(means), [own.mean for own in means.values()], **{**signs, "label": None})
-    for place, own in means.items():
-        if own.low is not None and own.high is not None:
-            ends: dict[str, Any] = {"color": look["color"], "linewidth": 1, "transform": transform}
-            ax.plot([place, place], [own.low, own.high], **ends)
+    ends = np.array([(own.low, own.mean, own.high) for own in means.values()], dtype=np.float64)
+    low, mean, high = ends.T
+    signs = {**look, "linestyle": "", "label": None, "elinewidth": 1, "transform": transform}
+    ax.errorbar(list(means), mean, yerr=[mean - low, high - mean], **signs)
     # what a transform has moved doesn't count for the limits by itself
-    bounds = [(own.low, own.mean, own.high) for own in means.values()]
-    ax.update_datalim(
-        [(0, end) for ends in bounds for end in ends if end is not None], updatex=False
-    )
+    ax.update_datalim([(0, end) for end in ends[np.isfinite(ends)]], updatex=False)
     ax.plot([], [], **look)
 
 
+def _recorded(study: Study, row: Row, key: str) -> list[Any]:
+    """What the results of a row's runs hold under a key, of those that have it."""
+    return [value for run in study.of(row.label).values() if (value := run.get(key))]
+
+
 def _trainings(study: Study, row: Row) -> list[Mapping[str, Any]]:
-    return [t for run in study.of(row.label).values() for t in run.get("trainings") or ()]
+    return [t for trainings in _recorded(study, row, "trainings") for t in trainings]
 
 
 def _chosen(study: Study, training: Mapping[str, Any]) -> list[str]:
@@ -590,8 +581,7 @@ def _pooled_bins(study: Study, row: Row, task: str) -> tuple[np.ndarray, ...] | 
 
     Bins are pooled by rank over the seeds that have the commonest number of them.
     """
-    runs = study.of(row.label).values()
-    tables = [(run.get("calibration") or {}).get(task) for run in runs]
+    tables = [by_task.get(task) for by_task in _recorded(study, row, "calibration")]
     bins = [table for table in tables if table and table["rows"]]
     if not bins:
         return None
@@ -610,7 +600,7 @@ def _pooled_overlap(study: Study, row: Row) -> tuple[np.ndarray, np.ndarray, np.
 
     Without the empty bins at both ends.
     """
-    histograms = [h for run in study.of(row.label).values() if (h := run.get("overlap"))]
+    histograms = _recorded(study, row, "overlap")
     if not histograms:
         return None
     edges = np.array(histograms[0]["logit_edges"], dtype=np.float64)
@@ -623,7 +613,7 @@ def _pooled_overlap(study: Study, row: Row) -> tuple[np.ndarray, np.ndarray, np.
 
 def _pooled_quantiles(study: Study, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
     """Weights by quantile, mean over the seeds that share the first one's quantiles."""
-    runs = [w for run in study.of(row.label).values() if (w := run.get("weight_quantiles"))]
+    runs = _recorded(study, row, "weight_quantiles")
     if not runs:
         return None
     same = [w["w"] for w in runs if list(w["q"]) == list(runs[0]["q"])]
@@ -640,11 +630,6 @@ def _effective(study: Study, row: Row) -> list[dict[int, float]]:
         return None if size is None else size / numbers["clicks"]
 
     return [curve for t in _trainings(study, row) if (curve := _points(t, share))]
-
-
-def _config(study: Study, row: Row, key: str) -> Any:
-    runs = study.of(row.label).values()
-    return next((run["config"].get(key) for run in runs if run.get("config")), None)
 
 
 def _measured(study: Study, metrics: Sequence[str] | None) -> list[str]:
@@ -682,11 +667,12 @@ def _panels(count: int, height: float = _HEIGHT, **shared: Any) -> tuple[Figure,
     return figure, list(grid[:count])
 
 
-def _moved(ax: Axes, steps: float) -> Transform:
-    """The axes' data, some steps to the right: 1.5 points each, whatever the scale."""
+def _moved(ax: Axes, n: int, count: int) -> Transform:
+    """The axes' data, with the n-th of ``count`` lines beside the others: 9 points for all."""
     figure = ax.get_figure()
     assert figure is not None
-    return ax.transData + ScaledTranslation(steps * 1.5 / 72, 0, figure.dpi_scale_trans)
+    points = (n - (count - 1) / 2) * min(1.5, 9 / count)
+    return ax.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
 
 
 def _legend(figure: Figure) -> None:
@@ -696,25 +682,19 @@ def _legend(figure: Figure) -> None:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / 1.75)))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handlelength": 2.6}
-    figure.legend([*handles.values()], [*handles], **place)
+    names, lines = list(handles), list(handles.values())
+    # the picture grows by its height, so that the panels keep theirs
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    figure.legend(lines, names, ncols=columns, handlelength=2.6, **below)
 
 
 def _wrapped(label: str, width: int, lines: int = 3) -> str:
     """A label in lines of at most ``width`` characters, broken at blanks or else behind _ = , /."""
-    wrapped = [""]
-    for word in one_line(label).split(" "):
-        blank = " " if wrapped[-1] else ""
-        if len(wrapped[-1]) + len(blank) + len(word) <= width:
-            wrapped[-1] += blank + word
-            continue
-        wrapped += [""] * bool(wrapped[-1])
-        for piece in re.findall(rf"[^_=,/]{{1,{width}}}[_=,/]?|[_=,/]", word):
-            if wrapped[-1] and len(wrapped[-1]) + len(piece) > width:
-                wrapped.append("")
-            wrapped[-1] += piece
+    words = textwrap.wrap(one_line(label), width, break_long_words=False, break_on_hyphens=False)
+    pieces = re.compile(rf".{{1,{width}}}$|.{{0,{width - 1}}}[_=,/]|.{{1,{width}}}")
+    wrapped = [piece for line in words for piece in pieces.findall(line)]
     if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1] + "…"]
+        wrapped[lines - 1 :] = [wrapped[lines - 1][: width - 1] + "…"]
     return "\n".join(wrapped)
 
 

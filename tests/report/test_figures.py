@@ -150,6 +150,18 @@ class TestCalibration:
         assert points[0].get_xdata()[0] == pytest.approx(0.475)
         assert points[0].get_ydata()[0] == pytest.approx(0.4)
 
+    @pytest.mark.parametrize("count", [2, 6, 40])
+    def test_rows_stand_side_by_side_near_their_predictions(self, count):
+        bins = {"rows": [100], "predicted": [0.5], "observed": [0.5]}
+        study = study_of({f"m{n}": {"CTR_AUC": [0.7]} for n in range(count)}, "m0")
+        runs = {key: {**run, "calibration": {"ctr": bins}} for key, run in study.results.items()}
+        (ax,) = figures.calibration(replace(study, results=runs), "ctr").axes
+        points = [line for line in lines(ax) if len(line.get_xdata()) == 1]
+        shown = [line.get_transform().transform((0.5, 0.5))[0] for line in points]
+        moved = (np.array(shown) - ax.transData.transform((0.5, 0.5))[0]) * 72 / figures.DPI
+        assert len(set(np.round(moved, 6))) == count
+        assert np.abs(moved).max() <= 4.5
+
     def test_a_bin_without_a_positive_is_hollow_on_a_logarithmic_axis(self):
         bins = {"rows": [90] * 3, "predicted": [0.001, 0.01, 0.1], "observed": [0, 0.01, 0.1]}
         study = study_of({"a": {"CTR_AUC": [0.7]}}, "a")
@@ -309,6 +321,15 @@ class TestPng:
         image = Image.open(io.BytesIO(figures.png(figure)))
         margin = np.asarray(image.convert("L"))[:, [0, -1]]
         assert margin.min() == 255
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_legend_of_many_rows_takes_no_room_from_the_panel(self, study):
+        few, many = (figures.calibration(study, "cvr_es", rows) for rows in (["ESMM"], None))
+        heights = []
+        for figure in (few, many):
+            figures.png(figure)
+            heights.append(figure.axes[0].get_window_extent().height)
+        assert heights[1] == pytest.approx(heights[0])
 
     def test_png_is_on_white_and_always_the_same(self, study):
         first, second = (figures.png(figures.overlap(study, ["DeepFM"])) for _ in range(2))
