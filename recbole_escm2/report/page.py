@@ -66,13 +66,13 @@ class Settings:
     """Configurations, as text.
 
     Attributes:
-        asked: what the user set for all rows.
+        shared: what the user set for all rows.
         differing: keys whose value isn't the same in all rows that have it and whose model reads
             it, with the values by label: floats in four digits, a dash for any other row.
         complete: everything, by label.
     """
 
-    asked: Mapping[str, str]
+    shared: Mapping[str, str]
     differing: Mapping[str, Mapping[str, str]]
     complete: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -261,11 +261,11 @@ def _mean(weights: Sequence[float | None]) -> float:
 
 
 def settings(study: Study) -> Settings:
-    """Configurations: what was asked for, where rows differ, and everything."""
+    """Configurations: what was set for all, where rows differ, and everything."""
     complete = {row.label: _row_config(study, row.label) for row in study.rows}
     complete = {label: config for label, config in complete.items() if config}
-    asked = {key: _value(value) for key, value in study.shared.items()}
-    return Settings(asked, _differing(study, complete), complete)
+    shared = {key: _value(value) for key, value in study.shared.items()}
+    return Settings(shared, _differing(study, complete), complete)
 
 
 def _differing(

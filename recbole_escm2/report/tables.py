@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_escm2 import output
 from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
@@ -58,6 +59,23 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A difference from another row as text; all empty where nothing was compared.
+
+    Attributes:
+        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was tested.
+        difference: in the metric, or in the distance from its target.
+        interval: of the difference, ``low to high``.
+        p: after correction.
+    """
+
+    verdict: str | None = None
+    difference: str = ""
+    interval: str = ""
+    p: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """A number of the table as text; all empty where a row has none.
 
@@ -66,41 +84,32 @@ class Entry:
         std: standard deviation over seeds, empty with a single one.
         seeds: how many it is the mean of, where that isn't every finished run of its row.
         best: whether it is the best of its column.
-        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was tested.
-        rival_verdict: the same against the logistic regression.
         order: what to sort by, the best first; None sorts last.
         interval: of the mean, ``low to high``.
         by_seed: seed and value.
-        difference: from the baseline.
-        difference_interval: of the difference.
-        p: after correction.
+        baseline: compared with the baseline.
+        rival: compared with the logistic regression.
     """
 
     mean: str = ""
     std: str = ""
     seeds: int | None = None
     best: bool = False
-    verdict: str | None = None
-    rival_verdict: str | None = None
     order: float | None = None
     interval: str = ""
     by_seed: tuple[tuple[int, str], ...] = ()
-    difference: str = ""
-    difference_interval: str = ""
-    p: str = ""
-    rival_difference: str = ""
-    rival_interval: str = ""
-    rival_p: str = ""
+    baseline: Compared = Compared()
+    rival: Compared = Compared()
 
     @property
     def mark(self) -> str:
         """▲ or ▼ where it differs from the baseline."""
-        return MARKS.get(self.verdict or "", "")
+        return MARKS.get(self.baseline.verdict or "", "")
 
     @property
     def rival_mark(self) -> str:
         """△ or ▽ where it differs from the logistic regression."""
-        return RIVAL_MARKS.get(self.rival_verdict or "", "")
+        return RIVAL_MARKS.get(self.rival.verdict or "", "")
 
     @property
     def value(self) -> str:
@@ -423,10 +432,14 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
 def latex(study: Study) -> str:
     """A ``table`` for ``booktabs`` (rules), ``amssymb`` (marks) and ``graphicx`` (width)."""
     shown = layout(study)
-    head, *rows = [" & ".join(cells) for cells in _grid(shown, _latex_entry, latex_escape)]
+    head, *rows = _grid(shown, _latex_entry, latex_escape)
     sentences = [f"{one_line(study.title)}.", *_first(shown), *shown.caption("Bold")]
     caption = " ".join([*sentences, *(f"{problem}." for problem in shown.problems)])
-    columns = len(shown.headings) + shown.uneven
+    tabular = (
+        pd.DataFrame(rows, columns=head)
+        .style.hide(axis="index")
+        .to_latex(column_format="l" + "r" * (len(head) - 1), hrules=True)
+    )
     return "\n".join(
         [
             r"% \usepackage{booktabs, amssymb, graphicx}",
@@ -434,13 +447,7 @@ def latex(study: Study) -> str:
             r"\centering",
             rf"\caption{{{latex_escape(caption)}}}",
             r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * columns}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *(rf"{row} \\" for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}}",
+            rf"{tabular.rstrip()}}}",
             r"\end{table}",
             "",
         ]
@@ -569,37 +576,32 @@ def _costs(study: Study, key: str) -> list[float]:
 def _entry(cell: Cell | None, metric: str, digits: int, finished: int) -> Entry:
     if cell is None:
         return Entry()
-    own, compared, rival = cell.sample, cell.comparison, cell.rival
+    own = cell.sample
     order = own.mean if not direction(metric).startswith("↑") else -own.mean
     if target_of(metric) is not None:
         order = float(np.mean([score_of(metric, v) for v in own.values.values()]))
-    difference, difference_interval, p = _compared(compared, digits)
-    rival_difference, rival_interval, rival_p = _compared(rival, digits)
     return Entry(
         mean=f"{own.mean:.{digits}f}",
         std="" if own.std is None else f"{own.std:.{digits}f}",
         seeds=len(own.values) if len(own.values) != finished else None,
         best=cell.best,
-        verdict=compared.verdict if compared else None,
-        rival_verdict=rival.verdict if rival else None,
         order=order,
         interval=_range(own.low, own.high, digits),
         by_seed=tuple((seed, f"{value:.{digits}f}") for seed, value in own.values.items()),
-        difference=difference,
-        difference_interval=difference_interval,
-        p=p,
-        rival_difference=rival_difference,
-        rival_interval=rival_interval,
-        rival_p=rival_p,
+        baseline=_compared(cell.comparison, digits),
+        rival=_compared(cell.rival, digits),
     )
 
 
-def _compared(found: Comparison | None, digits: int) -> tuple[str, str, str]:
-    """Difference, its interval and its corrected p value."""
-    if found is None:
-        return "", "", ""
-    p = "" if found.p_adjusted is None else p_value(found.p_adjusted)
-    return f"{found.difference:+.{digits}f}", _range(found.low, found.high, digits, "+"), p
+def _compared(comparison: Comparison | None, digits: int) -> Compared:
+    if comparison is None:
+        return Compared()
+    return Compared(
+        comparison.verdict,
+        f"{comparison.difference:+.{digits}f}",
+        _range(comparison.low, comparison.high, digits, "+"),
+        "" if comparison.p_adjusted is None else p_value(comparison.p_adjusted),
+    )
 
 
 def _range(low: float | None, high: float | None, digits: int, sign: str = "") -> str:
@@ -645,7 +647,7 @@ def _notes(study: Study) -> Iterable[str]:
     if words:
         yield ", ".join(words) + "."
     yield from scope_notes(study.shown)
-    if single := _trained_apart(study):
+    if single := _two_models(study):
         yield (
             f"{', '.join(single)}: two models, one of clicks over all impressions and one of "
             "conversions over clicked ones; pCTCVR is their product."
@@ -738,7 +740,7 @@ def aa_notes(study: Study) -> list[str]:
     return notes
 
 
-def _trained_apart(study: Study) -> list[str]:
+def _two_models(study: Study) -> list[str]:
     return [
         one_line(row.label)
         for row in study.rows
@@ -855,15 +857,8 @@ def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]
 
 
 def _tidy_sample(own: Sample | None) -> dict[str, Any]:
-    if own is None:
-        return {"n": 0, "mean": None, "std": None, "low": None, "high": None}
-    return {
-        "n": len(own.values),
-        "mean": own.mean,
-        "std": own.std,
-        "low": own.low,
-        "high": own.high,
-    }
+    numbers = {name: getattr(own, name, None) for name in ("mean", "std", "low", "high")}
+    return {"n": len(own.values) if own else 0, **numbers}
 
 
 def _tidy(metric: str, cell: Cell | None, primary: bool = False) -> dict[str, Any]:
@@ -879,20 +874,26 @@ def _tidy(metric: str, cell: Cell | None, primary: bool = False) -> dict[str, An
     }
 
 
+#: Names in data of what a comparison has.
+_COMPARED = {
+    "pairs": "pairs",
+    "difference": "difference",
+    "difference_low": "low",
+    "difference_high": "high",
+    "p": "p",
+    "p_adjusted": "p_adjusted",
+    "verdict": "verdict",
+}
+
+
 def _tidy_comparison(compared: Comparison | None) -> dict[str, Any]:
     """Of a comparison with the baseline; ``smallest`` is the difference that it could have seen."""
     estimate = compared.estimate if compared else None
     return {
-        "pairs": compared.pairs if compared else None,
-        "difference": compared.difference if compared else None,
-        "difference_low": compared.low if compared else None,
-        "difference_high": compared.high if compared else None,
-        "p": compared.p if compared else None,
-        "p_adjusted": compared.p_adjusted if compared else None,
-        "verdict": compared.verdict if compared else None,
-        "standard_error": estimate.error if estimate else None,
-        "degrees_of_freedom": estimate.freedom if estimate else None,
-        "smallest": compared.smallest if compared else None,
+        **{name: getattr(compared, attribute, None) for name, attribute in _COMPARED.items()},
+        "standard_error": getattr(estimate, "error", None),
+        "degrees_of_freedom": getattr(estimate, "freedom", None),
+        "smallest": getattr(compared, "smallest", None),
     }
 
 

@@ -284,7 +284,7 @@ class TestSettings:
         assert found.complete["ESMM"]["learning_rate"] == "0.001"
         assert found.complete["ESMM"]["seed"] == "1 | 2 | 3"
         assert found.complete["ESMM"]["load_col"] == "none"
-        assert found.asked == {"epochs": "30", "train_batch_size": "4096"}
+        assert found.shared == {"epochs": "30", "train_batch_size": "4096"}
 
     def configured(self, configs, **models):
         """A study of rows whose runs have these configs; a row's model is its label by default."""
