@@ -282,9 +282,9 @@ class TestPage:
     def test_marks_are_of_primary_metrics_and_two_references(self):
         found = entries(known(), "far")
         assert [found[m].mark + found[m].rival_mark for m in PRIMARY] == ["▲△", "▲△"]
-        assert (found["CTR_AUC"].mark, found["CTR_AUC"].p) == ("", "")
-        assert found["CTR_AUC"].difference == "+0.1010"
-        assert found["CTR_AUC"].difference_interval != ""
+        assert (found["CTR_AUC"].mark, found["CTR_AUC"].baseline.p) == ("", "")
+        assert found["CTR_AUC"].baseline.difference == "+0.1010"
+        assert found["CTR_AUC"].baseline.interval != ""
 
     def test_every_format_has_the_same(self):
         one = known()
