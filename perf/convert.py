@@ -19,6 +19,7 @@ import json
 import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,13 +46,17 @@ def run_ours(raw: Path, target: Path) -> None:
 
 
 def simulated(cache: Path, rows: int, rows_per_user: float, users: int, items: int) -> Path:
-    """Raw files of a size; made if they aren't there."""
-    from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+    """Raw files of a size; made if they aren't there.
 
+    By a process of its own: the peak memory of one that is started counts what its parent has.
+    """
     raw = cache / f"raw-{rows}-{rows_per_user:g}"
     if not (raw / "simulation.json").is_file():
         print(f"simulating {rows:,} impressions", file=sys.stderr, flush=True)
-        simulate(Simulation(rows, rows_per_user=rows_per_user, users=users, items=items), raw)
+        wanted = {"rows": rows, "rows_per_user": rows_per_user, "users": users, "items": items}
+        program = Path(__file__).parent.with_name("run_recbole_escm2.py")
+        options = [f"--{key}={value}" for key, value in {**wanted, "out": raw}.items()]
+        subprocess.run([sys.executable, program, "simulate", *options], check=True)
     return raw
 
 

@@ -213,7 +213,7 @@ def _kinds_of_others(config: Any) -> dict[str, Kind]:
             # a subclass may give it another default, of another type
             anything = Kind("anything", lambda value: True)
             kinds.setdefault(name, anything if default is None else like(default, parent.__name__))
-    for model in (config.model_class.__name__, config["backbone"]):
+    for model in (*(parent.__name__ for parent in config.model_class.__mro__), config["backbone"]):
         for name, default in _of_recboles_model(model).items():
             kind = OF_RECBOLES_MODELS.get(name) or like(default, model)
             kinds.setdefault(name, kind)
@@ -290,6 +290,9 @@ def _check_distillation(config: Any) -> None:
             "KD_DAGFM has only its phase teacher_training here, without warm_up: the later ones "
             "load the teacher's checkpoint as a pickle, which can run any code that is in it"
         )
+    teacher = OF_RECBOLES_MODELS["teacher"]
+    if not teacher.holds(config["teacher"]):
+        raise UsageError(f"teacher must be {teacher.wanted}, got {config['teacher']!r}")
 
 
 def _check_sampling(config: Any) -> None:
@@ -425,12 +428,6 @@ def part_config(config: Config, task: str) -> Config:
         part["valid_metric"] = _settled_name(chooses, part["topk"])
         part["valid_metric_bigger"] = bigger_is_better(chooses)
     return part
-
-
-def own_checkpoint_dir(config: Any) -> str | None:
-    """The folder of checkpoints that somebody has set; None: the run's own."""
-    folder = {**config.internal_config_dict, **config.external_config_dict}["checkpoint_dir"]
-    return None if folder is None else str(folder)
 
 
 def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:

@@ -139,7 +139,7 @@ AS_THEY_ARE = "impressions are trained on and scored as they are, no items are d
 
 
 def like(default: Any, holder: str) -> Kind:
-    """The kind of a key of which its default alone is known.
+    """The kind of a key of which its default alone is known: its type, or None.
 
     Args:
         default: not None.
@@ -148,7 +148,9 @@ def like(default: Any, holder: str) -> Kind:
     of_type = "number" if _is_number(default) else type(default).__name__
     return Kind(
         f"a {of_type}, as its default {default!r} in {holder} is,",
-        _is_number if _is_number(default) else lambda v: isinstance(v, type(default)),
+        lambda v: (
+            v is None or (_is_number(v) if of_type == "number" else isinstance(v, type(default)))
+        ),
     )
 
 
@@ -294,12 +296,13 @@ OURS: Mapping[str, Key] = {
 #: Of data sets that are made or converted: the files of those data sets hold them.
 OF_DATA_SETS: Mapping[str, Key] = {
     "feature_fields": Key(_names("literature, all or a list")),
-    "min_count": Key(COUNT),
+    "min_count": Key(COUNT, DATA),
     "validation_share": Key(BETWEEN),
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to numbers", _is_number)),
     "simulation_seed": Key(SEED),
     "obtain": Key(TEXT),
+    "customers": Key(_one_of("all", "emailed")),
     "ratings": Key(_text("the name of a data set of ratings")),
     "completion_rank": Key(NATURAL),
     "completion_regularization": Key(POSITIVE),

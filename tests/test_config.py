@@ -11,6 +11,8 @@ import recbole.utils.argument_list as recbole_arguments
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
 from recbole.model.context_aware_recommender.deepfm import DeepFM
 from recbole.model.general_recommender.bpr import BPR
 
@@ -20,6 +22,7 @@ from recbole_escm2.config import (
     dataset_names,
     parse_value,
 )
+from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR, ESMM
 from recbole_escm2.model.lookup import context_model_names, find_model, model_path
@@ -754,3 +757,17 @@ def test_config_can_be_copied():
     assert first["topk"] == [5]
     assert first["missing"] is None
     assert "missing" not in first
+
+
+@pytest.mark.parametrize("model", ["ESCM2_DR", "DeepFM"])
+def test_recboles_own_preparation_of_data_takes_our_config(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"impression_sample": 0.02, "store_dir": str(tmp_path / "store")}
+    if model == "DeepFM":  # on RecBole's data set, which makes its label of a column that it loads
+        settings["load_col"] = {"inter": ["user_id", "item_id", "rating"]}
+    ours = Config(model, "ml-100k", config_dict=settings)
+    dataset = create_dataset(ours)
+    assert isinstance(dataset, EntireSpaceDataset if model == "ESCM2_DR" else Dataset)
+    train, valid, test = data_preparation(ours, dataset)
+    assert len(train.dataset) + len(valid.dataset) + len(test.dataset) == len(dataset)
+    assert {"user_id", "item_id"} <= set(next(iter(train)).interaction)

@@ -1,16 +1,29 @@
 """Every config key: what it may hold, where it is listed, on which models it acts."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
+import yaml
+from recbole.model.context_aware_recommender.kd_dagfm import KD_DAGFM
+from recbole.utils import argument_list
 
-from recbole_escm2 import keys
+from recbole_escm2 import config, keys
 from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
+from recbole_escm2.data import open_store
+from recbole_escm2.data.sources import atomic
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import is_benchmark
-from recbole_escm2.keys import KEYS, OF_RECBOLES_MODELS
-from recbole_escm2.property_files import PROPERTIES, lines_of
+from recbole_escm2.keys import KEYS, OF_RECBOLES_MODELS, OURS
+from recbole_escm2.lookup import recbole_context_names
+from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.entire_space import has_counterfactual_risk
+from recbole_escm2.model.lookup import MODELS
+from recbole_escm2.property_files import PROPERTIES, lines_of, recbole_properties
+
+ROOT = Path(__file__).parent.parent
 
 # --- wrong types and wrong values ------------------------------------------------------------
 
@@ -244,6 +257,18 @@ def test_wrong_values_of_recboles_models_are_refused(key):
             assert key in message_of("ESCM2_DR", "toy", key, value, backbone=model)
 
 
+class Student(KD_DAGFM):
+    """RecBole's file of its parent's defaults isn't read for it."""
+
+
+@pytest.mark.parametrize("teacher", ["print(1)", None, 1])
+def test_no_subclass_runs_its_teacher_as_code(teacher):
+    with pytest.raises(UsageError, match="teacher must be 'CrossNet' or 'CIN', got"):
+        Config(Student, "toy", None, {"teacher": teacher})
+    with pytest.raises(UsageError, match="depth must be"):
+        Config(Student, "toy", None, {"teacher": "CIN", "depth": 0.5})
+
+
 @pytest.mark.parametrize("key", sorted({*WRONG} - {"config_files", "dataset"}))
 def test_wrong_values_end_the_program_with_one_message(key, capsys, tmp_path, monkeypatch):
     """On the command line, where a value is text that is parsed; nothing is trained or written."""
@@ -261,3 +286,110 @@ def test_wrong_values_end_the_program_with_one_message(key, capsys, tmp_path, mo
         (error,) = (line for line in said.err.splitlines() if line.startswith("error: "))
         assert key in error, text
     assert not list(tmp_path.iterdir())
+
+
+# --- where keys are listed -------------------------------------------------------------------
+
+PROPERTY_FILES = {
+    f"{folder.name}/{file.name}": file
+    for folder in (PROPERTIES, PROPERTIES / "model", PROPERTIES / "dataset")
+    for file in sorted(folder.iterdir())
+    if file.name.endswith(".yaml")
+}
+#: Of overall.yaml, which gives RecBole's own keys other defaults.
+RECBOLES_HERE = {name for name in lines_of([PROPERTIES / "overall.yaml"]) if name not in OURS}
+
+
+def test_every_key_of_ours_has_one_default_and_one_line_of_help():
+    of_runs = [file for name, file in PROPERTY_FILES.items() if "dataset/" not in name]
+    lines = lines_of(of_runs)
+    assert set(lines) == set(OURS) | RECBOLES_HERE
+    assert set(KEYS) >= RECBOLES_HERE
+    for name in OURS:
+        assert re.match(r"\(.+?\) \S", lines[name][1]), f"{name} has no line '# (type) help'"
+
+
+def test_the_keys_of_data_sets_are_declared():
+    files = [file for name, file in PROPERTY_FILES.items() if "dataset/" in name]
+    assert set(lines_of(files)) <= set(KEYS)
+    assert set(lines_of(files)) >= set(keys.OF_DATA_SETS)
+
+
+@pytest.mark.parametrize("name", PROPERTY_FILES)
+def test_lines_of_a_property_file_are_what_yaml_reads(name):
+    content = yaml.safe_load(PROPERTY_FILES[name].read_text("utf-8"))
+    lines = lines_of([PROPERTY_FILES[name]])
+    assert set(lines) == set(content)
+    for key, (text, _) in lines.items():
+        if text not in ("", "|"):  # of several lines
+            assert yaml.safe_load(text) == content[key]
+        if key in KEYS and content[key] is not None:
+            assert KEYS[key].kind.holds(content[key]), key
+
+
+def test_every_key_of_recboles_is_declared():
+    of_any = [
+        recbole_properties() / name
+        for name in ("overall.yaml", "dataset/sample.yaml", "quick_start_config/context-aware.yaml")
+    ]
+    listed = set(lines_of(of_any))
+    assert set(keys.RECBOLES) - listed == keys.UNLISTED - {"model", *OF_RECBOLES_MODELS}
+    for kind in ("general", "training", "evaluation", "dataset"):
+        listed |= set(getattr(argument_list, f"{kind}_arguments"))
+    assert listed <= set(KEYS)
+    of_models = [recbole_properties() / "model" / f"{n}.yaml" for n in recbole_context_names()]
+    assert set(lines_of(of_models)) <= {*KEYS, *OF_RECBOLES_MODELS}
+
+
+TABLES = [
+    file for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if file.is_file()
+]
+
+
+def test_tables_of_keys_hold_the_defaults():
+    of_family = PROPERTIES / "model" / "EntireSpaceRecommender.yaml"
+    others = [file for name, file in PROPERTY_FILES.items() if "dataset/" not in name]
+    lines = lines_of([of_family, *others])
+    rows = 0
+    for file in TABLES:
+        _, *tables = file.read_text("utf-8").split("| key | default | meaning |\n")
+        for table in tables:
+            for row in table.partition("\n\n")[0].splitlines()[1:]:
+                name, default = (cell.strip(" `") for cell in row.split("|")[1:3])
+                assert yaml.safe_load(default.partition(" ")[0]) == yaml.safe_load(lines[name][0])
+                rows += 1
+    assert rows >= 10
+
+
+# --- where keys act --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("backbone", BOTTOMS)
+def test_keys_act_where_they_are_declared_to(model, backbone):
+    traits = {backbone, *(parent.__name__ for parent in model.__mro__)}
+    if has_counterfactual_risk(model):
+        traits.add("counterfactual_risk")
+    if model.has_global_risk:
+        traits.add("global_risk")
+    if model.weighs_clicks():
+        traits.add("propensity")
+        if model.takes_rescaled_propensity:
+            traits.add("rescaled_propensity")
+    assert model.acting_keys(backbone) == keys.acting(traits)
+
+
+def test_where_a_key_does_nothing_it_says_why():
+    for name, key in KEYS.items():
+        assert bool(key.acts_on) == bool(key.idle), name
+
+
+def test_keys_of_atomic_files_are_in_their_fingerprint():
+    assert {*atomic._KEYS, *open_store.OF_EVERY_SOURCE} == keys.DATA_KEYS
+
+
+def test_declarations_need_neither_models_nor_metrics():
+    for module in (keys, config):
+        text = Path(module.__file__).read_text("utf-8")
+        assert not re.search(r"import.*recbole_escm2\.(model|evaluator|data)\b", text)
+        assert not re.search(r"from recbole_escm2\.(model|evaluator|data)\b", text)

@@ -438,7 +438,12 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     atomic_files: {"data/sources/atomic_text.py"},
     table_files: {"data/sources/csv_text.py", "data/sources/table.py"},
     raw_files_of_ali_ccp: {
-        *("data/ali_ccp/convert.py", "data/ali_ccp/files.py", "data/ali_ccp/simulate.py"),
+        *(
+            "data/ali_ccp/convert.py",
+            "data/ali_ccp/files.py",
+            "data/ali_ccp/simulate.py",
+            "data/ali_ccp/tables.py",
+        ),
     },
     yaml_files: {"property_files.py"},
     ranges: {"experiment/space.py"},

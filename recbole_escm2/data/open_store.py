@@ -19,6 +19,8 @@ from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.output import plain
 
+#: Config keys on which every store depends, whatever its source.
+OF_EVERY_SOURCE = ("min_count", "conversion_without_click")
 #: Module of each source, by the value of the config key ``source``.
 SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
@@ -129,7 +131,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "source": source,
         "format": FORMAT,
         "recbole": recbole.__version__,
-        **{key: config[key] for key in ("min_count", "conversion_without_click")},
+        **{key: config[key] for key in OF_EVERY_SOURCE},
         **plain(importlib.import_module(SOURCES[source]).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -883,7 +883,7 @@ from pathlib import Path
 from recbole_escm2.data.ali_ccp import convert as module
 from recbole_escm2.data.ali_ccp import lines
 phase = sys.argv[3]
-owner, name = (module._Kind, "rows") if phase == "reading" else (module._Kind, "append")
+owner, name = module.TableBuilder, "rows" if phase == "reading" else "append"
 original = getattr(owner, name)
 def slowed(self, *arguments):
     result = original(self, *arguments)

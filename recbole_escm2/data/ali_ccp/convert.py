@@ -12,7 +12,6 @@ import dataclasses
 import errno
 import json
 import logging
-import math
 import numbers
 import threading
 import time
@@ -27,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -35,13 +33,13 @@ from recbole_escm2.data.ali_ccp.files import RawFiles, find_raw, open_stream, st
 from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Part, Text
 from recbole_escm2.data.ali_ccp.raw import FIELD_BY_NAME, KINDS, SPLITS, TRUTH_COLUMNS, Field
 from recbole_escm2.data.ali_ccp.report import markdown, observations
-from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, TableWriter
+from recbole_escm2.data.ali_ccp.tables import PARTS, SIXTEEN, Rows, Spool, TableBuilder, by_part
+from recbole_escm2.data.store import Column, Layout, StoreWriter
 from recbole_escm2.errors import UsageError, did_you_mean
 
 __all__ = ["Options", "RawFiles", "convert", "find_raw"]
 
 REPORT_FILE = "report.md"
-PARTS = ("train", "validation", "test")
 _SPLIT = {"train": "train", "validation": "train", "test": "test"}
 
 _ON_BAD_LINE = ("raise", "skip")
@@ -52,7 +50,6 @@ _ORIGINS = {_USER: "user_id", "205": "item_id"}
 _TRUTH_DTYPES = dict(zip(TRUTH_COLUMNS, ("float32", "float32", "uint8"), strict=True))
 _HASH_SALT, _HASH_STEP = np.uint64(0xA11CC95EED2018), np.uint64(0x9E3779B97F4A7C15)
 _HASH_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_SIXTEEN = np.uint64(16)  # a feature is its id · 16 + its target
 
 
 @dataclass(frozen=True)
@@ -188,6 +185,8 @@ def build(
                     "sizes": [report["parts"][part]["rows"] for part in PARTS],
                     "joins": [{"table": "common", "key": "common"}],
                     "group": "user" if conversion.knows_users else None,
+                    "time": None,
+                    "truth": "potential" if content.truth else "none",
                     "fields": conversion.fields,
                     "report": report,
                     "simulated": content.simulated,
@@ -228,257 +227,18 @@ def _simulation(raw: RawFiles) -> dict[str, Any] | None:
     return content
 
 
-# --------------------------------------------------------------------------- rows on their way
+# --------------------------------------------------------------------------- the conversion
 
 
 class _Stopped(Exception):
     """Another thread has failed."""
 
 
-class _Rows(NamedTuple):
-    """Rows of a table, with the features that they have numbered from 1 on.
-
-    Attributes:
-        features: uint64 ``[features]``, id · 16 + target, ascending.
-        head: int32 ``[rows, 2]``: number of the join key; click in bit 0 and purchase in bit 1.
-        columns: int32 ``[rows, columns]``, a feature, or 0 where the field is missing.
-        lengths: int32 ``[rows, bags]``, how many values each bag has.
-        ids, weights: int32 and float32 ``[values]``, row by row and within a row bag by bag.
-        truth: float32 ``[rows, 3]``, or ``[rows, 0]``.
-    """
-
-    features: NDArray[np.uint64]
-    head: NDArray[np.int32]
-    columns: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    ids: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    truth: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.head)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self)
-
-
-class _Spool:
-    """Rows on their way to a table, in a file that is written once and read in its order."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._shapes: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
-        self.rows = 0
-        self.bytes = 0
-
-    def append(self, rows: _Rows) -> None:
-        with open(self.path, "ab") as file:  # a handle that stayed open would outlive an error
-            for array in rows:
-                file.write(np.ascontiguousarray(array).data if array.size else b"")
-        self._shapes.append([(array.dtype, array.shape) for array in rows])
-        self.rows += len(rows)
-        self.bytes += rows.nbytes
-
-    def __iter__(self) -> Iterator[_Rows]:
-        if not self._shapes:
-            return
-        with open(self.path, "rb") as file:
-            for shapes in self._shapes:
-                arrays = (np.fromfile(file, dtype, math.prod(shape)) for dtype, shape in shapes)
-                yield _Rows(*(a.reshape(s) for a, (_, s) in zip(arrays, shapes, strict=True)))
-
-
-class _Tally:
-    """In how many impressions features occur, and how often: counts by feature, summed up."""
-
-    def __init__(self) -> None:
-        self._pieces: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-        self._size = self._merged = 0
-
-    def add(self, features: NDArray[np.uint64], counts: NDArray[np.int64]) -> None:
-        """Add to the counts of features, ``[features, counts]``; each of them once."""
-        self._pieces.append((features, counts))
-        self._size += len(features)
-        if self._size > 2 * self._merged + _MERGE:
-            self.merged()
-
-    def merged(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Features, ascending, and their counts."""
-        if len(self._pieces) != 1:
-            pieces = self._pieces or [(np.empty(0, np.uint64), np.empty((0, _COUNTS), np.int64))]
-            each = np.concatenate([features for features, _ in pieces])
-            features, place = np.unique(each, return_inverse=True)
-            counts = np.zeros((len(features), _COUNTS), np.int64)
-            done = 0
-            for own, more in pieces:  # a feature is once in a piece
-                counts[place[done : done + len(own)]] += more
-                done += len(own)
-            self._pieces = [(features, counts)]
-            self._size = self._merged = len(features)
-        return self._pieces[0]
-
-
-_MERGE = 1 << 20  # features
-_COUNTS = 4  # impressions of train; values in train, validation and test
-
-
-# --------------------------------------------------------------------------- one kind of text
-
-
-class _Kind:
-    """What is known of the common features, or of the impressions, of both splits.
-
-    Args:
-        kind: ``common`` or ``skeleton``.
-        options: the wanted fields among others.
-    """
-
-    def __init__(self, kind: str, options: Options) -> None:
-        self.kind = kind
-        self.targets = options.targets(kind)
-        self.columns = [field for field in self.targets if not field.is_bag]
-        self.bags = self.targets[len(self.columns) :]
-        self.keys: dict[str, dict[bytes, int]] = {}  # numbers of join keys from 0 on, by split
-        self.tally = _Tally()
-        self.present = np.zeros((len(self.targets), 3), np.int64)
-        self.longest = np.zeros(len(self.targets), np.int64)
-        self.sums = np.zeros(max(len(self.bags), 1))
-        self.features = np.empty(0, np.uint64)
-        self.final_ids = np.empty(0, np.int32)
-        self.tokens: dict[str, pa.Array] = {}
-        self.reports: dict[str, dict[str, Any]] = {}
-
-    def rows(self, lines: Lines, key: NDArray[np.int64], further: NDArray[np.int64]) -> _Rows:
-        """Lines as rows of the table.
-
-        Args:
-            key: ``[lines]``, numbers of their join keys.
-            further: ``[targets]``, to which further values of single-valued fields are added.
-        """
-        count = len(lines.number)
-        wanted = lines.target >= 0
-        line, target = lines.line[wanted], lines.target[wanted]
-        code, features = pd.factorize(
-            lines.feature[wanted] * _SIXTEEN + target.astype(np.uint64), sort=True
-        )
-        code = code + 1  # 0 is no value
-        single = len(self.columns)
-        columns = np.zeros((count, single), np.int32)
-        first = target < single
-        order = np.flatnonzero(first)[::-1]  # of several values the first one stays
-        columns[line[order], target[order]] = code[order]
-        further[:single] += np.bincount(target[first], minlength=single)
-        further[:single] -= np.count_nonzero(columns, axis=0)
-        bags = len(self.bags)
-        place = line[~first] * bags + target[~first] - single
-        order = np.argsort(place, kind="stable")
-        lengths = np.bincount(place, minlength=count * bags).reshape(count, bags)
-        return _Rows(
-            features,
-            np.stack([key, lines.click + 2 * lines.purchase], axis=1).astype(np.int32),
-            columns,
-            lengths.astype(np.int32),
-            code[~first][order].astype(np.int32),
-            lines.weight[wanted][~first][order],
-            np.empty((count, 0), np.float32) if lines.truth is None else lines.truth,
-        )
-
-    def count(self, rows: _Rows, references: NDArray[np.int64]) -> None:
-        """Count the features of rows.
-
-        Args:
-            references: ``[rows, 3]``, impressions of train, validation and test that have a row.
-        """
-        there = [rows.columns > 0, rows.lengths > 0]
-        self.present += np.concatenate(there, axis=1).T.astype(np.int64) @ references
-        longest = np.concatenate([there[0], rows.lengths], axis=1).max(axis=0, initial=0)
-        self.longest = np.maximum(self.longest, longest)
-        of_column, column = np.nonzero(there[0])
-        of_value = np.repeat(np.arange(len(rows)), rows.lengths.sum(axis=1))
-        single, value = rows.columns[of_column, column] - 1, rows.ids - 1
-        code, row = np.concatenate([single, value]), np.concatenate([of_column, of_value])
-        size = len(rows.features)
-        counts = np.zeros((size, _COUNTS), np.int64)
-        for part in np.flatnonzero(references.any(axis=0)):  # float64 is exact up to 2^53
-            counts[:, 1 + part] = np.bincount(code, references[row, part], size)
-        pairs = np.sort(of_value * size + value)  # a row counts once, however often it has a value
-        once, again = pairs[:1], pairs[1:][np.diff(pairs) > 0]
-        of_row, feature = np.divmod(np.concatenate([once, again]), max(size, 1))
-        counts[:, 0] = np.bincount(single, references[of_column, 0], size)
-        counts[:, 0] += np.bincount(feature, references[of_row, 0], size).astype(np.int64)
-        self.tally.add(rows.features, counts)
-
-    def make_vocabularies(self, min_count: int) -> None:
-        """Final ids of all features, tokens and what there is to report of each field."""
-        self.features, counts = self.tally.merged()
-        target = (self.features % _SIXTEEN).astype(np.int64)
-        feature = (self.features // _SIXTEEN).astype(np.int64)
-        self.final_ids = np.ones(len(target), np.int32)
-        for number, field in enumerate(self.targets):
-            own = np.flatnonzero(target == number)
-            kept = own[counts[own, 0] >= min_count]
-            kept = kept[np.lexsort((feature[kept], -counts[kept, 0]))]
-            self.final_ids[kept] = np.arange(2, len(kept) + 2, dtype=np.int32)
-            tokens = pa.array(feature[kept]).cast(pa.string())
-            self.tokens[field.name] = pa.concat_arrays([pa.array([UNKNOWN]), tokens])
-            values, known = counts[own, 1:], counts[kept, 1:].sum(axis=0).tolist()
-            totals = values.sum(axis=0).tolist()
-            trained, tested = values[:, 0] > 0, values[:, 2] > 0
-            oov = [1 - k / total if total else None for k, total in zip(known, totals, strict=True)]
-            self.reports[field.name] = {
-                "vocabulary": len(kept),
-                "ids_in_training": int(trained.sum()),
-                "ids_in_test": int(tested.sum()),
-                "ids_in_both": int((trained & tested).sum()),
-                "values": _by_part(totals),
-                "oov_rate": _by_part(oov),
-                "longest": int(self.longest[number]),
-                "present": self.present[number].tolist(),
-            }
-        self.tally = _Tally()
-
-    def append(
-        self,
-        table: TableWriter,
-        rows: _Rows,
-        head: Mapping[str, NDArray[Any]],
-        training: NDArray[np.int64],
-    ) -> None:
-        """Write rows with their final ids, and sum up weights.
-
-        Args:
-            head: columns that are no fields.
-            training: ``[rows]``, training impressions that have a row.
-        """
-        ids = np.append(0, self.final_ids[np.searchsorted(self.features, rows.features)])
-        ids = ids.astype(np.int32)
-        columns = ids[rows.columns]
-        own = {field.name: columns[:, number] for number, field in enumerate(self.columns)}
-        table.append(
-            {**head, **own}, rows.lengths if self.bags else None, ids[rows.ids], rows.weights
-        )
-        if self.bags:
-            bag = np.tile(np.arange(len(self.bags)), len(rows))
-            lengths = rows.lengths.ravel()
-            times = np.repeat(np.repeat(training, len(self.bags)), lengths)
-            np.add.at(self.sums, np.repeat(bag, lengths), times * rows.weights.astype(np.float64))
-
-    def scale(self, name: str) -> float:
-        """Mean weight of a field in training; 1 where it says nothing."""
-        number = [field.name for field in self.targets].index(name) - len(self.columns)
-        values = self.reports[name]["values"]["train"]
-        mean = float(self.sums[number]) / values if number >= 0 and values else 1.0
-        return mean if mean and np.isfinite(mean) else 1.0
-
-
-# --------------------------------------------------------------------------- the conversion
-
 #: Calls its argument with how much more was done.
 _Task = Callable[[Callable[[int], Any]], None]
 #: Rows of a table, impressions of train, validation and test that have them, int64 ``[rows, 3]``,
 #: and columns that are no fields.
-_Piece = tuple[_Rows, NDArray[np.int64], Mapping[str, NDArray[Any]]]
+_Piece = tuple[Rows, NDArray[np.int64], Mapping[str, NDArray[Any]]]
 
 
 class _Conversion:
@@ -497,9 +257,9 @@ class _Conversion:
         self.options = options
         self.writer = writer
         self.progress = progress
-        self.kinds = {kind: _Kind(kind, options) for kind in KINDS}
-        self.common = _Spool(writer.folder / "temporary-common")
-        self.parts = {part: _Spool(writer.folder / f"temporary-{part}") for part in PARTS}
+        self.kinds = {kind: TableBuilder(kind, options.targets(kind)) for kind in KINDS}
+        self.common = Spool(writer.folder / "temporary-common")
+        self.parts = {part: Spool(writer.folder / f"temporary-{part}") for part in PARTS}
         self.labels = np.zeros((3, 3), np.int64)  # rows, clicks, conversions by part
         # Ids of 101 by common row, plus 1; 0 is "none". Rare users are kept apart as well.
         self.user_ids: list[NDArray[np.uint64]] = [np.zeros(1, np.uint64)]
@@ -603,7 +363,7 @@ class _Conversion:
         self.common.append(rows)
         if self.knows_users:
             names = [field.name for field in kind.columns]
-            ids = np.append(np.uint64(0), rows.features // _SIXTEEN + np.uint64(1))
+            ids = np.append(np.uint64(0), rows.features // SIXTEEN + np.uint64(1))
             self.user_ids.append(ids[rows.columns[:, names.index(_USER)]])
         return lines
 
@@ -656,7 +416,10 @@ class _Conversion:
     # ------------------------------------------------------------------- writing
 
     def _write(
-        self, kind: _Kind, pieces: Callable[[], Iterator[_Piece]], advance: Callable[[int], Any]
+        self,
+        kind: TableBuilder,
+        pieces: Callable[[], Iterator[_Piece]],
+        advance: Callable[[int], Any],
     ) -> None:
         """Write a table: count what its rows have, number it, and write the numbers."""
         for rows, references, _ in pieces():
@@ -667,7 +430,7 @@ class _Conversion:
             kind.append(self.tables[kind.kind], rows, head, references[:, 0])
             advance(rows.nbytes)
 
-    def _layout(self, kind: _Kind) -> Layout:
+    def _layout(self, kind: TableBuilder) -> Layout:
         head: tuple[Column, ...] = ()
         apart: dict[str, str] = {}
         if kind.kind == "skeleton":
@@ -734,24 +497,20 @@ class _Conversion:
                 1 - there / int(rows) if rows else None
                 for there, rows in zip(present, self.labels[:, 0], strict=True)
             ]
-            fields[name] = {**reports[name], "lacking": _by_part(lacking)}
+            fields[name] = {**reports[name], "lacking": by_part(lacking)}
         names = ("rows", "clicks", "conversions")
         report = {
             "options": dataclasses.asdict(self.options),
             "simulated": self.content.simulated is not None,
             "files": [self.files[name] for name in sorted(self.files)],
-            "parts": _by_part([dict(zip(names, own, strict=True)) for own in self.labels.tolist()]),
+            "parts": by_part([dict(zip(names, own, strict=True)) for own in self.labels.tolist()]),
             "unmatched": {"train": unmatched[0] + unmatched[1], "test": unmatched[2]},
-            "without_user": None if without_user is None else _by_part(without_user.tolist()),
+            "without_user": None if without_user is None else by_part(without_user.tolist()),
             "fields": fields,
             "seconds": round(seconds, 1),
         }
         report["warnings"], report["notes"] = observations(report)
         return report
-
-
-def _by_part(values: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(PARTS, values, strict=True))
 
 
 class _Found(NamedTuple):
