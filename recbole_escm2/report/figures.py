@@ -36,7 +36,7 @@ INK = "#1b1f24"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-#: More lines than this in one panel can't be told apart.
+#: More lines than this in one panel can't be kept in view.
 LINES_PER_PANEL = 6
 #: The panel of the training loss.
 LOSS = "training loss"
@@ -134,7 +134,7 @@ def pictures(study: Study) -> Iterator[Picture]:
 
 
 def row_groups(study: Study) -> list[list[str]]:
-    """Labels in groups that one panel can tell apart; a swept model's rows are by themselves."""
+    """Labels in groups that one panel can show; a swept model's rows are by themselves."""
     groups: list[list[str]] = []
     for _, rows in groupby(study.rows, key=lambda row: row.model if row.swept else None):
         labels = [row.label for row in rows]
@@ -163,8 +163,8 @@ def dots(study: Study, metrics: Sequence[str] | None = None) -> Figure | None:
     if not metrics:
         return None
     names = [_wrapped(row.label, _LABEL_WIDTH) for row in study.rows]
-    tall = max(name.count("\n") + 1 for name in names)
-    height = max(1.5, 0.75 + (0.12 + 0.12 * tall) * len(names))
+    most = max(name.count("\n") + 1 for name in names)
+    height = max(1.5, 0.75 + (0.12 + 0.12 * most) * len(names))
     figure, panels = _panels(len(metrics), height, sharey=True)
     for ax, metric in zip(panels, metrics, strict=True):
         for place, row in enumerate(study.rows):

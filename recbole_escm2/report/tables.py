@@ -169,7 +169,7 @@ class Layout:
     Attributes:
         headings: the columns of numbers.
         lines: the rows.
-        notes: sentences that belong under the table, plain text.
+        notes: sentences that belong under the table, as text.
         simulated: what to say first, on simulated data.
         problems: runs that are missing, metrics that are missing in finished runs, and verdicts
             that can't be had.
@@ -215,30 +215,19 @@ class Layout:
 
 def layout(study: Study) -> Layout:
     """What the table of a study shows: its columns, training time, epochs and parameters."""
-    shown = [key for key in COSTS if _costs(study, key)]
     metrics = [Heading(m, m, direction(m)) for m in study.shown]
-    costs = [_Cost.of(key, _costs(study, key)) for key in shown]
+    costs = [column for key in COSTS if (column := _cost_column(study, key))]
     digits = {metric: decimals(study, metric) for metric in study.shown}
     lines = []
-    for row in study.rows:
-        runs = study.of(row.label)
-        entries = [
-            _entry(study.table[row.label].get(metric), metric, digits[metric], len(runs))
-            for metric in study.shown
-        ]
-        entries += [cost.entry(_cost_values(runs, cost.heading.key)) for cost in costs]
-        lines.append(
-            Line(
-                one_line(row.label),
-                row.label == study.baseline,
-                row.aa,
-                len(runs),
-                len(study.seeds),
-                tuple(entries),
-            )
-        )
+    for n, row in enumerate(study.rows):
+        runs, cells = len(study.of(row.label)), study.table[row.label]
+        entries = [_entry(cells.get(m), m, digits[m], runs) for m in study.shown]
+        entries += [column[n] for _, column in costs]
+        first = row.label == study.baseline
+        label, planned = one_line(row.label), len(study.seeds)
+        lines.append(Line(label, first, row.aa, runs, planned, tuple(entries)))
     return Layout(
-        (*metrics, *(cost.heading for cost in costs)),
+        (*metrics, *(heading for heading, _ in costs)),
         tuple(lines),
         tuple(_notes(study)),
         one_line(study.simulated) if study.simulated else None,
@@ -531,46 +520,31 @@ def latex_escape(words: str) -> str:
     return "".join(_LATEX.get(c, c) for c in words)
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """A column of costs, in one unit and as many decimals for all of its rows."""
+def _cost_column(study: Study, key: str) -> tuple[Heading, list[Entry]] | None:
+    """A key of :data:`COSTS` in one unit and as many decimals for all rows, where a run has it."""
+    by_row = [_cost_values(study.of(row.label), key) for row in study.rows]
+    largest = max((value for by_seed in by_row for value in by_seed.values()), default=None)
+    if largest is None:
+        return None
+    minutes = key == "seconds" and largest >= 600
+    digits = 0 if key == "seconds" and 100 <= largest < 600 else 1
+    unit = f" ({'min' if minutes else 's'})" if key == "seconds" else ""
 
-    heading: Heading
-    scale: float
-    digits: int
-
-    @classmethod
-    def of(cls, key: str, values: Sequence[float]) -> _Cost:
-        """The column of a key, with the values that it will hold."""
-        if key != "seconds":
-            return cls(Heading(key, COSTS[key], ""), 1.0, 1)
-        minutes = max(values) >= 600
-        digits = 1 if minutes or max(values) < 100 else 0
-        unit = "min" if minutes else "s"
-        return cls(Heading(key, f"{COSTS[key]} ({unit})", ""), 60.0 if minutes else 1.0, digits)
-
-    def entry(self, by_seed: Mapping[int, float]) -> Entry:
-        if not by_seed:
-            return Entry()
-        own = sample(by_seed)
-        return Entry(
-            mean=self._text(own.mean),
-            order=own.mean,
-            by_seed=tuple((seed, self._text(value)) for seed, value in by_seed.items()),
-        )
-
-    def _text(self, value: float) -> str:
-        if self.heading.key == "parameters":
+    def shown(value: float) -> str:
+        if key == "parameters":
             return humanise(value)
-        return f"{value / self.scale:.{self.digits}f}"
+        return f"{value / 60 if minutes else value:.{digits}f}"
+
+    entries = []
+    for by_seed in by_row:
+        mean = sample(by_seed).mean if by_seed else math.nan
+        values = tuple((seed, shown(value)) for seed, value in by_seed.items())
+        entries.append(Entry(shown(mean), order=mean, by_seed=values) if by_seed else Entry())
+    return Heading(key, COSTS[key] + unit, ""), entries
 
 
 def _cost_values(runs: Mapping[int, Mapping[str, Any]], key: str) -> dict[int, float]:
     return {seed: float(run[key]) for seed, run in runs.items() if run.get(key) is not None}
-
-
-def _costs(study: Study, key: str) -> list[float]:
-    return [v for row in study.rows for v in _cost_values(study.of(row.label), key).values()]
 
 
 def _entry(cell: Cell | None, metric: str, digits: int, finished: int) -> Entry:
@@ -711,14 +685,14 @@ _VARIANCES = {
 def _smallest(study: Study, metric: str) -> str:
     """The smallest difference from the baseline that could have been seen, or its range."""
     digits = decimals(study, metric)
-    found = [
+    reaches = [
         compared.smallest
         for _, other, of, compared in study.verdicts
         if of == metric and other == study.baseline and compared.smallest is not None
     ]
-    if not found:
+    if not reaches:
         return ""
-    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(found), max(found))))
+    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(reaches), max(reaches))))
 
 
 def aa_notes(study: Study) -> list[str]:
@@ -728,15 +702,17 @@ def aa_notes(study: Study) -> list[str]:
         what = (
             f"A/A: {one_line(study.baseline)} again, on the same splits with other initial weights"
         )
-        found = {m: c.verdict for row, _, m, c in study.comparisons if row == label and c.verdict}
-        wrong = [f"{verdict} in {m}" for m, verdict in found.items() if verdict != "undecided"]
+        verdicts = {
+            m: c.verdict for row, _, m, c in study.comparisons if row == label and c.verdict
+        }
+        wrong = [f"{verdict} in {m}" for m, verdict in verdicts.items() if verdict != "undecided"]
         if wrong:
             notes.append(
                 f"{what}, GOT A VERDICT ({', '.join(wrong)}): distrust this page. Chance alone "
                 "does that to one page in twenty."
             )
         else:
-            notes.append(f"{what}, {'got no verdict' if found else 'could not be tested'}.")
+            notes.append(f"{what}, {'got no verdict' if verdicts else 'could not be tested'}.")
     return notes
 
 
