@@ -28,7 +28,7 @@ from scipy.stats import norm
 from recbole_escm2.evaluator.catalogue import target_of
 from recbole_escm2.experiment.statistics import CONFIDENCE, Sample
 from recbole_escm2.experiment.study import Row, Study
-from recbole_escm2.report.tables import direction, one_line
+from recbole_escm2.report.notes import direction, one_line
 
 #: Text and axes.
 INK = "#1b1f24"

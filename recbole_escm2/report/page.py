@@ -23,13 +23,9 @@ from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.model.lookup import find_model
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
-from recbole_escm2.report.tables import (
-    MINUS,
-    aa_notes,
-    layout,
-    one_line,
-    tuning_table,
-)
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import MINUS, aa_notes, one_line
+from recbole_escm2.report.tables import tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row

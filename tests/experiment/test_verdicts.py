@@ -31,8 +31,9 @@ from recbole_escm2.evaluator.metrics import auc
 from recbole_escm2.evaluator.predictions import Predictions, Truth
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.quick_start import run as train_and_test
+from recbole_escm2.report.layout import layout
 from recbole_escm2.report.page import page
-from recbole_escm2.report.tables import as_json, latex, layout, markdown, text, tidy_csv
+from recbole_escm2.report.tables import as_json, latex, markdown, text, tidy_csv
 
 Array = NDArray[Any]
 PRIMARY = ("CTCVR_AUC", "CVR_AUC")

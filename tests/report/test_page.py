@@ -9,6 +9,8 @@ import pytest
 from studies import VERSIONS, realistic, result, study_of
 
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import MINUS
 from recbole_escm2.report.page import (
     Weighed,
     page,
@@ -18,7 +20,6 @@ from recbole_escm2.report.page import (
     weighing,
     weight_warnings,
 )
-from recbole_escm2.report.tables import MINUS, layout
 from recbole_escm2.report.write import report
 
 ODD = ["<script>alert(1)</script>", "<b>bold</b>", 'a_b & 50% | "c"', "{{ 7 * 7 }}"]

@@ -9,16 +9,14 @@ import pytest
 from studies import realistic, study_of
 
 from recbole_escm2.experiment.study import Row, Study, Trial, Tuning
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import decimals, humanise, p_value
 from recbole_escm2.report.tables import (
     as_json,
-    decimals,
-    humanise,
     latex,
     latex_escape,
-    layout,
     markdown,
     markdown_escape,
-    p_value,
     runs_csv,
     text,
     tidy_csv,
