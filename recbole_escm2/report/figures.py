@@ -29,7 +29,7 @@ from scipy.stats import norm
 from recbole_escm2.evaluator.catalogue import target_of
 from recbole_escm2.experiment.statistics import CONFIDENCE, Sample
 from recbole_escm2.experiment.study import Row, Study
-from recbole_escm2.report.tables import direction, one_line
+from recbole_escm2.report.notes import direction, one_line
 
 #: Text and axes.
 INK = "#1b1f24"
@@ -37,7 +37,7 @@ INK = "#1b1f24"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-#: More lines than this in one panel can't be told apart.
+#: More lines than this in one panel can't be kept in view.
 LINES_PER_PANEL = 6
 #: The panel of the training loss.
 LOSS = "training loss"
@@ -135,7 +135,7 @@ def pictures(study: Study) -> Iterator[Picture]:
 
 
 def row_groups(study: Study) -> list[list[str]]:
-    """Labels in groups that one panel can tell apart; a swept model's rows are by themselves."""
+    """Labels in groups that one panel can show; a swept model's rows are by themselves."""
     groups: list[list[str]] = []
     for _, rows in groupby(study.rows, key=lambda row: row.model if row.swept else None):
         labels = [row.label for row in rows]

@@ -23,13 +23,9 @@ from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.lookup import find_model
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
-from recbole_escm2.report.tables import (
-    MINUS,
-    aa_notes,
-    layout,
-    one_line,
-    tuning_table,
-)
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import MINUS, aa_notes, one_line
+from recbole_escm2.report.tables import tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row
@@ -66,13 +62,13 @@ class Settings:
     """Configurations, as text.
 
     Attributes:
-        asked: what the user set for all rows.
+        shared: what the user set for all rows.
         differing: keys whose value isn't the same in all rows that have it and whose model reads
             it, with the values by label: floats in four digits, a dash for any other row.
         complete: everything, by label.
     """
 
-    asked: Mapping[str, str]
+    shared: Mapping[str, str]
     differing: Mapping[str, Mapping[str, str]]
     complete: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -104,7 +100,7 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
-    weighed, found = weighing(study), versions(study)
+    weighed, by_package = weighing(study), versions(study)
     return environment.get_template("report.html").render(
         study=study,
         table=layout(study),
@@ -115,8 +111,8 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         data=_data(study),
         settings=settings(study),
         tuning=tuning_table(study.tuning) if study.tuning else [],
-        versions=found,
-        mixed=[package for package, versions in found.items() if len(versions) > 1],
+        versions=by_package,
+        mixed=[package for package, versions in by_package.items() if len(versions) > 1],
         alpha=ALPHA,
         comparisons=len(study.verdicts),
         style=Markup(style),
@@ -243,7 +239,7 @@ def weight_warnings(rows: Sequence[Weighed]) -> list[tuple[str, str]]:
 
 def weighing(study: Study) -> list[Weighed]:
     """Weight diagnostics of the rows that have them."""
-    found = []
+    weighed = []
     for row in study.rows:
         runs = [run for run in study.of(row.label).values() if run.get("weights")]
         if runs:
@@ -251,8 +247,8 @@ def weighing(study: Study) -> list[Weighed]:
             numbers = {n: _mean([run["weights"][n] for run in runs]) for n in names}
             floors = ((run.get("config") or {}).get("propensity_floor") for run in runs)
             floor = next((floor for floor in floors if floor is not None), None)
-            found.append(Weighed(one_line(row.label), numbers, floor))
-    return found
+            weighed.append(Weighed(one_line(row.label), numbers, floor))
+    return weighed
 
 
 def _mean(weights: Sequence[float | None]) -> float:
@@ -261,11 +257,11 @@ def _mean(weights: Sequence[float | None]) -> float:
 
 
 def settings(study: Study) -> Settings:
-    """Configurations: what was asked for, where rows differ, and everything."""
+    """Configurations: what was set for all, where rows differ, and everything."""
     complete = {row.label: _row_config(study, row.label) for row in study.rows}
     complete = {label: config for label, config in complete.items() if config}
-    asked = {key: _value(value) for key, value in study.shared.items()}
-    return Settings(asked, _differing(study, complete), complete)
+    shared = {key: _value(value) for key, value in study.shared.items()}
+    return Settings(shared, _differing(study, complete), complete)
 
 
 def _differing(
@@ -277,15 +273,15 @@ def _differing(
     hidden = {*_OF_A_RUN}
     if all(row.label == row.model for row in rows):
         hidden.add("model")
-    found = {}
+    differing = {}
     for key in dict.fromkeys(key for config in complete.values() for key in config):
         having = [row for row in rows if key in complete[row.label]]
         # what no model reads is the program's, such as the device
         reading = [row for row in having if _reads(study, row, key)] or having
         if key not in hidden and len({complete[row.label][key] for row in reading}) > 1:
             values = {row.label: short[row.label][key] for row in reading}
-            found[key] = {row.label: values.get(row.label, _NOTHING) for row in rows}
-    return found
+            differing[key] = {row.label: values.get(row.label, _NOTHING) for row in rows}
+    return differing
 
 
 def _reads(study: Study, row: Row, key: str) -> bool:
@@ -342,12 +338,12 @@ def _rounded(value: Any, digits: int) -> Any:
 
 def _data(study: Study) -> list[dict[str, str]]:
     """A line a split: counts, or their range where runs differ."""
-    found: dict[str, list[Mapping[str, int]]] = {}
+    by_split: dict[str, list[Mapping[str, int]]] = {}
     for run in study.results.values():
         for split, counts in (run.get("data") or {}).items():
-            found.setdefault(split, []).append(counts)
+            by_split.setdefault(split, []).append(counts)
     lines = []
-    for split, all_counts in found.items():
+    for split, all_counts in by_split.items():
         clicks = sum(c["clicks"] for c in all_counts)
         impressions = sum(c["impressions"] for c in all_counts)
         conversions = sum(c["conversions"] for c in all_counts)

@@ -9,6 +9,8 @@ import pytest
 from studies import VERSIONS, realistic, result, study_of
 
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import MINUS
 from recbole_escm2.report.page import (
     Weighed,
     page,
@@ -18,7 +20,6 @@ from recbole_escm2.report.page import (
     weighing,
     weight_warnings,
 )
-from recbole_escm2.report.tables import MINUS, layout
 from recbole_escm2.report.write import report
 
 ODD = ["<script>alert(1)</script>", "<b>bold</b>", 'a_b & 50% | "c"', "{{ 7 * 7 }}"]
@@ -284,7 +285,7 @@ class TestSettings:
         assert found.complete["ESMM"]["learning_rate"] == "0.001"
         assert found.complete["ESMM"]["seed"] == "1 | 2 | 3"
         assert found.complete["ESMM"]["load_col"] == "none"
-        assert found.asked == {"epochs": "30", "train_batch_size": "4096"}
+        assert found.shared == {"epochs": "30", "train_batch_size": "4096"}
 
     def configured(self, configs, **models):
         """A study of rows whose runs have these configs; a row's model is its label by default."""
