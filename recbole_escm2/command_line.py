@@ -12,7 +12,7 @@ from typing import Any
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.extras import require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED
-from recbole_escm2.plugin import MODEL_NAMES
+from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.property_files import PROPERTIES, dataset_names, lines_of, recbole_properties
 from recbole_escm2.threads import bound_spinning, threads_of
 

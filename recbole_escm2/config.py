@@ -45,7 +45,7 @@ from recbole_escm2.metric_names import (
     is_neutral,
     task_of,
 )
-from recbole_escm2.plugin import MODEL_NAMES
+from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.property_files import (
     PROPERTIES,
     dataset_names,

@@ -377,7 +377,7 @@ RECBOLES: Mapping[str, Key] = {
     "metric_decimal_place": Key(NATURAL, SCORING),
     # Files
     "dataset": Key(_text("the name of a data set"), NO_SWEEP),
-    "benchmark_filename": Key(_each("a list of three parts of the data", TEXT.holds), DATA),
+    "benchmark_filename": Key(_each("a list of three names", TEXT.holds), DATA),
     **dict.fromkeys(("field_separator", "seq_separator"), Key(TEXT, DATA | NO_SWEEP)),
     "encoding": Key(Kind("the name of an encoding", _is_encoding), DATA),
     **dict.fromkeys(
@@ -403,7 +403,13 @@ RECBOLES: Mapping[str, Key] = {
         Kind("a list of file suffixes", lambda v: TEXT.holds(v) or COLUMNS.holds(v)), DATA
     ),
     "rm_dup_inter": Key(_one_of("first", "last"), DATA),
-    "val_interval": Key(_mapping("columns to intervals", INTERVAL.holds), DATA),
+    "val_interval": Key(
+        _mapping(
+            "columns to intervals or lists of tokens",
+            lambda v: INTERVAL.holds(v) or isinstance(v, list),
+        ),
+        DATA,
+    ),
     **dict.fromkeys(("filter_inter_by_user_or_item", "normalize_all"), Key(BOOLEAN, DATA)),
     **dict.fromkeys(
         ("user_inter_num_interval", "item_inter_num_interval"), Key(INTERVAL, DATA | OPTIONAL)

@@ -16,7 +16,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
-from recbole_escm2.plugin import CONTEXT_PACKAGE, MODEL_NAMES
+from recbole_escm2.model_names import CONTEXT_PACKAGE, MODEL_NAMES
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "

@@ -13,16 +13,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from recbole_escm2.model_names import CONTEXT_PACKAGE, MODEL_NAMES
+
 if TYPE_CHECKING:
     from recbole_escm2.model import EntireSpaceRecommender
 
-#: Names of the models that RecBole's look-ups find.
-MODEL_NAMES = (
-    *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "DCMT", "AITM", "Naive", "MTL_IMP"),
-    *("MTL_EIB", "MTL_IPS", "MTL_DR"),
-)
-#: Where RecBole looks for models that read features.
-CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
 _LARGEST_NAMED_K = 100  # RecBole looks names up literally, so X@10 needs an entry of its own
 
 

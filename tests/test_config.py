@@ -24,8 +24,8 @@ from recbole_escm2.config import (
 )
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
+from recbole_escm2.lookup import context_model_names, find_model, model_path
 from recbole_escm2.model import ESCM2_DR, ESMM
-from recbole_escm2.model.lookup import context_model_names, find_model, model_path
 
 many = hypothesis_settings(deadline=None, max_examples=300, derandomize=True)
 

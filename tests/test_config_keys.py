@@ -18,9 +18,9 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import is_benchmark
 from recbole_escm2.keys import KEYS, OF_RECBOLES_MODELS, OURS
 from recbole_escm2.lookup import recbole_context_names
+from recbole_escm2.model import MODELS
 from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.entire_space import has_counterfactual_risk
-from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.property_files import PROPERTIES, lines_of, recbole_properties
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import PRIMARY_CVR
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.model.lookup import model_path
+from recbole_escm2.lookup import model_path
 from recbole_escm2.output import plain
 from recbole_escm2.train.run import RESULT_FILE, Run
 

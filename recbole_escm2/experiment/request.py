@@ -22,8 +22,8 @@ from recbole_escm2.config import (
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import NOT_SWEPT
+from recbole_escm2.lookup import find_model
 from recbole_escm2.model import EntireSpaceRecommender
-from recbole_escm2.model.lookup import find_model
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (

@@ -21,7 +21,7 @@ from recbole_escm2.evaluator.weights import HANDFUL, NEARLY_CONSTANT
 from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
-from recbole_escm2.model.lookup import find_model
+from recbole_escm2.lookup import find_model
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
 from recbole_escm2.report.layout import layout
 from recbole_escm2.report.notes import MINUS, aa_notes, one_line

@@ -78,7 +78,7 @@ def test_the_emailed_alone(tmp_path, rows):
     assert 100 < len(dataset) == len(emailed) < 300
     assert dataset.inter_feat["visit"].tolist() == expected(emailed, "visit")
     assert load(tmp_path).store.folder != dataset.store.folder
-    with pytest.raises(UsageError, match="customers must be all or emailed, got 'some'"):
+    with pytest.raises(UsageError, match="customers must be 'all' or 'emailed', got 'some'"):
         load(tmp_path, customers="some")
 
 

@@ -10,8 +10,7 @@ from recbole_escm2.config import PROPERTIES, Config, family_keys, is_entire_spac
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.request import has_effect
-from recbole_escm2.model import AITM, ESMM, MTL_EIB, Naive
-from recbole_escm2.model.lookup import MODELS
+from recbole_escm2.model import AITM, ESMM, MODELS, MTL_EIB, Naive
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
