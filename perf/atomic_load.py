@@ -219,7 +219,7 @@ def _resident(key: str) -> float:
 
 def _import_all() -> None:
     """What a load would otherwise import on its way."""
-    for module in ("recbole.data.dataset", "recbole_escm2.data.atomic_source"):
+    for module in ("recbole.data.dataset", "recbole_escm2.data.sources.atomic"):
         importlib.import_module(module)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.extras import require
+from recbole_escm2.keys import KEYS, OFTEN, UNLISTED
+from recbole_escm2.model_names import MODEL_NAMES
+from recbole_escm2.property_files import PROPERTIES, dataset_names, lines_of, recbole_properties
 from recbole_escm2.threads import bound_spinning, threads_of
 
 _HELP = """\
@@ -54,15 +60,9 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
                        dataset, seeds, sweep, baseline, primary, columns, the others of these, and
                        config keys of all rows
 
-Often wanted keys (all of ours, with comments, are in the properties folder:
+Often wanted keys with their defaults (all of ours, with comments, are in the properties folder:
 {properties}; RecBole's keep their meaning):
-  --epochs, --seed, --learning_rate, --train_batch_size, --embedding_size, --mlp_hidden_size,
-  --valid_metric=CTCVR_AUC         what chooses the best epoch
-  --task=ctr|cvr|ctcvr             what a model of RecBole's own learns
-  --counterfactual_weight, --global_weight, --propensity_floor   of ESCM2_IPS and ESCM2_DR
-  --imputation=error|label, --imputation_schedule=joint|alternate   of ESCM2_DR
-  --CLICK_FIELD, --CONVERSION_FIELD   the label columns of your own data
-  --output_dir=output              each run makes one folder in it
+{keys}
 """
 _SIMULATE_HELP = """\
 usage: {program} simulate --rows=N --out=DIR [--KEY=VALUE ...]
@@ -194,9 +194,11 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     if "help" in options:
         print(_help())
         return 0
+    _check_names(options)
     from recbole_escm2.experiment.request import is_benchmark
 
     if is_benchmark(options):
+        require("benchmark")
         from recbole_escm2.report.command import benchmark
 
         return benchmark(options, command)
@@ -226,17 +228,54 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     return 0
 
 
-def _help() -> str:
-    from recbole_escm2.config import PROPERTIES, dataset_names
-    from recbole_escm2.model.lookup import MODELS
+def _check_names(options: Mapping[str, str]) -> None:
+    """Refuse a mistyped option before torch is loaded.
 
+    Only models of the user's own have keys that are neither declared here nor in RecBole's files.
+    """
+    models = options.get("model") or options.get("models")
+    files = options.keys() & {"benchmark", "config_files", "checkpoint"}  # may name a model
+    if ":" in (models or "") or (not models and files):
+        return
+    known = {*KEYS, *UNLISTED, "models", "sweep"}
+    known.update(re.findall(r"--(\w+)", _HELP + _SEARCH_HELP))
+    of_recbole = lines_of(sorted(recbole_properties().rglob("*.yaml")))
+    for name in options:
+        if name not in known and name not in of_recbole:
+            raise UsageError(
+                f"there is no config key '{name}'{did_you_mean(name, known)}; "
+                "--help says where all of them are listed"
+            )
+
+
+def _help() -> str:
     return _HELP.format(
         program="run_recbole_escm2.py",
-        ours=", ".join(model.__name__ for model in MODELS),
+        ours=", ".join(MODEL_NAMES),
         some="DeepFM, DCNV2, AutoInt",
         datasets=", ".join(dataset_names()),
         properties=PROPERTIES,
+        keys="\n".join(_often_wanted()),
     )
+
+
+def _often_wanted() -> list[str]:
+    """A few lines for each key that is often wanted: its default, and the beginning of its help."""
+    models = PROPERTIES / "model"
+    files = [
+        PROPERTIES / "overall.yaml",
+        *(models / f"{name}.yaml" for name in ("EntireSpaceRecommender", *MODEL_NAMES)),
+        recbole_properties() / "overall.yaml",
+    ]
+    lines = lines_of(files)
+    shown = []
+    for name, key in KEYS.items():
+        if OFTEN in key.about:
+            default, text = lines[name]
+            sentence = text.partition(") ")[2].partition(". ")[0].rstrip(".")
+            option = f"  --{name}={default.replace(' ', '')}"
+            shown.append(textwrap.fill(f"{option:35} {sentence}", 100, subsequent_indent=" " * 36))
+    return shown
 
 
 def _simulate(options: dict[str, str]) -> int:
@@ -316,11 +355,13 @@ def _simulated(content: dict[str, Any], out: Any) -> str:
 
 
 def _search(options: dict[str, str]) -> int:
-    from recbole_escm2.experiment.search import search
-
     if "help" in options:
         print(_SEARCH_HELP.format(program="run_recbole_escm2.py"))
         return 0
+    _check_names(options)
+    require("search")
+    from recbole_escm2.experiment.search import search
+
     return search(options)
 
 

@@ -1,29 +1,42 @@
-"""Configuration: finds defaults, parses values without ``eval``, knows its keys.
+"""Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set), config files, ``config_dict``, the command line.
+set), config files, ``config_dict``, the command line. What each key may hold is in ``keys``.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import recbole.config
-import recbole.utils.argument_list as recbole_arguments
-import yaml
 
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.evaluator.catalogue import (
+from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.keys import (
+    AS_THEY_ARE,
+    FAMILY,
+    KEY_NEEDS,
+    KEYS,
+    OF_RECBOLES_MODELS,
+    PAIR,
+    PART_SETTINGS,
+    PLACE_KEYS,
+    SCORING_KEYS,
+    TRAINING_KEYS,
+    UNLISTED,
+    Kind,
+    acting,
+    like,
+    wrong_value,
+)
+from recbole_escm2.lookup import context_model_names, find_model, recbole_context_model
+from recbole_escm2.metric_names import (
     ALL_TASKS,
     METRIC_NAMES,
     bigger_is_better,
@@ -32,52 +45,19 @@ from recbole_escm2.evaluator.catalogue import (
     is_neutral,
     task_of,
 )
-from recbole_escm2.fields import LABEL_KEYS
-from recbole_escm2.model import EntireSpaceRecommender
-from recbole_escm2.model.backbone import check_backbone, is_recbole_backbone
-from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.lookup import MODELS, context_model_names, find_model
-
-PROPERTIES = files("recbole_escm2.properties")
-_RECBOLE_PROPERTIES = files("recbole") / "properties"
-
-# Keys that RecBole's code reads although none of its property files holds them.
-_RECBOLE_UNLISTED_KEYS = {
-    "additional_feat_suffix",
-    "benchmark_filename",
-    "config_files",
-    "dataset",
-    "double_tower",
-    "encoding",
-    "fields",
-    "model",
-    "numerical_features",
-    "selected_features",
-    "use_gpu",
-    "wandb_project",
-    "warm_up",
-}
-
-#: Where and how a command runs, and what it shows or sends: never what a number depends on. They
-#: are the command line's and the configuration's alone; a file that is only data, such as a
-#: checkpoint or a search's database, has no say in them.
-PLACE_KEYS = frozenset(
-    {
-        *("checkpoint_dir", "config_file", "config_files", "data_path", "dataloaders_save_path"),
-        *("dataset_save_path", "gpu_id", "ip", "local_rank", "log_wandb", "nproc"),
-        *("output_dir", "port", "run_dir", "save_dataloaders", "save_dataset", "show_progress"),
-        *("state", "store_dir", "use_gpu", "wandb_project", "worker", "world_size"),
-    }
+from recbole_escm2.model_names import MODEL_NAMES
+from recbole_escm2.property_files import (
+    PROPERTIES,
+    dataset_names,
+    parse_value,
+    read_yaml,
+    recbole_properties,
 )
 
-#: What is scored and how, of a model that is trained already.
-SCORING_KEYS = frozenset(
-    {
-        *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics"),
-        *("metric_decimal_place", "topk"),
-    }
-)
+# Declared in keys and property_files, and found here, too.
+__all__ = ["KEY_NEEDS", "PLACE_KEYS", "PROPERTIES", "SCORING_KEYS", "Config", "dataset_names"]
 
+_RECBOLE_MODELS = recbole_properties() / "model"
 # Settled by stock RecBole before it builds a data set; its context-aware defaults serve as well.
 _RUNNER_KEYS = {
     "checkpoint_dir",
@@ -87,58 +67,7 @@ _RUNNER_KEYS = {
     "train_neg_sample_args",
 }
 
-#: The two models of ``task: both``, in the order of their training, and the keys of each alone.
-PAIR = ("ctr", "cvr")
-PART_SETTINGS = tuple(f"{task}_settings" for task in PAIR)
-# What they may hold besides RecBole's keys of training and those of the model.
-_OF_A_PART = {
-    *("bag_pooling", "embedding_weight_decay", "enable_amp", "enable_scaler", "sleeping_decay"),
-    *("sparse_embedding", "valid_metric"),
-}
-
-# --------------------------------------------------------------------------- properties
-
-
-def yaml_loader() -> type[yaml.SafeLoader]:
-    """A safe loader that also reads 1e-3 as a number, as RecBole's does."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
-        list("-+0123456789."),
-    )
-    return Loader
-
-
-def read_yaml(path: Any) -> dict[str, Any]:
-    """A YAML file that holds a mapping; an empty one is an empty mapping.
-
-    Raises:
-        UsageError: no such file, not YAML, or no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config file {path}: {error}") from error
-    try:
-        content = yaml.load(text, Loader=yaml_loader())
-    except Exception as error:  # YAML's constructors raise whatever Python's do
-        raise UsageError(f"config file {path} is not YAML: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise UsageError(f"config file {path} holds no 'key: value' lines")
-    for key in content or {}:
-        if not isinstance(key, str):
-            raise UsageError(f"config file {path}: key {key!r} isn't text; put it in quotes")
-    return content or {}
-
-
-def dataset_names() -> list[str]:
-    """Data sets that have a properties file here."""
-    folder = PROPERTIES / "dataset"
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+# --------------------------------------------------------------------------- layers
 
 
 def defaults(
@@ -160,9 +89,16 @@ def defaults(
     if file.is_file():
         merged.update(read_yaml(file))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
-    if issubclass(model_class, EntireSpaceRecommender) and is_recbole_backbone(backbone):
-        return read_yaml(_RECBOLE_PROPERTIES / "model" / f"{backbone}.yaml") | merged
+    if is_of_family(model_class):
+        return _of_recboles_model(backbone) | merged
     return merged
+
+
+def _of_recboles_model(name: Any) -> dict[str, Any]:
+    """RecBole's defaults for one of its models; none for any other name."""
+    if not isinstance(name, str) or not recbole_context_model(name):
+        return {}
+    return read_yaml(_RECBOLE_MODELS / f"{name}.yaml")
 
 
 def model_defaults(model_class: type) -> dict[str, Any]:
@@ -173,7 +109,7 @@ def model_defaults(model_class: type) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for parent in reversed(model_class.__mro__):
-        if issubclass(parent, EntireSpaceRecommender):
+        if is_of_family(parent):
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
                 merged.update(read_yaml(file))
@@ -181,44 +117,31 @@ def model_defaults(model_class: type) -> dict[str, Any]:
     return merged
 
 
-# --------------------------------------------------------------------------- values
+def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -> set[str]:
+    """Every key that a run of this model on this data set can read."""
+    return set(properties) | set(defaults(model_class, dataset)) | UNLISTED
 
 
-def parse_value(text: str) -> Any:
-    """The value of a config key written as text: a Python or YAML literal, else the text itself."""
-    stripped = text.strip()
-    lower = stripped.lower()
-    if lower in ("true", "false"):
-        return lower == "true"
-    if lower in ("none", "null", "~"):
-        return None
-    try:
-        return ast.literal_eval(stripped)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass
-    if stripped[:1] in ("[", "{"):
-        try:
-            return yaml.load(stripped, Loader=yaml_loader())
-        except Exception:  # YAML's constructors raise whatever Python's do
-            pass
-    return text
+def _stays_text(key: str, value: str) -> bool:
+    """A column may be called 101, and [5,10] an interval; only None is written as a literal."""
+    return key.endswith(("_FIELD", "_num_interval")) and value.lower() not in ("none", "null", "~")
 
 
-def _names_a_column(key: str, value: str) -> bool:
-    """A column may be called 101; only no column at all is written as a literal."""
-    return key.endswith("_FIELD") and value.lower() not in ("none", "null", "~")
+# --------------------------------------------------------------------------- keys that do nothing
 
 
-@cache
+def is_of_family(model_class: type) -> bool:
+    """Whether a model is an entire-space model, which says which keys act on it."""
+    return hasattr(model_class, "acting_keys")
+
+
 def family_keys() -> frozenset[str]:
     """The config keys that act on some models only, and so are refused for the others."""
-    return frozenset({"task", *PART_SETTINGS}).union(
-        *(m.acting_keys(b) for m in MODELS for b in BOTTOMS)
-    )
+    return FAMILY
 
 
 @cache
-def idle_keys(model_class: type, backbone: str, task: str = "both") -> frozenset[str]:
+def idle_keys(model_class: Any, backbone: str, task: str = "both") -> frozenset[str]:
     """The config keys that do nothing in a model.
 
     Args:
@@ -226,10 +149,10 @@ def idle_keys(model_class: type, backbone: str, task: str = "both") -> frozenset
         backbone: its backbone, where it is an entire-space model.
         task: what it learns, where it is one of RecBole's.
     """
-    if issubclass(model_class, EntireSpaceRecommender):
-        return family_keys() - model_class.acting_keys(backbone)
-    acting = {"task", "predict_task", *PART_SETTINGS} if task == "both" else {"task"}
-    return family_keys() - acting - _OF_RECBOLES_MODELS
+    if is_of_family(model_class):
+        acts: frozenset[str] = model_class.acting_keys(backbone)
+        return FAMILY - acts
+    return FAMILY - acting(("single_task", "pair") if task == "both" else ("single_task",))
 
 
 def acting_settings(model_class: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,223 +167,73 @@ def _set_in_vain(config: Any, external: Mapping[str, Any]) -> Iterator[str]:
     model, backbone = config.model_class, config["backbone"]
     keys = [key for key, value in external.items() if value is not None]
     for key in sorted(idle_keys(model, backbone, config["task"]).intersection(keys)):
-        own = issubclass(model, EntireSpaceRecommender) and model not in MODELS
+        own = is_of_family(model) and model.__name__ not in MODEL_NAMES
         hint = f", or name it in {model.__name__}.config_keys if it does something" if own else ""
         why = why_idle(key, model, backbone)
         yield f"{why}: {key} does nothing there; leave it out{hint}"
 
 
-def why_idle(key: str, model_class: type, backbone: str) -> str:
+def why_idle(key: str, model_class: Any, backbone: str) -> str:
     """Why one of :func:`idle_keys` does nothing in a model, as a sentence without its full stop."""
     name = model_class.__name__
-    if not issubclass(model_class, EntireSpaceRecommender):
-        return (
-            f"{name} learns one task"
-            if key in ("predict_task", *PART_SETTINGS)
-            else f"{name} is a model of RecBole's own"
-        )
+    if not is_of_family(model_class):
+        of_pairs = "pair" in KEYS[key].acts_on
+        return f"{name} learns one task" if of_pairs else f"{name} is a model of RecBole's own"
     if key == "propensity_normalization" and model_class.weighs_clicks():
         return f"{name} has another use for ô than the weights o/ô"
-    return f"{name} {_WHY_IDLE.get(key, _NO_USE).format(backbone)}"
+    return f"{name} {KEYS[key].idle.format(backbone)}"
 
 
-# Keys of the family that RecBole's models have, too: each as its own file says, or by our runner.
-_OF_RECBOLES_MODELS = frozenset(
-    {"bag_pooling", "dropout_prob", "embedding_size", "mlp_hidden_size", "sparse_embedding"}
-)
-
-_NO_USE = "has no use for it"
-_WHY_IDLE = {
-    "bag_pooling": "with backbone {} pools no values",
-    "bottom_hidden_size": "with backbone {} has no shared layers",
-    "calibrator_weight": "has no calibrator",
-    "counterfactual_prior_weight": "has no counterfactual prior",
-    "counterfactual_weight": "has no counterfactual risk",
-    "ctr_settings": "is one model of all tasks",
-    "cvr_settings": "is one model of all tasks",
-    "dropout_prob": "with backbone {} has no such dropout",
-    "embedding_size": "with backbone {} embeds nothing",
-    "extraction_level_num": "with backbone {} has no extraction levels",
-    "global_weight": "has no CTCVR risk",
-    "imputation": "has no imputation",
-    "imputation_schedule": "has no imputation",
-    "mlp_hidden_size": "with backbone {} has no MLP",
-    "propensity": "has no propensity",
-    "propensity_floor": "has no propensity",
-    "propensity_normalization": "has no propensity",
-    "shared_expert_num": "with backbone {} has no experts",
-    "task": "learns all tasks",
-    "task_expert_num": "with backbone {} has no experts of a task",
-}
+# --------------------------------------------------------------------------- checks
 
 
-def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -> set[str]:
-    """Every key that a run of this model on this data set can read."""
-    keys = set(properties) | set(defaults(model_class, dataset)) | _RECBOLE_UNLISTED_KEYS
-    for name in ("general", "training", "evaluation", "dataset"):
-        keys |= set(getattr(recbole_arguments, f"{name}_arguments"))
-    return keys
+def check_values(config: Any) -> None:
+    """Refuse the first value that its key can't hold.
+
+    Args:
+        config: ours or RecBole's, not settled yet.
+
+    Raises:
+        UsageError: it names the key.
+    """
+    idle = idle_keys(config.model_class, str(config["backbone"]), str(config["task"]))
+    if is_entire_space(config):  # whose keys all have a default
+        idle &= {"task"}
+    others = _kinds_of_others(config)
+    for name, value in config.final_config_dict.items():
+        kind = KEYS[name].kind if name in KEYS else others.get(name)
+        default = None if name in idle else config.internal_config_dict.get(name)
+        if kind and (wrong := wrong_value(name, kind, value, default)):
+            raise UsageError(wrong)
 
 
-def _all_text(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _kinds_of_others(config: Any) -> dict[str, Kind]:
+    """The kinds of keys that only the model, or its backbone, has."""
+    kinds: dict[str, Kind] = {}
+    for parent in config.model_class.__mro__:
+        for name, default in vars(parent).get("default_config", {}).items():
+            # a subclass may give it another default, of another type
+            anything = Kind("anything", lambda value: True)
+            kinds.setdefault(name, anything if default is None else like(default, parent.__name__))
+    for model in (*(parent.__name__ for parent in config.model_class.__mro__), config["backbone"]):
+        for name, default in _of_recboles_model(model).items():
+            kind = OF_RECBOLES_MODELS.get(name) or like(default, model)
+            kinds.setdefault(name, kind)
+    return kinds
 
 
-def _each(test: Any) -> Any:
-    """A test of a list that isn't empty: each of its values is a number that passes a test."""
-    return lambda v: bool(v) and all(type(n) in (int, float) and test(n) for n in v)
+def check_together(config: Any, external: Mapping[str, Any]) -> None:
+    """Refuse values that don't go with each other.
 
+    Args:
+        config: ours or RecBole's.
+        external: the keys that the user set.
 
-def _layers(sizes: list[Any]) -> bool:
-    return bool(sizes) and all(type(n) is int and n > 0 for n in sizes)
-
-
-#: Keys that do nothing unless another key is set, by the key that they need.
-KEY_NEEDS = {"sleeping_decay": "sparse_embedding"}
-
-# name: (the type to hold, a test of the value, what the message asks for)
-_TASKS = f"one of {', '.join(ALL_TASKS)}"
-_RULES: dict[str, tuple[type | tuple[type, ...], Any, str]] = {
-    "counterfactual_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "global_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "calibrator_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "counterfactual_prior_weight": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "propensity_floor": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "propensity": (
-        str,
-        lambda v: v in ("ctr_tower", "field", "oracle"),
-        "'ctr_tower', 'field' or 'oracle'",
-    ),
-    "propensity_normalization": (str, lambda v: v in ("none", "snips"), "'none' or 'snips'"),
-    "imputation": (str, lambda v: v in ("error", "label"), "'error' or 'label'"),
-    "imputation_schedule": (str, lambda v: v in ("joint", "alternate"), "'joint' or 'alternate'"),
-    "predict_task": (str, lambda v: v in ALL_TASKS, _TASKS),
-    "task": (str, lambda v: v in (*ALL_TASKS, "both"), f"{_TASKS}, or both"),
-    **{key: (dict, lambda v: True, "a mapping of config keys to values") for key in PART_SETTINGS},
-    "bag_pooling": (str, lambda v: v in ("mean", "sum"), "'mean' or 'sum'"),
-    "sparse_embedding": (bool, lambda v: True, "True or False"),
-    "impressions": (str, lambda v: v in ("rows", "pairs"), "'rows' or 'pairs'"),
-    "multi_value_top_k": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "weight_scaler": (str, lambda v: v in ("mean", "raw"), "'mean' or 'raw'"),
-    "impression_sample": ((int, float), lambda v: 0 < v <= 1, "a share in (0, 1]"),
-    "conversion_without_click": (
-        str,
-        lambda v: v in ("drop", "unconvert", "raise"),
-        "'drop', 'unconvert' or 'raise'",
-    ),
-    "ratings": (str, bool, "the name of a data set of ratings"),
-    "completion_rank": (int, lambda v: v >= 0, "a whole number >= 0"),
-    "completion_regularization": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
-    "cvr_levels": (
-        list,
-        lambda v: _each(lambda n: 0 <= n <= 1)(v) and v == sorted(set(v)),
-        "a list of probabilities in rising order",
-    ),
-    "cvr_shares": (list, _each(lambda n: 0 < n <= 1), "a list of shares in (0, 1]"),
-    "propensity_steps": (list, _each(lambda n: 0 <= n < 64), "a list of numbers from 0 to 63"),
-    "selection_strength": ((int, float), lambda v: 0 <= v <= 10, "a number from 0 to 10"),
-    "click_rate": ((int, float), lambda v: 0 < v < 1, "a number between 0 and 1"),
-    "propensity_noise": ((int, float), lambda v: 0 <= v <= 10, "a number from 0 to 10"),
-    "hidden_confounding": ((int, float), lambda v: -1 < v < 1, "a number between -1 and 1"),
-    "simulation_seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
-    "decision_threshold": (
-        (int, float, str),
-        lambda v: v == "base_rate" if isinstance(v, str) else 0 <= v <= 1,
-        "a probability or 'base_rate'",
-    ),
-    "calibration_bins": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "backbone": (str, bool, "the name of a backbone"),
-    "embedding_size": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "mlp_hidden_size": (list, _layers, "a list of whole numbers >= 1"),
-    "bottom_hidden_size": (list, _layers, "a list of whole numbers >= 1"),
-    "shared_expert_num": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "task_expert_num": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "extraction_level_num": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "dropout_prob": ((int, float), lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "learning_rate": ((int, float), lambda v: 0 < v < math.inf, "a number > 0"),
-    "weight_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "embedding_weight_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "sleeping_decay": ((int, float), lambda v: 0 <= v < math.inf, "a number >= 0"),
-    "train_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "eval_batch_size": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "epochs": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "eval_step": (int, lambda v: v >= 1, "a whole number >= 1"),
-    "stopping_step": (int, lambda v: v >= 0, "a whole number >= 0"),
-    "seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
-    "training_seed": (int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2^31 - 1"),
-    "tuning_part": (
-        dict,
-        lambda v: (
-            set(v) == {"share", "seed", "role"}
-            and type(v["share"]) in (int, float)
-            and 0 < v["share"] < 1
-            and type(v["seed"]) is int
-            and 0 <= v["seed"] < 2**31
-            and v["role"] in ("trial", "comparison")
-        ),
-        "a mapping of share (between 0 and 1), seed and role (trial or comparison)",
-    ),
-    "learner": (
-        str,
-        lambda v: v.lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
-        "adam, adamw, sgd, adagrad, rmsprop or sparse_adam",
-    ),
-    "CLICK_FIELD": (str, bool, "the name of a column"),
-    "CONVERSION_FIELD": (str, bool, "the name of a column"),
-    "metrics": ((list, str), bool, "a list of metric names"),
-    "valid_metric": (str, bool, "the name of a metric"),
-    "primary": ((list, str), bool, "a list of one or two metrics"),
-    "topk": ((list, int), bool, "a list of whole numbers >= 1"),
-    "eval_args": (dict, bool, "a mapping of split, order, group_by and mode"),
-    "output_dir": (str, bool, "a folder"),
-    "numerical_features": (list, _all_text, "a list of columns"),
-    "normalize_field": (list, _all_text, "a list of columns"),
-    "discretization": (dict, lambda v: True, "a mapping of columns to methods"),
-    "threshold": (
-        dict,
-        lambda v: all(type(least) in (int, float) for least in v.values()),
-        "a mapping of a column to a number",
-    ),
-    **{
-        key: (
-            dict,
-            lambda v: all(fields == "*" or isinstance(fields, list) for fields in v.values()),
-            "a mapping of file suffixes to lists of columns",
-        )
-        for key in ("load_col", "unload_col", "unused_col")
-    },
-}
-_OPTIONAL = (
-    "primary",
-    "click_rate",
-    "ctr_settings",
-    "cvr_settings",
-    "numerical_features",
-    "normalize_field",
-    "discretization",
-    "propensity_normalization",
-    "threshold",
-    "training_seed",
-    "tuning_part",
-    "load_col",
-    "unload_col",
-    "unused_col",
-    "weight_decay",
-)
-
-
-def _check_values(config: Any, external: Mapping[str, Any]) -> None:
-    optional = {*_OPTIONAL, "task" if is_entire_space(config) else "dropout_prob"}
-    for key, (kind, test, wanted) in _RULES.items():
-        value = config[key]
-        if key not in config or (value is None and key in optional):
-            continue
-        is_bool = isinstance(value, bool) and kind is not bool
-        if is_bool or not isinstance(value, kind) or not test(value):
-            raise UsageError(f"{key} must be {wanted}, got {value!r}")
+    Raises:
+        UsageError: it names the keys.
+    """
     if is_entire_space(config):
-        check_backbone(config["backbone"])
-        _check_own_keys(config)
+        config.model_class.check_backbone(config["backbone"])
     if config["sparse_embedding"]:
         _settle_sparse(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
@@ -473,6 +246,17 @@ def _check_values(config: Any, external: Mapping[str, Any]) -> None:
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
+    _check_labels(config)
+    _check_names(config)
+    for key, needed in KEY_NEEDS.items():
+        # A checkpoint brings all settings along, defaults too.
+        default = config.internal_config_dict.get(key)
+        if external.get(key, default) != default and not config[needed]:
+            raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
+
+
+def _check_labels(config: Any) -> None:
+    """Each label has a column of its own, which is no feature."""
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
         if config[key] in key_of:
@@ -508,46 +292,20 @@ def _check_distillation(config: Any) -> None:
             "KD_DAGFM has only its phase teacher_training here, without warm_up: the later ones "
             "load the teacher's checkpoint as a pickle, which can run any code that is in it"
         )
-    if config["teacher"] not in _TEACHERS:
-        raise UsageError(f"teacher must be {' or '.join(_TEACHERS)}, got {config['teacher']!r}")
-
-
-_TEACHERS = ("CrossNet", "CIN")
-
-
-def _check_own_keys(config: Any) -> None:
-    """Refuse a value of another type than the default that a model's class gives its own key."""
-    seen: set[str] = set(_RULES)
-    for parent in config.model_class.__mro__:
-        for key, default in vars(parent).get("default_config", {}).items():
-            if key in seen:  # a subclass may give it another default, of another type
-                continue
-            seen.add(key)
-            value = config[key]
-            numbers = isinstance(default, int | float) and not isinstance(default, bool)
-            kind = (int, float) if numbers else type(default)
-            if default is None or value is None:
-                continue
-            if not isinstance(value, kind) or (numbers and isinstance(value, bool)):
-                wanted = "a number" if numbers else f"a {type(default).__name__}"
-                raise UsageError(
-                    f"{key} must be {wanted}, as its default {default!r} in {parent.__name__} is, "
-                    f"got {value!r}"
-                )
+    teacher = OF_RECBOLES_MODELS["teacher"]
+    if not teacher.holds(config["teacher"]):
+        raise UsageError(f"teacher must be {teacher.wanted}, got {config['teacher']!r}")
 
 
 def _check_sampling(config: Any) -> None:
     _check_mode(config["eval_args"]["mode"])
     if config["train_neg_sample_args"]["distribution"] != "none":
-        raise UsageError(f"train_neg_sample_args must be ~ or left out: {_AS_THEY_ARE}")
+        raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
 
 
 def _check_mode(mode: Any) -> None:
     if any(m != "labeled" for m in (mode.values() if isinstance(mode, dict) else [mode])):
-        raise UsageError(f"eval_args mode must be labeled, got {mode!r}: {_AS_THEY_ARE}")
-
-
-_AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
+        raise UsageError(f"eval_args mode must be labeled, got {mode!r}: {AS_THEY_ARE}")
 
 
 def _settle_sparse(config: Any, external: Mapping[str, Any]) -> None:
@@ -584,7 +342,7 @@ def _check_sparse(config: Any) -> None:
 
 def is_entire_space(config: Any) -> bool:
     """Whether the model has three tasks, or RecBole's one."""
-    return issubclass(config.model_class, EntireSpaceRecommender)
+    return is_of_family(config.model_class)
 
 
 def learns_both(config: Any) -> bool:
@@ -676,9 +434,7 @@ def part_config(config: Config, task: str) -> Config:
 
 def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:
     known = known_keys(config.model_class, config["dataset"], config.internal_config_dict)
-    file = _RECBOLE_PROPERTIES / "model" / f"{config['model']}.yaml"
-    allowed = {*recbole_arguments.training_arguments, *_OF_A_PART} - {"train_neg_sample_args"}
-    allowed = allowed & known | set(read_yaml(file) if file.is_file() else ())
+    allowed = TRAINING_KEYS & known | set(_of_recboles_model(config["model"]))
     for name in map(str, own):
         if name in allowed:
             continue
@@ -711,22 +467,35 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
-    _check_values(config, external)
-    for key, needed in KEY_NEEDS.items():
-        # A checkpoint brings all settings along, defaults too.
-        default = config.internal_config_dict.get(key)
-        if external.get(key, default) != default and not config[needed]:
-            raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
-    _check_names(config)
+    check_together(config, external)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
     config["numerical_features"] = config["numerical_features"] or []
     if "propensity_normalization" in config:  # as text, none is read as no value
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
-    if not all(type(k) is int and k >= 1 for k in config["topk"]):
-        raise UsageError(f"topk must be a list of whole numbers >= 1, got {config['topk']!r}")
     _settle_metrics(config, external)
+    # RecBole puts the name of a file behind it.
+    config["checkpoint_dir"] = config["checkpoint_dir"] or ""
+    # What the data room makes of it, which knows neither models nor tasks.
+    config["label_task"] = single_task(config)
+    config["learned_tasks"] = list(scored_tasks(config))
+    config["train_space"] = "click" if trains_on_clicks(config) else "entire"
+    config["weight_field"] = _weight_field(config)
+
+
+def _weight_field(config: Any) -> str | None:
+    """The column that a model's weights are made of, by config ``propensity``.
+
+    None where the CTR tower's prediction is the propensity, or the model has no weights.
+    """
+    key = {"field": "PROPENSITY_FIELD", "oracle": "TRUE_CTR_FIELD"}.get(config["propensity"])
+    if key is None or not (is_entire_space(config) and config.model_class.weighs_clicks()):
+        return None
+    if config[key] is None:
+        raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")
+    field: str = config[key]
+    return field
 
 
 def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
@@ -881,7 +650,7 @@ class Config(recbole.config.Config):
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
             key: parse_value(value)
-            if isinstance(value, str) and not _names_a_column(key, value)
+            if isinstance(value, str) and not _stays_text(key, value)
             else value
             for key, value in config_dict.items()
         }
@@ -924,6 +693,7 @@ class Config(recbole.config.Config):
                 )
 
     def _set_default_parameters(self) -> None:
+        check_values(self)
         self.final_config_dict["eval_args"] = self._whole_eval_args()
         # RecBole's own checks know neither our metric names nor where they are not yet settled.
         own = {key: self.final_config_dict[key] for key in ("metrics", "topk", "valid_metric")}
@@ -934,8 +704,6 @@ class Config(recbole.config.Config):
     def _whole_eval_args(self) -> dict[str, Any]:
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""
         given = self.external_config_dict.get("eval_args", {})
-        if not isinstance(given, dict):
-            raise UsageError(f"eval_args must be {_RULES['eval_args'][2]}, got {given!r}")
         whole = {**self.internal_config_dict["eval_args"], **given}
         unknown = [key for key in given if key not in ("split", "order", "group_by", "mode")]
         if unknown:
@@ -966,6 +734,7 @@ def complete(config: Any) -> None:
         config[key] = value
     config["entire_space_defaults"] = True
     config.internal_config_dict.update(added)  # what a checkpoint takes along
+    check_values(config)
     settle(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)

@@ -13,15 +13,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from recbole_escm2.model_names import CONTEXT_PACKAGE, MODEL_NAMES
+
 if TYPE_CHECKING:
     from recbole_escm2.model import EntireSpaceRecommender
 
-#: Names of the models that RecBole's look-ups find.
-MODEL_NAMES = (
-    *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "DCMT", "AITM", "Naive", "MTL_IMP"),
-    *("MTL_EIB", "MTL_IPS", "MTL_DR"),
-)
-_CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
 _LARGEST_NAMED_K = 100  # RecBole looks names up literally, so X@10 needs an entry of its own
 
 
@@ -42,7 +38,7 @@ def register_model(model: type[EntireSpaceRecommender]) -> type[EntireSpaceRecom
     from recbole_escm2.data import EntireSpaceDataset
     from recbole_escm2.train.trainer import EntireSpaceTrainer
 
-    name = f"{_CONTEXT_PACKAGE}.{model.__name__.lower()}"
+    name = f"{CONTEXT_PACKAGE}.{model.__name__.lower()}"
     # A module of its own: RecBole's look-up needs a spec, which a script or a notebook hasn't.
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)
@@ -84,6 +80,17 @@ def _serve_classes(module: ModuleType) -> None:
     module.__getattr__ = found  # type: ignore[method-assign]
 
 
+def _complete_configs(module: ModuleType) -> None:
+    """Let our data set give RecBole's own config our defaults: RecBole never looks into them."""
+
+    def complete(config: Any) -> None:
+        from recbole_escm2.config import complete as complete_with_ours
+
+        complete_with_ours(config)
+
+    module.EntireSpaceDataset.complete_config = staticmethod(complete)
+
+
 def _enter_metrics(register: ModuleType) -> None:
     """Enter our metrics in RecBole's register; doing it twice is harmless."""
     from recbole_escm2.evaluator.catalogue import SPECS
@@ -116,12 +123,13 @@ def _enter(register: ModuleType, key: str, spec: Any, cut: str) -> None:
         register.smaller_metrics.append(key)
 
 
-_MODEL_MODULES = {f"{_CONTEXT_PACKAGE}.{name.lower()}" for name in MODEL_NAMES}
+_MODEL_MODULES = {f"{CONTEXT_PACKAGE}.{name.lower()}" for name in MODEL_NAMES}
 _DATASETS, _TRAINERS = "recbole.data.dataset", "recbole.trainer"
 _WHEN_LOADED: dict[str, Callable[[ModuleType], None]] = {
     _DATASETS: _serve_classes,
     _TRAINERS: _serve_classes,
     "recbole.evaluator.register": _enter_metrics,
+    "recbole_escm2.data.dataset": _complete_configs,
 }
 
 

@@ -27,7 +27,7 @@ from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
-from recbole_escm2.model.lookup import find_model, model_path
+from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.output import plain, versions, write_json
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair

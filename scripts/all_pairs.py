@@ -12,8 +12,8 @@ import tempfile
 from typing import Any
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.model import MODELS
 from recbole_escm2.model.backbone import REFUSED, backbone_names
-from recbole_escm2.model.lookup import MODELS
 from recbole_escm2.output import table
 from recbole_escm2.quick_start import run
 

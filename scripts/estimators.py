@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from recbole_escm2.config import Config
-from recbole_escm2.data.semi_synthetic.outcomes import OutcomeRule, outcome_rule
-from recbole_escm2.data.semi_synthetic.predictions import MATRICES, prediction_matrices
-from recbole_escm2.data.semi_synthetic.source import SemiSyntheticFiles, of_ratings
+from recbole_escm2.data.sources.semi_synthetic import SemiSyntheticFiles, of_ratings
+from recbole_escm2.data.worlds.outcomes import OutcomeRule, outcome_rule
+from recbole_escm2.data.worlds.predictions import MATRICES, prediction_matrices
 from recbole_escm2.estimators import ESTIMATORS, Sample, noisy_propensity
 from recbole_escm2.output import table, versions, write_whole
 
@@ -62,7 +62,7 @@ p⁴/p⁴/p³/p²/p, p = .5: a mean click rate of {rate:.4f}. Cells are the rela
 clicks, potential conversions and the random predictions.
 
 - Predictions: ONE, THREE, FIVE, SKEW and CRS as MRDR defines them, ROTATE as Schnabel et al. and
-  DR-JL do on ratings (`recbole_escm2/data/semi_synthetic/predictions.py`).
+  DR-JL do on ratings (`recbole_escm2/data/worlds/predictions.py`).
 - Noisy propensity: 1/ô = .5/p + .5/p_o, p_o the click rate of the draw.
 - Imputation: one imputed label c for all pairs, δ̂ = BCE(c, r̂). c is the mean over clicks of the
   predictions (as in MRDR's public code) or of the conversions, weighted by 1/ô for EIB and DR and

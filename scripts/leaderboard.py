@@ -16,7 +16,7 @@ from pathlib import Path
 from pages import markdown
 
 from recbole_escm2.output import write_whole
-from recbole_escm2.report.tables import MARKS
+from recbole_escm2.report.layout import MARKS
 
 #: What is shown of each data set.
 DATASETS = {

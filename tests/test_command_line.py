@@ -4,14 +4,18 @@ import dataclasses
 import json
 import re
 import shlex
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from recbole_escm2.command_line import main, parse_arguments
+from recbole_escm2.command_line import _check_names, main, parse_arguments
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.request import KEYS as BENCHMARK_KEYS
+from recbole_escm2.experiment.search import OPTIONS as SEARCH_OPTIONS
 
 QUICK = ("--impression_sample=0.03", "--epochs=1", "--dataset=ml-100k")
 
@@ -109,6 +113,44 @@ def test_help_and_version(program):
     assert folder
     assert (Path(folder.group(1)) / "overall.yaml").is_file()
     assert re.fullmatch(r"recbole_escm2 \d+\.\d+\.\d+\n", program("--version").stdout)
+
+
+MISTYPED = "there is no config key '{}'.*did you mean {}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "usage: "),
+        (["--version"], 0, "recbole_escm2 "),
+        (["search", "--help"], 0, "usage: "),
+        (["--modle=ESMM", "--dataset=ml-100k"], 2, MISTYPED.format("modle", "model")),
+        (["--model=ESMM", "--epoch=3"], 2, MISTYPED.format("epoch", "epochs")),
+        (["--model=DeepFM,ESMM", "--sedes=3"], 2, MISTYPED.format("sedes", "seeds")),
+        (["search", "--model=ESMM", "--trails=3"], 2, MISTYPED.format("trails", "trials")),
+    ],
+)
+def test_a_quick_answer_loads_neither_torch_nor_recbole(arguments, code, said):
+    large = ("torch", "recbole", "numpy", "pandas", "optuna")
+    script = (
+        "import sys\nfrom recbole_escm2.command_line import main\ncode = main(sys.argv[1:])\n"
+        f"print([name for name in {large} if name in sys.modules], code)"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"[] {code}"
+    assert re.search(said, done.stderr if code else done.stdout)
+
+
+def test_a_key_that_a_model_of_ones_own_may_have_waits_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model=no_such_module:Mine", "--dataset=toy", "--factor=2"]) == 2
+    assert "there is no module 'no_such_module'" in capsys.readouterr().err
+
+
+def test_options_of_a_benchmark_and_a_search_are_no_mistakes():
+    names = {*BENCHMARK_KEYS, *SEARCH_OPTIONS} - {"benchmark"}
+    _check_names({"model": "ESMM", "attention_size": "4", **dict.fromkeys(names, "")})
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from recbole_escm2.model.lookup import MODELS, context_model_names
-from recbole_escm2.model.recbole_models import recbole_context_models
+from recbole_escm2.lookup import context_model_names, recbole_context_models
+from recbole_escm2.model import MODELS
 from recbole_escm2.quick_start import run
 
 OURS = len(MODELS)

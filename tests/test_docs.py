@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from recbole_escm2.command_line import main
@@ -111,6 +113,24 @@ def test_the_variant_stands_in_a_table_as_printed(variant, program, tmp_path):
     assert mine["metrics"]["CTCVR_AUC"]["verdict"] in ("better", "worse", "undecided")
     _, tried = content["tuning"]["by_row"]["crm:ESCM2_CRM"]
     assert 0.018 < tried["chosen"]["variance_weight"] < 1
+
+
+def test_a_table_in_memory_trains_as_printed(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.+?save_table.+?)```", PAGES["docs/data.md"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    click = rng.random(2000) < 0.3
+    frame = pd.DataFrame(
+        {
+            "user_id": rng.integers(30, size=2000),
+            "item_id": rng.integers(20, size=2000),
+            "click": click,
+            "conversion": click & (rng.random(2000) < 0.4),
+        }
+    )
+    exec(compile(code, "docs/data.md", "exec"), {"frame": frame})
+    (result,) = tmp_path.glob("output/ESMM-mine-*/result.json")
+    assert 0 < json.loads(result.read_text())["test_result"]["CTCVR_AUC"] < 1
 
 
 def test_the_leaderboard_is_what_the_tables_say():

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_escm2.data.semi_synthetic.outcomes import OutcomeRule
-from recbole_escm2.data.semi_synthetic.predictions import MATRICES, prediction_matrices
+from recbole_escm2.data.worlds.outcomes import OutcomeRule
+from recbole_escm2.data.worlds.predictions import MATRICES, prediction_matrices
 from recbole_escm2.estimators import (
     ESTIMATORS,
     Sample,

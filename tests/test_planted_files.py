@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
+from pyarrow import csv, feather, parquet
 
 import recbole_escm2
 from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
-from recbole_escm2.data import EntireSpaceDataset
+from recbole_escm2.data import EntireSpaceDataset, save_table
 from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
-from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, kept_influence
@@ -310,6 +312,36 @@ def atomic_files(trap: Trap) -> None:
             refused(f"{key} can't be", Config, "ESMM", config_dict=given)
 
 
+def table_files(trap: Trap) -> None:
+    """Columns that would be files elsewhere, types that are pickles, names that are folders."""
+    folder = trap.here / "data" / "odd"
+    folder.mkdir(parents=True)
+    name = "/../../../../outside/victim"
+    bomb = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Bomb(trap.trace)),
+    }
+    fields = [pa.field("c", pa.string(), metadata=bomb), pa.field(name, pa.int64())]
+    columns = [pa.array([trap.code, f"!!python/name:{trap.code}"]), pa.array([1, 0])]
+    table = pa.table(columns, schema=pa.schema(fields))
+    given = {**trap.settings, "data_path": str(trap.here / "data"), "CLICK_FIELD": name}
+    given |= {"task": "ctr", "model": "DeepFM", "dataset": "odd"}
+    for suffix, write in (
+        ("arrow", feather.write_feather),
+        ("parquet", parquet.write_table),
+        ("csv", csv.write_csv),
+    ):
+        write(table, str(folder / f"odd.{suffix}"))
+        refused("a column can't be", EntireSpaceDataset, Config(config_dict=given))
+        (folder / f"odd.{suffix}").unlink()
+    parquet.write_table(table.rename_columns(["c", "click"]), str(folder / "odd.parquet"))
+    assert len(EntireSpaceDataset(Config(config_dict={**given, "CLICK_FIELD": "click"}))) == 2
+    parts = {"benchmark_filename": ["../../outside/kept", "b", "c"]}
+    refused("benchmark_filename can't be", Config, config_dict={**given, **parts})
+    for wrong in ("../../outside/kept", "/etc"):
+        refused("dataset can't be", save_table, table, wrong, trap.here / "data")
+
+
 def raw_files_of_ali_ccp(trap: Trap) -> None:
     """Archives with members that leave the folder, a truth of pickles, a simulation's JSON."""
     raw = trap.here / "raw"
@@ -403,18 +435,24 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
     schema_of_a_store: {"data/store.py"},
-    atomic_files: {"data/atomic.py"},
+    atomic_files: {"data/sources/atomic_text.py"},
+    table_files: {"data/sources/csv_text.py", "data/sources/table.py"},
     raw_files_of_ali_ccp: {
-        *("data/ali_ccp/convert.py", "data/ali_ccp/sources.py", "data/ali_ccp/simulate.py"),
+        *(
+            "data/ali_ccp/convert.py",
+            "data/ali_ccp/files.py",
+            "data/ali_ccp/simulate.py",
+            "data/ali_ccp/tables.py",
+        ),
     },
-    yaml_files: {"config.py"},
+    yaml_files: {"property_files.py"},
     ranges: {"experiment/space.py"},
 }
 #: These read files of the package itself or of RecBole, the source of modules that are imported
 #: already, and what the system says of its processors.
 OWN = {"report/page.py", "experiment/code.py", "model/backbone.py", "threads.py"}
 READS = re.compile(
-    r"\b(open|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
+    r"\b(open|open_csv|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
     r"|\b(torch|np|json|yaml|pickle|tarfile|joblib)\.(load|loads|open)\("
 )
 

@@ -12,9 +12,9 @@ from recbole.utils import ModelType, get_model, get_trainer
 import recbole_escm2
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.evaluator.catalogue import METRIC_NAMES
-from recbole_escm2.model import ESMM
-from recbole_escm2.model.lookup import MODELS
-from recbole_escm2.plugin import MODEL_NAMES, register
+from recbole_escm2.model import ESMM, MODELS
+from recbole_escm2.model_names import MODEL_NAMES
+from recbole_escm2.plugin import register
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 

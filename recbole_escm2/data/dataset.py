@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLevelName
 from typing import Any
@@ -14,15 +14,13 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
-from recbole_escm2.config import complete, single_task, trains_on_clicks
 from recbole_escm2.data.batch import Batch, Rows, View
-from recbole_escm2.data.labels import LABEL_SOURCE, label_columns
-from recbole_escm2.data.sources import open_store
+from recbole_escm2.data.labels import LABEL_SOURCE, label_columns, labels_of
+from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
+from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.predictions import Truth
 from recbole_escm2.identity import Identity
-from recbole_escm2.model.entire_space import propensity_field
 
 _SAMPLE_SEED = 2022  # of impression_sample: D stays the same for every seed of a run
 
@@ -63,11 +61,14 @@ class EntireSpaceDataset(Dataset):
     uid_field: str | None
     iid_field: str | None
 
+    #: Gives RecBole's own config what it lacks, in place; the plugin sets it.
+    complete_config: Callable[[Any], None] = staticmethod(lambda config: None)
+
     def __init__(self, config: Any) -> None:
-        complete(config)
+        self.complete_config(config)
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
-        self.label_columns = label_columns(config)
+        self.label_columns = label_columns(labels_of(config))
         #: Labels of a split, in the order of its rows; set by :meth:`build`.
         self.truth: Truth | None = None
         #: What another seed draws, see :func:`seed_draws`; set by :meth:`build`.
@@ -126,10 +127,22 @@ class EntireSpaceDataset(Dataset):
             if "scale" in entry and entry["type"] == "token_seq":
                 self._lengths[name] = min(entry["length"], self.config["multi_value_top_k"])
                 self._scales[name] = entry["scale"] if scaled else 1.0
+        self._check_conversion()
         for name in (self.click_field, self.conversion_field):
-            self.set_field_property(name, FeatureType.FLOAT, LABEL_SOURCE, 1)
+            if name in self.store.tables["inter"].fields:
+                self.set_field_property(name, FeatureType.FLOAT, LABEL_SOURCE, 1)
         if not {self.uid_field, self.iid_field} <= self.field2type.keys():
             self.uid_field = self.iid_field = None  # not among the features that were chosen
+
+    def _check_conversion(self) -> None:
+        """Where no conversion was logged there is nothing but clicks to learn."""
+        tasks = self.config["learned_tasks"]
+        if self.conversion_field not in self.store.tables["inter"].fields and tasks != ["ctr"]:
+            raise UsageError(
+                f"data set '{self.dataset_name}' has no column '{self.conversion_field}' "
+                f"(CONVERSION_FIELD), and {self.config['model']} learns {', '.join(tasks)}. Clicks "
+                "alone are learned by a model of RecBole's own with task: ctr, such as DeepFM"
+            )
 
     def _show_tables(self) -> None:
         hidden = set(self._label_fields) - {self.click_field, self.conversion_field}
@@ -155,10 +168,11 @@ class EntireSpaceDataset(Dataset):
 
     def _label(self, columns: Mapping[str, Tensor]) -> Tensor:
         """RecBole has one label; it is that of the task to learn or to score."""
-        click, conversion = columns[self.click_field], columns[self.conversion_field]
-        return {"ctr": click, "cvr": conversion, "ctcvr": click * conversion}[
-            single_task(self.config)
-        ].clone()
+        task, click = self.config["label_task"], columns[self.click_field]
+        if task == "ctr":
+            return click.clone()
+        conversion = columns[self.conversion_field]
+        return conversion.clone() if task == "cvr" else click * conversion
 
     def _sample_impressions(self) -> None:
         share, total = self.config["impression_sample"], len(self)
@@ -254,7 +268,7 @@ class EntireSpaceDataset(Dataset):
         identity = self._identity(parts)
         for part in parts:
             part.identity = identity
-            part._set_outcomes_apart()
+            part.truth = part._labels()
         rates = parts[0].truth.base_rates()
         for part in parts:
             part.truth = replace(part.truth, train_rate=rates)
@@ -270,7 +284,7 @@ class EntireSpaceDataset(Dataset):
                 f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
                 f"train (column '{self.click_field}'). Nothing can be learned about conversion"
             )
-        if trains_on_clicks(self.config):
+        if self.config["train_space"] == "click":
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
         return parts
@@ -290,7 +304,7 @@ class EntireSpaceDataset(Dataset):
         }
 
     def _show_propensity(self, train: EntireSpaceDataset) -> None:
-        field, choice = propensity_field(self.config), self.config["propensity"]
+        field, choice = self.config["weight_field"], self.config["propensity"]
         if field is None:
             return
         assert train.truth is not None
@@ -303,37 +317,34 @@ class EntireSpaceDataset(Dataset):
             )
         train.inter_feat[field] = torch.from_numpy(train.truth.propensity)
 
-    def _set_outcomes_apart(self) -> None:
+    def _labels(self) -> Truth:
         config, group = self.config, self.store.schema["group"]
         column = self.inter_feat.apart
-        self.truth = Truth(
+        return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),
             user=None if group is None else column(group),
             potential_conversion=column(config["POTENTIAL_CONVERSION_FIELD"]),
             true_ctr=column(config["TRUE_CTR_FIELD"]),
             true_cvr=column(config["TRUE_CVR_FIELD"]),
-            propensity=column(propensity_field(config)),
+            propensity=column(config["weight_field"]),
         )
 
     def counts(self) -> dict[str, int]:
         """Impressions, clicks and conversions (of clicked impressions)."""
-        click = self.inter_feat.apart(self.click_field) > 0
-        conversion = self.inter_feat.apart(self.conversion_field) > 0
-        return {
-            "impressions": len(click),
-            "clicks": int(click.sum()),
-            "conversions": int((click & conversion).sum()),
-        }
+        return self._labels().counts()
 
     def summary(self) -> str:
         """Impressions, clicks and conversions in one line."""
         count = self.counts()
-        return (
+        said = (
             f"{count['impressions']:,} impressions, {count['clicks']:,} clicks "
-            f"({_percent(count['clicks'], count['impressions'])}), {count['conversions']:,} "
-            f"conversions ({_percent(count['conversions'], count['clicks'])} of clicks)"
+            f"({_percent(count['clicks'], count['impressions'])})"
         )
+        if self.conversion_field not in self.inter_feat:
+            return f"{said}, no conversion logged"
+        rate = _percent(count["conversions"], count["clicks"])
+        return f"{said}, {count['conversions']:,} conversions ({rate} of clicks)"
 
     def __str__(self) -> str:
         sources = [s for s in FeatureSource if s not in (FeatureSource.KG, FeatureSource.NET)]

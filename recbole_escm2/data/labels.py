@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from recbole_escm2.data.atomic import lines_below_header
+from recbole_escm2.data.schema import Labels
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 
 # A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
 LABEL_SOURCE = "label"
 
-_SHOWN = 5  # faulty rows that a message names
+SHOWN = 5  # faulty rows that a message names
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,116 @@ class LabelColumn:
         return "0 or 1"
 
 
-def label_columns(config: Any) -> list[LabelColumn]:
-    """The label columns that a config names."""
+def labels_of(config: Any) -> Labels:
+    """The names of label columns that a config gives."""
+    return Labels(**{key.removesuffix("_FIELD").lower(): config[key] for key in LABEL_KEYS})
+
+
+def label_columns(labels: Labels) -> list[LabelColumn]:
+    """What each label column has to hold."""
+    named = {role.name: getattr(labels, role.name) for role in fields(labels)}
     return [
-        LabelColumn(
-            config[key],
-            probability=key.startswith(("TRUE_", "PROPENSITY_")),
-            positive=key == "PROPENSITY_FIELD",
-        )
-        for key in LABEL_KEYS
-        if config[key] is not None
+        LabelColumn(field, role.startswith(("true_", "propensity")), role == "propensity")
+        for role, field in named.items()
+        if field is not None
     ]
+
+
+def check_labels(
+    values: pa.Array, column: LabelColumn, file: str, place: Callable[[int], str]
+) -> np.ndarray:
+    """A label column as float64 ``[rows]``.
+
+    Args:
+        values: booleans, numbers or text.
+        column: what they have to be.
+        file: where they stand.
+        place: of a row, for a message.
+
+    Raises:
+        UsageError: a value isn't allowed, or there is none; the message names the first such rows.
+    """
+    if pa.types.is_boolean(values.type) or pa.types.is_integer(values.type):
+        numeric = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    else:
+        numeric = numbers(values.to_pandas())
+    bad = np.flatnonzero(~column.is_valid(numeric))
+    if len(bad):
+        shown = ((place(int(row)), str(values[int(row)].as_py() or "")) for row in bad[:SHOWN])
+        raise label_error(file, column, shown, len(bad))
+    return numeric
+
+
+def label_error(
+    file: str, column: LabelColumn, shown: Iterable[tuple[str, str]], count: int
+) -> UsageError:
+    """The error of faulty labels.
+
+    Args:
+        file: where they stand.
+        column: what it has to hold.
+        shown: the first faults, each with its place and its text.
+        count: of all faults.
+    """
+    faults = [f"{place} has {text!r}" if text.strip() else f"{place} none" for place, text in shown]
+    more = f" and {count - len(faults):,} more" if count > len(faults) else ""
+    return UsageError(
+        f"{file}: column '{column.field}' must hold {column.wanted} in every row, but "
+        f"{', '.join(faults)}{more}"
+        + ("" if column.probability else ". An impression without the event has a 0")
+    )
+
+
+class StrayConversions:
+    """Conversions without a click, which a user wants dropped, unconverted or refused.
+
+    Args:
+        choice: ``drop``, ``unconvert`` or ``raise``.
+
+    Attributes:
+        count: of those that there were.
+    """
+
+    def __init__(self, choice: str) -> None:
+        self._choice = choice
+        self._places: list[str] = []
+        self.count = 0
+
+    def settle(
+        self, click: np.ndarray, conversion: np.ndarray, place: Callable[[int], str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The conversion label, and which impressions stay, ``[rows]`` each.
+
+        Args:
+            click: o, ``[rows]``.
+            conversion: r, ``[rows]``.
+            place: of a row, for a message.
+        """
+        stray = (click == 0) & (conversion == 1)
+        rows = np.flatnonzero(stray)
+        self._places += [place(int(row)) for row in rows[: SHOWN - len(self._places)]]
+        self.count += len(rows)
+        if self._choice == "unconvert":
+            return np.where(stray, 0, conversion), np.ones(len(click), dtype=bool)
+        return conversion, ~stray
+
+    def note(self) -> str | None:
+        """What to say of them; None where there are none.
+
+        Raises:
+            UsageError: there are, and the choice is ``raise``.
+        """
+        if not self.count:
+            return None
+        where = ", ".join(self._places) + (", …" if self.count > SHOWN else "")
+        said = f"{self.count:,} impressions have a conversion without a click: {where}"
+        if self._choice == "raise":
+            raise UsageError(
+                f"{said}. conversion_without_click: drop leaves them out (as the literature "
+                "does), unconvert gives them conversion 0"
+            )
+        fate = {"drop": "left out", "unconvert": "given conversion 0"}[self._choice]
+        return f"{said}. They are {fate} (conversion_without_click: {self._choice})"
 
 
 def numbers(values: pd.Series) -> np.ndarray:
@@ -66,52 +165,3 @@ def numbers(values: pd.Series) -> np.ndarray:
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(object)
     return np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def faulty_rows(
-    path: Path, column: LabelColumn, position: int, separator: str, encoding: str | None
-) -> UsageError | None:
-    """Find the faulty values of a column in the text of its file.
-
-    Only called once something is known to be wrong: line numbers need the text itself, since
-    readers skip blank lines.
-
-    Args:
-        path: the file.
-        column: what the column has to hold.
-        position: where it stands, 0 for the first column.
-        separator: between cells.
-        encoding: of the file.
-
-    Returns:
-        An error that names the file and the first faulty lines; None if there is none.
-    """
-    faults, count = [], 0
-    for number, line in lines_below_header(path, encoding):
-        cells = line.split(separator)
-        text = cells[position] if position < len(cells) else ""
-        if column.is_valid(np.array(_number(text))):
-            continue
-        count += 1
-        if count <= _SHOWN:
-            faults.append(f"line {number} has {text!r}" if text.strip() else f"line {number} none")
-    if not count:
-        return None
-    more = f" and {count - _SHOWN:,} more" if count > _SHOWN else ""
-    return UsageError(
-        f"{path}: column '{column.field}' must hold {column.wanted} in every row, but "
-        f"{', '.join(faults)}{more}"
-        + ("" if column.probability else ". An impression without the event has a 0")
-    )
-
-
-def conversions_without_click(click: np.ndarray, conversion: np.ndarray) -> np.ndarray:
-    """Positions of the impressions that converted without a click."""
-    return np.flatnonzero((click == 0) & (conversion == 1))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_escm2.config import training_seed
 from recbole_escm2.data.dataset import EntireSpaceDataset
 
 
@@ -70,7 +69,7 @@ def prepare_data(
         UsageError: as :meth:`EntireSpaceDataset.build`.
     """
     train, valid, test = dataset.build()
-    seed = training_seed(config)
+    seed = config["seed"] if config["training_seed"] is None else config["training_seed"]
     return (
         ImpressionLoader(train, config["train_batch_size"], seed, config["shuffle"]),
         ImpressionLoader(valid, config["eval_batch_size"], with_placeholders=True),

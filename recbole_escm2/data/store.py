@@ -34,16 +34,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.identity import digest_of
+from recbole_escm2.output import lock
 
-FORMAT = 2
+FORMAT = 3
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
@@ -287,29 +289,25 @@ class StoreWriter:
         self._open.remove(table)
         self.tables[table.name] = table.close()
 
-    def vocabulary(self, tokens: Sequence[str] | NDArray[Any]) -> int:
+    def vocabulary(self, tokens: Sequence[str] | pa.Array) -> int:
         """Add a vocabulary, without the padding of id 0; returns its number.
 
         Args:
             tokens: the token of id 1, of id 2, and so on.
         """
         number = len(self.vocabularies)
-        digest = hashlib.sha256()
-        size = 0
-        with (
-            open(self.folder / f"vocabulary-{number}.tokens", "wb") as text,
-            open(self.folder / f"vocabulary-{number}.ends", "wb") as ends,
-        ):
-            for first in range(0, len(tokens), _TOKENS_AT_ONCE):
-                encoded = [str(t).encode() for t in tokens[first : first + _TOKENS_AT_ONCE]]
-                lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-                piece = size + np.cumsum(lengths)
-                for file, content in ((text, b"".join(encoded)), (ends, piece.tobytes())):
-                    file.write(content)
-                    digest.update(content)
-                size = int(piece[-1])
+        array = pa.array(tokens, pa.large_string()) if not isinstance(tokens, pa.Array) else tokens
+        array = pa.concat_arrays([array.cast(pa.large_string())])  # which begins at its first byte
+        _, offsets, text = array.buffers()
+        ends = np.frombuffer(offsets or b"", np.int64)[: len(array) + 1][1:]
+        content = memoryview(text or b"")[: int(ends[-1]) if len(ends) else 0]
+        digest = hashlib.sha256(content)
+        digest.update(ends.data if len(ends) else b"")
+        stem = f"vocabulary-{number}"
+        (self.folder / f"{stem}.tokens").write_bytes(content)
+        (self.folder / f"{stem}.ends").write_bytes(ends.data if len(ends) else b"")
         self.vocabularies.append(
-            {"tokens": len(tokens), "bytes": size, "digest": digest.hexdigest()[:16]}
+            {"tokens": len(array), "bytes": len(content), "digest": digest.hexdigest()[:16]}
         )
         return number
 
@@ -340,9 +338,6 @@ class StoreWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
-_TOKENS_AT_ONCE = 1 << 16
-
-
 def unfinished(target: Path, what: str = "") -> Path:
     """A folder beside a store for what this process makes of it.
 
@@ -367,13 +362,13 @@ def alone(target: Path) -> Iterator[None]:
         UsageError: its folder can't be made or written into.
     """
     file = target.with_name(f".{target.name}.lock")
-    lock = FileLock(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held = lock(file)
+        held.acquire(timeout=0)
     except Timeout:
         getLogger().info(f"another process is making {target}; waiting for it")
-        lock.acquire()
+        held.acquire()
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
@@ -383,7 +378,7 @@ def alone(target: Path) -> Iterator[None]:
         # costs time and nothing else.
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
-        lock.release()
+        held.release()
 
 
 def remove_abandoned(target: Path) -> None:

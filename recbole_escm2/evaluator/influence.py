@@ -70,7 +70,9 @@ class TestRows:
             if ids is not None
         )
         digest = hashlib.sha256(str((len(click), len(clusters))).encode())
-        labels = [click, click & np.asarray(truth.conversion > 0, dtype=np.uint8)]
+        labels: list[Array] = [click]
+        if truth.conversion is not None:
+            labels.append(click & np.asarray(truth.conversion > 0, dtype=np.uint8))
         if truth.potential_conversion is not None:
             labels.append(np.asarray(truth.potential_conversion > 0, dtype=np.uint8))
         for column in (*labels, *clusters):

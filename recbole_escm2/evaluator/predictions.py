@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.data.truth import Truth
 from recbole_escm2.evaluator.metrics import (
     ClassScores,
     UndefinedMetricError,
@@ -23,44 +24,6 @@ Array = NDArray[Any]
 
 class NotPredictedError(ValueError):
     """The model doesn't predict what the metric scores; the message says which task."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The labels of a split, in the order of its rows; each array is ``[|D|]``.
-
-    Attributes:
-        click: o in {0, 1}.
-        conversion: r in {0, 1}; means something where o = 1 only.
-        user: user ids, 0 where an impression has none, or None where the data has none.
-        potential_conversion: r had the impression been clicked, where the data holds it.
-        true_ctr: P(o = 1), where the data holds it.
-        true_cvr: P(r = 1 | do(o = 1)), where the data holds it.
-        propensity: ô of the data, where the model weighs clicks by it.
-        train_rate: share of positives among the impressions of train that a task is about, by
-            task: what F1 and Recall decide by, where the config says ``base_rate``.
-    """
-
-    click: Array
-    conversion: Array
-    user: Array | None = None
-    potential_conversion: Array | None = None
-    true_ctr: Array | None = None
-    true_cvr: Array | None = None
-    propensity: Array | None = None
-    train_rate: Mapping[str, float] = field(default_factory=dict)
-
-    def base_rates(self) -> dict[str, float]:
-        """The share of positives of this split by task: of CVR over the clicks, else over D."""
-        clicked = self.click > 0
-        clicks, conversions = (
-            int(n) for n in (clicked.sum(), (self.conversion[clicked] > 0).sum())
-        )
-        return {
-            "ctr": clicks / len(clicked) if len(clicked) else 0.0,
-            "cvr": conversions / clicks if clicks else 0.0,
-            "ctcvr": conversions / len(clicked) if len(clicked) else 0.0,
-        }
 
 
 @dataclass(frozen=True)
@@ -150,7 +113,7 @@ class Predictions:
         if space == "ctr":
             return Scored(truth.click, self.of("ctr"), truth.user, truth.train_rate.get("ctr"))
         if space == "ctcvr":
-            label = (truth.click > 0) & (truth.conversion > 0)
+            label = (truth.click > 0) & (self._conversion > 0)
             rate = truth.train_rate.get("ctcvr")
             return Scored(label, self.of("ctcvr"), truth.user, rate)
         if space == "cvr_es":
@@ -160,4 +123,10 @@ class Predictions:
         clicked = np.flatnonzero(truth.click > 0)
         user = None if truth.user is None else truth.user[clicked]
         rate = truth.train_rate.get("cvr")
-        return Scored(truth.conversion[clicked], self.of("cvr")[clicked], user, rate)
+        return Scored(self._conversion[clicked], self.of("cvr")[clicked], user, rate)
+
+    @property
+    def _conversion(self) -> Array:
+        if self.truth.conversion is None:
+            raise NotPredictedError("the data holds no conversions")
+        return self.truth.conversion

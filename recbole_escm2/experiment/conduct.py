@@ -14,8 +14,8 @@ from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.runs import Outcome, execute, finished
 from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.experiment.worker import OUTPUT_FILE
+from recbole_escm2.lookup import find_model
 from recbole_escm2.model.entire_space import misspelt_hooks
-from recbole_escm2.model.lookup import find_model
 from recbole_escm2.train.run import RESULT_FILE
 
 

@@ -21,8 +21,9 @@ from recbole_escm2.config import (
 )
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.keys import NOT_SWEPT
+from recbole_escm2.lookup import find_model
 from recbole_escm2.model import EntireSpaceRecommender
-from recbole_escm2.model.lookup import find_model
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (
@@ -30,11 +31,7 @@ KEYS = (
     *("seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
 )
 
-# Values of these hold commas of their own.
-_NEVER_SWEPT = {
-    *("checkpoint_dir", "columns", "config_files", "data_path", "dataset", "field_separator"),
-    *("gpu_id", "metrics", "output_dir", "primary", "seeds", "seq_separator", "store_dir", "topk"),
-}
+_NEVER_SWEPT = NOT_SWEPT | {"columns", "seeds"}
 
 
 @dataclass(frozen=True)

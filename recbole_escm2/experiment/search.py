@@ -34,7 +34,7 @@ from recbole_escm2.experiment.trials import (
     scores_of,
 )
 from recbole_escm2.experiment.worker import OUTPUT_FILE
-from recbole_escm2.model.lookup import model_path
+from recbole_escm2.lookup import model_path
 from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
 from recbole_escm2.threads import threads_of
 

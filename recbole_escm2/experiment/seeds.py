@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recbole_escm2.config import Config
-from recbole_escm2.data.sources import is_simulated, open_store
+from recbole_escm2.data.open_store import is_simulated, open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import whole_number

@@ -26,7 +26,7 @@ from recbole_escm2.config import (
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.request import Request, has_effect
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.model.lookup import find_model
+from recbole_escm2.lookup import find_model
 
 Space: TypeAlias = dict[str, BaseDistribution]
 

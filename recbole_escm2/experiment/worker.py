@@ -14,7 +14,7 @@ import torch._dynamo  # which the first optimizer imports, for seconds: once, fo
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.planned import PlannedRun
-from recbole_escm2.model.lookup import find_model
+from recbole_escm2.lookup import find_model
 from recbole_escm2.output import lock
 from recbole_escm2.quick_start import run as train_and_test
 

@@ -13,6 +13,12 @@ from recbole_escm2.model.mtl_imp import MTL_IMP
 from recbole_escm2.model.mtl_ips import MTL_IPS
 from recbole_escm2.model.naive import Naive
 
+#: All of them, in the order in which they are listed.
+MODELS: tuple[type[EntireSpaceRecommender], ...] = (
+    *(ESMM, ESCM2_IPS, ESCM2_DR, ESCM2_MRDR, DCMT, AITM, Naive),
+    *(MTL_IMP, MTL_EIB, MTL_IPS, MTL_DR),
+)
+
 __all__ = [
     "AITM",
     "DCMT",
@@ -20,6 +26,7 @@ __all__ = [
     "ESCM2_IPS",
     "ESCM2_MRDR",
     "ESMM",
+    "MODELS",
     "MTL_DR",
     "MTL_EIB",
     "MTL_IMP",

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.lookup import recbole_context_model
 from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.embedding import WithBags, pool_bags
-from recbole_escm2.model.recbole_models import recbole_context_model
 
 #: RecBole's models that can't serve, and why.
 REFUSED = {

@@ -127,7 +127,7 @@ class EntireSpaceRecommender(BagEmbedding):
             config["propensity_normalization"] if normalizes else "none"
         )
         #: Column of the batch that holds ô; None where it is the CTR tower's prediction.
-        self.propensity_field: str | None = propensity_field(config)
+        self.propensity_field: str | None = config["weight_field"]
         if self.propensity_field and config["propensity"] == "oracle":
             getLogger().warning(
                 f"propensity: oracle weighs clicks by their true probability "
@@ -292,6 +292,8 @@ class EntireSpaceRecommender(BagEmbedding):
             keys |= vars(parent).get("default_config", {}).keys()
         return frozenset(keys)
 
+    check_backbone = staticmethod(backbone.check_backbone)
+
     @classmethod
     def has_own_propensity(cls) -> bool:
         """Whether the weights are others than 1/max(ô, floor), by an overriding method."""
@@ -413,18 +415,3 @@ def misspelt_hooks(model: type) -> list[str]:
 def has_counterfactual_risk(model: type[EntireSpaceRecommender]) -> bool:
     """Whether a model class has an L_CVR."""
     return model.counterfactual_risk is not EntireSpaceRecommender.counterfactual_risk
-
-
-def propensity_field(config: Any) -> str | None:
-    """The column that a model's weights are made of, by config ``propensity``.
-
-    None where the CTR tower's prediction is the propensity, or the model has no weights.
-    """
-    key = {"field": "PROPENSITY_FIELD", "oracle": "TRUE_CTR_FIELD"}.get(config["propensity"])
-    model = config.model_class
-    if key is None or not (issubclass(model, EntireSpaceRecommender) and model.weighs_clicks()):
-        return None
-    if config[key] is None:
-        raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")
-    field: str = config[key]
-    return field

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,17 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.weights import HANDFUL, NEARLY_CONSTANT
 from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
-from recbole_escm2.model.lookup import find_model
-from recbole_escm2.report import figures
-from recbole_escm2.report.tables import (
-    MINUS,
-    aa_notes,
-    layout,
-    one_line,
-    tuning_table,
-)
+from recbole_escm2.lookup import find_model
+from recbole_escm2.report.figures import DPI, Picture, pictures, png
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import MINUS, aa_notes, one_line
+from recbole_escm2.report.tables import tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row
@@ -43,13 +39,13 @@ class Panel:
 
     Attributes:
         heading: what they show; empty where the section says it.
-        pictures: ``svg`` elements.
         folded: whether a reader has to open it.
+        pictures: description, width in CSS pixels and the image as base64.
     """
 
     heading: str
-    pictures: tuple[Markup, ...]
-    folded: bool = False
+    folded: bool
+    pictures: list[tuple[str, int, str]]
 
 
 @dataclass(frozen=True)
@@ -66,22 +62,32 @@ class Settings:
     """Configurations, as text.
 
     Attributes:
-        asked: what the user set for all rows.
+        shared: what the user set for all rows.
         differing: keys whose value isn't the same in all rows that have it and whose model reads
             it, with the values by label: floats in four digits, a dash for any other row.
         complete: everything, by label.
     """
 
-    asked: Mapping[str, str]
+    shared: Mapping[str, str]
     differing: Mapping[str, Mapping[str, str]]
     complete: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def page(study: Study) -> str:
+def drawn(study: Study) -> list[tuple[Picture, bytes]]:
+    """The pictures that there is something to show in, as PNG."""
+    figures = [(picture, picture.draw()) for picture in pictures(study)]
+    return [(picture, png(figure)) for picture, figure in figures if figure is not None]
+
+
+def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) -> str:
     """The page of a study.
 
     Text of the study (labels, settings, reasons) is escaped. A content security policy lets
-    nothing but the page's own script and style sheet work.
+    nothing but the page's own script, style sheet and images work.
+
+    Args:
+        study: what is shown.
+        images: of :func:`drawn`, where they are drawn already.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -94,24 +100,19 @@ def page(study: Study) -> str:
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
-    weighed, found = weighing(study), versions(study)
+    weighed, by_package = weighing(study), versions(study)
     return environment.get_template("report.html").render(
         study=study,
         table=layout(study),
         summary=summary(study),
-        results=_results(study),
-        sweeps=_sweeps(study),
-        learning=_learning(study),
-        calibration=_calibration(study),
-        overlap=_by_group(study, "overlap", _overlap),
-        weights=_by_group(study, "weights", _weights),
+        panels=_panels(drawn(study) if images is None else images),
         weighing=weighed,
         warned=weight_warnings(weighed),
         data=_data(study),
         settings=settings(study),
         tuning=tuning_table(study.tuning) if study.tuning else [],
-        versions=found,
-        mixed=[package for package, versions in found.items() if len(versions) > 1],
+        versions=by_package,
+        mixed=[package for package, versions in by_package.items() if len(versions) > 1],
         alpha=ALPHA,
         comparisons=len(study.verdicts),
         style=Markup(style),
@@ -119,6 +120,19 @@ def page(study: Study) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def _panels(images: Sequence[tuple[Picture, bytes]]) -> dict[str, list[Panel]]:
+    """The panels of each section of the page; none where a section has none."""
+    sections: dict[str, dict[str, Panel]] = defaultdict(dict)
+    for picture, image in images:
+        panel = sections[picture.section].setdefault(
+            picture.heading, Panel(picture.heading, picture.folded, [])
+        )
+        width = round(int.from_bytes(image[16:20]) * 96 / DPI)  # the first number of a PNG
+        code = base64.b64encode(image).decode()
+        panel.pictures.append((picture.description, width, code))
+    return defaultdict(list, {name: list(panels.values()) for name, panels in sections.items()})
 
 
 def summary(study: Study) -> str:
@@ -156,8 +170,53 @@ def summary(study: Study) -> str:
     return " ".join(sentences)
 
 
+class _Ends:
+    """A number of several rows as text: the least and the largest, or one where they are alike."""
+
+    def __init__(self, rows: Sequence[Weighed], name: str) -> None:
+        self.values = [row.numbers[name] for row in rows]
+
+    def __format__(self, form: str) -> str:
+        ends = (format(end(self.values), form) for end in (min, max))
+        return " to ".join(dict.fromkeys(ends))
+
+
+def _kept(numbers: Mapping[str, float]) -> float:
+    return numbers["effective_sample_size"] / numbers["clicks"]
+
+
+#: What a row's numbers have to be for a warning, and the warning.
+_WARNINGS: tuple[tuple[Callable[[Mapping[str, float]], bool], str], ...] = (
+    (
+        lambda numbers: _kept(numbers) > NEARLY_CONSTANT,
+        "The weights are nearly equal, with {share_at_floor:.0%} of the clicks at the "
+        "floor{floors}: the estimate is nearly the naive one of the click space.",
+    ),
+    (
+        lambda numbers: _kept(numbers) < HANDFUL,
+        "A few clicks rule the estimate: all of them together count as "
+        "{effective_sample_size:,.0f} equal ones, and the heaviest weighs {largest_weight:,.0f}.",
+    ),
+    (
+        lambda numbers: numbers["mean_weight_unfloored"] > 1.1,
+        "pCTR is too small where clicks are: 1/pCTR over the clicks adds up to "
+        "{mean_weight_unfloored:.2f} of the impressions instead of 1.",
+    ),
+    (
+        lambda numbers: numbers["mean_weight_unfloored"] < 0.9,
+        "pCTR is too large where clicks are, or there are impressions that no click stands for: "
+        "1/pCTR over the clicks adds up to only {mean_weight_unfloored:.2f} of the impressions.",
+    ),
+    (
+        lambda numbers: numbers["mean_weight"] < 0.8 * numbers["mean_weight_unfloored"],
+        "With the floor the weights add up to only {mean_weight:.2f} of the impressions: the risk "
+        "isn't an unbiased one over all of them.",
+    ),
+)
+
+
 def weight_warnings(rows: Sequence[Weighed]) -> list[tuple[str, str]]:
-    """What weight diagnostics mean for a counterfactual risk, in plain words.
+    """What weight diagnostics mean for a counterfactual risk, in words.
 
     Args:
         rows: those that have diagnostics.
@@ -165,79 +224,22 @@ def weight_warnings(rows: Sequence[Weighed]) -> list[tuple[str, str]]:
     Returns:
         The rows that a warning is for, and the warning; each kind once.
     """
-
-    def value(row: Weighed, name: str) -> float:
-        return row.numbers[name]
-
-    def kept(row: Weighed) -> float:
-        return value(row, "effective_sample_size") / value(row, "clicks")
-
-    kinds: list[tuple[Callable[[Weighed], bool], Callable[[list[Weighed]], str]]] = [
-        (
-            lambda row: kept(row) > NEARLY_CONSTANT,
-            lambda rows: (
-                f"The weights are nearly equal, with {_between(rows, 'share_at_floor', '.0%')} of "
-                f"the clicks at the floor{_floors(rows)}: the estimate is nearly the naive one of "
-                "the click space."
-            ),
-        ),
-        (
-            lambda row: kept(row) < HANDFUL,
-            lambda rows: (
-                "A few clicks rule the estimate: all of them together count as "
-                f"{_between(rows, 'effective_sample_size', ',.0f')} equal ones, and the heaviest "
-                f"weighs {_between(rows, 'largest_weight', ',.0f')}."
-            ),
-        ),
-        (
-            lambda row: value(row, "mean_weight_unfloored") > 1.1,
-            lambda rows: (
-                "pCTR is too small where clicks are: 1/pCTR over the clicks adds up to "
-                f"{_between(rows, 'mean_weight_unfloored', '.2f')} of the impressions instead of 1."
-            ),
-        ),
-        (
-            lambda row: value(row, "mean_weight_unfloored") < 0.9,
-            lambda rows: (
-                "pCTR is too large where clicks are, or there are impressions that no click stands "
-                "for: 1/pCTR over the clicks adds up to only "
-                f"{_between(rows, 'mean_weight_unfloored', '.2f')} of the impressions."
-            ),
-        ),
-        (
-            lambda row: value(row, "mean_weight") < 0.8 * value(row, "mean_weight_unfloored"),
-            lambda rows: (
-                "With the floor the weights add up to only "
-                f"{_between(rows, 'mean_weight', '.2f')} of the impressions: the risk isn't an "
-                "unbiased one over all of them."
-            ),
-        ),
-    ]
-    found = []
-    for concerns, words in kinds:
-        concerned = [row for row in rows if concerns(row)]
+    warned = []
+    for concerns, words in _WARNINGS:
+        concerned = [row for row in rows if concerns(row.numbers)]
         if concerned:
             everyone = len(concerned) == len(rows) > 1
             names = "All rows" if everyone else ", ".join(row.label for row in concerned)
-            found.append((names, words(concerned)))
-    return found
-
-
-def _between(rows: Sequence[Weighed], name: str, form: str) -> str:
-    """A number of the rows, or the two ends where they differ."""
-    values = [row.numbers[name] for row in rows]
-    ends = dict.fromkeys((format(min(values), form), format(max(values), form)))
-    return " to ".join(ends)
-
-
-def _floors(rows: Sequence[Weighed]) -> str:
-    floors = sorted({row.floor for row in rows if row.floor is not None})
-    return f" ({', '.join(f'{floor:g}' for floor in floors)})" if floors else ""
+            floors = sorted({row.floor for row in concerned if row.floor is not None})
+            named = f" ({', '.join(f'{floor:g}' for floor in floors)})" if floors else ""
+            ends = {name: _Ends(concerned, name) for name in concerned[0].numbers}
+            warned.append((names, words.format(floors=named, **ends)))
+    return warned
 
 
 def weighing(study: Study) -> list[Weighed]:
     """Weight diagnostics of the rows that have them."""
-    found = []
+    weighed = []
     for row in study.rows:
         runs = [run for run in study.of(row.label).values() if run.get("weights")]
         if runs:
@@ -245,8 +247,8 @@ def weighing(study: Study) -> list[Weighed]:
             numbers = {n: _mean([run["weights"][n] for run in runs]) for n in names}
             floors = ((run.get("config") or {}).get("propensity_floor") for run in runs)
             floor = next((floor for floor in floors if floor is not None), None)
-            found.append(Weighed(one_line(row.label), numbers, floor))
-    return found
+            weighed.append(Weighed(one_line(row.label), numbers, floor))
+    return weighed
 
 
 def _mean(weights: Sequence[float | None]) -> float:
@@ -255,11 +257,11 @@ def _mean(weights: Sequence[float | None]) -> float:
 
 
 def settings(study: Study) -> Settings:
-    """Configurations: what was asked for, where rows differ, and everything."""
+    """Configurations: what was set for all, where rows differ, and everything."""
     complete = {row.label: _row_config(study, row.label) for row in study.rows}
     complete = {label: config for label, config in complete.items() if config}
-    asked = {key: _value(value) for key, value in study.shared.items()}
-    return Settings(asked, _differing(study, complete), complete)
+    shared = {key: _value(value) for key, value in study.shared.items()}
+    return Settings(shared, _differing(study, complete), complete)
 
 
 def _differing(
@@ -271,15 +273,15 @@ def _differing(
     hidden = {*_OF_A_RUN}
     if all(row.label == row.model for row in rows):
         hidden.add("model")
-    found = {}
+    differing = {}
     for key in dict.fromkeys(key for config in complete.values() for key in config):
         having = [row for row in rows if key in complete[row.label]]
         # what no model reads is the program's, such as the device
         reading = [row for row in having if _reads(study, row, key)] or having
         if key not in hidden and len({complete[row.label][key] for row in reading}) > 1:
             values = {row.label: short[row.label][key] for row in reading}
-            found[key] = {row.label: values.get(row.label, _NOTHING) for row in rows}
-    return found
+            differing[key] = {row.label: values.get(row.label, _NOTHING) for row in rows}
+    return differing
 
 
 def _reads(study: Study, row: Row, key: str) -> bool:
@@ -336,12 +338,12 @@ def _rounded(value: Any, digits: int) -> Any:
 
 def _data(study: Study) -> list[dict[str, str]]:
     """A line a split: counts, or their range where runs differ."""
-    found: dict[str, list[Mapping[str, int]]] = {}
+    by_split: dict[str, list[Mapping[str, int]]] = {}
     for run in study.results.values():
         for split, counts in (run.get("data") or {}).items():
-            found.setdefault(split, []).append(counts)
+            by_split.setdefault(split, []).append(counts)
     lines = []
-    for split, all_counts in found.items():
+    for split, all_counts in by_split.items():
         clicks = sum(c["clicks"] for c in all_counts)
         impressions = sum(c["impressions"] for c in all_counts)
         conversions = sum(c["conversions"] for c in all_counts)
@@ -362,94 +364,6 @@ def _data(study: Study) -> list[dict[str, str]]:
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-# ---- pictures
-
-
-def _results(study: Study) -> list[Panel]:
-    pictures = [
-        _svg(
-            figures.dots(study, [m], legend=False), f"dots-{n}", f"{m} of all rows, 95 % intervals"
-        )
-        for n, m in enumerate(study.shown)
-    ]
-    return _panel("", pictures)
-
-
-def _sweeps(study: Study) -> list[Panel]:
-    panels = []
-    for k, key in enumerate(dict.fromkeys(key for row in study.rows for key in row.swept)):
-        pictures = [
-            _svg(figures.sweep(study, key, [m]), f"sweep-{k}-{n}", f"{m} against {key}")
-            for n, m in enumerate(study.shown)
-        ]
-        panels += _panel(key, pictures)
-    return panels
-
-
-def _learning(study: Study) -> list[Panel]:
-    def draw(labels: Sequence[str], name: str) -> list[Markup | None]:
-        return [
-            _svg(figures.learning_curves(study, labels, [p]), f"{name}-{n}", f"{p} by epoch")
-            for n, p in enumerate(figures.learning_panels(study, labels))
-        ]
-
-    return _by_group(study, "learning", lambda _, labels, name: draw(labels, name))
-
-
-def _calibration(study: Study) -> list[Panel]:
-    def draw(_: Study, labels: Sequence[str], name: str) -> list[Markup | None]:
-        return [
-            _svg(figures.calibration(study, task, labels), f"{name}-{task}", f"Calibration: {what}")
-            for task, what in figures.TASKS.items()
-        ]
-
-    return _by_group(study, "calibration", draw)
-
-
-def _overlap(study: Study, labels: Sequence[str], name: str) -> list[Markup | None]:
-    return [
-        _svg(figures.overlap(study, [label]), f"{name}-{n}", f"pCTR by click: {one_line(label)}")
-        for n, label in enumerate(labels)
-    ]
-
-
-def _weights(study: Study, labels: Sequence[str], name: str) -> list[Markup | None]:
-    return [
-        _svg(figures.weights(study, labels, [panel]), f"{name}-{n}", panel)
-        for n, panel in enumerate((figures.QUANTILES, figures.EFFECTIVE))
-    ]
-
-
-def _by_group(
-    study: Study,
-    name: str,
-    draw: Callable[[Study, Sequence[str], str], Sequence[Markup | None]],
-) -> list[Panel]:
-    """A panel a group of rows; all but the first are folded, as each is like it."""
-    panels: list[Panel] = []
-    groups = figures.row_groups(study)
-    model = {row.label: row.model for row in study.rows if row.swept}
-    for n, labels in enumerate(groups):
-        heading = " · ".join(map(one_line, labels)) if len(groups) > 1 else ""
-        if labels[0] in model:
-            heading = f"{model[labels[0]]}, swept ({len(labels)} rows)"
-        panels += _panel(heading, draw(study, labels, f"{name}-{n}"), folded=bool(panels))
-    return panels
-
-
-def _panel(heading: str, pictures: Iterable[Markup | None], folded: bool = False) -> list[Panel]:
-    """The panel, if it has a picture."""
-    drawn = tuple(picture for picture in pictures if picture)
-    return [Panel(heading, drawn, folded)] if drawn else []
-
-
-def _svg(figure: Figure | None, name: str, description: str) -> Markup | None:
-    if figure is None:
-        return None
-    # the serialiser of the tree has escaped every text and attribute
-    return Markup(figures.inline_svg(figure, name, description))
 
 
 def _breakable(label: str) -> Markup:

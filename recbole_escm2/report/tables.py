@@ -1,282 +1,25 @@
 """A study as numbers: CSV, JSON, Markdown, LaTeX and text.
 
-All that people read is made of one :class:`Layout`, so that no two formats can disagree.
+All that people read is made of one :class:`~recbole_escm2.report.layout.Layout`, so that no two
+formats can disagree.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from recbole_escm2 import output
-from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, score_of, target_of
-from recbole_escm2.evaluator.summary import scope_notes
-from recbole_escm2.experiment.statistics import (
-    ALPHA,
-    CONFIDENCE,
-    POWER,
-    Cell,
-    Comparison,
-    Sample,
-    sample,
-)
-from recbole_escm2.experiment.study import Study, Trial, Tuning, part_label
-
-BETTER, WORSE = "▲", "▼"
-#: The same against the logistic regression.
-RIVAL_BETTER, RIVAL_WORSE = "△", "▽"
-MINUS = "\N{MINUS SIGN}"
-MARKS = {"better": BETTER, "worse": WORSE}
-RIVAL_MARKS = {"better": RIVAL_BETTER, "worse": RIVAL_WORSE}
-#: What a run costs, beside its metrics: key of its result file and name.
-COSTS = {"seconds": "time", "epochs": "epochs", "parameters": "parameters"}
-_DECIMALS = 4
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A column of numbers.
-
-    Attributes:
-        key: the metric, or a key of :data:`COSTS`.
-        name: as it is shown, with the unit.
-        arrow: ``↑`` or ``↓`` for the better direction, ``→ 1`` for a target, empty for a cost.
-    """
-
-    key: str
-    name: str
-    arrow: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.arrow}".rstrip()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A number of the table as text; all empty where a row has none.
-
-    Attributes:
-        mean: over seeds.
-        std: standard deviation over seeds, empty with a single one.
-        seeds: how many it is the mean of, where that isn't every finished run of its row.
-        best: whether it is the best of its column.
-        verdict: ``better``, ``worse`` or ``undecided``; None where nothing was tested.
-        rival_verdict: the same against the logistic regression.
-        order: what to sort by, the best first; None sorts last.
-        interval: of the mean, ``low to high``.
-        by_seed: seed and value.
-        difference: from the baseline.
-        difference_interval: of the difference.
-        p: after correction.
-    """
-
-    mean: str = ""
-    std: str = ""
-    seeds: int | None = None
-    best: bool = False
-    verdict: str | None = None
-    rival_verdict: str | None = None
-    order: float | None = None
-    interval: str = ""
-    by_seed: tuple[tuple[int, str], ...] = ()
-    difference: str = ""
-    difference_interval: str = ""
-    p: str = ""
-    rival_difference: str = ""
-    rival_interval: str = ""
-    rival_p: str = ""
-
-    @property
-    def mark(self) -> str:
-        """▲ or ▼ where it differs from the baseline."""
-        return MARKS.get(self.verdict or "", "")
-
-    @property
-    def rival_mark(self) -> str:
-        """△ or ▽ where it differs from the logistic regression."""
-        return RIVAL_MARKS.get(self.rival_verdict or "", "")
-
-    @property
-    def value(self) -> str:
-        """``mean ± std``, with the number of seeds where that needs saying."""
-        few = f" (n={self.seeds})" if self.seeds is not None else ""
-        return self.mean + (f" ± {self.std}" if self.std else "") + few
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the table.
-
-    Attributes:
-        label: its name on one line.
-        baseline: whether the others are compared with it.
-        aa: whether it is the baseline again, with other initial weights.
-        finished: its finished runs.
-        planned: the runs it should have.
-        entries: one a heading.
-    """
-
-    label: str
-    baseline: bool
-    aa: bool
-    finished: int
-    planned: int
-    entries: tuple[Entry, ...]
-
-    @property
-    def seeds(self) -> str:
-        """``4 of 5``, or the number where all have finished."""
-        if self.finished == self.planned:
-            return str(self.planned)
-        return f"{self.finished} of {self.planned}"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A run without a result, a metric that some runs of a row don't have, or a verdict that can't
-    be had: where and why."""
-
-    label: str
-    seeds: tuple[int, ...]
-    reason: str
-
-    def __str__(self) -> str:
-        if not self.seeds:
-            return f"{self.label}: {self.reason}"
-        seeds = ", ".join(map(str, self.seeds))
-        return f"{self.label}, seed{'s' * (len(self.seeds) > 1)} {seeds}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The table as all formats show it.
-
-    Attributes:
-        headings: the columns of numbers.
-        lines: the rows.
-        notes: sentences that belong under the table, plain text.
-        simulated: what to say first, on simulated data.
-        problems: runs that are missing, metrics that are missing in finished runs, and verdicts
-            that can't be had.
-        rival: the row that the others are compared with as well, where there is one.
-    """
-
-    headings: tuple[Heading, ...]
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...]
-    simulated: str | None
-    problems: tuple[Problem, ...]
-    rival: str | None = None
-
-    def caption(self, best: str) -> list[str]:
-        """The notes, and how the best of a column is marked."""
-        marked = any(entry.best for line in self.lines for entry in line.entries)
-        targets = any(heading.arrow.startswith("→") for heading in self.headings)
-        of_targets = " (with a target: the smallest mean distance from it)" if targets else ""
-        note = (
-            f"{best}: the best mean of its column{of_targets}, which by itself says nothing about "
-            "chance."
-        )
-        return [*self.notes, *([note] if marked else [])]
-
-    @property
-    def metrics(self) -> Layout:
-        """The table without its costs."""
-        places = [n for n, heading in enumerate(self.headings) if heading.key not in COSTS]
-        return dataclasses.replace(
-            self,
-            headings=tuple(self.headings[n] for n in places),
-            lines=tuple(
-                dataclasses.replace(line, entries=tuple(line.entries[n] for n in places))
-                for line in self.lines
-            ),
-        )
-
-    @property
-    def uneven(self) -> bool:
-        """Whether some row lacks a run: then the number of seeds is a column."""
-        return any(line.finished != line.planned for line in self.lines)
-
-
-def layout(study: Study) -> Layout:
-    """What the table of a study shows: its columns, training time, epochs and parameters."""
-    shown = [key for key in COSTS if _costs(study, key)]
-    metrics = [Heading(m, m, direction(m)) for m in study.shown]
-    costs = [_Cost.of(key, _costs(study, key)) for key in shown]
-    digits = {metric: decimals(study, metric) for metric in study.shown}
-    lines = []
-    for row in study.rows:
-        runs = study.of(row.label)
-        entries = [
-            _entry(study.table[row.label].get(metric), metric, digits[metric], len(runs))
-            for metric in study.shown
-        ]
-        entries += [cost.entry(_cost_values(runs, cost.heading.key)) for cost in costs]
-        lines.append(
-            Line(
-                one_line(row.label),
-                row.label == study.baseline,
-                row.aa,
-                len(runs),
-                len(study.seeds),
-                tuple(entries),
-            )
-        )
-    return Layout(
-        (*metrics, *(cost.heading for cost in costs)),
-        tuple(lines),
-        tuple(_notes(study)),
-        one_line(study.simulated) if study.simulated else None,
-        (*_missing_runs(study), *_missing_metrics(study), *_missing_verdicts(study)),
-        one_line(study.rival) if study.rival else None,
-    )
-
-
-def direction(metric: str) -> str:
-    """``↑``, ``↓`` or ``→ target``; nothing where no value is better by itself."""
-    if is_neutral(metric):
-        return ""
-    target = target_of(metric)
-    if target is not None:
-        return f"→ {target:g}"
-    return "↑" if bigger_is_better(metric) else "↓"
-
-
-def decimals(study: Study, metric: str) -> int:
-    """Common decimals of a column: four, more where all of its means are small."""
-    means = [abs(row[metric].sample.mean) for row in study.table.values() if metric in row]
-    largest = max((m for m in means if math.isfinite(m)), default=0.0)
-    if not largest:
-        return _DECIMALS
-    return min(10, max(_DECIMALS, 2 - math.floor(math.log10(largest))))
-
-
-def one_line(label: str) -> str:
-    """A label without line breaks and doubled blanks."""
-    return " ".join(label.split())
-
-
-def humanise(number: float) -> str:
-    """A count in three digits: ``999``, ``12.3 k``, ``1.23 M``, ``4.56 G``."""
-    for power, unit in ((0, ""), (3, " k"), (6, " M"), (9, " G")):
-        scaled = number / 10**power
-        if abs(float(f"{scaled:.3g}")) < 1000 or unit == " G":
-            break
-    if not unit and number == int(number):
-        return str(int(number))
-    whole = len(str(int(abs(float(f"{scaled:.3g}")))))
-    return f"{scaled:.{max(0, 3 - whole)}f}{unit}"
-
-
-def p_value(p: float) -> str:
-    """A p value in two digits, ``< 0.0001`` below that."""
-    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+from recbole_escm2.evaluator.catalogue import bigger_is_better, target_of
+from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
+from recbole_escm2.experiment.study import Study, Trial, Tuning
+from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
+from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE, WORSE, one_line
 
 
 def tidy_csv(study: Study) -> str:
@@ -290,7 +33,7 @@ def tidy_csv(study: Study) -> str:
             numbers = _tidy(metric, cell, metric in study.primary)
             lines.append({**head, "metric": metric, **numbers})
         for key in COSTS:
-            values = _cost_values(study.of(row.label), key)
+            values = cost_values(study.of(row.label), key)
             own = sample(values) if values else None
             lines.append({**head, "metric": key, **_tidy_sample(own)})
     columns = ["row", "model", "metric", "direction", "seeds", *_tidy_sample(None)]
@@ -307,7 +50,7 @@ def runs_csv(study: Study) -> str:
             run = study.results.get((row.label, seed))
             line: dict[str, Any] = {"row": row.label, "model": row.model, "seed": seed}
             if run is None:
-                line["state"], line["reason"] = _state(study, row.label, seed)
+                line["state"], line["reason"] = state_of(study, row.label, seed)
             else:
                 line["state"] = "finished"
                 line |= {key: run.get(key) for key in (*COSTS, "best_epoch", "threads", "run_dir")}
@@ -423,10 +166,14 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
 def latex(study: Study) -> str:
     """A ``table`` for ``booktabs`` (rules), ``amssymb`` (marks) and ``graphicx`` (width)."""
     shown = layout(study)
-    head, *rows = [" & ".join(cells) for cells in _grid(shown, _latex_entry, latex_escape)]
+    head, *rows = _grid(shown, _latex_entry, latex_escape)
     sentences = [f"{one_line(study.title)}.", *_first(shown), *shown.caption("Bold")]
     caption = " ".join([*sentences, *(f"{problem}." for problem in shown.problems)])
-    columns = len(shown.headings) + shown.uneven
+    tabular = (
+        pd.DataFrame(rows, columns=head)
+        .style.hide(axis="index")
+        .to_latex(column_format="l" + "r" * (len(head) - 1), hrules=True)
+    )
     return "\n".join(
         [
             r"% \usepackage{booktabs, amssymb, graphicx}",
@@ -434,13 +181,7 @@ def latex(study: Study) -> str:
             r"\centering",
             rf"\caption{{{latex_escape(caption)}}}",
             r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * columns}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *(rf"{row} \\" for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}}",
+            rf"{tabular.rstrip()}}}",
             r"\end{table}",
             "",
         ]
@@ -524,271 +265,6 @@ def latex_escape(words: str) -> str:
     return "".join(_LATEX.get(c, c) for c in words)
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """A column of costs, in one unit and as many decimals for all of its rows."""
-
-    heading: Heading
-    scale: float
-    digits: int
-
-    @classmethod
-    def of(cls, key: str, values: Sequence[float]) -> _Cost:
-        """The column of a key, with the values that it will hold."""
-        if key != "seconds":
-            return cls(Heading(key, COSTS[key], ""), 1.0, 1)
-        minutes = max(values) >= 600
-        digits = 1 if minutes or max(values) < 100 else 0
-        unit = "min" if minutes else "s"
-        return cls(Heading(key, f"{COSTS[key]} ({unit})", ""), 60.0 if minutes else 1.0, digits)
-
-    def entry(self, by_seed: Mapping[int, float]) -> Entry:
-        if not by_seed:
-            return Entry()
-        own = sample(by_seed)
-        return Entry(
-            mean=self._text(own.mean),
-            order=own.mean,
-            by_seed=tuple((seed, self._text(value)) for seed, value in by_seed.items()),
-        )
-
-    def _text(self, value: float) -> str:
-        if self.heading.key == "parameters":
-            return humanise(value)
-        return f"{value / self.scale:.{self.digits}f}"
-
-
-def _cost_values(runs: Mapping[int, Mapping[str, Any]], key: str) -> dict[int, float]:
-    return {seed: float(run[key]) for seed, run in runs.items() if run.get(key) is not None}
-
-
-def _costs(study: Study, key: str) -> list[float]:
-    return [v for row in study.rows for v in _cost_values(study.of(row.label), key).values()]
-
-
-def _entry(cell: Cell | None, metric: str, digits: int, finished: int) -> Entry:
-    if cell is None:
-        return Entry()
-    own, compared, rival = cell.sample, cell.comparison, cell.rival
-    order = own.mean if not direction(metric).startswith("↑") else -own.mean
-    if target_of(metric) is not None:
-        order = float(np.mean([score_of(metric, v) for v in own.values.values()]))
-    difference, difference_interval, p = _compared(compared, digits)
-    rival_difference, rival_interval, rival_p = _compared(rival, digits)
-    return Entry(
-        mean=f"{own.mean:.{digits}f}",
-        std="" if own.std is None else f"{own.std:.{digits}f}",
-        seeds=len(own.values) if len(own.values) != finished else None,
-        best=cell.best,
-        verdict=compared.verdict if compared else None,
-        rival_verdict=rival.verdict if rival else None,
-        order=order,
-        interval=_range(own.low, own.high, digits),
-        by_seed=tuple((seed, f"{value:.{digits}f}") for seed, value in own.values.items()),
-        difference=difference,
-        difference_interval=difference_interval,
-        p=p,
-        rival_difference=rival_difference,
-        rival_interval=rival_interval,
-        rival_p=rival_p,
-    )
-
-
-def _compared(found: Comparison | None, digits: int) -> tuple[str, str, str]:
-    """Difference, its interval and its corrected p value."""
-    if found is None:
-        return "", "", ""
-    p = "" if found.p_adjusted is None else p_value(found.p_adjusted)
-    return f"{found.difference:+.{digits}f}", _range(found.low, found.high, digits, "+"), p
-
-
-def _range(low: float | None, high: float | None, digits: int, sign: str = "") -> str:
-    if low is None or high is None:
-        return ""
-    return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
-
-
-def _notes(study: Study) -> Iterable[str]:
-    seeds, runs = len(study.seeds), study.results.values()
-    chosen = sorted({run["valid_metric"] for run in runs if run.get("valid_metric")})
-    chosen_by = f" (chosen by {', '.join(chosen)})" if chosen else ""
-    at_best = f"at the best epoch on validation{chosen_by}"
-    if seeds == 1:
-        yield (
-            f"Test metrics of a single seed ({study.seeds[0]}) {at_best}: with one seed there is "
-            "no interval and no test."
-        )
-    else:
-        named = ", ".join(map(str, study.seeds))
-        yield f"Test metrics {at_best}: mean ± standard deviation over {seeds} seeds ({named})."
-    if (tuning := study.tuning) is not None:
-        yield (
-            f"Tuned: a row has the settings that were best on validation ({tuning.metric}, seed "
-            f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
-            f"drawn at random from its ranges{tuning.rows and ', ' + tuning.rows}."
-        )
-        if any(part_label(row.label, "cvr") in tuning.by_row for row in study.rows):
-            cvr = tuning.trials // 2
-            yield (
-                f"Where a row is two models, they have {tuning.trials} trainings together: "
-                f"{tuning.trials - cvr} settings of the CTR model, chosen by its own metric, and "
-                f"{cvr} of the CVR model, chosen by the product."
-            )
-    if seeds > 1:
-        yield from _verdict_notes(study)
-    arrows = [direction(metric) for metric in study.shown]
-    words = [
-        *(["↑ larger is better"] if "↑" in arrows else []),
-        *(["↓ smaller is better"] if "↓" in arrows else []),
-        *(["→ the nearer to the target the better"] if any("→" in a for a in arrows) else []),
-    ]
-    if words:
-        yield ", ".join(words) + "."
-    yield from scope_notes(study.shown)
-    if single := _trained_apart(study):
-        yield (
-            f"{', '.join(single)}: two models, one of clicks over all impressions and one of "
-            "conversions over clicked ones; pCTCVR is their product."
-        )
-    if any(run.get("seconds") is not None for run in runs):
-        threads = sorted({run["threads"] for run in runs if run.get("threads")})
-        many = "" if threads == [1] else "s"
-        on = f" on {' or '.join(map(str, threads))} thread{many}" if threads else ""
-        yield f"Time: training and evaluation of a run{on}; time, epochs and parameters are means."
-
-
-def _verdict_notes(study: Study) -> Iterable[str]:
-    """What the verdicts of a study with several seeds are about, and what they rest on."""
-    baseline, primary = one_line(study.baseline), " and ".join(study.primary)
-    if study.verdicts:
-        rival = one_line(study.rival) if study.rival else ""
-        also = f", {RIVAL_BETTER} better and {RIVAL_WORSE} worse than {rival}" if rival else ""
-        yield (
-            f"Verdicts are about the primary metrics alone, {primary}, named in advance: {BETTER} "
-            f"better and {WORSE} worse than {baseline}{also}; two-sided t test of the differences "
-            f"by seed, p < {ALPHA:.2g} after Holm's correction over the {len(study.verdicts)} "
-            "comparisons of this table. Other columns have intervals and no verdict."
-        )
-    elif any(label not in study.again for label, *_ in study.comparisons):
-        yield f"There is no verdict, neither in {primary}, the primary metrics, nor elsewhere."
-    if not study.draws.refused:
-        yield _VARIANCES[study.draws.kind].format(share=study.draws.test_share)
-    smallest = [f"{m} {reach}" for m in study.primary if (reach := _smallest(study, m))]
-    if smallest:
-        yield (
-            f"The smallest difference from {baseline} that could have been seen, with "
-            f"{POWER:.0%} power in the first of Holm's tests: {', '.join(smallest)}."
-        )
-    if study.comparisons:
-        yield from aa_notes(study) or ["No A/A row: none is the baseline again by another chance."]
-
-
-_VARIANCES = {
-    "split": (
-        "Seeds split one data set, so that their training rows overlap, and so do their test rows. "
-        "Intervals and tests allow for that: the variance of a mean over n seeds is s²(1/n + "
-        "n_test/n_train), with n_test/n_train = {share:.3g}, and t has n - 1 degrees of freedom "
-        "(Nadeau and Bengio, 2003). They are about training on other data of this kind and size."
-    ),
-    "weights": (
-        "All seeds have one test set and draw initial weights. The variance of a primary metric, "
-        "or of a difference in it, is s²/n over the seeds plus that of the test rows, from their "
-        "influence values summed by user and by item where the data has them, which more seeds "
-        "don't make smaller; t has Satterthwaite's degrees of freedom. Verdicts are about models "
-        "trained on this one training set. The intervals of other columns hold for other initial "
-        "weights on the same test rows."
-    ),
-    "world": (
-        "Each seed draws a new world: the variance of a mean over n seeds is s²/n, and t has n - 1 "
-        "degrees of freedom (paired t test). What the worlds have in common, such as users and "
-        "items that a simulation keeps, isn't varied."
-    ),
-}
-
-
-def _smallest(study: Study, metric: str) -> str:
-    """The smallest difference from the baseline that could have been seen, or its range."""
-    digits = decimals(study, metric)
-    found = [
-        compared.smallest
-        for _, other, of, compared in study.verdicts
-        if of == metric and other == study.baseline and compared.smallest is not None
-    ]
-    if not found:
-        return ""
-    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(found), max(found))))
-
-
-def aa_notes(study: Study) -> list[str]:
-    """Whether a row that is the baseline again got a verdict."""
-    notes = []
-    for label in study.again:
-        what = (
-            f"A/A: {one_line(study.baseline)} again, on the same splits with other initial weights"
-        )
-        found = {m: c.verdict for row, _, m, c in study.comparisons if row == label and c.verdict}
-        wrong = [f"{verdict} in {m}" for m, verdict in found.items() if verdict != "undecided"]
-        if wrong:
-            notes.append(
-                f"{what}, GOT A VERDICT ({', '.join(wrong)}): distrust this page. Chance alone "
-                "does that to one page in twenty."
-            )
-        else:
-            notes.append(f"{what}, {'got no verdict' if found else 'could not be tested'}.")
-    return notes
-
-
-def _trained_apart(study: Study) -> list[str]:
-    return [
-        one_line(row.label)
-        for row in study.rows
-        if any(len(run.get("trainings") or ()) > 1 for run in study.of(row.label).values())
-    ]
-
-
-def _state(study: Study, label: str, seed: int) -> tuple[str, str]:
-    reason = study.failures.get((label, seed))
-    return ("failed", reason) if reason is not None else ("missing", "not run yet")
-
-
-def _missing_runs(study: Study) -> Iterable[Problem]:
-    for row in study.rows:
-        seeds_of: dict[str, list[int]] = {}
-        for seed in study.seeds:
-            if (row.label, seed) not in study.results:
-                state, reason = _state(study, row.label, seed)
-                words = f"failed: {one_line(reason)}" if state == "failed" else reason
-                seeds_of.setdefault(words, []).append(seed)
-        for words, seeds in seeds_of.items():
-            yield Problem(one_line(row.label), tuple(seeds), words)
-
-
-def _missing_metrics(study: Study) -> Iterable[Problem]:
-    for row in study.rows:
-        runs = study.of(row.label)
-        why = {
-            (metric, seed): reason
-            for seed, run in runs.items()
-            for metric, reason in (run.get("undefined") or {}).items()
-            if metric in study.shown
-        }
-        for metric in study.shown:
-            for reason in dict.fromkeys(r for (m, _), r in why.items() if m == metric):
-                seeds = tuple(s for s in runs if why.get((metric, s)) == reason)
-                yield Problem(one_line(row.label), seeds, f"no {metric}, {one_line(reason)}")
-
-
-def _missing_verdicts(study: Study) -> Iterable[Problem]:
-    """Comparisons that should have a verdict and can't, those with one reason together."""
-    refused: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for label, _, metric, compared in study.comparisons:
-        if compared.refused:
-            labels, metrics = refused.setdefault(compared.refused, ({}, {}))
-            labels[one_line(label)] = metrics[metric] = None
-    for reason, (labels, metrics) in refused.items():
-        yield Problem(", ".join(labels), (), f"no verdict in {', '.join(metrics)}: {reason}")
-
-
 def _grid(shown: Layout, entry: Any, escape: Any) -> list[list[str]]:
     """Header and rows as text: label, the number of seeds where rows differ in it, numbers."""
     head = [escape("model"), *([escape("seeds")] if shown.uneven else [])]
@@ -855,15 +331,8 @@ def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]
 
 
 def _tidy_sample(own: Sample | None) -> dict[str, Any]:
-    if own is None:
-        return {"n": 0, "mean": None, "std": None, "low": None, "high": None}
-    return {
-        "n": len(own.values),
-        "mean": own.mean,
-        "std": own.std,
-        "low": own.low,
-        "high": own.high,
-    }
+    numbers = {name: getattr(own, name, None) for name in ("mean", "std", "low", "high")}
+    return {"n": len(own.values) if own else 0, **numbers}
 
 
 def _tidy(metric: str, cell: Cell | None, primary: bool = False) -> dict[str, Any]:
@@ -879,20 +348,26 @@ def _tidy(metric: str, cell: Cell | None, primary: bool = False) -> dict[str, An
     }
 
 
+#: Names in data of what a comparison has.
+_COMPARED = {
+    "pairs": "pairs",
+    "difference": "difference",
+    "difference_low": "low",
+    "difference_high": "high",
+    "p": "p",
+    "p_adjusted": "p_adjusted",
+    "verdict": "verdict",
+}
+
+
 def _tidy_comparison(compared: Comparison | None) -> dict[str, Any]:
     """Of a comparison with the baseline; ``smallest`` is the difference that it could have seen."""
     estimate = compared.estimate if compared else None
     return {
-        "pairs": compared.pairs if compared else None,
-        "difference": compared.difference if compared else None,
-        "difference_low": compared.low if compared else None,
-        "difference_high": compared.high if compared else None,
-        "p": compared.p if compared else None,
-        "p_adjusted": compared.p_adjusted if compared else None,
-        "verdict": compared.verdict if compared else None,
-        "standard_error": estimate.error if estimate else None,
-        "degrees_of_freedom": estimate.freedom if estimate else None,
-        "smallest": compared.smallest if compared else None,
+        **{name: getattr(compared, attribute, None) for name, attribute in _COMPARED.items()},
+        "standard_error": getattr(estimate, "error", None),
+        "degrees_of_freedom": getattr(estimate, "freedom", None),
+        "smallest": getattr(compared, "smallest", None),
     }
 
 

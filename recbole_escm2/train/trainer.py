@@ -29,9 +29,9 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
+from recbole_escm2.lookup import model_path
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
-from recbole_escm2.model.lookup import model_path
 from recbole_escm2.output import plain, write_json
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,

@@ -13,8 +13,12 @@ from recbole.utils import FeatureSource
 
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
+from recbole_escm2.data.ali_ccp.convert import convert
+from recbole_escm2.data.ali_ccp.files import find_raw
 from recbole_escm2.data.ali_ccp.raw import FIELDS, TRUTH_COLUMNS, skeleton_name, truth_name
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.data.ali_ccp.source import options
+from recbole_escm2.data.store import Store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.embedding import reserved_rows
 from recbole_escm2.quick_start import run
@@ -91,6 +95,29 @@ def test_the_simulated_data_set_makes_itself(tmp_path):
     assert file.stat().st_mtime_ns == modified
 
 
+@pytest.mark.parametrize("chosen", ["all", "literature"])
+def test_a_world_makes_the_store_that_its_text_would_make(tmp_path, chosen):
+    """Column by column, by the digests that a store has of its own content."""
+    settings = {"data_path": str(tmp_path), "simulation": TINY, "feature_fields": chosen}
+    config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
+    drawn = EntireSpaceDataset(config).store.schema
+    simulate(Simulation(**TINY), tmp_path / "text")
+    convert(find_raw(tmp_path / "text"), tmp_path / "converted", options(config), {})
+    read = Store(tmp_path / "converted").schema
+    assert len(drawn["tables"]["inter"]["digests"]) > 5
+    for part in ("tables", "vocabularies", "fields", "sizes", "joins", "group"):
+        assert drawn[part] == read[part]
+    apart = {"options", "seconds"}
+    reports = [{k: v for k, v in one["report"].items() if k not in apart} for one in (drawn, read)]
+    assert reports[0] == reports[1]
+    assert drawn["simulated"] == {k: v for k, v in read["simulated"].items() if k != "bytes"}
+    for column in TRUTH_COLUMNS:
+        contents = [
+            store / f"inter.{column}" for store in (*stores(tmp_path), tmp_path / "converted")
+        ]
+        assert contents[0].read_bytes() == contents[1].read_bytes()
+
+
 def test_a_simulation_seed_is_a_world(tmp_path):
     def loaded(**seeds):
         settings = {"data_path": str(tmp_path), "simulation": TINY, **seeds}
@@ -112,7 +139,7 @@ def test_a_world_that_was_left_half_made_is_made(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("recbole_escm2.data.ali_ccp.source.convert", broken)
+        patched.setattr("recbole_escm2.data.ali_ccp.convert.markdown", broken)
         with pytest.raises(KeyboardInterrupt):
             EntireSpaceDataset(config)
     assert list((tmp_path / "ali-ccp-sim" / "store").iterdir()) == []
@@ -124,7 +151,7 @@ def test_two_processes_make_a_world_once(tmp_path):
         "import logging, sys\n"
         "logging.basicConfig(level='INFO', stream=sys.stdout)\n"
         "from recbole_escm2.config import Config\n"
-        "from recbole_escm2.data.sources import open_store\n"
+        "from recbole_escm2.data.open_store import open_store\n"
         f"settings = {{'data_path': {str(tmp_path)!r}, 'simulation': {TINY!r}}}\n"
         "config = Config('ESMM', 'ali-ccp-sim', config_dict=settings)\n"
         "print('ready', flush=True)\n"

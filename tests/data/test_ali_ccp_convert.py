@@ -22,15 +22,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_escm2.data.ali_ccp import convert as convert_module
-from recbole_escm2.data.ali_ccp import raw, sources
-from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw, fingerprint
+from recbole_escm2.data.ali_ccp import files as files_module
+from recbole_escm2.data.ali_ccp import lines as lines_module
+from recbole_escm2.data.ali_ccp import raw
+from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
+from recbole_escm2.data.ali_ccp.files import fingerprint
 from recbole_escm2.data.store import NoStoreError, Store
 from recbole_escm2.errors import UsageError
 
 ALL = tuple(raw.FIELD_BY_NAME)
-USER = [f for f in raw.FIELDS if f.source == "user"]
-OTHER = [f for f in raw.FIELDS if f.source != "user"]
+USER = [f for f in raw.FIELDS if f.origin == "user"]
+OTHER = [f for f in raw.FIELDS if f.origin != "user"]
 NAMES = {
     (kind, split): name(split)
     for split in raw.SPLITS
@@ -124,8 +126,8 @@ def read_features(text, fields):
 def read_plainly(lines, options):
     """What the store must hold, with feature ids in place of vocabulary ids."""
     fields = [raw.FIELD_BY_NAME[name] for name in options.feature_fields]
-    user = [f for f in fields if f.source == "user"]
-    other = [f for f in fields if f.source != "user"]
+    user = [f for f in fields if f.origin == "user"]
+    other = [f for f in fields if f.origin != "user"]
     common, key_row = [({}, {f.name: [] for f in user if f.is_bag})], {}
     parts = {"train": [], "validation": [], "test": []}
     for split in raw.SPLITS:
@@ -190,7 +192,7 @@ def check_table(table, rows, ids):
     assert len(table) == len(rows)
     own = {raw.FIELD_BY_NAME[name] for name in ids}
     is_user = table.name == "common"
-    names = [f.name for f in raw.FIELDS if f in own and (f.source == "user") == is_user]
+    names = [f.name for f in raw.FIELDS if f in own and (f.origin == "user") == is_user]
     assert set(table.fields) - {"click", "purchase", "common"} == set(names)
     for name in names:
         if raw.FIELD_BY_NAME[name].is_bag:
@@ -215,7 +217,7 @@ def check_scales(entries, parts, common):
         if not field.is_bag:
             assert (entry["type"], entry["scale"], entry["length"]) == ("token", 1.0, 1)
             continue
-        place = [common[row[2]][1] if field.source == "user" else row[4] for row in parts["train"]]
+        place = [common[row[2]][1] if field.origin == "user" else row[4] for row in parts["train"]]
         weights = [float(w) for lists in place for _, w in lists[name]]
         assert entry["type"] == "token_seq"
         if weights:
@@ -223,7 +225,7 @@ def check_scales(entries, parts, common):
             is_mean = abs(entry["scale"] - np.mean(weights)) <= precision
             assert is_mean or (entry["scale"] == 1 and abs(np.mean(weights)) <= precision)
         everywhere = (
-            common if field.source == "user" else [r[3:] for p in parts.values() for r in p]
+            common if field.origin == "user" else [r[3:] for p in parts.values() for r in p]
         )
         assert entry["length"] == max(1, *(len(lists[name]) for _, lists in everywhere))
 
@@ -442,11 +444,44 @@ def test_block_boundaries_change_nothing(tmp_path, monkeypatch):
     folder = write(tmp_path / "raw", some_text(rows=150))
     converted(folder, tmp_path / "whole")
     for size in (1, 97, 4096):
-        monkeypatch.setattr(convert_module, "_BLOCK_BYTES", size)
-        monkeypatch.setattr(convert_module, "_ROWS_AT_ONCE", size)
-        monkeypatch.setattr(convert_module, "_VALUES_AT_ONCE", size)
+        monkeypatch.setattr(lines_module, "BLOCK_BYTES", size)
         converted(folder, tmp_path / "small")
         assert digest(tmp_path / "small") == digest(tmp_path / "whole")
+
+
+def test_line_by_line_the_same_comes_out(tmp_path, monkeypatch):
+    folder = write(tmp_path / "raw", some_text(rows=150))
+    converted(folder, tmp_path / "blocks")
+    monkeypatch.setattr(lines_module.Text, "_read_quickly", lambda self, block: None)
+    converted(folder, tmp_path / "lines")
+    assert digest(tmp_path / "lines") == digest(tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_lines_as_they_should_be_are_read_in_blocks(tmp_path, monkeypatch, end):
+    """Else a conversion would take 20 times as long, and nobody would know why."""
+    folder = write(tmp_path / "raw", some_text(rows=150), end)
+    monkeypatch.setattr(lines_module.Text, "_read_exactly", None)
+    _, report = converted(folder, tmp_path / "store")
+    assert report["files"][-1]["rows"] == 150
+
+
+def test_a_bad_line_leaves_the_others_to_the_quick_way(tmp_path, monkeypatch):
+    lines = some_text(rows=2000)
+    lines["skeleton", "train"][1234] = "bad"
+    exactly, read = [], lines_module.Text._read_exactly
+    monkeypatch.setattr(
+        lines_module.Text,
+        "_read_exactly",
+        lambda self, text: exactly.append(len(text)) or read(self, text),
+    )
+    folder = write(tmp_path / "raw", lines)
+    _, report = converted(folder, tmp_path / "store", on_bad_line="skip")
+    (file,) = (f for f in report["files"] if f["name"] == "sample_skeleton_train.csv")
+    assert file["malformed_places"][0].startswith("sample_skeleton_train.csv, line 1235: 1 comma")
+    assert (file["rows"], file["malformed"]) == (2000, 1)
+    assert len(exactly) == 1
+    assert exactly[0] <= 1 << 14 < (folder / file["name"]).stat().st_size / 8
 
 
 def test_line_ends(tmp_path):
@@ -655,8 +690,8 @@ def test_line_numbers_while_hash_tables_grow(tmp_path):
 
 
 def test_a_file_without_lines_is_no_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 1 << 12)
-    monkeypatch.setattr(convert_module, "_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(files_module, "_LONGEST_LINE", 1 << 12)
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 1 << 10)
     folder = write(tmp_path / "raw", some_text(rows=5))
     (folder / "sample_skeleton_train.csv").write_bytes(bytes(1 << 14))
     with pytest.raises(UsageError, match="no text"):
@@ -846,15 +881,17 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from recbole_escm2.data.ali_ccp import convert as module
+from recbole_escm2.data.ali_ccp import lines
 phase = sys.argv[3]
-owner, name = (module._Reader, "read") if phase == "reading" else (module._Kind, "translate")
+owner, name = module.TableBuilder, "rows" if phase == "reading" else "append"
 original = getattr(owner, name)
 def slowed(self, *arguments):
-    original(self, *arguments)
+    result = original(self, *arguments)
     print("here", flush=True)
     time.sleep(60)
+    return result
 setattr(owner, name, slowed)
-module._BLOCK_BYTES = 4096
+lines.BLOCK_BYTES = 4096
 module.convert(
     module.find_raw(Path(sys.argv[1])), Path(sys.argv[2]), module.Options(("101", "205", "853")), {}
 )

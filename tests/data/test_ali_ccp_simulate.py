@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recbole_escm2.data.ali_ccp import raw
-from recbole_escm2.data.ali_ccp import simulate as module
+from recbole_escm2.data.ali_ccp import draw, raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.errors import UsageError
 
@@ -107,7 +106,7 @@ def test_the_skeleton_is_in_the_format(splits, content):
             fields = Counter(field for field, _, _ in features)
             sizes.append(len(features))
             for field, values in fields.items():
-                assert raw.FIELD_BY_NAME[field].source in ("item", "cross")
+                assert raw.FIELD_BY_NAME[field].origin in ("item", "cross")
                 assert raw.FIELD_BY_NAME[field].multi or values == 1
             assert all(fields[field] == 1 for field in ("205", "206", "207", "301"))
         counts = content["splits"][name]
@@ -127,7 +126,7 @@ def test_common_features_are_in_the_format(splits):
             assert re.fullmatch(r"[0-9a-f]{16}", key)
             found = Counter(field for field, _, _ in features)
             for field, values in found.items():
-                assert raw.FIELD_BY_NAME[field].source == "user"
+                assert raw.FIELD_BY_NAME[field].origin == "user"
                 assert raw.FIELD_BY_NAME[field].multi or values == 1
             fields.update(found.keys())
             behaviours.append(sum(n for field, n in found.items() if field.endswith("_14")))
@@ -303,7 +302,7 @@ def test_the_seed_decides_every_byte(tmp_path, monkeypatch):
     simulate(SMALL, tmp_path / "a")
     first = contents(tmp_path / "a")
     assert set(first) == FILES
-    monkeypatch.setattr(module, "_BUFFER_BYTES", 1)  # buffers that hold a line or a few
+    monkeypatch.setattr(draw, "_FEATURES_AT_ONCE", 1)  # arrays that hold a line or a few
     simulate(SMALL, tmp_path / "b")
     assert contents(tmp_path / "b") == first
     simulate(dataclasses.replace(SMALL, seed=7), tmp_path / "b")

@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
 
 from recbole_escm2.config import restore_numpy_names
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.data.pairs import all_pairs
+from recbole_escm2.data.sources.pairs import all_pairs
 from recbole_escm2.errors import UsageError
 
 N = 60
@@ -197,6 +198,24 @@ def test_summary_names_counts_and_features(rich):
     assert set(features) == {
         *("user_id", "item_id", "row", "hour", "tags", "gender", "age", "tastes", "category")
     }
+
+
+def test_recboles_functions_take_our_config(rich, monkeypatch, tmp_path):
+    """They put the names of files that may be there behind a folder's name."""
+    monkeypatch.chdir(tmp_path)
+    config = rich.config(train_batch_size=7, eval_batch_size=4)
+    dataset = create_dataset(config)
+    assert type(dataset) is EntireSpaceDataset
+    loaders = data_preparation(config, dataset)
+    ours = rich.build()
+    for loader, part in zip(loaders, ours, strict=True):
+        batches = [batch[0] if isinstance(batch, tuple) else batch for batch in loader]
+        together = {
+            name: torch.cat([batch[name] for batch in batches]) for name in ("row", "label")
+        }
+        order, expected = together["row"].argsort(), part.inter_feat["row"].argsort()
+        for name, column in together.items():
+            assert torch.equal(column[order], part.inter_feat[name][expected]), name
 
 
 # --- splits ----------------------------------------------------------------------------------
@@ -587,8 +606,8 @@ def test_missing_folder_names_what_there_is(toy):
         EntireSpaceDataset(config)
     message = str(caught.value)
     assert (
-        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, ml-100k, ml-100k-semi, shop."
-        in message
+        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, hillstrom, ml-100k, "
+        "ml-100k-semi, shop." in message
     )
     assert f"put its atomic files into {toy.folder} (toy.inter" in message
     assert "--data_path" in message

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.data.semi_synthetic.completion import _best, complete_ratings
-from recbole_escm2.data.semi_synthetic.outcomes import (
+from recbole_escm2.data.worlds.completion import _best, complete_ratings
+from recbole_escm2.data.worlds.outcomes import (
     OutcomeRule,
     levels_by_rank,
     scaled_to_mean,

@@ -4,7 +4,8 @@ import shutil
 import pytest
 import torch
 
-from recbole_escm2.data import EntireSpaceDataset, frames
+from recbole_escm2.data import EntireSpaceDataset
+from recbole_escm2.data.sources import atomic
 from recbole_escm2.data.store import Store
 from recbole_escm2.errors import UsageError
 
@@ -13,13 +14,13 @@ from recbole_escm2.errors import UsageError
 def readings(monkeypatch):
     """How often atomic files were read."""
     count = []
-    original = frames.AtomicFiles.__init__
+    original = atomic.AtomicFiles.__init__
 
     def counted(self, config):
         count.append(config["dataset"])
         original(self, config)
 
-    monkeypatch.setattr(frames.AtomicFiles, "__init__", counted)
+    monkeypatch.setattr(atomic.AtomicFiles, "__init__", counted)
     return count
 
 

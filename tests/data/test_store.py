@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import recbole_escm2.data.store as store_module
 from recbole_escm2.data.batch import Rows, View
-from recbole_escm2.data.sources import _stored
+from recbole_escm2.data.open_store import _stored
 from recbole_escm2.data.store import (
     PADDING,
     SCHEMA,

@@ -17,8 +17,8 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import read_request
 from recbole_escm2.experiment.search import make_search
 from recbole_escm2.experiment.space import default_space, ranges_of, read_space, settings_of
+from recbole_escm2.lookup import context_model_names, find_model
 from recbole_escm2.model import ESCM2_DR, ESMM
-from recbole_escm2.model.lookup import context_model_names, find_model
 
 
 def test_recboles_format(tmp_path):

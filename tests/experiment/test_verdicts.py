@@ -31,8 +31,9 @@ from recbole_escm2.evaluator.metrics import auc
 from recbole_escm2.evaluator.predictions import Predictions, Truth
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.quick_start import run as train_and_test
+from recbole_escm2.report.layout import layout
 from recbole_escm2.report.page import page
-from recbole_escm2.report.tables import as_json, latex, layout, markdown, text, tidy_csv
+from recbole_escm2.report.tables import as_json, latex, markdown, text, tidy_csv
 
 Array = NDArray[Any]
 PRIMARY = ("CTCVR_AUC", "CVR_AUC")
@@ -282,9 +283,9 @@ class TestPage:
     def test_marks_are_of_primary_metrics_and_two_references(self):
         found = entries(known(), "far")
         assert [found[m].mark + found[m].rival_mark for m in PRIMARY] == ["▲△", "▲△"]
-        assert (found["CTR_AUC"].mark, found["CTR_AUC"].p) == ("", "")
-        assert found["CTR_AUC"].difference == "+0.1010"
-        assert found["CTR_AUC"].difference_interval != ""
+        assert (found["CTR_AUC"].mark, found["CTR_AUC"].baseline.p) == ("", "")
+        assert found["CTR_AUC"].baseline.difference == "+0.1010"
+        assert found["CTR_AUC"].baseline.interval != ""
 
     def test_every_format_has_the_same(self):
         one = known()

@@ -6,7 +6,7 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
-from recbole_escm2.model.lookup import find_model
+from recbole_escm2.lookup import find_model
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 

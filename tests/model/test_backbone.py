@@ -11,11 +11,11 @@ from recbole_escm2.bags import Bags
 from recbole_escm2.config import acting_settings, defaults
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
-from recbole_escm2.model import ESCM2_DR
+from recbole_escm2.lookup import find_model
+from recbole_escm2.model import ESCM2_DR, MODELS
 from recbole_escm2.model.backbone import RECBOLE as RECBOLE_TRAITS
 from recbole_escm2.model.backbone import REFUSED, FirstOrderLinear, Traits, backbone_names
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.risk import binary_cross_entropy
 from recbole_escm2.train.run import Run

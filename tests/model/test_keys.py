@@ -10,8 +10,7 @@ from recbole_escm2.config import PROPERTIES, Config, family_keys, is_entire_spac
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.request import has_effect
-from recbole_escm2.model import AITM, ESMM, MTL_EIB, Naive
-from recbole_escm2.model.lookup import MODELS
+from recbole_escm2.model import AITM, ESMM, MODELS, MTL_EIB, Naive
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
@@ -51,7 +50,7 @@ OF_ANY_MODEL = {
     },
     "data": {
         *("item_inter_num_interval", "load_col", "multi_value_top_k", "source", "store_dir"),
-        *("user_inter_num_interval", "weight_scaler"),
+        *("min_count", "user_inter_num_interval", "weight_scaler"),
     },
     "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
     "training": {

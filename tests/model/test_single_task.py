@@ -13,8 +13,8 @@ from torch import nn
 from recbole_escm2.bags import Bags
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
+from recbole_escm2.lookup import recbole_context_names
 from recbole_escm2.model.backbone import EMBEDDING_TABLES, RECBOLE, REFUSED
-from recbole_escm2.model.recbole_models import recbole_context_names
 from recbole_escm2.model.single_task import make_tables_sparse, train_as_the_family
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.trainer import EntireSpaceTrainer

@@ -6,8 +6,9 @@ from recbole.data.interaction import Interaction
 
 from recbole_escm2.config import acting_settings
 from recbole_escm2.errors import UsageError
+from recbole_escm2.lookup import find_model
+from recbole_escm2.model import MODELS
 from recbole_escm2.model.aitm import InformationTransfer
-from recbole_escm2.model.lookup import MODELS, find_model
 from recbole_escm2.risk import ips_risk
 
 MULTI_TASK = ["Naive", "MTL_IMP", "MTL_EIB", "MTL_IPS", "MTL_DR"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from recbole_escm2.lookup import recbole_context_names
 from recbole_escm2.model.backbone import backbone_names
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
-from recbole_escm2.model.recbole_models import recbole_context_names
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.optimizer import RowAdam
 

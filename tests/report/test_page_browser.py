@@ -1,10 +1,13 @@
 """The page in a real browser."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from studies import realistic, study_of
 
 from recbole_escm2.report.page import page
@@ -195,21 +198,30 @@ def brightness(browser, what):
     return sum(int(part) for part in colour.strip("rgb()").split(",")[:3]) / 3
 
 
+def shades(browser):
+    """The darkest and the lightest shade of the first picture, as it is on the screen."""
+    image = browser.find_element("css selector", "img.figure").screenshot_as_png
+    grey = np.asarray(Image.open(io.BytesIO(image)).convert("L"))
+    return np.percentile(grey, [0.1, 99.9])
+
+
 def test_schemes(browser, address):
-    found = {}
+    seen = {}
     for scheme in ("light", "dark"):
         show(browser, address, scheme=scheme)
-        text = browser.execute_script(
-            "return getComputedStyle(document.querySelector('svg text')).fill"
-        )
-        ink = browser.execute_script("return getComputedStyle(document.body).color")
-        assert text == ink  # drawings take the colour of the page
-        found[scheme] = brightness(browser, "background-color"), brightness(browser, "color")
-    (light_paper, light_ink), (dark_paper, dark_ink) = found["light"], found["dark"]
+        page = brightness(browser, "background-color"), brightness(browser, "color")
+        seen[scheme] = *page, *shades(browser)
+    light_paper, light_ink, light_low, light_high = seen["light"]
+    dark_paper, dark_ink, dark_low, dark_high = seen["dark"]
     assert light_paper > 240
     assert dark_paper < 40
     assert light_paper - light_ink > 150
     assert dark_ink - dark_paper > 150
+    # drawings have the shades of the page
+    assert abs(light_high - light_paper) < 10
+    assert abs(light_low - light_ink) < 25
+    assert abs(dark_low - dark_paper) < 10
+    assert abs(dark_high - dark_ink) < 25
 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 740), (768, 1024), (1280, 900)])
@@ -237,7 +249,7 @@ def test_asks_for_nothing_but_itself_and_has_no_errors(browser, address):
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     ]
-    assert asked == [address]
+    assert [url for url in asked if not url.startswith("data:")] == [address]
     assert browser.get_log("browser") == []
 
 

@@ -9,16 +9,14 @@ import pytest
 from studies import realistic, study_of
 
 from recbole_escm2.experiment.study import Row, Study, Trial, Tuning
+from recbole_escm2.report.layout import layout
+from recbole_escm2.report.notes import decimals, humanise, p_value
 from recbole_escm2.report.tables import (
     as_json,
-    decimals,
-    humanise,
     latex,
     latex_escape,
-    layout,
     markdown,
     markdown_escape,
-    p_value,
     runs_csv,
     text,
     tidy_csv,
@@ -64,7 +62,7 @@ class TestLayout:
     def test_numbers(self, known):
         found = entry(known, "new", "CTR_AUC")
         assert (found.mean, found.std) == ("0.7210", "0.0110")
-        assert found.difference == "+0.0110"
+        assert found.baseline.difference == "+0.0110"
         assert found.by_seed == ((1, "0.7100"), (2, "0.7210"), (3, "0.7320"))
 
     @pytest.mark.parametrize(
@@ -78,12 +76,12 @@ class TestLayout:
     )
     def test_verdict_and_best_follow_the_direction(self, known, metric, verdict, mark, best):
         found = entry(known, "new", metric)
-        assert (found.verdict, found.mark) == (verdict, mark)
+        assert (found.baseline.verdict, found.mark) == (verdict, mark)
         for label in KNOWN:
             assert entry(known, label, metric).best == (label == best)
 
     def test_difference_of_a_target_metric_is_of_the_distances(self, known):
-        assert entry(known, "new", "IEB").difference == "-0.1000"
+        assert entry(known, "new", "IEB").baseline.difference == "-0.1000"
         assert entry(known, "new", "IEB").mean == "-0.0100"
 
     @pytest.mark.parametrize("metric", KNOWN["base"])
@@ -112,7 +110,12 @@ class TestLayout:
     def test_one_seed_has_no_spread_and_no_test(self):
         study = study_of({"base": {"CTR_AUC": [0.7]}, "new": {"CTR_AUC": [0.8]}}, "base")
         found = entry(study, "new", "CTR_AUC")
-        assert (found.value, found.interval, found.verdict, found.p) == ("0.8000", "", None, "")
+        assert (found.value, found.interval, found.baseline.verdict, found.baseline.p) == (
+            "0.8000",
+            "",
+            None,
+            "",
+        )
         notes = " ".join(layout(study).notes)
         assert "single seed (1)" in notes
         assert "no interval and no test" in notes

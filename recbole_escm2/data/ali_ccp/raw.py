@@ -20,6 +20,10 @@ SPLITS = ("train", "test")
 FEATURE_SEPARATOR = b"\x01"
 ID_SEPARATOR = b"\x02"
 VALUE_SEPARATOR = b"\x03"
+#: Most digits of a sample id or a feature id, so that it fits into 64 bits together with a field.
+MOST_DIGITS = 18
+#: Most digits of a join key.
+KEY_DIGITS = 32
 
 #: Column of the side file of a simulation, ``truth_SPLIT.npy``, float32 ``[rows, 3]``, by name.
 TRUTH_COLUMNS = ("true_ctr", "true_cvr", "potential_conversion")
@@ -37,6 +41,11 @@ def common_name(split: str) -> str:
     return f"common_features_{split}.csv"
 
 
+#: File name of a text by its kind, and then by split.
+NAMES = {"common": common_name, "skeleton": skeleton_name}
+KINDS = tuple(NAMES)
+
+
 def truth_name(split: str) -> str:
     """File name of the true probabilities of a simulated split."""
     return f"truth_{split}.npy"
@@ -48,14 +57,14 @@ class Field:
 
     Attributes:
         name: as it stands in the files.
-        source: ``user`` (in the common features), ``item`` or ``cross`` (both in the skeleton).
+        origin: ``user`` (in the common features), ``item`` or ``cross`` (both in the skeleton).
         multi: an impression may have several values.
         weighted: values other than 1 mean something.
         literature: among the 18 fields that most papers use.
     """
 
     name: str
-    source: str
+    origin: str
     multi: bool = False
     weighted: bool = False
     literature: bool = True

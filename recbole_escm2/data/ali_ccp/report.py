@@ -16,6 +16,7 @@ _ROWS_TOLERANCE = 0.005  # the numbers of rows are known to three digits
 _CONVERSION_RATE = 0.2
 _CLICK_RATE = (0.005, 0.5)
 _UNMATCHED = 0.01
+_OF_IMPRESSIONS = ("rows", "clicks", "conversions", "conversions_without_click", "left_out")
 
 
 def observations(report: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -121,11 +122,19 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["## Options", ""]
     lines += [f"- {key}: {_listed(value)}" for key, value in report["options"].items()]
     lines += ["", "## Raw files", "", "Before anything is left out or split.", ""]
-    lines += _block(_skeletons(report))
-    lines += _block(_commons(report))
-    lines += _details(report)
-    lines += ["## Parts", "", *_block(_parts(report))]
-    lines += ["## Fields", "", *_block(_fields(report))]
+    for kind, title, keys in (
+        ("skeleton", "impressions", (*_OF_IMPRESSIONS, "malformed", "without_common_row")),
+        ("common", "common features", ("rows", "duplicate_keys", "malformed")),
+    ):
+        rows = []
+        for file in report["files"]:
+            found = {**file, "without_common_row": report["unmatched"][file["split"]]}
+            if file["kind"] == kind:
+                rows.append([file["name"], *(f"{found[key]:,}" for key in keys)])
+        lines += _block([title, *(key.replace("_", " ") for key in keys)], rows)
+    details = [line for file in report["files"] for line in _details(file)]
+    lines += [*details, ""] if details else []
+    lines += ["## Parts", "", *_parts(report), "## Fields", "", *_fields(report)]
     lines += [
         "vocabulary: ids that enough training impressions have. seen: ids in training. OOV: share",
         "of the values that are not in the vocabulary. lacking: share of the impressions without a",
@@ -139,84 +148,52 @@ def _listed(value: Any) -> str:
     return ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _block(rows: list[list[str]]) -> list[str]:
-    return ["```", table(rows[0], rows[1:]), "```", ""]
+def _block(header: list[str], rows: list[list[str]]) -> list[str]:
+    return ["```", table(header, rows), "```", ""]
 
 
-def _skeletons(report: Mapping[str, Any]) -> list[list[str]]:
-    keys = ("rows", "clicks", "conversions", "conversions_without_click", "left_out", "malformed")
-    files = [file for file in report["files"] if file["kind"] == "skeleton"]
-    header = ["impressions", *(key.replace("_", " ") for key in keys), "without common row"]
+def _details(file: Mapping[str, Any]) -> list[str]:
+    name = file["name"]
     return [
-        header,
+        *(f"- malformed: {place}" for place in file["malformed_places"]),
         *(
-            [
-                file["name"],
-                *(f"{file[key]:,}" for key in keys),
-                f"{report['unmatched'][file['split']]:,}",
-            ]
-            for file in files
+            f"- {name}: field {field} is not known there, {number:,} values ignored"
+            for field, number in file["unknown_fields"].items()
+        ),
+        *(
+            f"- {name}: field {field} has one value a row; {number:,} further ones ignored"
+            for field, number in file["further_values"].items()
         ),
     ]
 
 
-def _commons(report: Mapping[str, Any]) -> list[list[str]]:
-    keys = ("rows", "duplicate_keys", "malformed")
-    files = [file for file in report["files"] if file["kind"] == "common"]
-    return [
-        ["common features", *(key.replace("_", " ") for key in keys)],
-        *([file["name"], *(f"{file[key]:,}" for key in keys)] for file in files),
-    ]
-
-
-def _details(report: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for file in report["files"]:
-        lines += [f"- malformed: {place}" for place in file["malformed_places"]]
-        lines += [
-            f"- {file['name']}: field {name} is not known there, {number:,} values ignored"
-            for name, number in file["unknown_fields"].items()
-        ]
-        lines += [
-            f"- {file['name']}: field {name} has one value a row; {number:,} further ones ignored"
-            for name, number in file["further_values"].items()
-        ]
-    return [*lines, ""] if lines else []
-
-
-def _parts(report: Mapping[str, Any]) -> list[list[str]]:
+def _parts(report: Mapping[str, Any]) -> list[str]:
     header = ["part", "rows", "clicks", "conversions", "clicks/rows", "conversions/clicks"]
-    rows = [[*header, "without user"]]
+    rows = []
     for part, found in report["parts"].items():
+        row, clicks, conversions = (found[key] for key in ("rows", "clicks", "conversions"))
+        without = f"{report['without_user'][part]:,}" if report["without_user"] else "-"
+        shares = clicks / row if row else None, conversions / clicks if clicks else None
         rows.append(
-            [
-                part,
-                *(f"{found[key]:,}" for key in ("rows", "clicks", "conversions")),
-                _share(found["clicks"] / found["rows"] if found["rows"] else None),
-                _share(found["conversions"] / found["clicks"] if found["clicks"] else None),
-                f"{report['without_user'][part]:,}" if report["without_user"] else "-",
-            ]
+            [part, f"{row:,}", f"{clicks:,}", f"{conversions:,}", *map(_share, shares), without]
         )
-    return rows
+    return _block([*header, "without user"], rows)
 
 
-def _fields(report: Mapping[str, Any]) -> list[list[str]]:
+def _fields(report: Mapping[str, Any]) -> list[str]:
     header = ["field", "vocabulary", "seen", "OOV validation", "OOV test"]
-    rows = [[*header, "lacking train", "lacking test", "longest"]]
-    for name, field in report["fields"].items():
-        rows.append(
-            [
-                name,
-                f"{field['vocabulary']:,}",
-                f"{field['ids_in_training']:,}",
-                _share(field["oov_rate"]["validation"]),
-                _share(field["oov_rate"]["test"]),
-                _share(field["lacking"]["train"]),
-                _share(field["lacking"]["test"]),
-                f"{field['longest']:,}",
-            ]
-        )
-    return rows
+    rows = [
+        [
+            name,
+            f"{field['vocabulary']:,}",
+            f"{field['ids_in_training']:,}",
+            *(_share(field["oov_rate"][part]) for part in ("validation", "test")),
+            *(_share(field["lacking"][part]) for part in ("train", "test")),
+            f"{field['longest']:,}",
+        ]
+        for name, field in report["fields"].items()
+    ]
+    return _block([*header, "lacking train", "lacking test", "longest"], rows)
 
 
 def _share(value: float | None) -> str:

@@ -8,9 +8,8 @@ numbers measured on them say nothing about Ali-CCP.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
-import math
 import numbers
 import os
 from collections.abc import Callable
@@ -19,14 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.errors import UsageError
 from recbole_escm2.output import lock, write_json
 
 if TYPE_CHECKING:
-    from recbole_escm2.data.ali_ccp.simulate_text import Text
-    from recbole_escm2.data.ali_ccp.simulate_world import Person, World
+    from recbole_escm2.data.ali_ccp.draw import Drawn, Draws
 
 #: Takes the name of a file, how many of its lines are written, and how many it will have.
 Progress = Callable[[str, int, int], None]
@@ -38,9 +38,6 @@ _FILES = (
 )
 #: Content of SIMULATION_FILE while the files that it lists get their names or are removed.
 _ANNOUNCED = f"{raw.SIMULATION_FILE}.unfinished"
-_BUFFER_BYTES = 8 * 2**20
-_SAMPLE_ROWS = 200_000  # impressions that the intercepts are solved on: 0.3 % of error in a rate
-_NOTE = "Simulated, not Ali-CCP: numbers measured on these files say nothing about the real data."
 
 
 @dataclass(frozen=True)
@@ -135,10 +132,7 @@ def _check_whole(name: str, value: Any, low: int, high: int) -> None:
 
 
 def simulate(
-    simulation: Simulation,
-    out: str | Path,
-    progress: Progress | None = None,
-    unless: Callable[[], bool] = lambda: False,
+    simulation: Simulation, out: str | Path, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Write the raw files, the truth and ``simulation.json`` into a folder.
 
@@ -151,8 +145,6 @@ def simulate(
         simulation: what to simulate.
         out: the folder; made if it isn't there.
         progress: called now and then.
-        unless: asked once no other process simulates into the folder: whether what such a one has
-            left there will do.
 
     Returns:
         The content of ``simulation.json``: ``note``, ``settings``, ``vocabulary``, ``splits`` (of
@@ -163,60 +155,39 @@ def simulate(
         UsageError: numba isn't installed, the folder can't be written to or holds raw files that
             aren't simulated, or ``conversions_without_click`` can't be had.
     """
-    try:
-        from recbole_escm2.data.ali_ccp import simulate_text, simulate_world
-    except ImportError as error:
-        raise UsageError(f"simulating needs numba: pip install numba ({error})") from error
+    draws = draws_of(simulation)
     out = Path(out)
-    users, items = simulation.vocabulary()
-    behaviours = int(simulation.behaviours)
-    world = simulate_world.make_world(int(simulation.seed), int(users), int(items))
-    person = simulate_world.make_person(world, behaviours)
-    first = [
-        _first_rows(rows, simulate_world.size_weights(world, number, commons))
-        for number, (rows, commons) in enumerate(
-            zip(simulation.split_rows().values(), simulation.common_rows().values(), strict=True)
-        )
-    ]
-    mix, mistaken = _solve(simulation, world, person, first)
-    writer = _Writer(world, person, simulate_text.make_text(world), behaviours, progress)
     try:
         out.mkdir(parents=True, exist_ok=True)
         place = out.absolute()
         with lock(place.with_name(f".{place.name}.lock")):
-            if unless():
-                written: dict[str, Any] = json.loads((out / raw.SIMULATION_FILE).read_text("utf-8"))
-                return written
             _clear(out)
-            return _write(simulation, writer, out, first, mix, mistaken)
+            return _write(draws, out, progress)
     except OSError as error:
         raise UsageError(f"{error.filename or out}: {error.strerror or error}") from error
 
 
-def _write(
-    simulation: Simulation,
-    writer: _Writer,
-    out: Path,
-    first: list[np.ndarray],
-    mix: np.ndarray,
-    mistaken: float,
-) -> dict[str, Any]:
+def draws_of(simulation: Simulation) -> Draws:
+    """What a simulation draws.
+
+    Raises:
+        UsageError: numba isn't installed, or ``conversions_without_click`` can't be had.
+    """
+    try:
+        from recbole_escm2.data.ali_ccp.draw import Draws
+    except ImportError as error:
+        raise UsageError(f"simulating needs numba: pip install numba ({error})") from error
+    return Draws(simulation)
+
+
+def _write(draws: Draws, out: Path, progress: Progress | None) -> dict[str, Any]:
     """Write all files into a folder without any; returns what ``simulation.json`` holds."""
     try:
-        splits = {}
-        for number, split in enumerate(raw.SPLITS):
-            writer.commons(out, number, len(first[number]) - 1)
-            splits[split] = writer.skeleton(out, number, first[number], mix, mistaken)
-        content = {
-            "note": _NOTE,
-            "settings": dataclasses.asdict(simulation),
-            "vocabulary": {
-                name: int(getattr(writer.world, name))
-                for name in ("users", "items", "categories", "shops", "brands", "intentions")
-            },
-            "splits": splits,
-            "bytes": {name: _partial(out / name).stat().st_size for name in _FILES},
-        }
+        for split in raw.SPLITS:
+            for kind, name_of in raw.NAMES.items():
+                _write_text(draws, kind, split, out / name_of(split), progress)
+        sizes = {name: _partial(out / name).stat().st_size for name in _FILES}
+        content = {**draws.about(), "bytes": sizes}
         _publish(out, content)
     except BaseException:
         for name in (raw.SIMULATION_FILE, _ANNOUNCED, *_FILES):
@@ -226,141 +197,47 @@ def _write(
     return content
 
 
-def _first_rows(rows: int, weights: np.ndarray) -> np.ndarray:
-    """First impression of each common row, then ``rows``: sizes ≥ 1, the rest by weight."""
-    count = len(weights)
-    edges = np.concatenate(([0.0], np.cumsum(weights)))
-    shares = edges / edges[-1]  # the last one is exactly 1
-    return (shares * (rows - count)).astype(np.int64) + np.arange(count + 1)
+def _write_text(draws: Draws, kind: str, split: str, path: Path, progress: Progress | None) -> None:
+    """Write a file, and with impressions their truth."""
+    total, done = draws.rows(kind, split), 0
+    truth_path = path.with_name(raw.truth_name(split)) if kind == "skeleton" else None
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_partial(path).open("wb"))
+        truth = stack.enter_context(_partial(truth_path).open("wb")) if truth_path else None
+        if truth:
+            shape = (total, len(raw.TRUTH_COLUMNS))
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(truth, header)
+        for drawn in draws.of(kind, split):
+            file.write(_text(drawn, kind))
+            if truth:
+                truth.write(drawn.truth.data)
+            done += len(drawn.key)
+            if progress:
+                progress(path.name, done, total)
 
 
-def _solve(
-    simulation: Simulation, world: World, person: Person, first: list[np.ndarray]
-) -> tuple[np.ndarray, float]:
-    """Coefficients of the logits, and the share of unclicked potential conversions to record.
+def _text(drawn: Drawn, kind: str) -> memoryview:
+    """Lines of a raw file."""
+    from recbole_escm2.data.ali_ccp.draw import VALUES
 
-    Solved on all impressions, or on _SAMPLE_ROWS of them, evenly spaced.
-    """
-    from recbole_escm2.data.ali_ccp import simulate_world
+    def joined(*columns: Any, by: str) -> Any:
+        return pc.binary_join_element_wise(*columns, by)
 
-    total = sum(int(edges[-1]) for edges in first)
-    size = min(total, _SAMPLE_ROWS)
-    # not arange(size) * total // size, which overflows for very many rows
-    sampled = np.arange(size) * (total // size) + np.arange(size) * (total % size) // size
-    samples = []
-    start = 0
-    for number, edges in enumerate(first):
-        rows = sampled[(sampled >= start) & (sampled < start + edges[-1])] - start
-        commons = np.searchsorted(edges, rows, side="right") - 1
-        samples.append(simulate_world.sample_latents(world, person, number, rows, commons))
-        start += int(edges[-1])
-    sample = np.concatenate(samples)
-    mix = simulate_world.mixed(
-        sample, simulation.click_rate, simulation.conversion_rate, simulation.selection
-    )
-    ctr, cvr = simulate_world.truth(mix, *sample.T)
-    unclicked = float(((1 - ctr) * cvr).mean())
-    mistaken = simulation.conversions_without_click / unclicked
-    if mistaken > 1:
-        raise UsageError(
-            f"conversions_without_click must be at most {unclicked:.3g}, the share of impressions"
-            " that would convert but aren't clicked at these rates, got"
-            f" {simulation.conversions_without_click:g}"
-        )
-    return mix, mistaken
+    def digits(numbers: np.ndarray) -> Any:
+        return pa.array(numbers, pa.int64()).cast(pa.string())
 
-
-@dataclass(frozen=True)
-class _Writer:
-    """Streams files under their partial names."""
-
-    world: World
-    person: Person
-    text: Text
-    behaviours: int
-    progress: Progress | None
-
-    def commons(self, out: Path, number: int, count: int) -> None:
-        """Write the ``count`` common features of a split."""
-        from recbole_escm2.data.ali_ccp import simulate_text
-
-        name = raw.common_name(raw.SPLITS[number])
-        line_bytes = simulate_text.common_line_bytes(self.person)
-        buffer = np.empty(max(_BUFFER_BYTES, line_bytes), dtype=np.uint8)
-        # The order of the real file says nothing about that of the skeleton. Steps of about the
-        # golden ratio of a circle meet every line once if step and circle have no common divisor.
-        step = max(1, int(count * 0.618))
-        while math.gcd(step, count) > 1:
-            step += 1
-        order = (count, step, count // 3)
-        line = 0
-        with _partial(out / name).open("wb") as file:
-            while line < count:
-                size, line = simulate_text.write_commons(
-                    self.world,
-                    self.person,
-                    self.text,
-                    number,
-                    self.behaviours,
-                    order,
-                    line,
-                    buffer,
-                    line_bytes,
-                )
-                file.write(buffer[:size].data)
-                if self.progress:
-                    self.progress(name, line, count)
-
-    def skeleton(
-        self, out: Path, number: int, first: np.ndarray, mix: np.ndarray, mistaken: float
-    ) -> dict[str, int]:
-        """Write the impressions of a split and their truth; returns the split's counts."""
-        from recbole_escm2.data.ali_ccp import simulate_text
-
-        split = raw.SPLITS[number]
-        name = raw.skeleton_name(split)
-        rows = int(first[-1])
-        line_bytes = simulate_text.skeleton_line_bytes()
-        buffer = np.empty(max(_BUFFER_BYTES, line_bytes), dtype=np.uint8)
-        truth = np.empty((len(buffer) // 100 + 1, len(raw.TRUTH_COLUMNS)), dtype=np.float32)
-        counts = np.zeros(4, dtype=np.int64)
-        row = 0
-        with (
-            _partial(out / name).open("wb") as file,
-            _partial(out / raw.truth_name(split)).open("wb") as truth_file,
-        ):
-            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, truth.shape[1])}
-            np.lib.format.write_array_header_1_0(truth_file, header)
-            while row < rows:
-                size, end = simulate_text.write_skeleton(
-                    self.world,
-                    self.person,
-                    self.text,
-                    number,
-                    self.behaviours,
-                    mix,
-                    mistaken,
-                    first,
-                    row,
-                    buffer,
-                    line_bytes,
-                    truth,
-                    counts,
-                )
-                file.write(buffer[:size].data)
-                truth_file.write(truth[: end - row].data)
-                row = end
-                if self.progress:
-                    self.progress(name, row, rows)
-        clicks, conversions, without_click, potential = map(int, counts)
-        return {
-            "rows": rows,
-            "clicks": clicks,
-            "conversions": conversions,
-            "conversions_without_click": without_click,
-            "potential_conversions": potential,
-            "common_rows": len(first) - 1,
-        }
+    names = pa.array([field.name for field in raw.FIELDS]).take(pa.array(drawn.field))
+    values = pa.array(VALUES).take(pa.array(drawn.value))
+    name_and_id = joined(names, digits(drawn.id), by=raw.ID_SEPARATOR.decode())
+    features = joined(name_and_id, values, by=raw.VALUE_SEPARATOR.decode())
+    ends = pa.array(np.append(0, drawn.size.cumsum()), pa.int32())
+    lists = pc.binary_join(pa.ListArray.from_arrays(ends, features), raw.FEATURE_SEPARATOR.decode())
+    columns = [pa.array(drawn.key).cast(pa.string()), digits(drawn.size), lists]
+    if kind == "skeleton":
+        columns = [*map(digits, (drawn.sample, drawn.click, drawn.purchase)), *columns]
+    lines = joined(joined(*columns, by=","), "", by="\n")
+    return memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()]
 
 
 def _partial(path: Path) -> Path:

@@ -1,18 +1,17 @@
-"""Ali-CCP as a source of data: raw files in the folder ``raw``, or simulated where asked for."""
+"""Ali-CCP as a source: raw files in the folder ``raw``, or a world that the config simulates."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.data.ali_ccp.convert import REPORT_FILE, Options, convert, find_raw
-from recbole_escm2.data.ali_ccp.raw import FIELDS
-from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
-from recbole_escm2.data.store import unfinished
+from recbole_escm2.data.ali_ccp.convert import REPORT_FILE, Input, Options, build, convert
+from recbole_escm2.data.ali_ccp.files import find_raw
+from recbole_escm2.data.ali_ccp.raw import FIELDS, KINDS, SPLITS
+from recbole_escm2.data.ali_ccp.simulate import Simulation, draws_of
 from recbole_escm2.errors import UsageError
 
 # What the store's content depends on beside config keys: its rows say whose they are.
@@ -94,25 +93,37 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
-    """Convert the raw files; simulated ones are made for it, and removed when they are converted.
-
-    The store has all of them, and the text of a world is several times its size.
-    """
-    simulation = _simulation(config)
+    """Make the store of the raw files, or of a simulated world, which never becomes text."""
+    simulation, chosen, progress = (
+        _simulation(config),
+        options(config),
+        bool(config["show_progress"]),
+    )
     if simulation is None:
-        _convert(config, _raw(config), target, schema)
-        return
-    place = unfinished(target, "raw")
-    raw = place / "text"  # with the lock of a simulation beside it
-    getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
-    try:
-        simulate(simulation, raw)
-        _convert(config, raw, target, schema)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        raw = _raw(config)
+        getLogger().info(f"converting the raw files in {raw}, which happens once")
+        convert(find_raw(raw), target, chosen, schema, progress)
+    else:
+        getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
+        build(simulated(simulation, chosen), target, chosen, schema, progress)
+    getLogger().info(f"what was found: {target / REPORT_FILE}")
 
 
-def _convert(config: Any, raw: Path, target: Path, schema: dict[str, Any]) -> None:
-    getLogger().info(f"converting the raw files in {raw}, which happens once")
-    convert(find_raw(raw), target, options(config), schema, progress=bool(config["show_progress"]))
-    getLogger().info(f"what was found in them: {target / REPORT_FILE}")
+def simulated(simulation: Simulation, chosen: Options) -> Input:
+    """A simulated world as what a store is made of.
+
+    Raises:
+        UsageError: numba isn't installed, or ``conversions_without_click`` can't be had.
+    """
+    from recbole_escm2.data.ali_ccp.draw import SimulatedPart
+
+    draws = draws_of(simulation)
+    streams = [
+        [
+            SimulatedPart(draws, split, kind, [field.name for field in chosen.targets(kind)])
+            for split in SPLITS
+        ]
+        for kind in KINDS
+    ]
+    rows = sum(draws.rows(kind, split) for kind in KINDS for split in SPLITS)
+    return Input(streams, rows, " rows", draws.about(), truth=True)

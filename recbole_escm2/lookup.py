@@ -1,4 +1,7 @@
-"""Models by name: ours, RecBole's context-aware ones, and anybody's by module path."""
+"""Models by name: ours, RecBole's context-aware ones, and anybody's by module path.
+
+Ours are found where RecBole looks for its own, in which ``plugin`` enters them.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
-from recbole_escm2.model import (
-    AITM,
-    DCMT,
-    ESCM2_DR,
-    ESCM2_IPS,
-    ESCM2_MRDR,
-    ESMM,
-    MTL_DR,
-    MTL_EIB,
-    MTL_IMP,
-    MTL_IPS,
-    EntireSpaceRecommender,
-    Naive,
-)
-from recbole_escm2.model.recbole_models import recbole_context_model, recbole_context_names
-
-MODELS: tuple[type[EntireSpaceRecommender], ...] = (
-    ESMM,
-    ESCM2_IPS,
-    ESCM2_DR,
-    ESCM2_MRDR,
-    DCMT,
-    AITM,
-    Naive,
-    MTL_IMP,
-    MTL_EIB,
-    MTL_IPS,
-    MTL_DR,
-)
+from recbole_escm2.model_names import CONTEXT_PACKAGE, MODEL_NAMES
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "
@@ -53,9 +28,41 @@ _OTHER_KINDS = {
 }
 
 
+def recbole_context_models() -> dict[str, str]:
+    """Module of each context-aware model that RecBole ships, by the module's last name."""
+    package = importlib.import_module(CONTEXT_PACKAGE)
+    return {
+        module.name: f"{package.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(package.__path__)
+    }
+
+
+def recbole_context_names() -> list[str]:
+    """Names of the classes, in order."""
+    return sorted(_class_in(module).__name__ for module in recbole_context_models().values())
+
+
+def recbole_context_model(name: str) -> type[AbstractRecommender] | None:
+    """The class of that very name, or None."""
+    module = recbole_context_models().get(name.lower())
+    if module and (found := _class_in(module)).__name__ == name:
+        return found
+    return None
+
+
+def _class_in(module_name: str) -> type[AbstractRecommender]:
+    module = importlib.import_module(module_name)
+    stem = module_name.rpartition(".")[2]
+    return next(
+        value
+        for name, value in vars(module).items()
+        if name.lower() == stem and isinstance(value, type)
+    )
+
+
 def context_model_names() -> list[str]:
     """Names of all models that can be run: ours, then RecBole's context-aware ones."""
-    return [*(model.__name__ for model in MODELS), *recbole_context_names()]
+    return [*MODEL_NAMES, *recbole_context_names()]
 
 
 def find_model(model: str | type) -> type[AbstractRecommender]:
@@ -117,9 +124,8 @@ def _import_model(path: str) -> Any:
 
 
 def _named_model(name: str) -> type[AbstractRecommender]:
-    for model in MODELS:
-        if model.__name__ == name:
-            return model
+    if name in MODEL_NAMES:
+        return _class_in(f"{CONTEXT_PACKAGE}.{name.lower()}")
     if found := recbole_context_model(name):
         return found
     for package_name, kind in _OTHER_KINDS.items():
@@ -139,6 +145,7 @@ def _named_model(name: str) -> type[AbstractRecommender]:
 
 def model_path(model_class: type) -> str:
     """What :func:`find_model` finds the class by."""
-    if model_class in MODELS or model_class.__module__.startswith("recbole."):
+    name, module = model_class.__name__, model_class.__module__
+    if module.startswith("recbole.") or (name in MODEL_NAMES and find_model(name) is model_class):
         return model_class.__name__
     return f"{model_class.__module__}:{model_class.__qualname__}"

@@ -2,7 +2,7 @@
 
 Nothing of it is stored. Every draw is a hash of (seed, what it is for, its number), so that a user,
 an item or an impression can be had at any time, in any order, and always comes out the same. All
-vocabularies are numbered from 0; :mod:`simulate_text` turns the numbers into the ids of the files.
+vocabularies are numbered from 0; :mod:`draw` turns the numbers into the ids of the files.
 
 An impression has two latent scores that are sums of effects of its features (normal by hash):
 ``click`` and ``own``, both with the same parts in other draws. :func:`mixed` makes them the logits:

@@ -27,7 +27,9 @@ def all_pairs(
     listed = (user >= 0) & (item >= 0)
     row = np.full(len(users) * len(items), -1, dtype=np.int64)
     row[user[listed] * len(items) + item[listed]] = np.flatnonzero(listed)
-    pairs = pd.DataFrame(
-        {user_field: np.repeat(users, len(items)), item_field: np.tile(items, len(users))}
-    )
-    return pairs, row
+    places = {
+        user_field: (np.repeat(np.arange(len(users), dtype=np.int32), len(items)), users),
+        item_field: (np.tile(np.arange(len(items), dtype=np.int32), len(users)), items),
+    }
+    pairs = {name: pd.Categorical.from_codes(*column) for name, column in places.items()}
+    return pd.DataFrame(pairs), row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import recbole
 
-from recbole_escm2.data import atomic_source
-from recbole_escm2.data.frames import AtomicFiles, atomic_files
 from recbole_escm2.data.labels import numbers
-from recbole_escm2.data.semi_synthetic.completion import complete_ratings
-from recbole_escm2.data.semi_synthetic.outcomes import OutcomeRule, outcome_rule
-from recbole_escm2.data.store import StoreWriter
+from recbole_escm2.data.schema import Chunk, Schema
+from recbole_escm2.data.sources import atomic
+from recbole_escm2.data.sources.atomic import AtomicFiles
+from recbole_escm2.data.worlds.completion import complete_ratings
+from recbole_escm2.data.worlds.outcomes import OutcomeRule, outcome_rule
 from recbole_escm2.errors import UsageError
 
 _NOTE = (
@@ -55,25 +56,24 @@ def simulates(config: Any) -> bool:
 
 def files(config: Any) -> list[Path]:
     """The atomic files of the ratings."""
-    return atomic_files(of_ratings(config))
+    return atomic.files(of_ratings(config))
 
 
 def settings(config: Any) -> dict[str, Any]:
     """The keys of atomic files, of the completion and of the outcomes."""
     outcome_rule(config)  # a benchmark makes no world before its runs, and refuses a wrong rule
-    return atomic_source.settings(config) | {key: config[key] for key in _KEYS}
+    return atomic.settings(config) | {key: config[key] for key in _KEYS}
 
 
-def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
-    """Read the ratings, complete them, draw the outcomes, and write the store."""
+def read(config: Any) -> tuple[Schema, list[Chunk]]:
+    """The ratings, completed, with outcomes that are drawn for every pair."""
     rule = outcome_rule(config)
     getLogger().info(
         f"completing the ratings of {config['ratings']} and simulating clicks and conversions on "
         "every pair, which happens once"
     )
     data = SemiSyntheticFiles(of_ratings(config), rule)
-    with StoreWriter(target) as store:
-        store.commit({**schema, "simulated": {"note": _NOTE}, **data.write(store)})
+    return replace(data.schema(), simulated={"note": _NOTE}), data.chunks()
 
 
 class SemiSyntheticFiles(AtomicFiles):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 from recbole.utils import FeatureType
 
+from recbole_escm2.data.labels import SHOWN, LabelColumn, label_error
 from recbole_escm2.errors import UsageError
 
 _TYPES = tuple(kind.value for kind in FeatureType)
@@ -201,3 +203,42 @@ def _values(column: pa.ChunkedArray) -> np.ndarray | pd.Categorical:
         whole = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))
     codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return pd.Categorical.from_codes(codes, categories=whole.dictionary.to_numpy(False))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def faulty_rows(
+    path: Path, column: LabelColumn, position: int, separator: str, encoding: str | None
+) -> UsageError | None:
+    """Find the faulty values of a column in the text of its file.
+
+    Only called once something is known to be wrong: line numbers need the text itself, since
+    readers skip blank lines.
+
+    Args:
+        path: the file.
+        column: what the column has to hold.
+        position: where it stands, 0 for the first column.
+        separator: between cells.
+        encoding: of the file.
+
+    Returns:
+        An error that names the file and the first faulty lines; None if there is none.
+    """
+    faults, count = [], 0
+    for number, line in lines_below_header(path, encoding):
+        cells = line.split(separator)
+        text = cells[position] if position < len(cells) else ""
+        if column.is_valid(np.array(_number(text))):
+            continue
+        count += 1
+        if count <= SHOWN:
+            faults.append((f"line {number}", text))
+    if not count:
+        return None
+    return label_error(str(path), column, faults, count)

@@ -8,49 +8,26 @@ import json
 import os
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import recbole
 
+from recbole_escm2.data.build import Rules, build
+from recbole_escm2.data.schema import Source
+from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.output import plain
 
-
-class Source(Protocol):
-    """Files of one format, and how a store is made of them; a module or an object."""
-
-    def simulates(self, config: Any) -> bool:
-        """Whether config ``simulation_seed`` draws the data: another one is another world."""
-
-    def files(self, config: Any) -> list[Path]:
-        """The files that a data set is made of.
-
-        Raises:
-            UsageError: one is missing; the message says where it should be and how to get it.
-        """
-
-    def settings(self, config: Any) -> dict[str, Any]:
-        """The config keys that the content of the store depends on, with their values."""
-
-    def write(self, config: Any, target: Path, schema: dict[str, Any]) -> None:
-        """Make the store.
-
-        Args:
-            config: a settled config.
-            target: where the store is to be.
-            schema: entries to put into its schema, besides those that the source knows.
-
-        Raises:
-            UsageError: the files aren't as they must be; the message says where.
-        """
-
-
+#: Config keys on which every store depends, whatever its source.
+OF_EVERY_SOURCE = ("min_count", "conversion_without_click")
 #: Module of each source, by the value of the config key ``source``.
 SOURCES = {
-    "atomic": "recbole_escm2.data.atomic_source",
+    "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
-    "semi_synthetic": "recbole_escm2.data.semi_synthetic.source",
+    "hillstrom": "recbole_escm2.data.sources.hillstrom",
+    "table": "recbole_escm2.data.sources.table",
+    "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
 
 
@@ -81,8 +58,7 @@ def open_store(config: Any) -> Store:
         with alone(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):
-                schema = {"settings": settings, "made_from": made_from}
-                _source(config).write(config, folder, schema)
+                _make(config, folder, {"settings": settings, "made_from": made_from})
                 store = _stored(folder)
     if store is None:
         raise UsageError(f"{folder}: what was just made there of the data can't be read")
@@ -110,24 +86,53 @@ def is_simulated(config: Any) -> bool:
     return _source(config).simulates(config)
 
 
-def _source(config: Any) -> Source:
-    name = config["source"]
+def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
+    source: Any = _source(config)
+    if not hasattr(source, "read"):
+        source.write(config, folder, about)
+        return
+    schema, chunks = source.read(config)
+    build(schema, chunks, folder, _rules(config), about)
+
+
+def _rules(config: Any) -> Rules:
+    return Rules(
+        min_count=config["min_count"],
+        conversion_without_click=config["conversion_without_click"],
+        progress=bool(config["show_progress"]),
+    )
+
+
+def _name_of_source(config: Any) -> str:
+    """By config ``source``; files that aren't atomic ones may be tables, or have been when a store
+    was made of them.
+    """
+    name: str = config["source"]
     if name not in SOURCES:
         raise UsageError(
             f"there is no source '{name}'{did_you_mean(name, SOURCES)}. Sources: "
             f"{', '.join(SOURCES)}"
         )
-    source: Source = importlib.import_module(SOURCES[name])
+    if name != "atomic" or any(Path(config["data_path"]).glob("*.inter")):
+        return name
+    is_table = table.takes(config) or (_place(config, "table")[1] / SCHEMA).exists()
+    return "table" if is_table else name
+
+
+def _source(config: Any) -> Source:
+    source: Source = importlib.import_module(SOURCES[_name_of_source(config)])
     return source
 
 
-def _place(config: Any) -> tuple[dict[str, Any], Path]:
+def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path]:
     """The settings that the content of a store depends on, and where it is to be."""
+    source = source or _name_of_source(config)
     settings = {
-        "source": config["source"],
+        "source": source,
         "format": FORMAT,
         "recbole": recbole.__version__,
-        **plain(_source(config).settings(config)),
+        **{key: config[key] for key in OF_EVERY_SOURCE},
+        **plain(importlib.import_module(SOURCES[source]).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest

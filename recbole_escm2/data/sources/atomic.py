@@ -1,40 +1,78 @@
-"""RecBole's atomic files as two-label impressions: read, checked and processed, for a store."""
+"""RecBole's atomic files as a source: read, checked and filtered as RecBole does."""
 
 from __future__ import annotations
 
 import warnings
+from importlib import resources
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pandas.api.types import union_categoricals
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
+from recbole.utils.argument_list import dataset_arguments
 
-from recbole_escm2.config import dataset_names
-from recbole_escm2.data.atomic import (
+from recbole_escm2.data.labels import (
+    LABEL_SOURCE,
+    SHOWN,
+    LabelColumn,
+    StrayConversions,
+    label_columns,
+    labels_of,
+    numbers,
+)
+from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Labels, Schema
+from recbole_escm2.data.sources.atomic_text import (
     UnreadableError,
     check_lines,
     check_numbers,
     check_whole,
+    faulty_rows,
     read_columns,
     read_header,
 )
-from recbole_escm2.data.labels import (
-    LABEL_SOURCE,
-    LabelColumn,
-    conversions_without_click,
-    faulty_rows,
-    label_columns,
-    numbers,
-)
-from recbole_escm2.data.pairs import all_pairs
-from recbole_escm2.data.store import Column, Layout, StoreWriter
+from recbole_escm2.data.sources.pairs import all_pairs
 from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import LABEL_KEYS
 
-_ROWS_AT_ONCE = 1 << 16
-_SHOWN = 5  # rows that a message names
+# Keys of RecBole's and ours that change what is read or made of it. The label that a single-task
+# model learns is made with each batch, so all models share one store.
+_KEYS = (
+    *(key for key in dataset_arguments if key != "unused_col"),
+    *LABEL_KEYS,
+    "discretization",
+    "encoding",
+    "impressions",
+    "numerical_features",
+)
+
+
+def simulates(config: Any) -> bool:
+    """The files are what they are."""
+    return False
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The keys of RecBole's ``Dataset`` and ours for labels."""
+    return {key: config[key] for key in _KEYS}
+
+
+def read(config: Any) -> tuple[Schema, list[Chunk]]:
+    """All impressions that RecBole's filters leave, and the features of users and items.
+
+    Raises:
+        UsageError: as :class:`AtomicFiles`.
+    """
+    for key in ("additional_feat_suffix", "preload_weight"):
+        if config[key]:
+            raise UsageError(f"{key} isn't supported: no model for impressions reads it")
+    getLogger().info(f"reading {', '.join(file.name for file in files(config))}")
+    data = AtomicFiles(config)
+    return data.schema(), data.chunks()
 
 
 def inter_name(config: Any, part: str | None) -> str:
@@ -42,7 +80,7 @@ def inter_name(config: Any, part: str | None) -> str:
     return ".".join(filter(None, [config["dataset"], part, "inter"]))
 
 
-def atomic_files(config: Any) -> list[Path]:
+def files(config: Any) -> list[Path]:
     """The files of a data set: ``.inter``, or three of them, then ``.user`` and ``.item``.
 
     Raises:
@@ -68,19 +106,22 @@ def atomic_files(config: Any) -> list[Path]:
 
 def _missing(config: Any, name: str, folder: Path) -> str:
     there = [path.name for path in folder.parent.glob("*/") if any(path.glob("*.inter"))]
-    names = ", ".join(sorted({*dataset_names(), *there}))
+    known = resources.files("recbole_escm2.properties") / "dataset"
+    shipped = [Path(f.name).stem for f in known.iterdir() if f.name.endswith(".yaml")]
+    names = ", ".join(sorted({*shipped, *there}))
     return (
         f"there is no data set '{name}'. Data sets: {names}. For one of your own put its "
         f"atomic files into {folder} ({name}.inter, and {name}.user and {name}.item if it "
-        "has them), or name the folder above it with --data_path"
+        f"has them) or a table ({name}.parquet, .csv, .arrow or .feather), or name the folder "
+        "above it with --data_path"
     )
 
 
 class AtomicFiles(Dataset):
     """All impressions of ``.inter``, ``.user`` and ``.item`` files, as frames, before any split.
 
-    Reading is fast: token columns are categories from the start. What follows is RecBole's:
-    filters, ids in the order of appearance, missing values, normalisation, discretisation.
+    Reading is fast: token columns are categories from the start, and stay so. What follows is
+    RecBole's: filters, missing numbers, normalisation, discretisation.
 
     Args:
         config: a settled config.
@@ -95,11 +136,9 @@ class AtomicFiles(Dataset):
     def __init__(self, config: Any) -> None:
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
-        self.label_columns = label_columns(config)
+        self.label_columns = label_columns(labels_of(config))
         #: What to tell the user about the data, whenever it is used.
         self.notes: list[tuple[str, str]] = []
-        self._vocabularies: list[np.ndarray] = []
-        self._vocabulary_of: dict[str, int] = {}
         with warnings.catch_warnings():
             # RecBole fills missing values in place, which pandas 2 announces as deprecated.
             warnings.simplefilter("ignore", FutureWarning)
@@ -136,11 +175,11 @@ class AtomicFiles(Dataset):
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         parts = self.benchmark_filename_list
-        files = [path for path in atomic_files(self.config) if path.suffix == ".inter"]
+        paths = [path for path in files(self.config) if path.suffix == ".inter"]
         load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
-        first = self._header(files[0])
-        for file in files[1:]:
-            for lacking, has in ((file, files[0]), (files[0], file)):
+        first = self._header(paths[0])
+        for file in paths[1:]:
+            for lacking, has in ((file, paths[0]), (paths[0], file)):
                 missing = (
                     self._header(has).keys() - self._header(lacking).keys() - (unload or set())
                 )
@@ -149,14 +188,14 @@ class AtomicFiles(Dataset):
         for field, key in ((self.uid_field, "USER_ID_FIELD"), (self.iid_field, "ITEM_ID_FIELD")):
             if field is not None and field not in first:
                 raise UsageError(
-                    f"{files[0]} has no column '{field}' ({key}), but {', '.join(first)}"
+                    f"{paths[0]} has no column '{field}' ({key}), but {', '.join(first)}"
                 )
             if field is not None and (field in (unload or ()) or field not in (load or first)):
                 raise UsageError(
-                    f"load_col or unload_col leave out '{field}' ({key}) of {files[0]}"
+                    f"load_col or unload_col leave out '{field}' ({key}) of {paths[0]}"
                 )
         frames, lengths = [], dict[str, int]()
-        for file in files:
+        for file in paths:
             frames.append(self._load_feat(str(file), FeatureSource.INTERACTION))
             for field in frames[-1]:
                 lengths[field] = max(lengths.get(field, 0), self.field2seqlen[field])
@@ -386,35 +425,30 @@ class AtomicFiles(Dataset):
             )
 
     def _settle_conversions_without_click(self) -> None:
-        click = self.inter_feat[self.click_field].to_numpy()
-        rows = conversions_without_click(click, self.inter_feat[self.conversion_field].to_numpy())
-        if not len(rows):
-            return
-        choice = self.config["conversion_without_click"]
-        fate = {"drop": "left out", "unconvert": "given conversion 0", "raise": ""}[choice]
-        where = f"{len(rows):,} impressions have a conversion without a click: {self._locate(rows)}"
-        if choice == "raise":
-            raise UsageError(
-                f"{where}. conversion_without_click: drop leaves them out (as the literature "
-                "does), unconvert gives them conversion 0"
-            )
-        self._note(f"{where}. They are {fate} (conversion_without_click: {choice})")
-        if choice == "unconvert":
-            self.inter_feat.loc[self.inter_feat.index[rows], self.conversion_field] = 0.0
-        else:
-            self._keep(np.setdiff1d(np.arange(len(self.inter_feat)), rows, assume_unique=True))
+        """Before RecBole's filters, which count impressions."""
+        strays = StrayConversions(self.config["conversion_without_click"])
+        conversion, stays = strays.settle(
+            self.inter_feat[self.click_field].to_numpy(),
+            self.inter_feat[self.conversion_field].to_numpy(),
+            self._place,
+        )
+        if note := strays.note():
+            self._note(note)
+            self.inter_feat[self.conversion_field] = conversion
+            self._keep(np.flatnonzero(stays))
 
-    def _locate(self, rows: np.ndarray) -> str:
-        """File and data row (the first row below the header is 1) of positions in inter_feat."""
+    def _place(self, row: int) -> str:
+        """File and data row (the first row below the header is 1) of a position in inter_feat."""
         parts = self.benchmark_filename_list or [None]
         sizes = self.file_size_list if self.benchmark_filename_list else [len(self.inter_feat)]
         ends = np.cumsum(sizes)
-        places = []
-        for row in rows[:_SHOWN]:
-            part = int(np.searchsorted(ends, row, side="right"))
-            file = inter_name(self.config, parts[part])
-            places.append(f"{file} row {row - (ends[part] - sizes[part]) + 1:,}")
-        return ", ".join(places) + (", …" if len(rows) > _SHOWN else "")
+        part = int(np.searchsorted(ends, row, side="right"))
+        file = inter_name(self.config, parts[part])
+        return f"{file} row {row - (ends[part] - sizes[part]) + 1:,}"
+
+    def _locate(self, rows: np.ndarray) -> str:
+        """The places of the first rows."""
+        return ", ".join(map(self._place, rows[:SHOWN])) + (", …" if len(rows) > SHOWN else "")
 
     def _keep(self, rows: np.ndarray) -> None:
         if self.benchmark_filename_list is not None:
@@ -446,142 +480,98 @@ class AtomicFiles(Dataset):
         if self.user_feat is not None or self.item_feat is not None:  # else it would only copy D
             super()._filter_inter_by_user_or_item()
 
-    def _remap(self, remap_list: list[Any]) -> None:
-        """Ids in the order of appearance from 1 on, as RecBole gives them; 0 where none is."""
-        if not remap_list:
-            return
-        codes, appearing = [], []
-        for feat, field, kind in remap_list:
-            column = feat[field]
-            if kind == FeatureType.TOKEN_SEQ:
-                own, tokens = pd.factorize(np.concatenate([[], *column]).astype(object))
-            elif isinstance(column.dtype, pd.CategoricalDtype):
-                own = column.cat.codes.to_numpy()
-                present = pd.unique(own)
-                present = present[present >= 0]
-                tokens = column.cat.categories.to_numpy()[present]
-                place = np.full(len(column.cat.categories) + 1, -1, dtype=np.int32)
-                place[present] = np.arange(len(present))
-                own = place[own]  # the last one for -1: what is missing
-            else:
-                own, tokens = pd.factorize(column)
-            codes.append(own)
-            appearing.append(np.asarray(tokens, dtype=object))
-        ids, vocabulary = pd.factorize(np.concatenate(appearing))
-        ends = np.cumsum([len(tokens) for tokens in appearing])
-        self._vocabularies.append(vocabulary)
-        narrow = next(
-            t for t in (np.int8, np.int16, np.int32) if len(vocabulary) <= np.iinfo(t).max
-        )
-        for (feat, field, kind), id_of in zip(
-            remap_list, np.split((ids + 1).astype(narrow), ends[:-1]), strict=True
-        ):
-            new = np.append(id_of, narrow(0))[codes.pop(0)]  # the last one for -1
-            self.field2id_token[field] = range(len(vocabulary) + 1)  # all that is asked is its size
-            self._vocabulary_of[field] = len(self._vocabularies) - 1
-            if kind == FeatureType.TOKEN_SEQ:
-                lengths = np.fromiter(map(len, feat[field]), dtype=np.int64, count=len(feat))
-                pieces = np.empty(len(feat), dtype=object)
-                pieces[:] = np.split(new, np.cumsum(lengths)[:-1])
-                feat[field] = pieces
-            else:
-                feat[field] = new
+    def _remap_ID_all(self) -> None:
+        """The builder numbers tokens."""
 
-    # ------------------------------------------------------------------ writing the store
+    def _user_item_feat_preparation(self) -> None:
+        """The builder orders rows by their ids."""
 
-    def write(self, store: StoreWriter) -> dict[str, Any]:
-        """Write all tables and vocabularies; returns what the schema has to say of them."""
-        number = [store.vocabulary(tokens) for tokens in self._vocabularies]
-        hidden = {
-            column.field: "uint8" if not column.probability else "float32"
-            for column in self.label_columns
-            if column.field in self.inter_feat
-        }
-        longest: dict[str, int] = {}
-        joins = []
-        for name, key in (("inter", None), ("user", self.uid_field), ("item", self.iid_field)):
-            feat = getattr(self, f"{name}_feat")
-            if feat is None:
-                continue
-            apart = dict(hidden) if name == "inter" else {}
-            if name == "inter" and self.uid_field:
-                apart[self.uid_field] = "int32"
-            longest.update(self._write_table(store, name, feat, apart))
-            if key is not None:
-                joins.append({"table": name, "key": key})
-        return {
-            "fields": [
-                {
-                    "name": field,
-                    "type": kind.value,
-                    "source": getattr(self.field2source[field], "value", self.field2source[field]),
-                    "seqlen": int(self.field2seqlen[field]),
-                    "length": longest.get(field, 1),
-                    "buckets": int(self.field2bucketnum.get(field, 0)),
-                    "vocabulary": number[self._vocabulary_of[field]]
-                    if field in self._vocabulary_of
-                    else None,
-                }
+    def _fill_nan(self) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                if self.field2type[field] == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+
+    # ------------------------------------------------------------------ what the builder gets
+
+    def schema(self) -> Schema:
+        """Of the frames."""
+        vocabulary = {f: names[0] for names in self.alias.values() for f in map(str, names)}
+        labels = labels_of(self.config)
+        there = {c.field for c in self.label_columns if c.field in self.inter_feat}
+        named = {role: field for role, field in vars(labels).items() if field in there}
+        sides = [("user", self.user_feat, self.uid_field), ("item", self.item_feat, self.iid_field)]
+        return Schema(
+            fields=tuple(
+                Field(
+                    field,
+                    kind.value,
+                    self.field2source[field].value,
+                    _TABLES.get(self.field2source[field], "inter"),
+                    vocabulary.get(field),
+                    longest=int(self.field2seqlen[field]),
+                    buckets=int(self.field2bucketnum.get(field, 0)),
+                )
                 for field, kind in self.field2type.items()
-            ],
-            "joins": joins,
-            "group": self.uid_field,
-            "sizes": [int(n) for n in self.file_size_list]
-            if self.benchmark_filename_list
-            else None,
-            "notes": self.notes,
-        }
-
-    def _write_table(
-        self, store: StoreWriter, name: str, feat: pd.DataFrame, apart: dict[str, str]
-    ) -> dict[str, int]:
-        """Write a frame; returns the largest number of values of each multi-valued field."""
-        outcomes = {c.field for c in self.label_columns} - {self.click_field, self.conversion_field}
-        bags = [field for field in feat if self.field2type[field] == FeatureType.TOKEN_SEQ]
-        packed = [field for field in feat if field not in bags and field not in outcomes]
-        fixed = {field: self._fixed(feat[field], field) for field in packed}
-        columns = tuple(
-            Column(
-                field,
-                "int" if self.field2type[field] == FeatureType.TOKEN else "float",
-                tuple(fixed[field].shape[1:]),
-            )
-            for field in packed
+                if self.field2source[field] != LABEL_SOURCE
+            ),
+            labels=Labels(**named),
+            truth="potential" if there & {labels.potential_conversion, labels.true_cvr} else "none",
+            group=self.uid_field,
+            joins=tuple(Join(name, key) for name, feat, key in sides if feat is not None),
+            notes=self.notes,
         )
-        table = store.table(name, Layout(columns, tuple(bags), weighted=False, apart=apart))
-        counts = np.zeros((len(feat), len(bags)), dtype=np.int32)
-        for place, field in enumerate(bags):
-            seqlen = self.field2seqlen[field]
-            counts[:, place] = [min(len(value), seqlen) for value in feat[field]]
-        for start in range(0, len(feat), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            values = {field: column[rows] for field, column in fixed.items()}
-            values.update({field: feat[field].to_numpy()[rows] for field in apart})
-            own = [feat[field].to_numpy()[rows] for field in bags]
-            ids = [
-                array[: self.field2seqlen[field]]
-                for row in zip(*own, strict=True)
-                for field, array in zip(bags, row, strict=True)
-            ]
-            table.append(values, counts[rows], np.concatenate([np.zeros(0, np.int32), *ids]))
-        store.close(table)
-        return {field: int(counts[:, place].max(initial=0)) for place, field in enumerate(bags)}
 
-    def _fixed(self, column: pd.Series, field: str) -> np.ndarray:
-        """A column of fixed width, ``[rows, *shape]``, as RecBole would make a tensor of it."""
-        if self.field2type[field] != FeatureType.FLOAT_SEQ:
-            values = column.to_numpy()
-            if values.dtype == object:  # of a numerical feature: a pair of a value and a bucket
-                values = np.array(column.tolist(), dtype=np.float32)
-            return values
-        numerical = field in self.config["numerical_features"]
-        parts = [np.array(v if numerical else [v], dtype=np.float32) for v in column]
-        width = min(self.field2seqlen[field], max(part.shape[1] for part in parts))
-        padded = np.zeros((len(parts), width, len(parts[0])), dtype=np.float32)
-        for row, part in zip(padded, parts, strict=True):
-            kept = part[:, :width]
-            row[: kept.shape[1]] = kept.T
-        return padded if numerical else padded[:, :, 0]
+    def chunks(self) -> list[Chunk]:
+        """The frames."""
+        parts: list[str | None] = [None]
+        sizes = [len(self.inter_feat)]
+        if self.benchmark_filename_list is not None:
+            parts, sizes = list(PARTS), self.file_size_list
+        inter, found, start = self._arrow(self.inter_feat), [], 0
+        for part, name, rows in zip(
+            parts, self.benchmark_filename_list or [None], sizes, strict=True
+        ):
+            own = inter.slice(start, rows)
+            found.append(Chunk(own, part=part, file=inter_name(self.config, name)))
+            start += rows
+        for name in ("user", "item"):
+            if (feat := getattr(self, f"{name}_feat")) is not None:
+                found.append(Chunk(self._arrow(feat), name))
+        return found
+
+    def _arrow(self, feat: pd.DataFrame) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pydict(
+            {field: _column(feat[field], self.field2type[field]) for field in feat}
+        )
+
+
+_TABLES = {FeatureSource.USER: "user", FeatureSource.ITEM: "item"}
+
+
+def _column(column: pd.Series, kind: FeatureType) -> pa.Array:
+    """A column of a frame for the builder."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes = column.cat.codes.to_numpy()
+        missing = codes < 0
+        places = pa.array(codes, mask=missing if missing.any() else None)
+        return pa.DictionaryArray.from_arrays(places, pa.array(column.cat.categories, pa.string()))
+    if kind == FeatureType.TOKEN:
+        return pa.array(column, pa.string(), from_pandas=True)
+    values = column.to_numpy()
+    if values.dtype != object:
+        return pa.array(values)
+    if kind == FeatureType.FLOAT:  # of a numerical feature: a pair of a value and a bucket
+        return _pairs(np.array(column.tolist()))
+    offsets = np.cumsum([0, *(np.shape(value)[-1] for value in values)])
+    whole = np.concatenate([*values], axis=-1) if len(values) else np.empty(0)
+    flat = _pairs(whole.T) if whole.ndim == 2 else pa.array(whole)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+
+
+def _pairs(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float64()), 2)
 
 
 def _one_below_the_other(frames: list[pd.DataFrame]) -> pd.DataFrame:

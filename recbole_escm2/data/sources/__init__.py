@@ -1,0 +1,1 @@
+"""Sources: each yields record batches and a schema, and nothing else."""

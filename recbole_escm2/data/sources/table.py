@@ -1,0 +1,410 @@
+"""Tables as a source: Parquet, CSV, Arrow and Feather files, each one file or a folder of parts.
+
+Types come from the file. Text, whole numbers and booleans are tokens; other numbers and times are
+numbers, and so is what ``numerical_features`` or ``TIME_FIELD`` name; lists are multi-valued, and
+maps or lists of (token, weight) structs have weights. A row is an impression.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet
+
+from recbole_escm2.data.labels import labels_of
+from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
+from recbole_escm2.data.sources.csv_text import csv_batches
+from recbole_escm2.errors import UsageError, did_you_mean, plain_name
+from recbole_escm2.fields import LABEL_KEYS
+
+#: Formats by the suffix of a file, or of a folder of parts.
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
+
+_KEYS = (
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
+    *("load_col", "unload_col", "numerical_features", "normalize_field", "normalize_all"),
+    *("alias_of_user_id", "alias_of_item_id", "benchmark_filename", "threshold"),
+)
+# What RecBole does to atomic files before they are impressions; a table is made as it is wanted.
+_OF_ATOMIC_FILES = (
+    *("discretization", "item_inter_num_interval", "rm_dup_inter", "seq_len"),
+    *("user_inter_num_interval", "val_interval"),
+)
+
+
+def simulates(config: Any) -> bool:
+    """The files are what they are."""
+    return False
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The keys of roles, of columns to read, and of what is made of them."""
+    return {key: config[key] for key in _KEYS}
+
+
+def takes(config: Any) -> bool:
+    """Whether a data set is a table: there is one, and no ``.inter`` file."""
+    there = {path.suffix for path in Path(config["data_path"]).glob("*.*")}
+    return ".inter" not in there and bool(there.intersection(FORMATS))
+
+
+def files(config: Any) -> list[Path]:
+    """The files of a data set: ``NAME.parquet``, or ``.csv``, ``.arrow`` or ``.feather``.
+
+    With ``benchmark_filename`` there are three of them, ``NAME.train.parquet`` or
+    ``train.parquet``. Each may be a folder of parts.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    return [file for _, path in _tables(config) for file in _files_of(path)]
+
+
+def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
+    """Make a data set of a table in memory: ``run("ESMM", save_table(table, "mine"))``.
+
+    Args:
+        table: of pandas, Polars or Arrow; or a mapping of three, ``train``, ``valid`` and
+            ``test``, to be used with ``benchmark_filename: [train, valid, test]``.
+        name: of the data set.
+        data_path: folder above that of the data set, as the config key ``data_path``.
+
+    Returns:
+        The name. The table lies in ``DATA_PATH/NAME/NAME.parquet``; where it is there already, it
+        is left alone, so that nothing is made again of it.
+
+    Raises:
+        UsageError: the name can't be that of a folder, or it isn't a table.
+    """
+    folder = Path(data_path) / plain_name(name, "dataset")
+    parts = table if isinstance(table, Mapping) else {None: table}
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, own in parts.items():
+        path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+        pa.parquet.write_table(_arrow(own), unfinished)
+        if path.is_file() and path.read_bytes() == unfinished.read_bytes():
+            unfinished.unlink()
+        else:
+            os.replace(unfinished, path)
+    return name
+
+
+def _arrow(table: Any) -> pa.Table:
+    if hasattr(table, "to_arrow"):  # Polars
+        table = table.to_arrow()
+    elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    if not isinstance(table, pa.Table):
+        raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
+    return table
+
+
+# --------------------------------------------------------------------------- files
+
+
+def _names(config: Any) -> list[list[str]]:
+    """For each part the names, without suffix, that its file may have."""
+    name, parts = config["dataset"], config["benchmark_filename"]
+    return [[f"{name}.{part}", str(part)] for part in parts] if parts else [[name]]
+
+
+def _path(folder: Path, name: str) -> Path | None:
+    there = (folder / f"{name}{suffix}" for suffix in FORMATS)
+    return next((path for path in there if path.exists()), None)
+
+
+def _tables(config: Any) -> list[tuple[str | None, Path]]:
+    """Part and path of each table."""
+    folder, names = Path(config["data_path"]), _names(config)
+    if len(names) not in (1, 3):
+        raise UsageError(
+            "benchmark_filename must be a list of three names, for train, validation and test, "
+            f"got {config['benchmark_filename']!r}"
+        )
+    found = []
+    for part, own in zip(PARTS if len(names) == 3 else (None,), names, strict=True):
+        path = next(filter(None, (_path(folder, name) for name in own)), None)
+        if path is None:
+            wanted = " or ".join(f"{name}{suffix}" for name in own for suffix in FORMATS)
+            raise UsageError(f"data set '{config['dataset']}': there is no {wanted} in {folder}")
+        found.append((part, path))
+    return found
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file, or the files of a folder, in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
+    if not found:
+        raise UsageError(f"{path} is a folder without any *{path.suffix} file")
+    return found
+
+
+def _open(
+    file: Path, types: Mapping[str, pa.DataType]
+) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
+    """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
+    if file.suffix == ".csv":
+        found, batches = csv_batches(file, types)
+        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
+    try:
+        data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: {error}") from error
+    return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
+
+
+def _counted(
+    file: Path, batches: Iterator[pa.RecordBatch]
+) -> Iterator[tuple[range, pa.RecordBatch]]:
+    first = 1
+    try:
+        for batch in batches:
+            yield range(first, first + len(batch)), batch
+            first += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: {error}") from error
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def read(config: Any) -> tuple[Schema, Iterator[Chunk]]:
+    """What the columns mean, and all rows; a folder of parts may be larger than memory.
+
+    Raises:
+        UsageError: a column that is needed isn't there, or has a type that means nothing here.
+    """
+    for key in _OF_ATOMIC_FILES:
+        if config[key]:
+            raise UsageError(f"{key} acts on atomic files; leave it out, and filter the table")
+    if config["impressions"] == "pairs":
+        raise UsageError("impressions: pairs makes D of atomic files; a table's rows are D")
+    tables = _tables(config)
+    getLogger().info(f"reading {', '.join(path.name for _, path in tables)}")
+    reader = _Reader(config, _files_of(tables[0][1])[0])
+    return reader.schema(), reader.chunks(tables)
+
+
+class _Reader:
+    """The columns of a data set's tables, by those of its first file.
+
+    Args:
+        config: a settled config.
+        first: the file.
+    """
+
+    def __init__(self, config: Any, first: Path) -> None:
+        self.config = config
+        self.first = first
+        found, _ = _open(first, {})
+        self.types = dict(zip(found.names, found.types, strict=True))
+        self.threshold = dict(config["threshold"] or {})
+        self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
+        self.labels = self._find_labels()
+        self.fields = self._find_fields()
+
+    def _find_labels(self) -> Labels:
+        wanted = vars(labels_of(self.config))
+        found = {role: name for role, name in wanted.items() if name in self.types}
+        if len(self.threshold) > 1 or not self.threshold.keys() <= self.types.keys():
+            raise UsageError(
+                f"threshold must name one column of {self.first}, which has "
+                f"{', '.join(self.types)}; got {self.threshold}"
+            )
+        if "click" not in found:
+            raise UsageError(
+                f"{self.first} has no column '{wanted['click']}' (CLICK_FIELD); it has "
+                f"{', '.join(self.types)}. Name the column with --CLICK_FIELD"
+            )
+        if "conversion" in found:
+            self.threshold = {}
+        elif self.threshold:
+            found["conversion"] = wanted["conversion"]
+        elif "CONVERSION_FIELD" in self.config.external_config_dict and wanted["conversion"]:
+            raise UsageError(
+                f"{self.first} has no column '{wanted['conversion']}' (CONVERSION_FIELD)"
+            )
+        return Labels(**found)
+
+    def _origins(self) -> dict[str, str]:
+        """``inter``, ``user`` or ``item`` of each column to read, as ``load_col`` says."""
+        load, unload = self.config["load_col"], self.config["unload_col"] or {}
+        if load is None:
+            origins = dict.fromkeys(self.types, "inter")
+        else:
+            origins = {
+                str(name): origin
+                for origin, names in load.items()
+                for name in (self.types if names == "*" else names)
+            }
+        left_out = [str(name) for names in unload.values() for name in names]
+        for key, names in (("load_col", list(origins)), ("unload_col", left_out)):
+            for name in names:
+                if name not in self.types:
+                    raise UsageError(
+                        f"{key} names '{name}', which {self.first} doesn't have"
+                        f"{did_you_mean(name, self.types)}; it has {', '.join(self.types)}"
+                    )
+        return {name: origin for name, origin in origins.items() if name not in left_out}
+
+    def _find_fields(self) -> tuple[Field, ...]:
+        config, origins = self.config, self._origins()
+        hidden = {*vars(self.labels).values(), *(config["threshold"] or {})}
+        vocabulary: dict[str, str] = {}
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
+            name = config[key]
+            if name in self.types:
+                origins.setdefault(name, "inter")
+            elif name is not None and key in config.external_config_dict:
+                raise UsageError(f"{self.first} has no column '{name}' ({key})")
+        for kind in ("user_id", "item_id"):
+            own = config[f"{kind.upper()}_FIELD"]
+            if own in origins:
+                origins[own] = kind
+                vocabulary |= dict.fromkeys([own, *(config[f"alias_of_{kind}"] or ())], own)
+        if config["LABEL_FIELD"] in origins:
+            raise UsageError(
+                f"{self.first}: the column '{config['LABEL_FIELD']}' has the name of a label "
+                "(LABEL_FIELD, the one that is made here). Leave it out with unload_col, or give "
+                "the label another name"
+            )
+        return tuple(
+            self._field(name, origins[name], vocabulary.get(name))
+            for name in self.types
+            if name in origins and name not in hidden
+        )
+
+    def _field(self, name: str, origin: str, vocabulary: str | None) -> Field:
+        found = _kind_of(self.types[name])
+        if found is None:
+            raise UsageError(
+                f"{self.first}: column '{name}' is of type {self.types[name]}, which is neither a "
+                "token, a number nor a list of them; leave it out with unload_col"
+            )
+        kind, weighted = found
+        if name in self.numeric and not weighted:
+            kind = kind.replace("token", "float")
+        if kind.startswith("float") and not origin.endswith("_id"):
+            own = Field.number(name, self.config, kind, origin)
+            return replace(own, scaled=own.scaled and name != self.config["TIME_FIELD"])
+        kind = kind.replace("float", "token")  # an id is a token, whatever its type
+        return Field(name, kind, origin, vocabulary=vocabulary, weighted=weighted)
+
+    def schema(self) -> Schema:
+        """Of the table."""
+        names = [own.name for own in self.fields]
+        group, time = self.config["USER_ID_FIELD"], self.config["TIME_FIELD"]
+        known = self.labels.potential_conversion or self.labels.true_cvr
+        idle = [own.name for own in self.fields if own.kind.startswith("float")]
+        idle = [name for name in idle if name not in self.numeric]
+        schema = Schema(
+            self.fields,
+            self.labels,
+            truth="potential" if known else "none",
+            vocabulary="train" if self.config["benchmark_filename"] else "all",
+            group=group if group in names else None,
+            time=time if time in names else None,
+        )
+        if idle:
+            note = f"numbers are features where numerical_features names them: {', '.join(idle)}"
+            schema.notes.append(("info", note))
+        return schema
+
+    def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
+        """All rows, file by file."""
+        for part, path in tables:
+            for file in _files_of(path):
+                yield from self._chunks_of(file, part)
+
+    def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
+        is_csv = file.suffix == ".csv"
+        types = self._csv_types() if is_csv else {}
+        found, batches = _open(file, types)
+        made = {self.labels.conversion} if self.threshold else set()
+        labels = set(filter(None, vars(self.labels).values()))
+        columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
+        for name in columns:
+            if name not in found.names:
+                raise UsageError(f"{file} lacks the column '{name}' of {self.first}")
+            own = found.field(name).type
+            if name not in types and _kind_of(own) != _kind_of(self.types[name]):
+                raise UsageError(
+                    f"{file}: column '{name}' is of type {own}, and in {self.first} "
+                    f"{self.types[name]}"
+                )
+        for numbers, batch in batches(columns):
+            if len(batch):
+                rows = self._converted(batch)
+                yield Chunk(rows, "inter", part, str(file), numbers, "line" if is_csv else "row")
+
+    def _csv_types(self) -> dict[str, pa.DataType]:
+        """What stands in a token's cell is the token (007 isn't 7); a label's cell is checked."""
+        labels = [*filter(None, vars(self.labels).values()), *self.threshold]
+        types = {own.name: own.kind for own in self.fields} | dict.fromkeys(labels, "token")
+        return {
+            name: pa.float64() if kind == "float" else pa.string()
+            for name, kind in types.items()
+            if name in self.types and not _is_own_kind(self.types[name])
+        }
+
+    def _converted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for own in self.fields:
+            columns[own.name] = _as_numbers(columns[own.name], own.kind)
+        if self.threshold:
+            ((field, least),) = self.threshold.items()
+            converted = pc.greater_equal(columns.pop(field).cast(pa.float64()), float(least))
+            clicked = pc.equal(columns[self.labels.click].cast(pa.float64()), 1.0)
+            columns[self.labels.conversion] = pc.if_else(clicked, converted, False)
+        return pa.RecordBatch.from_pydict(columns)
+
+
+def _is_own_kind(kind: pa.DataType) -> bool:
+    """Whether a CSV column has a type that neither text nor a number stands for."""
+    return pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
+
+
+def _as_numbers(column: pa.Array, kind: str) -> pa.Array:
+    """What the builder takes: times in seconds, lists of any size, text as text."""
+    own = column.type
+    if kind == "float":
+        if pa.types.is_date(own) or pa.types.is_timestamp(own):
+            micro = column.cast(pa.timestamp("us", getattr(own, "tz", None))).cast(pa.int64())
+            return pc.divide(micro.cast(pa.float64()), 1e6)
+        return column.cast(pa.float64())
+    if pa.types.is_fixed_size_list(own):
+        return column.cast(pa.list_(own.value_type))
+    return column
+
+
+def _kind_of(kind: pa.DataType) -> tuple[str, bool] | None:
+    """RecBole's kind of a column's type, and whether its values have weights; None for no kind."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _kind_of(kind.value_type)
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return "float", False
+    if types.is_date(kind) or types.is_timestamp(kind):
+        return "float", False
+    if types.is_map(kind):
+        return "token_seq", True
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = kind.value_type
+        if types.is_struct(inner):
+            return ("token_seq", True) if inner.num_fields == 2 else None
+        found = _kind_of(inner)
+        return None if found is None or found[0].endswith("seq") else (f"{found[0]}_seq", False)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_token = text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)
+    return ("token", False) if is_token else None

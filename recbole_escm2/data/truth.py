@@ -1,0 +1,56 @@
+"""What an evaluation scores against: the labels of a split, and its potential outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The labels of a split, in the order of its rows; each array is ``[|D|]``.
+
+    Attributes:
+        click: o in {0, 1}.
+        conversion: r in {0, 1}; means something where o = 1 only. None where it wasn't logged.
+        user: user ids, 0 where an impression has none, or None where the data has none.
+        potential_conversion: r had the impression been clicked, where the data holds it.
+        true_ctr: P(o = 1), where the data holds it.
+        true_cvr: P(r = 1 | do(o = 1)), where the data holds it.
+        propensity: ô of the data, where the model weighs clicks by it.
+        train_rate: share of positives among the impressions of train that a task is about, by
+            task: what F1 and Recall decide by, where the config says ``base_rate``.
+    """
+
+    click: Array
+    conversion: Array | None = None
+    user: Array | None = None
+    potential_conversion: Array | None = None
+    true_ctr: Array | None = None
+    true_cvr: Array | None = None
+    propensity: Array | None = None
+    train_rate: Mapping[str, float] = field(default_factory=dict)
+
+    def base_rates(self) -> dict[str, float]:
+        """The share of positives of this split by task: of CVR over the clicks, else over D."""
+        rows, clicks, conversions = self.counts().values()
+        rates = {"ctr": clicks / rows if rows else 0.0}
+        if self.conversion is not None:
+            rates["cvr"] = conversions / clicks if clicks else 0.0
+            rates["ctcvr"] = conversions / rows if rows else 0.0
+        return rates
+
+    def counts(self) -> dict[str, int]:
+        """Impressions, clicks and conversions of clicked impressions."""
+        clicked = self.click > 0
+        converted = clicked if self.conversion is None else clicked & (self.conversion > 0)
+        return {
+            "impressions": len(clicked),
+            "clicks": int(clicked.sum()),
+            "conversions": 0 if self.conversion is None else int(converted.sum()),
+        }

@@ -1,0 +1,1 @@
+"""Worlds: simulations with known truth, as arrays."""
