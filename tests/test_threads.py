@@ -107,7 +107,7 @@ class Watch(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Watch())
 import runpy
-sys.argv = ["recbole-escm2", "--help"]
+sys.argv = ["recbole-escm2", "--model=ESMM", "--dataset=nothing"]
 """
 
 

@@ -684,6 +684,7 @@ def test_line_numbers_while_hash_tables_grow(tmp_path):
     (file,) = (f for f in report["files"] if f["name"] == "sample_skeleton_test.csv")
     assert file["malformed_places"][0].startswith("sample_skeleton_test.csv, line 4322: 1 comma")
     assert (file["rows"], report["parts"]["test"]["rows"]) == (5000, 4999)
+    lines["skeleton", "test"].pop(4321)  # files are read at the same time: one fault at a time
     lines["common", "train"][2345] = "bad"
     with pytest.raises(UsageError, match=r"common_features_train\.csv, line 2346"):
         converted(write(folder, lines), tmp_path / "store")
