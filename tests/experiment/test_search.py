@@ -7,15 +7,20 @@ import math
 import re
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
 
 from recbole_escm2.config import KEY_NEEDS, Config
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment import search as search_module
 from recbole_escm2.experiment.request import read_request
-from recbole_escm2.experiment.search import make_search
+from recbole_escm2.experiment.runs import Outcome
+from recbole_escm2.experiment.search import Searcher, make_search
 from recbole_escm2.experiment.space import default_space, ranges_of, read_space, settings_of
 from recbole_escm2.lookup import context_model_names, find_model
 from recbole_escm2.model import ESCM2_DR, ESMM
@@ -276,6 +281,45 @@ def test_two_searches_share_a_study(data_path, tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     done = [re.findall(r"trial (\d+):", text) for text in said]
     assert sorted(map(int, done[0] + done[1])) == list(range(6))
+
+
+@pytest.mark.parametrize("score", [0.5, None])
+def test_a_trial_that_another_search_took_over_is_left_to_it(options, score):
+    asked = make_search({**options, "model": "ESMM", "trials": "1"})
+    asked.folder.mkdir(parents=True)
+    searcher, other = Searcher(asked), Searcher(asked)
+    run = searcher._propose()
+    assert run is not None
+    (trial,) = searcher._at_work.values()
+    other.study.tell(trial.number, state=TrialState.FAIL)
+    other.try_again()
+    epochs = [{"epoch": 0, "valid": {asked.metric: 0.5}}]
+    process = SimpleNamespace(run=run, stopped=None, history=lambda: epochs)
+    searcher._watch(process)
+    result = {"best_valid_score": score, "valid_metric": asked.metric, "valid_score_bigger": True}
+    result |= {"trainings": [{"epochs": epochs}], "test_result": {}}
+    searcher._tell(trial, Outcome(run, result if score else None, "why"))
+    assert searcher.trials() == []
+    (again,) = searcher.trials(TrialState.WAITING)
+    assert again.params == trial.params
+
+
+def test_trials_give_signs_of_life_while_the_search_waits(options, monkeypatch):
+    monkeypatch.setattr(search_module, "_HEARTBEAT", 0.01)
+    asked = make_search({**options, "model": "ESMM", "trials": "1"})
+    asked.folder.mkdir(parents=True)
+    searcher, beaten = Searcher(asked), threading.Event()
+    monkeypatch.setattr(searcher.storage, "record_heartbeat", lambda trial: beaten.set())
+
+    def execute(runs, jobs, watch):
+        next(runs)
+        beaten.clear()  # of the one that a proposal begins with
+        assert beaten.wait(60)
+        return iter(())
+
+    monkeypatch.setattr(search_module, "execute", execute)
+    monkeypatch.setattr(searcher, "_wait_for_others", lambda: False)
+    searcher.search()
 
 
 @pytest.mark.parametrize(
