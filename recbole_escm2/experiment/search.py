@@ -211,6 +211,12 @@ class Searcher:
         self.asked = asked
         self._at_work: dict[str, optuna.Trial] = {}  # by the label of its run's row
         self._reported: dict[str, int] = {}  # validations of it that the pruner knows
+        with self._alone():  # Optuna doesn't expect two to make one database
+            self._open()
+
+    def _open(self) -> None:
+        """The study, made where there is none."""
+        asked = self.asked
         bigger = asked.ranges.config["valid_metric_bigger"]
         prunes = asked.pruner == "median"
         try:
