@@ -47,7 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Train a model with early stopping on validation and score the best epoch on test.
 
-    A single-task model with ``task: both`` is :class:`~recbole_escm2.train.pair.Pair`.
+    A single-task model with ``task: both`` is a :class:`~recbole_escm2.train.pair.Pair`.
 
     Args:
         model: one of ours, a context-aware one of RecBole's, ``path.to.module:ClassName``, a class.
@@ -72,8 +72,7 @@ def run(
     with open_run(config, folder, saved) as place:
         trained = Pair(config, place) if learns_both(config) else Training(config, place)
         trained.fit()
-        started = time.perf_counter()
-        best_score, best_valid = trained.validate()
+        started, (best_score, best_valid) = time.perf_counter(), trained.validate()
         test_result, predictions = trained.score("test")
         test = trained.splits["test"].dataset
         if folder is not None and test.seed_draws == "weights":
@@ -93,7 +92,7 @@ def run(
             "run_dir": str(place.folder),
         }
         content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
-        content |= {"seconds": round(seconds, 3), **_about_scoring(config, test_result)}
+        content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
         write_json(place.folder / RESULT_FILE, content)
         trained.close()
     return outcome
