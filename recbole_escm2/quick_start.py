@@ -47,9 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Train a model with early stopping on validation and score the best epoch on test.
 
-    A single-task model with ``task: both`` is trained twice, as a CTR model over D and as a CVR
-    model over the clicked impressions; pCTCVR is the product of the two. The CTR model stops early
-    on its own task, the CVR model on the product (:func:`~recbole_escm2.config.product_metric`).
+    A single-task model with ``task: both`` is a :class:`~recbole_escm2.train.pair.Pair`.
 
     Args:
         model: one of ours, a context-aware one of RecBole's, ``path.to.module:ClassName``, a class.
@@ -74,14 +72,12 @@ def run(
     with open_run(config, folder, saved) as place:
         trained = Pair(config, place) if learns_both(config) else Training(config, place)
         trained.fit()
-        started = time.perf_counter()
-        best_score, best_valid = trained.validate()
+        started, (best_score, best_valid) = time.perf_counter(), trained.validate()
         test_result, predictions = trained.score("test")
         test = trained.splits["test"].dataset
         if folder is not None and test.seed_draws == "weights":
-            item = None if test.iid_field is None else test.inter_feat[test.iid_field].numpy()
             primary = primary_metrics(test_result, config["primary"])
-            keep_influence(place.folder, predictions, item, primary)
+            keep_influence(place.folder, predictions, _items(test), primary)
         seconds = sum(t.seconds for t in trained.trainings) + time.perf_counter() - started
         getLogger().info(
             f"training and evaluation took {seconds:.1f}s; all of it is in {place.folder}"
@@ -95,24 +91,32 @@ def run(
             "simulated": test.simulated,
             "run_dir": str(place.folder),
         }
-        content = {
-            "model": config["model"],
-            "dataset": config["dataset"],
-            "seed": config["seed"],
-            "training_seed": training_seed(config),
-            "seed_draws": test.seed_draws,
-            "test_pool": test.test_pool,
-            "valid_metric": config["valid_metric"],
-            **outcome,
-            **_about_training(trained, predictions),
-            "seconds": round(seconds, 3),
-            "threads": torch.get_num_threads(),
-            "data": {name: loader.dataset.counts() for name, loader in trained.splits.items()},
-        }
-        write_json(place.folder / RESULT_FILE, content | _about_scoring(config, test_result))
-        for training in trained.trainings:
-            training.trainer.tensorboard.close()
+        content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
+        content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
+        write_json(place.folder / RESULT_FILE, content)
+        trained.close()
     return outcome
+
+
+def _items(part: Any) -> Any:
+    """The item of each impression, where impressions have one."""
+    return None if part.iid_field is None else part.inter_feat[part.iid_field].numpy()
+
+
+def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
+    """What a result file tells of what was run, and on which data."""
+    test = trained.splits["test"].dataset
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "training_seed": training_seed(config),
+        "seed_draws": test.seed_draws,
+        "test_pool": test.test_pool,
+        "valid_metric": config["valid_metric"],
+        "threads": torch.get_num_threads(),
+        "data": {name: loader.dataset.counts() for name, loader in trained.splits.items()},
+    }
 
 
 def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[str, Any]:
