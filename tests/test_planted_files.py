@@ -259,6 +259,7 @@ def search_database(trap: Trap) -> None:
         searcher(f"note{number}").study.add_trial(trial)
         refused("wasn't written by a search", searcher, f"note{number}")
     third = searcher("third")
+    (third.asked.folder / "lock").unlink()
     (third.asked.folder / "lock").symlink_to(trap.victim)
     third.try_again()
     with sqlite3.connect(third.asked.folder / "study.db") as database:
