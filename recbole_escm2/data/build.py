@@ -21,17 +21,32 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recbole_escm2.data.checks import (
+    RowDigests,
+    check_filled,
+    check_schema,
+    check_values,
+    grouped_values,
+    idle_numbers,
+    is_idle,
+    missing_keys,
+    numbers_rows,
+    repeated_keys,
+    suspicious_features,
+)
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
-from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, TableWriter
+from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, Table, TableWriter
 from recbole_escm2.errors import UsageError
 
 _ROWS_AT_ONCE = 1 << 16
 _COMPACT = 1 << 20  # counted tokens from which repeats are merged
 _CALLS_WITHOUT_INDEX = 4
+_LOOKED_AT = 100_000  # rows of train in which features are compared with labels
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,12 @@ def build(
         itself has to report.
 
     Raises:
-        UsageError: a label isn't as it must be, a conversion has no click and the user wants to
-            know, there is no row, or no room on the disk. The message names file and row.
+        UsageError: a label, a number or a token isn't as it must be, a conversion has no click and
+            the user wants to know, a field has no value at all, a joined table has none of the
+            keys, two parts hold the same, there is no row, or no room on the disk. The message
+            names file and row.
     """
+    check_schema(schema)
     try:
         with StoreWriter(target) as writer:
             report = _Build(schema, rules, writer).run(chunks, dict(about or {}))
@@ -315,23 +333,36 @@ class _Kept:
 
 
 class _Numbers:
-    """Of a column of numbers: how many, their sum, the least and the largest one."""
+    """Of a column of numbers: how many, mean and deviation, the least and the largest one."""
 
     def __init__(self) -> None:
-        self._count, self._sum, self.least, self.largest = 0, 0.0, np.inf, -np.inf
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+        self.least, self.largest = np.inf, -np.inf
 
     def add(self, column: pa.Array) -> None:
         values = numbers_of(column, np.nan)
         known = values[~np.isnan(values)]
-        self._count += known.size
-        self._sum += float(known.sum())
-        self.least = min(self.least, float(known.min(initial=np.inf)))
-        self.largest = max(self.largest, float(known.max(initial=-np.inf)))
+        if not known.size:
+            return
+        # Chan et al.'s update: squares of a time in seconds would have no digit left for its spread
+        mean, count = float(known.mean()), self.count + known.size
+        shift = mean - self.mean
+        self._squares += float(((known - mean) ** 2).sum())
+        self._squares += shift**2 * self.count * known.size / count
+        self.mean += shift * known.size / count
+        self.count = count
+        self.least = min(self.least, float(known.min()))
+        self.largest = max(self.largest, float(known.max()))
 
     @property
-    def mean(self) -> float:
-        """0 where there is none."""
-        return self._sum / self._count if self._count else 0.0
+    def deviation(self) -> float:
+        """Standard deviation; 1 where all numbers are the same."""
+        deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
+        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
+
+    def standardized(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """With mean 0 and standard deviation 1."""
+        return (values - self.mean) / self.deviation
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """In [0, 1], as RecBole normalises; those that all are the same become 1."""
@@ -365,6 +396,8 @@ class _Build:
         self.parts: dict[str | None, NDArray[np.int64]] = {}
         self.group_of_row: list[NDArray[np.int32]] = []  # where the group is in a joined table
         self.numbering: dict[str, _Numbering] = {}
+        self.digests = RowDigests()
+        self.files: dict[str, dict[str, None]] = defaultdict(dict)  # by table, in their order
 
     def run(self, chunks: Iterable[Chunk], about: dict[str, Any]) -> dict[str, Any]:
         """Build the store; returns the report."""
@@ -387,6 +420,10 @@ class _Build:
             desc="reading", unit=" rows", unit_scale=True, disable=not self.rules.progress
         ) as bar:
             for chunk in chunks:
+                check_values(self.schema.of_table(chunk.table), chunk)
+                self.files[chunk.table][chunk.file] = None
+                if chunk.table == "inter":
+                    self.digests.saw(chunk.part, chunk.file)
                 rows = self._labelled(chunk) if chunk.table == "inter" else chunk.rows
                 rows = self._encoded(rows, chunk.table)
                 kept.add(replace(chunk, rows=rows))
@@ -462,8 +499,10 @@ class _Build:
             column, key = rows.column(own.name), (table, own.name)
             if own.kind == "token":
                 self.counts[key].add(column, times)
-            elif own.kind == "float" and not self.shape[own.name]:
-                self.numbers[key].add(column)
+            elif own.kind.startswith("float") and not self.shape[own.name]:
+                if times is not None:
+                    column = column.filter(pa.array(times > 0))
+                self.numbers[key].add(_Lists.of(column).values if own.kind != "float" else column)
             elif own.kind == "token_seq":
                 lists = _Lists.of(column)
                 each = None if times is None else np.repeat(times, lists.lengths)
@@ -503,9 +542,7 @@ class _Build:
             keys.add(batch.column(join.key), None)
             rows += len(batch) - batch.column(join.key).null_count
         found = merged(keys.pieces)
-        if rows > len(found):
-            note = f"{rows - len(found):,} rows of '{join.table}' repeat their {join.key}"
-            self.schema.notes.append(("warning", f"{note}: the first row of each counts"))
+        self._check_keys(join, kept, found, rows)
         writer = self.writer.table(join.table, self._layout(join.table))
         if self._by_id(join.key):
             own = next(own for own in self.schema.fields if own.name == join.key)
@@ -518,6 +555,19 @@ class _Build:
             self._append(writer, join.table, batch)
         self.writer.close(writer)
         return row_of
+
+    def _check_keys(self, join: Join, kept: _Kept, found: pa.Table, rows: int) -> None:
+        """Whether each key of the impressions has one row."""
+        if rows > len(found):
+            numbering = _Numbering(found, 0, unknown=False)
+            several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, numbering))
+            said = repeated_keys(several, join.key, join.table, rows - len(found))
+            self.schema.notes.append(("warning", said))
+        asked = merged(self.references[join.table].pieces)["token"].combine_chunks()
+        files = list(self.files[join.table])
+        there = found["token"].combine_chunks()
+        if note := missing_keys(asked, there, join.key, join.table, files):
+            self.schema.notes.append(("warning", note))
 
     def _write_inter(self, row_of: Mapping[Join, _Numbering], kept: _Kept) -> None:
         writer = self.writer.table("inter", self._layout("inter"))
@@ -535,7 +585,7 @@ class _Build:
                         extra[_row_column(join)] = place
                     if group is not None and group.table == join.table:
                         extra[group.name] = group_of_row[place]
-                self._append(writer, "inter", rows, extra)
+                self._append(writer, "inter", rows, extra, part)
         self.writer.close(writer)
 
     def _layout(self, table: str) -> Layout:
@@ -569,6 +619,7 @@ class _Build:
         table: str,
         rows: pa.RecordBatch,
         extra: Mapping[str, NDArray[Any]] | None = None,
+        part: str | None = None,
     ) -> None:
         columns = dict(extra or {})
         bags = []
@@ -580,12 +631,16 @@ class _Build:
                 columns[own.name] = self._numbers(own, table, column)
             elif own.kind == "float_seq":
                 width = max(self.longest[own.name], 1)
-                columns[own.name] = _padded(_Lists.of(column), width, own.numerical)
+                lists = _Lists.of(column)
+                values = self._in_form(own, table, numbers_of(lists.values, 0.0))
+                columns[own.name] = _padded(values, lists.lengths, width, own.numerical)
             else:
                 bag = _Lists.of(column)
                 bags.append((bag.lengths, self._ids(own, bag.values), bag.weights))
         if table != "inter" and self.schema.group in columns:
             self.group_of_row.append(columns[self.schema.group])
+        if table == "inter":
+            self.digests.add(part, columns, bags)
         writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
 
     def _ids(self, own: Field, column: pa.DictionaryArray) -> NDArray[np.int32]:
@@ -596,14 +651,20 @@ class _Build:
         values = numbers_of(column, known.mean)
         if own.name == self.schema.time:  # float32 has 24 bits for a time
             values = values - known.least
-        if own.scaled:
-            values = known.scaled(values)
+        values = self._in_form(own, table, values)
         return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
+
+    def _in_form(self, own: Field, table: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        known = self.numbers[table, own.name]
+        if own.scaled:
+            return known.scaled(values)
+        return known.standardized(values) if own.standardized else values
 
     # ------------------------------------------------------------------ what is known of it
 
     def _commit(self, about: dict[str, Any]) -> dict[str, Any]:
         schema = self.schema
+        self._check_features()
         number = {
             name: self.writer.vocabulary(numbering.written())
             for name, numbering in self.numbering.items()
@@ -627,6 +688,9 @@ class _Build:
                 total, count = self.weight[own.name]
                 mean = total / count if count else 1.0
                 entry["scale"] = mean if mean and np.isfinite(mean) else 1.0
+            if own.standardized:
+                known = self.numbers[own.table, own.name]
+                entry |= {"mean": known.mean, "deviation": known.deviation}
             fields.append(entry)
         report = self._report()
         joins = [
@@ -649,6 +713,51 @@ class _Build:
             }
         )
         return report
+
+    def _check_features(self) -> None:
+        """Look at what was written: fields without a value, copies of rows, labels given away."""
+        notes = self.schema.notes
+        part = " of train" if self.schema.vocabulary == "train" else ""
+        for own in self.schema.fields:
+            key = own.table, own.name
+            if own.kind.startswith("token"):
+                counted = merged(self.counts[key].pieces)
+                check_filled(own.name, len(counted), part)
+                if own.kind == "token" and own.table == "inter" and own.origin == "inter":
+                    values = sum(int(rows) for rows, _, _ in self.parts.values())
+                    if said := numbers_rows(own.name, len(counted), values):
+                        notes.append(("warning", said))
+            elif not self.shape[own.name]:
+                check_filled(own.name, self.numbers[key].count, part)
+        notes += self.digests.notes()
+        if said := idle_numbers(self.schema):
+            notes.append(("warning", said))
+        notes += [("warning", said) for said in self._suspicious()]
+
+    def _suspicious(self) -> Iterator[str]:
+        """Of train, or of D where the source isn't split."""
+        tables = {
+            name: Table(self.writer.folder, name, entry)
+            for name, entry in self.writer.tables.items()
+        }
+        first = next((part for part in (None, "train") if part in self.parts), None)
+        size = int(self.parts[first][0]) if first in self.parts else 0
+        if not size:
+            return
+        rows = torch.arange(0, size, -(-size // _LOOKED_AT))
+        values = dict.fromkeys(tables, rows)
+        for join in self.schema.joins:
+            key = join.key if self._by_id(join.key) else _row_column(join)
+            values[join.table] = tables["inter"].column(key, rows).long()
+        features: dict[str, NDArray[Any]] = {}
+        for name, table in tables.items():
+            features |= grouped_values(*table.gather(values[name]))
+        labels = self.schema.labels
+        seen = {own.name for own in self.schema.fields if not is_idle(own)}
+        yield from suspicious_features(
+            {name: own for name, own in features.items() if name in seen},
+            {name: features[name] for name in (labels.click, labels.conversion) if name},
+        )
 
     def _report(self) -> dict[str, Any]:
         names = ("rows", "clicks", "conversions")
@@ -673,6 +782,18 @@ def _row_column(join: Join) -> str:
 def _all(kept: _Kept, table: str) -> Iterator[pa.RecordBatch]:
     for part in kept.parts(table):
         yield from kept.rows(table, part)
+
+
+def _shared(
+    batches: Iterable[pa.RecordBatch], key: str, numbering: _Numbering
+) -> Iterator[pa.RecordBatch]:
+    """The rows whose key other rows have as well."""
+    kept = list(batches)
+    ids = [numbering.ids(encoded(rows.column(key))) for rows in kept]
+    often = np.bincount(np.concatenate(ids), minlength=len(numbering))
+    often[0] = 0  # no key
+    for rows, own in zip(kept, ids, strict=True):
+        yield rows.filter(pa.array(often[own] > 1))
 
 
 def _by_row(
@@ -733,13 +854,14 @@ def _with_codes(column: pa.Array, own: Field) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pairs)
 
 
-def _padded(lists: _Lists, width: int, numerical: bool) -> NDArray[np.float32]:
+def _padded(
+    values: NDArray[np.float64], lengths: NDArray[np.int32], width: int, numerical: bool
+) -> NDArray[np.float32]:
     """Lists of numbers, or of pairs of a number and 1, with zeros behind, ``[rows, width, …]``."""
-    values = numbers_of(lists.values, 0.0, np.float32)
     if numerical:
         values = np.stack([values, np.ones_like(values)], axis=-1)
-    padded = np.zeros((len(lists.lengths), width, *values.shape[1:]), np.float32)
-    padded[np.arange(width) < lists.lengths[:, None]] = values
+    padded = np.zeros((len(lengths), width, *values.shape[1:]), np.float32)
+    padded[np.arange(width) < lengths[:, None]] = values
     return padded
 
 
