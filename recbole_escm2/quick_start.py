@@ -21,13 +21,13 @@ from recbole_escm2.config import (
     training_seed,
 )
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import PER_USER, is_per_user, primary_metrics
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.lookup import find_model, model_path
+from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
 from recbole_escm2.output import plain, versions, write_json
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -30,6 +29,7 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
 from recbole_escm2.lookup import model_path
+from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.output import plain, write_json
