@@ -287,8 +287,8 @@ def drop_embedding(model: nn.Module) -> None:
 
 def regularizer(towers: Iterable[nn.Module]) -> Tensor | None:
     """The sum of the towers' penalties, a scalar; None where no tower has one."""
-    found = [tower.penalty() for tower in towers if isinstance(tower, RecBoleTower)]
-    penalties = [penalty for penalty in found if penalty is not None]
+    each = [tower.penalty() for tower in towers if isinstance(tower, RecBoleTower)]
+    penalties = [penalty for penalty in each if penalty is not None]
     return torch.stack(penalties).sum() if penalties else None
 
 

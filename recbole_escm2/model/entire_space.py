@@ -373,9 +373,9 @@ def _check_shape(model: nn.Module, what: str, value: Any, wanted: torch.Size) ->
     if isinstance(value, Tensor) and value.shape == wanted:
         return
     must = "a tensor for each impression" if wanted else "a tensor with a single number, a mean"
-    found = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+    got = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
     raise UsageError(
-        f"{what} of {type(model).__name__} must be {must} (shape {list(wanted)}), but is {found}"
+        f"{what} of {type(model).__name__} must be {must} (shape {list(wanted)}), but is {got}"
     )
 
 
@@ -394,20 +394,20 @@ def misspelt_hooks(model: type) -> list[str]:
     Returns:
         A sentence for each.
     """
-    found: list[str] = []
+    misspelt: list[str] = []
     if not issubclass(model, EntireSpaceRecommender):
-        return found
+        return misspelt
     for parent in model.__mro__:
         if parent.__module__.startswith("recbole_escm2."):
             break
         for name in vars(parent):
             close = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.85)
             if close and not hasattr(EntireSpaceRecommender, name):
-                found.append(
+                misspelt.append(
                     f"{parent.__name__}.{name} is no hook, and nothing but its own code calls it: "
                     f"is {close[0]} meant?"
                 )
-    return found
+    return misspelt
 
 
 def has_counterfactual_risk(model: type[EntireSpaceRecommender]) -> bool:
