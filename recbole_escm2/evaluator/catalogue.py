@@ -113,7 +113,10 @@ def _mae(predictions: Predictions, _: Setting) -> float:
 
 
 def _ieb(predictions: Predictions, _: Setting) -> float:
-    return metrics.mean_difference(_true_cvr(predictions), predictions.of("cvr"))
+    truth = predictions.truth.true_cvr
+    if truth is None:  # its mean is that of the potential conversions, up to chance
+        truth = predictions.scored("cvr_es").label
+    return metrics.mean_difference(truth, predictions.of("cvr"))
 
 
 def _gap(predictions: Predictions, _: Setting) -> float:
