@@ -114,9 +114,10 @@ def _mae(predictions: Predictions, _: Setting) -> float:
 
 def _ieb(predictions: Predictions, _: Setting) -> float:
     truth = predictions.truth.true_cvr
-    if truth is None:  # its mean is that of the potential conversions, up to chance
-        truth = predictions.scored("cvr_es").label
-    return metrics.mean_difference(truth, predictions.of("cvr"))
+    if truth is None:  # the mean of potential conversions estimates that of the true CVR
+        truth = predictions.truth.potential_conversion
+    wanted = _true_cvr(predictions) if truth is None else truth
+    return metrics.mean_difference(wanted, predictions.of("cvr"))
 
 
 def _gap(predictions: Predictions, _: Setting) -> float:
