@@ -115,6 +115,7 @@ BAD = {
     "on_bad_line": ["drop", 1, None],
     "simulation": [5, ["rows"]],
     "customers": ["some", 1, None],
+    "protocol": ["all", 1, None],
     "obtain": NOT_TEXT,
     # RecBole's
     "gpu_id": [-1, 1.5, "all", [0.5], {"a": 1}],
@@ -223,6 +224,7 @@ ACTING = {
     ),
     **dict.fromkeys(("simulation", "feature_fields", "on_bad_line"), ("ESCM2_DR", "ali-ccp-sim")),
     "customers": ("ESCM2_DR", "hillstrom"),
+    "protocol": ("ESCM2_DR", "coat"),
     **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
 }
 WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}

@@ -93,7 +93,11 @@ def _mae(predictions: Predictions, _: Setting) -> float:
 
 
 def _ieb(predictions: Predictions, _: Setting) -> float:
-    return metrics.mean_difference(_true_cvr(predictions), predictions.of("cvr"))
+    truth = predictions.truth.true_cvr
+    if truth is None:  # the mean of potential conversions estimates that of the true CVR
+        truth = predictions.truth.potential_conversion
+    wanted = _true_cvr(predictions) if truth is None else truth
+    return metrics.mean_difference(wanted, predictions.of("cvr"))
 
 
 def _gap(predictions: Predictions, _: Setting) -> float:
