@@ -42,6 +42,7 @@ BAD = {
     "propensity_floor": [1, 1.5, -0.01, "low"],
     "propensity": ["ctr", 1, None],
     "propensity_normalization": ["SNIPS", True],
+    "l2_penalty": [0, -1, [], [1, 3], [3, 3], [1, 0], "strong", True, None],
     "calibrator_weight": [-0.1, math.inf, "low", True, None],
     "backbone": ["", 1, ["mmoe"], None],
     "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
@@ -224,6 +225,7 @@ ACTING = {
     ),
     **dict.fromkeys(("simulation", "feature_fields", "on_bad_line"), ("ESCM2_DR", "ali-ccp-sim")),
     "customers": ("ESCM2_DR", "hillstrom"),
+    "l2_penalty": ("LogisticRegression", "toy"),
     **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
 }
 WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}
