@@ -110,6 +110,15 @@ def _is_tuning_part(value: Any) -> bool:
     )
 
 
+def _is_path(value: Any) -> bool:
+    steps = value if isinstance(value, list) else [value]
+    return (
+        bool(steps)
+        and all(map(POSITIVE.holds, steps))
+        and steps == sorted(set(steps), reverse=True)
+    )
+
+
 def _is_clipping(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -225,7 +234,10 @@ OURS: Mapping[str, Key] = {
     "source": Key(_text("the format of the source files")),
     "store_dir": Key(FOLDER, PLACE | NO_SWEEP),
     "bag_pooling": Key(
-        _one_of("mean", "sum"), TRAINING, (_FAMILY, _SINGLE), "with backbone {} pools no values"
+        _one_of("mean", "sum"),
+        TRAINING,
+        (_FAMILY, _SINGLE, "LogisticRegression"),
+        "with backbone {} pools no values",
     ),
     "multi_value_top_k": Key(COUNT),
     "weight_scaler": Key(_one_of("mean", "raw")),
@@ -253,6 +265,13 @@ OURS: Mapping[str, Key] = {
     "calibration_bins": Key(COUNT, SCORING),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    # Reference models
+    "l2_penalty": Key(
+        Kind("a number > 0, or a falling list of such", _is_path),
+        TRAINING,
+        ("LogisticRegression",),
+        "is no logistic regression",
+    ),
     # Entire-space models
     "backbone": Key(_text("the name of a backbone"), acts_on=(_FAMILY,), idle="has no use for it"),
     "embedding_size": Key(COUNT, OFTEN, (*_MLPS, _SINGLE), "with backbone {} embeds nothing"),

@@ -20,6 +20,7 @@ from recbole_escm2.lookup import recbole_context_names
 from recbole_escm2.model import AITM as SHIPPED_AITM
 from recbole_escm2.model import MODELS, EntireSpaceRecommender
 from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model_names import REFERENCE_NAMES
 from recbole_escm2.property_files import PROPERTIES, lines_of, recbole_properties
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,7 @@ BAD = {
     "propensity_floor": [1, 1.5, -0.01, "low"],
     "propensity": ["ctr", 1, None],
     "propensity_normalization": ["SNIPS", True],
+    "l2_penalty": [0, -1, [], [1, 3], [3, 3], [1, 0], "strong", True, None],
     "calibrator_weight": [-0.1, math.inf, "low", True, None],
     "backbone": ["", 1, ["mmoe"], None],
     "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
@@ -225,6 +227,7 @@ ACTING = {
     **dict.fromkeys(("simulation", "feature_fields", "on_bad_line"), ("ESCM2_DR", "ali-ccp-sim")),
     "customers": ("ESCM2_DR", "hillstrom"),
     "protocol": ("ESCM2_DR", "coat"),
+    "l2_penalty": ("LogisticRegression", "toy"),
     **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
 }
 WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}
@@ -371,7 +374,7 @@ def test_keys_act_on_what_there_is():
     """What they do to each model, ``tests/model/test_keys.py`` tries."""
     traits = {trait for model in MODELS for b in BOTTOMS for trait in model.traits(b)}
     for name, key in KEYS.items():
-        assert set(key.acts_on) <= traits | {"single_task", "pair"}, name
+        assert set(key.acts_on) <= traits | {"single_task", "pair", *REFERENCE_NAMES}, name
 
 
 class AITM(EntireSpaceRecommender):

@@ -234,6 +234,12 @@ class EntireSpaceTrainer(Trainer):
                     totals[name] = totals.get(name, 0.0) + loss.detach()
                 self._optimize(losses, scaler)
         means = {name: float(total) / len(train_data) for name, total in totals.items()}
+        return self._end_epoch(epoch_idx, start, means)
+
+    def _end_epoch(
+        self, epoch_idx: int, start: float, means: dict[str, float]
+    ) -> tuple[float, ...]:
+        """Note what training in an epoch gave."""
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
         self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
