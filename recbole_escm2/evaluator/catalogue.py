@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from recbole_escm2.evaluator import metrics
-from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
+from recbole_escm2.evaluator.predictions import NoTruthError, Predictions, Scored
 from recbole_escm2.metric_names import (  # noqa: F401  (importers of names find them here, too)
     ALL_TASKS,
-    ENTIRE_SPACE,
     METRIC_NAMES,
     METRICS,
     PER_USER,
     PRIMARY_CVR,
+    RANDOM_IMPRESSIONS,
     TOP_K,
     Metric,
     bigger_is_better,
@@ -28,6 +28,7 @@ from recbole_escm2.metric_names import (  # noqa: F401  (importers of names find
     metric_of,
     primary_metrics,
     score_of,
+    statistic_of,
     target_of,
     task_of,
 )
@@ -104,7 +105,7 @@ _STATISTICS: dict[str, Callable[[Scored, Setting], float]] = {
 
 def _true_cvr(predictions: Predictions) -> Any:
     if predictions.truth.true_cvr is None:
-        raise NotPredictedError("the data doesn't hold the true CVR")
+        raise NoTruthError("the data doesn't hold the true CVR")
     return predictions.truth.true_cvr
 
 
@@ -129,7 +130,7 @@ def _gap(predictions: Predictions, _: Setting) -> float:
 
 
 def _crr(predictions: Predictions, outcome: Any) -> float:
-    return metrics.causal_risk_ratio(predictions.truth.click, predictions.of("ctr"), outcome)
+    return metrics.causal_risk_ratio(predictions.clicks, predictions.of("ctr"), outcome)
 
 
 def _crr_of_pcvr(predictions: Predictions, _: Setting) -> float:
@@ -157,11 +158,8 @@ _OF_PREDICTIONS: dict[str, Callable[[Predictions, Setting], float]] = {
 def _value_of(metric: Metric) -> Callable[[Predictions, Setting], float]:
     if metric.name in _OF_PREDICTIONS:
         return _OF_PREDICTIONS[metric.name]
-    statistic = metric.name.partition("_")[2]
-    space = metric.task
-    if statistic.endswith(ENTIRE_SPACE):
-        statistic, space = statistic.removesuffix(ENTIRE_SPACE), f"{space}_es"
-    value = _STATISTICS[statistic]
+    statistic, suffix = statistic_of(metric.name)
+    value, space = _STATISTICS[statistic], f"{metric.task}{suffix.lower()}"
     return lambda predictions, setting: value(predictions.scored(space), setting)
 
 
