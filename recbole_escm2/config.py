@@ -41,6 +41,7 @@ from recbole_escm2.metric_names import (
     canonical_name,
     is_metric,
     is_neutral,
+    statistic_of,
     task_of,
 )
 from recbole_escm2.model_names import MODEL_NAMES
@@ -366,7 +367,7 @@ def metric_for(task: str, name: str) -> str:
     """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
     if task_of(name) in (None, task):
         return name
-    statistic = name.partition("_")[2].removesuffix("_ES")
+    statistic, _ = statistic_of(name)
     own = f"{task.upper()}_{statistic}"
     return own if is_metric(own) else f"{task.upper()}_AUC"
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from recbole_escm2.evaluator import metrics
-from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
-from recbole_escm2.metric_names import ENTIRE_SPACE, METRICS, Metric, metric_of
+from recbole_escm2.evaluator.predictions import NoTruthError, Predictions, Scored
+from recbole_escm2.metric_names import METRICS, Metric, metric_of, statistic_of
 
 #: Where the metrics find the predictions among what RecBole's collector gathers.
 PREDICTIONS = "entire_space.predictions"
@@ -84,7 +84,7 @@ _STATISTICS: dict[str, Callable[[Scored, Setting], float]] = {
 
 def _true_cvr(predictions: Predictions) -> Any:
     if predictions.truth.true_cvr is None:
-        raise NotPredictedError("the data doesn't hold the true CVR")
+        raise NoTruthError("the data doesn't hold the true CVR")
     return predictions.truth.true_cvr
 
 
@@ -109,7 +109,7 @@ def _gap(predictions: Predictions, _: Setting) -> float:
 
 
 def _crr(predictions: Predictions, outcome: Any) -> float:
-    return metrics.causal_risk_ratio(predictions.truth.click, predictions.of("ctr"), outcome)
+    return metrics.causal_risk_ratio(predictions.clicks, predictions.of("ctr"), outcome)
 
 
 def _crr_of_pcvr(predictions: Predictions, _: Setting) -> float:
@@ -137,11 +137,8 @@ _OF_PREDICTIONS: dict[str, Callable[[Predictions, Setting], float]] = {
 def _value_of(metric: Metric) -> Callable[[Predictions, Setting], float]:
     if metric.name in _OF_PREDICTIONS:
         return _OF_PREDICTIONS[metric.name]
-    statistic = metric.name.partition("_")[2]
-    space = metric.task
-    if statistic.endswith(ENTIRE_SPACE):
-        statistic, space = statistic.removesuffix(ENTIRE_SPACE), f"{space}_es"
-    value = _STATISTICS[statistic]
+    statistic, suffix = statistic_of(metric.name)
+    value, space = _STATISTICS[statistic], f"{metric.task}{suffix.lower()}"
     return lambda predictions, setting: value(predictions.scored(space), setting)
 
 
