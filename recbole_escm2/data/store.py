@@ -45,7 +45,7 @@ from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.identity import digest_of
 from recbole_escm2.output import lock
 
-FORMAT = 3
+FORMAT = 4
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
