@@ -303,6 +303,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
     "simulation_seed": Key(SEED),
     "obtain": Key(TEXT),
     "customers": Key(_one_of("all", "emailed")),
+    "protocol": Key(_one_of("held_out", "literature")),
     "ratings": Key(_text("the name of a data set of ratings")),
     "completion_rank": Key(NATURAL),
     "completion_regularization": Key(POSITIVE),

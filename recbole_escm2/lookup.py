@@ -45,8 +45,8 @@ def recbole_context_names() -> list[str]:
 def recbole_context_model(name: str) -> type[AbstractRecommender] | None:
     """The class of that very name, or None."""
     module = recbole_context_models().get(name.lower())
-    if module and (found := _class_in(module)).__name__ == name:
-        return found
+    if module and (model := _class_in(module)).__name__ == name:
+        return model
     return None
 
 
@@ -126,8 +126,8 @@ def _import_model(path: str) -> Any:
 def _named_model(name: str) -> type[AbstractRecommender]:
     if name in MODEL_NAMES:
         return _class_in(f"{CONTEXT_PACKAGE}.{name.lower()}")
-    if found := recbole_context_model(name):
-        return found
+    if model := recbole_context_model(name):
+        return model
     for package_name, kind in _OTHER_KINDS.items():
         spec = importlib.util.find_spec(f"recbole.model.{package_name}")
         locations = spec.submodule_search_locations if spec else None

@@ -11,24 +11,18 @@ from typing import Any
 
 import torch
 
-from recbole_escm2.config import (
-    PLACE_KEYS,
-    SCORING_KEYS,
-    Config,
-    acting_settings,
-    learns_both,
-    read_yaml,
-    training_seed,
-)
+from recbole_escm2.config import Config, acting_settings, learns_both, training_seed
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import PER_USER, is_per_user, primary_metrics
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
+from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
+from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
 from recbole_escm2.output import plain, versions, write_json
+from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.run import RESULT_FILE, open_run

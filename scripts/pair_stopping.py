@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.config import PAIR, Config, part_config
+from recbole_escm2.config import Config, part_config
 from recbole_escm2.evaluator.metrics import auc, class_scores, log_loss
 from recbole_escm2.evaluator.predictions import Predictions, Truth
+from recbole_escm2.keys import PAIR
 from recbole_escm2.output import table
 from recbole_escm2.train.run import open_run
 from recbole_escm2.train.training import Training

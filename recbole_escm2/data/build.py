@@ -642,6 +642,8 @@ class _Build:
                 "group": schema.group,
                 "time": schema.time,
                 "truth": schema.truth,
+                "truth_parts": schema.truth_parts,
+                "clicks_known": schema.clicks_known,
                 "sizes": [report["parts"][part]["rows"] for part in PARTS] if split else None,
                 "simulated": schema.simulated,
                 "notes": schema.notes,

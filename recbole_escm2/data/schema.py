@@ -101,6 +101,9 @@ class Schema:
         fields: in the order in which a model sees them.
         labels: the columns that are learned, scored or weighed by.
         truth: which truth the source has.
+        truth_parts: the parts that it is about; elsewhere ``potential_conversion`` isn't read.
+        clicks_known: whether o of the impressions of these parts is what users chose, so that
+            clicks of test can be scored.
         vocabulary: the rows whose tokens are numbered. ``train``: those of the part train, and id 1
             is that of all other tokens. ``all``: every row, where seeds split one D at random, in
             the order of appearance from 1 on, as RecBole numbers them.
@@ -116,6 +119,8 @@ class Schema:
     fields: tuple[Field, ...]
     labels: Labels
     truth: TruthKind = "none"
+    truth_parts: tuple[str, ...] = PARTS
+    clicks_known: bool = True
     vocabulary: Literal["train", "all"] = "all"
     group: str | None = None
     time: str | None = None

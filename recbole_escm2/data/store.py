@@ -15,7 +15,8 @@ values each of them has. Nothing is read when a store is opened, except its sche
 mapped then, so that a store that is replaced goes on for those who have it open.
 
 The schema has a digest of each column, taken while the column is written: what a checkpoint was
-trained on is compared without reading the data again.
+trained on is compared without reading the data again. It has one of each file as well, of which
+little is read: a store of which a file is zeroed, cut or in the place of another isn't opened.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ from torch import Tensor
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError, plain_name
-from recbole_escm2.identity import digest_of
+from recbole_escm2.identity import digest_of, file_digest
 from recbole_escm2.output import lock
 
-FORMAT = 3
+FORMAT = 4
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
@@ -304,8 +305,8 @@ class StoreWriter:
         digest = hashlib.sha256(content)
         digest.update(ends.data if len(ends) else b"")
         stem = f"vocabulary-{number}"
-        (self.folder / f"{stem}.tokens").write_bytes(content)
-        (self.folder / f"{stem}.ends").write_bytes(ends.data if len(ends) else b"")
+        _write(self.folder / f"{stem}.tokens", content)
+        _write(self.folder / f"{stem}.ends", ends.data if len(ends) else b"")
         self.vocabularies.append(
             {"tokens": len(array), "bytes": len(content), "digest": digest.hexdigest()[:16]}
         )
@@ -324,11 +325,10 @@ class StoreWriter:
             **schema,
             "tables": self.tables,
             "vocabularies": self.vocabularies,
+            "files": {path.name: file_digest(path) for path in sorted(self.folder.iterdir())},
         }
-        with open(self.folder / SCHEMA, "w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
+        text = json.dumps(whole, indent=1, ensure_ascii=False)
+        _write(self.folder / SCHEMA, text.encode("utf-8"))
         old = unfinished(self.target, "old")
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.target, old)  # a reader that has it open keeps its files
@@ -336,6 +336,14 @@ class StoreWriter:
         with contextlib.suppress(OSError):
             os.replace(self.folder, self.target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def unfinished(target: Path, what: str = "") -> Path:
@@ -596,6 +604,20 @@ class Store:
             raise NoStoreError(f"{folder / SCHEMA} isn't as it must be: {error!r}") from error
         if _state(folder / SCHEMA) != before:
             raise NoStoreError(f"{folder} was replaced while it was opened")
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Compare the digest of each file with that of when it was written."""
+        files = self.schema.get("files")
+        if not isinstance(files, dict):
+            raise NoStoreError(f"{self.folder / SCHEMA} isn't as it must be: it has no files")
+        for name, digest in files.items():
+            path = self.folder / plain_name(name, "a file of a store")
+            try:
+                if file_digest(path) != digest:
+                    raise NoStoreError(f"{path} isn't as it was written")
+            except OSError as error:
+                raise NoStoreError(f"{path}: {error.strerror}") from error
 
 
 def _state(file: Path) -> tuple[int, ...] | None:

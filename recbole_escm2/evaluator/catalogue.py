@@ -10,27 +10,7 @@ import numpy as np
 
 from recbole_escm2.evaluator import metrics
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
-from recbole_escm2.metric_names import (  # noqa: F401  (importers of names find them here, too)
-    ALL_TASKS,
-    ENTIRE_SPACE,
-    METRIC_NAMES,
-    METRICS,
-    PER_USER,
-    PRIMARY_CVR,
-    TOP_K,
-    Metric,
-    bigger_is_better,
-    canonical_name,
-    expand,
-    is_metric,
-    is_neutral,
-    is_per_user,
-    metric_of,
-    primary_metrics,
-    score_of,
-    target_of,
-    task_of,
-)
+from recbole_escm2.metric_names import ENTIRE_SPACE, METRICS, Metric, metric_of
 
 #: Where the metrics find the predictions among what RecBole's collector gathers.
 PREDICTIONS = "entire_space.predictions"
@@ -113,7 +93,11 @@ def _mae(predictions: Predictions, _: Setting) -> float:
 
 
 def _ieb(predictions: Predictions, _: Setting) -> float:
-    return metrics.mean_difference(_true_cvr(predictions), predictions.of("cvr"))
+    truth = predictions.truth.true_cvr
+    if truth is None:  # the mean of potential conversions estimates that of the true CVR
+        truth = predictions.truth.potential_conversion
+    wanted = _true_cvr(predictions) if truth is None else truth
+    return metrics.mean_difference(wanted, predictions.of("cvr"))
 
 
 def _gap(predictions: Predictions, _: Setting) -> float:

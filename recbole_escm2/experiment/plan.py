@@ -12,13 +12,13 @@ from typing import Any
 
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.experiment.planned import PlannedRun, plan_run
 from recbole_escm2.experiment.request import Request, checked, read_request, split_list
 from recbole_escm2.experiment.seeds import Seeds, aa_row, read_seeds
 from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
 from recbole_escm2.experiment.trials import Candidate, best_settings, candidates
 from recbole_escm2.keys import BOOLEAN, COUNT
+from recbole_escm2.metric_names import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.threads import threads_of
 
 

@@ -15,13 +15,14 @@ import recbole
 import torch
 
 from recbole_escm2 import __version__
-from recbole_escm2.config import PAIR, PLACE_KEYS, Config, learns_both
+from recbole_escm2.config import Config, learns_both
 from recbole_escm2.data.open_store import identity, open_store
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import PRIMARY_CVR
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
+from recbole_escm2.metric_names import PRIMARY_CVR
 from recbole_escm2.output import plain
 from recbole_escm2.train.run import RESULT_FILE, Run
 

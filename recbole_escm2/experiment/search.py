@@ -18,9 +18,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_escm2.config import parse_value
 from recbole_escm2.errors import UsageError, plain_name
-from recbole_escm2.evaluator.catalogue import score_of
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.planned import PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
@@ -36,7 +34,9 @@ from recbole_escm2.experiment.trials import (
 from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.keys import COUNT
 from recbole_escm2.lookup import model_path
+from recbole_escm2.metric_names import score_of
 from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
+from recbole_escm2.property_files import parse_value
 from recbole_escm2.threads import threads_of
 
 #: Options of a search besides config keys, with their defaults.

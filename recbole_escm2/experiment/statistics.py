@@ -14,13 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-from recbole_escm2.evaluator.catalogue import (
-    bigger_is_better,
-    is_neutral,
-    score_of,
-    target_of,
-)
 from recbole_escm2.evaluator.influence import NoInfluenceError
+from recbole_escm2.metric_names import bigger_is_better, is_neutral, score_of, target_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.evaluator.catalogue import primary_metrics
 from recbole_escm2.evaluator.influence import Influence, NoInfluenceError
 from recbole_escm2.experiment.statistics import (
     Cell,
@@ -22,6 +21,7 @@ from recbole_escm2.experiment.statistics import (
     cluster_variance,
     tabulate,
 )
+from recbole_escm2.metric_names import primary_metrics
 
 #: Shown by default, where the models and the data have them.
 DEFAULT_COLUMNS = (

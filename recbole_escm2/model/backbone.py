@@ -97,13 +97,12 @@ def uses_shared_embedding(name: str) -> bool:
 
 
 @cache
-def acting_keys(name: str) -> frozenset[str]:
-    """Config keys that act on a backbone's layers; of RecBole's models those that it lists."""
-    if name in BOTTOMS:
-        return BOTTOMS[name].config_keys
+def listed_keys(name: str) -> frozenset[str]:
+    """Config keys that RecBole lists for a backbone; none where it isn't one of its models."""
+    if not is_recbole_backbone(name):
+        return frozenset()
     file = files("recbole") / "properties" / "model" / f"{name}.yaml"
-    own = yaml.safe_load(file.read_text("utf-8")) if is_recbole_backbone(name) else {}
-    return frozenset(own) - idle_keys(name)
+    return frozenset(yaml.safe_load(file.read_text("utf-8")))
 
 
 def idle_keys(name: str) -> frozenset[str]:
@@ -288,8 +287,8 @@ def drop_embedding(model: nn.Module) -> None:
 
 def regularizer(towers: Iterable[nn.Module]) -> Tensor | None:
     """The sum of the towers' penalties, a scalar; None where no tower has one."""
-    found = [tower.penalty() for tower in towers if isinstance(tower, RecBoleTower)]
-    penalties = [penalty for penalty in found if penalty is not None]
+    each = [tower.penalty() for tower in towers if isinstance(tower, RecBoleTower)]
+    penalties = [penalty for penalty in each if penalty is not None]
     return torch.stack(penalties).sum() if penalties else None
 
 

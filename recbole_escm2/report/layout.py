@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_escm2.evaluator.catalogue import score_of, target_of
 from recbole_escm2.experiment.statistics import Cell, Comparison, sample
 from recbole_escm2.experiment.study import Study
+from recbole_escm2.metric_names import score_of, target_of
 from recbole_escm2.report.notes import (
     BETTER,
     RIVAL_BETTER,

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from recbole_escm2 import output
-from recbole_escm2.evaluator.catalogue import bigger_is_better, target_of
 from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
 from recbole_escm2.experiment.study import Study, Trial, Tuning
+from recbole_escm2.metric_names import bigger_is_better, target_of
 from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
 from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE, WORSE, one_line
 

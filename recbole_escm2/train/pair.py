@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_escm2.config import PAIR, part_config, single_task
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
+from recbole_escm2.config import part_config, single_task
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceData,
@@ -18,6 +17,8 @@ from recbole_escm2.evaluator.evaluator import (
     MetricResult,
 )
 from recbole_escm2.evaluator.predictions import Array, Predictions
+from recbole_escm2.keys import PAIR
+from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 from recbole_escm2.train.training import Training

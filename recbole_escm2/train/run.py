@@ -69,7 +69,7 @@ def open_run(config: Any, folder: Path | None = None, saved: bool = True) -> Ite
     """A run with its log, while it is at work; its folder is gone again if it couldn't start.
 
     Args:
-        config: of the run, whose ``show_progress`` is settled here.
+        config: of the run, whose ``show_progress`` is decided here.
         folder: the run's, which is kept whatever happens. By default a new one in ``output_dir``.
         saved: whether its checkpoint stays.
 

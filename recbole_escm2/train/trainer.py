@@ -19,9 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
+from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -29,7 +28,9 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
+from recbole_escm2.keys import PLACE_KEYS
 from recbole_escm2.lookup import model_path
+from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.output import plain, write_json
@@ -56,7 +57,7 @@ class EntireSpaceTrainer(Trainer):
     the unrounded ``valid_metric``; one with a target (PCOC, IEB, PIP) by its distance from it.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         model: the model.
         run: whose folder takes all files; without one they go to RecBole's places.
     """
@@ -447,8 +448,8 @@ class EntireSpaceTrainer(Trainer):
             raise UsageError(f"the checkpoint is of model {state['model']}, not of {own}")
 
     def _check_data(self, trained: Identity, here: Identity) -> None:
-        if found := difference(trained, here):
-            raise UsageError(f"the checkpoint can't be used here: {found}")
+        if differs := difference(trained, here):
+            raise UsageError(f"the checkpoint can't be used here: {differs}")
 
 
 def has_bfloat16() -> bool:

@@ -8,16 +8,7 @@ from recbole.evaluator.register import metrics_dict
 from sklearn.metrics import log_loss, roc_auc_score
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import (
-    METRIC_NAMES,
-    SPECS,
-    bigger_is_better,
-    canonical_name,
-    expand,
-    is_metric,
-    score_of,
-    task_of,
-)
+from recbole_escm2.evaluator.catalogue import SPECS
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -26,6 +17,15 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Truth
 from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.metric_names import (
+    METRIC_NAMES,
+    bigger_is_better,
+    canonical_name,
+    expand,
+    is_metric,
+    score_of,
+    task_of,
+)
 
 
 def config_of(**changes):
