@@ -73,7 +73,7 @@ class Experiment:
     def run_of(self, row: Row, config: Config, seed: int, trial: bool = False) -> PlannedRun:
         """The run of a row, or of one that is tried, with a seed."""
         own = self.seeding.settings(row, config, seed, trial)
-        return plan_run(row, config, own, threads_of(self.jobs), self.columns)
+        return plan_run(row, config, own, threads_of(self.jobs), self.columns, self.saved)
 
     def with_runs(self, rows: Sequence[Row], configs: Mapping[str, Config]) -> Experiment:
         """The same with rows of these configs, by label, and their runs."""
