@@ -212,6 +212,7 @@ class Key(NamedTuple):
 _SINGLE = "single_task"  # RecBole's models, and the user's own of their kind
 _PAIR = "pair"  # a single-task model with task: both
 _FAMILY = "EntireSpaceRecommender"
+_NO_TREES = "has no trees"
 _MLPS = ("separate", "shared_bottom", "mmoe", "ple")
 
 #: Ours; the property files have them in the same order.
@@ -272,6 +273,12 @@ OURS: Mapping[str, Key] = {
         ("LogisticRegression",),
         "is no logistic regression",
     ),
+    "num_leaves": Key(_whole(2), TRAINING, ("LightGBM",), _NO_TREES),
+    "min_data_in_leaf": Key(COUNT, TRAINING, ("LightGBM",), _NO_TREES),
+    "shrinkage_rate": Key(
+        _number("a number in (0, 1]", lambda v: 0 < v <= 1), TRAINING, ("LightGBM",), _NO_TREES
+    ),
+    "rate_smoothing": Key(POSITIVE, TRAINING, ("LightGBM",), _NO_TREES),
     # Entire-space models
     "backbone": Key(_text("the name of a backbone"), acts_on=(_FAMILY,), idle="has no use for it"),
     "embedding_size": Key(COUNT, OFTEN, (*_MLPS, _SINGLE), "with backbone {} embeds nothing"),

@@ -16,6 +16,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
+from recbole_escm2.extras import OF_MODELS, require
 from recbole_escm2.model_names import (
     CONTEXT_PACKAGE,
     MODEL_NAMES,
@@ -133,6 +134,8 @@ def _named_model(name: str) -> type[AbstractRecommender]:
     if name in MODEL_NAMES:
         return _class_in(f"{CONTEXT_PACKAGE}.{name.lower()}")
     if name in REFERENCE_NAMES:
+        if extra := OF_MODELS.get(name):
+            require(extra, name)
         model: type[AbstractRecommender] = getattr(importlib.import_module(REFERENCE_PACKAGE), name)
         return model
     if known := recbole_context_model(name):

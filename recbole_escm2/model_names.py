@@ -6,7 +6,7 @@ MODEL_NAMES = (
     *("MTL_EIB", "MTL_IPS", "MTL_DR"),
 )
 #: What the others are compared with: found by our program alone, since RecBole has a LightGBM.
-REFERENCE_NAMES = ("LogisticRegression", "Constant", "Oracle")
+REFERENCE_NAMES = ("LogisticRegression", "LightGBM", "Constant", "Oracle")
 #: Where RecBole looks for models that read features.
 CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
 #: Where the reference models are.

@@ -43,6 +43,10 @@ BAD = {
     "propensity": ["ctr", 1, None],
     "propensity_normalization": ["SNIPS", True],
     "l2_penalty": [0, -1, [], [1, 3], [3, 3], [1, 0], "strong", True, None],
+    "num_leaves": [1, 2.5, "many", True, None],
+    "min_data_in_leaf": NOT_COUNTS,
+    "shrinkage_rate": [0, 1.1, -1, "slow", True, None],
+    "rate_smoothing": [0, -1, math.inf, "strong", True, None],
     "calibrator_weight": [-0.1, math.inf, "low", True, None],
     "backbone": ["", 1, ["mmoe"], None],
     "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
@@ -228,6 +232,9 @@ ACTING = {
     "customers": ("ESCM2_DR", "hillstrom"),
     "protocol": ("ESCM2_DR", "coat"),
     "l2_penalty": ("LogisticRegression", "toy"),
+    **dict.fromkeys(
+        ("num_leaves", "min_data_in_leaf", "shrinkage_rate", "rate_smoothing"), ("LightGBM", "toy")
+    ),
     **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
 }
 WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}

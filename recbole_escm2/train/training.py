@@ -16,6 +16,7 @@ from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
+from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
 from recbole_escm2.train.reference import ReferenceTrainer
@@ -82,7 +83,10 @@ class Training:
     @property
     def parameter_count(self) -> int:
         """Weights that are learned."""
-        return sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
+        model = self.trainer.model
+        if isinstance(model, ReferenceRecommender):
+            return model.learned
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def fit(self) -> None:
         """Train until validation gets no better."""

@@ -15,7 +15,7 @@ from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.reference.base import pieces
 from recbole_escm2.model.reference.features import OneHot, features_of
-from recbole_escm2.quick_start import run
+from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.training import Training
 
@@ -196,3 +196,124 @@ def test_the_oracle_is_the_true_probabilities(settings, tmp_path):
 def test_without_true_probabilities_there_is_no_oracle(settings):
     with pytest.raises(UsageError, match="Leave this row out"):
         run("Oracle", "ml-100k", config_dict={"output_dir": settings["output_dir"]})
+
+
+# ------------------------------------------------------------------ gradient-boosted trees
+
+
+def test_a_row_of_train_has_a_rate_that_its_own_label_is_not_in(write, tmp_path):
+    """Ids that are seen once tell nothing: their rate in train is the base rate, whatever r is."""
+    rng = np.random.default_rng(1)
+    rows = [(f"u{n}", "ab"[n % 2], int(c), 0) for n, c in enumerate(rng.random(2000) < 0.3)]
+    test = [(f"new{n}", "ab"[n % 2], int(c), 0) for n, c in enumerate(rng.random(500) < 0.3)]
+    header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
+    settings = write("once", header, rows, test, test)
+    training = training_of("LightGBM", settings, tmp_path, "once", task="ctr", epochs=30)
+    model = training.trainer.model
+    train = training.splits["train"].dataset
+    seen, positive = model._count(
+        train, model.labels_of(train), np.random.default_rng(model.seed).integers(5, size=2000)
+    )
+    rates = model._rates(seen.sum(0) - seen, positive.sum(0) - positive)
+    user = model.one_hot.features[0]
+    assert user.name == "user_id"
+    fold = seen[:, : user.size].argmax(axis=0)
+    np.testing.assert_allclose(rates[fold[1:], np.arange(1, user.size)], model.rate.item())
+    # so the trees can't remember the clicks of train
+    _, predictions = training.score("valid")
+    assert predictions.of("ctr").std() < 0.05
+    assert abs(predictions.of("ctr").mean() - 0.3) < 0.05
+
+
+def test_trees_find_what_no_sum_of_features_can(write, tmp_path):
+    """A click where two tokens differ: exclusive or, which a logistic regression can't learn."""
+    rng = np.random.default_rng(2)
+    first, second = rng.integers(2, size=(2, 6000))
+    noise = rng.random(6000)
+    click = (noise < np.where(first != second, 0.8, 0.2)).astype(int)
+    rows = [
+        (f"u{n % 7}", f"i{n % 5}", float(a), float(b), int(c), 0)
+        for n, (a, b, c) in enumerate(zip(first, second, click, strict=True))
+    ]
+    header = [
+        *("user_id:token", "item_id:token", "a:float", "b:float"),
+        *("click:float", "conversion:float"),
+    ]
+    settings = write("xor", header, rows[:4000], rows[4000:5000], rows[5000:])
+    settings["numerical_features"] = ["a", "b"]
+    auc = {
+        model: run(model, "xor", config_dict={**settings, "task": "ctr"})["test_result"]["CTR_AUC"]
+        for model in ("LightGBM", "LogisticRegression")
+    }
+    assert auc["LightGBM"] > 0.77  # 0.8 is the best that there is
+    assert auc["LogisticRegression"] < 0.56
+
+
+def test_the_tables_of_tokens_are_counted_by_hand(write, tmp_path):
+    rows = [
+        ("u", "a", "x:1 y:3", 1, 0),
+        ("u", "a", "x:2", 0, 0),
+        ("v", "b", "", 1, 0),
+        ("v", "a", "y:1", 0, 0),
+    ] * 10
+    header = [
+        *("user_id:token", "item_id:token", "tags:token_seq"),
+        *("click:float", "conversion:float"),
+    ]
+    rows = [
+        (u, i, " ".join(t.split(":")[0] for t in tags.split()), o, r) for u, i, tags, o, r in rows
+    ]
+    settings = write("hand", header, rows, rows, rows)
+    training = training_of("LightGBM", settings, tmp_path, "hand", rate_smoothing=2.0, epochs=1)
+    model, split = training.trainer.model, training.splits["test"].dataset
+    rates = model._rates(model._whole(model.seen), model._whole(model.positive))
+    table = model._table(split[:4], rates, np.zeros(4, np.int64))
+    p = 0.5
+
+    def rate(positive, seen):
+        return (positive + 2 * p) / (seen + 2)
+
+    x, y = rate(10, 20), rate(10, 20)
+    expected = [
+        [rate(10, 20), np.log1p(20), rate(10, 30), np.log1p(30), (x + y) / 2, np.log1p(20), 2],
+        [rate(10, 20), np.log1p(20), rate(10, 30), np.log1p(30), x, np.log1p(20), 1],
+        [rate(10, 20), np.log1p(20), rate(10, 10), np.log1p(10), np.nan, np.nan, 0],
+        [rate(10, 20), np.log1p(20), rate(10, 30), np.log1p(30), y, np.log1p(20), 1],
+    ]
+    np.testing.assert_allclose(table, expected)
+
+
+# ------------------------------------------------------------------ all of them
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LightGBM", "Constant", "Oracle"])
+@pytest.mark.parametrize("task", ["ctr", "cvr", "ctcvr"])
+def test_a_checkpoint_scores_as_its_training_did(model, task, settings):
+    outcome = run(model, "tiny", config_dict={**settings, "task": task})
+    places = {key: settings[key] for key in ("data_path", "output_dir")}
+    again = evaluate_checkpoint(f"{outcome['run_dir']}/checkpoint.pth", config_dict=places)
+    assert again["test_result"] == outcome["test_result"]
+    assert again["training_ended"]
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LightGBM"])
+def test_the_same_seed_gives_the_same_numbers(model, settings):
+    own = {**settings, "task": "both"}
+    first, second = (run(model, "tiny", config_dict=own, saved=False) for _ in range(2))
+    assert first["test_result"] == second["test_result"]
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LightGBM"])
+def test_a_label_of_one_value_is_said(model, write):
+    header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
+    train = [("u", "i", n % 2, 0) for n in range(20)]
+    valid = [("u", "i", n % 2, int(n % 4 == 1)) for n in range(20)]
+    settings = write("none", header, train, valid, valid)
+    with pytest.raises(UsageError, match="its label is 0 in all 10 impressions"):
+        run(model, "none", config_dict={**settings, "task": "cvr"})
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LightGBM", "Constant", "Oracle"])
+def test_what_acts_on_gradient_steps_is_refused(model, settings):
+    with pytest.raises(UsageError, match=f"{model} is a reference model.* learning_rate does no"):
+        run(model, "tiny", config_dict={**settings, "learning_rate": 0.1})

@@ -36,6 +36,11 @@ class Feature(NamedTuple):
         """Whether it is one number an impression, or the mean of several."""
         return self.type in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ)
 
+    @property
+    def is_bag(self) -> bool:
+        """Whether it has any number of tokens."""
+        return bool(self.type == FeatureType.TOKEN_SEQ)
+
 
 def features_of(config: Any, dataset: Any) -> list[Feature]:
     """The fields that RecBole's context-aware models read, in their order."""
@@ -68,12 +73,14 @@ class OneHot:
         self.features = features
         self.pooling = pooling
         ends = np.cumsum([0, *(feature.size for feature in features)])
+        #: The first column of each field.
+        self.starts = ends[:-1]
         self.columns = int(ends[-1])
         #: Of numbers that aren't discretised, which are the second of their field's two.
         self.numbers = np.array(
             [
                 end + 1
-                for end, f in zip(ends[:-1], features, strict=True)
+                for end, f in zip(self.starts, features, strict=True)
                 if f.is_number and f.size == 2
             ],
             dtype=np.int64,
@@ -81,17 +88,18 @@ class OneHot:
 
     def matrix(self, batch: Any) -> sparse.csr_matrix:
         """``[batch, columns]``."""
-        return sparse.hstack([self._block(batch, f) for f in self.features], format="csr")
+        return sparse.hstack([self.block(batch, f) for f in self.features], format="csr")
 
     def of_split(self, split: Any) -> sparse.csr_matrix:
         """``[rows, columns]``."""
         return sparse.vstack([self.matrix(batch) for batch in pieces(split)], format="csr")
 
-    def _block(self, batch: Any, feature: Feature) -> sparse.csr_matrix:
+    def block(self, batch: Any, feature: Feature) -> sparse.csr_matrix:
+        """The columns of a field, ``[batch, size]``."""
         if feature.type == FeatureType.TOKEN:
             ids = batch[feature.name].numpy()
             values, lengths = np.ones(len(ids)), np.ones(len(ids), np.int64)
-        elif feature.type == FeatureType.TOKEN_SEQ:
+        elif feature.is_bag:
             ids, values, lengths = self._bag(batch, feature.name)
         else:
             ids, values, lengths = _number(batch[feature.name].numpy())
@@ -121,3 +129,15 @@ def _number(pairs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
     lengths = there.sum(axis=1)
     values = pairs[..., 0][there] / np.repeat(lengths, lengths)
     return pairs[..., 1][there].astype(np.int64), values.astype(np.float64), lengths
+
+
+def one_number(pairs: NDArray[Any]) -> NDArray[Any]:
+    """Value times column, which is 1 or the bucket: a number, or the mean of several, ``[batch]``.
+
+    Args:
+        pairs: as :func:`_number` takes them; without any value it is NaN.
+    """
+    columns, values, lengths = _number(pairs)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    total = np.bincount(row, columns * values, len(lengths))
+    return np.where(lengths > 0, total, np.nan)
