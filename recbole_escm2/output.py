@@ -167,16 +167,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a number that isn't finite, which JSON lacks, is null."""
-    finite = _finite(content)
-    text = json.dumps(finite, indent=1, ensure_ascii=False, default=str, allow_nan=False)
+    strict = finite(content)
+    text = json.dumps(strict, indent=1, ensure_ascii=False, default=str, allow_nan=False)
     write_whole(path, text + "\n")
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+def finite(value: Any) -> Any:
+    """The value with null for each number in it that isn't finite, so that strict readers take
+    it."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float):  # numpy's float64 is one
         return value if math.isfinite(value) else None
     return value

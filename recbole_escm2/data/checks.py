@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
-from recbole_escm2.data.schema import Chunk, Field, Schema
+from recbole_escm2.data.schema import Chunk, Field, Join, Schema
 from recbole_escm2.errors import UsageError, did_you_mean
 
 _LARGEST = float(np.finfo(np.float32).max)  # a store has numbers of 32 bits
@@ -299,29 +299,19 @@ def repeated_keys(rows: pa.Table, key: str, table: str, repeated: int) -> str:
     )
 
 
-def missing_keys(
-    asked: pa.Array, there: pa.Array, key: str, table: str, files: Sequence[str]
-) -> str | None:
-    """What to say of keys of impressions that a joined table lacks; None where it has all.
+def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> UsageError:
+    """The error of a joined table that has none of the keys of the impressions.
 
-    Raises:
-        UsageError: it has none of them.
+    Args:
+        asked: keys of the impressions.
+        there: keys of the table.
+        join: the table and the column.
+        files: those of the table.
     """
-    asked, there = asked.cast(pa.string()).drop_null(), there.cast(pa.string()).drop_null()
-    lacking = asked.filter(pc.invert(pc.is_in(asked, value_set=there)))
-    if not len(lacking):
-        return None
-    where = f"'{table}'" + (f" ({', '.join(files[:2])})" if files and files[0] else "")
-    example = f"for example {lacking[0].as_py()!r}"
-    if len(lacking) == len(asked):
-        has = f", and {there[0].as_py()!r} there" if len(there) else ""
-        raise UsageError(
-            f"no impression has its {key} in {where}: {example} here{has}. The keys must be "
-            "written the same way in both"
-        )
-    return (
-        f"{len(lacking):,} of {len(asked):,} {key} of the impressions have no row in {where}, "
-        f"{example}: nothing is known of their features"
+    has = f", and {there[0].as_py()!r} there" if len(there) else ""
+    return UsageError(
+        f"no impression has its {join.key} in '{join.table}' ({', '.join(files[:2])}): for example "
+        f"{asked[0].as_py()!r} here{has}. The keys must be written the same way in both"
     )
 
 
@@ -329,14 +319,15 @@ def missing_keys(
 
 
 def check_filled(name: str, values: int, part: str) -> None:
-    """Make sure that a field has a value somewhere.
+    """Make sure that a field has a value in some row of a part.
 
     Raises:
         UsageError: it has none.
     """
     if not values:
+        where = "" if part == "all" else f" of {part}"
         raise UsageError(
-            f"the field '{name}' has no value in any row{part}. Where that is right, leave it out "
+            f"the field '{name}' has no value in any row{where}. Where that is right, leave it out "
             "(unload_col; feature_fields of Ali-CCP); else its column or its name is wrong"
         )
 

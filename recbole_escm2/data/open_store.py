@@ -28,6 +28,7 @@ SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
     "hillstrom": "recbole_escm2.data.sources.hillstrom",
+    "coat": "recbole_escm2.data.sources.coat",
     "table": "recbole_escm2.data.sources.table",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
@@ -123,7 +124,13 @@ def _name_of_source(config: Any) -> str:
 
 
 def _source(config: Any) -> Source:
-    source: Source = importlib.import_module(SOURCES[_name_of_source(config)])
+    return _of_name(_name_of_source(config))
+
+
+def _of_name(name: str) -> Source:
+    """The module of a source, or the object ``SOURCE`` in it."""
+    module: Any = importlib.import_module(SOURCES[name])
+    source: Source = getattr(module, "SOURCE", module)
     return source
 
 
@@ -135,7 +142,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "format": FORMAT,
         "recbole": recbole.__version__,
         **{key: config[key] for key in OF_EVERY_SOURCE},
-        **plain(importlib.import_module(SOURCES[source]).settings(config)),
+        **plain(_of_name(source).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest

@@ -28,7 +28,11 @@ Array = NDArray[Any]
 #: In a run's folder.
 INFLUENCE_FILE = "influence.npz"
 # the rows that each metric is over, as in Predictions.scored
-_SPACES = {"CTR_AUC": "ctr", "CVR_AUC": "cvr", "CTCVR_AUC": "ctcvr", "CVR_AUC_ES": "cvr_es"}
+_SPACES = {
+    **{"CTR_AUC": "ctr", "CVR_AUC": "cvr", "CTCVR_AUC": "ctcvr", "CVR_AUC_ES": "cvr_es"},
+    **{"CTR_AUC_RI": "ctr_ri", "CVR_AUC_RI": "cvr_ri", "CTCVR_AUC_RI": "ctcvr_ri"},
+}
+_OF_CLICKS = ("cvr", "cvr_ri")
 # what numpy raises for a file that isn't one of its archives
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -81,11 +85,11 @@ class TestRows:
 
     def count(self, metric: str) -> int:
         """The number of rows that a metric is over."""
-        return int(self.click.sum()) if _SPACES[metric] == "cvr" else len(self.click)
+        return int(self.click.sum()) if _SPACES[metric] in _OF_CLICKS else len(self.click)
 
     def clusters_of(self, metric: str) -> tuple[Array, ...]:
         """The cluster ids of the rows that a metric is over."""
-        if _SPACES[metric] != "cvr":
+        if _SPACES[metric] not in _OF_CLICKS:
             return self.clusters
         clicked = np.flatnonzero(self.click)
         return tuple(ids[clicked] for ids in self.clusters)
