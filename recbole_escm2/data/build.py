@@ -423,7 +423,7 @@ class _Build:
         references = self._references(join.table, row_of)
         if repeated := int(counted["count"].to_numpy().sum()) - len(counted):
             several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
-            said = repeated_keys(several, join.key, join.table, repeated)
+            said = repeated_keys(several, join, list(self.files[join.table]), repeated)
             self.schema.notes.append(("warning", said))
         asked = merged(_in_order(self.references, join.table))["token"]
         if len(asked) and not references[1:].any():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,53 @@ from recbole_escm2.bags import Bags
 from recbole_escm2.data.schema import Chunk, Field, Join, Schema
 from recbole_escm2.errors import UsageError, did_you_mean
 
-_LARGEST = float(np.finfo(np.float32).max)  # a store has numbers of 32 bits
+LARGEST = float(np.finfo(np.float32).max)  #: A store has numbers of 32 bits.
 _FEW = 5  # positives, and negatives, without which a label can't be given away
 _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
 _ENOUGH = 100  # rows from which that can be told
+_TAIL, _SHOWN_TEXT = 1 << 16, 40  # bytes in which a last line is looked for, characters shown
 _KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
 _SHOWN = 100_000  # rows with the same key that are compared
+
+# --------------------------------------------------------------------------- a text file
+
+
+def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
+    """The error of a file that can't be decoded.
+
+    Args:
+        path: the file.
+        encoding: as it was read; UTF-8 by default.
+        error: what the decoder says.
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+    is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    likely = "utf-16" if is_wide else "cp1252"
+    return UsageError(
+        f"{path} isn't text in {encoding or 'UTF-8'} ({error}): set encoding, for example "
+        f"--encoding={likely}, or save it as UTF-8"
+    )
+
+
+def unended_line(path: Path) -> str | None:
+    """What to say of a text file whose last line has no end; None where it has one."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        tail = file.read()
+        if not tail or tail.endswith((b"\n", b"\r", b"\0")):  # the last of UTF-16
+            return None
+        file.seek(0)
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b"")) + 1
+    last = tail.rpartition(b"\n")[2].decode(errors="replace")
+    return (
+        f"{path}, line {lines:,}: the last line has no end, as if the file was cut there: "
+        f"{last[-_SHOWN_TEXT:]!r}. If it is whole, end it with a line break"
+    )
+
 
 # --------------------------------------------------------------------------- a schema
 
@@ -77,8 +119,8 @@ def idle_numbers(schema: Schema) -> str | None:
     if not idle:
         return None
     return (
-        f"numbers are features where numerical_features names them: {', '.join(idle)} are left "
-        f"out (--numerical_features='[{','.join(idle)}]')"
+        f"numbers are features where numerical_features names them: {', '.join(idle)}, which no "
+        f"model sees now (--numerical_features='[{','.join(idle)}]')"
     )
 
 
@@ -96,7 +138,7 @@ def check_values(fields: Sequence[Field], chunk: Chunk) -> None:
         for bad in _faults(column, own.kind.startswith("float")):
             row, value = bad
             why = (
-                f"a number must lie within ±{_LARGEST:.3g}, and a missing one is left empty"
+                f"a number must lie within ±{LARGEST:.3g}, and a missing one is left empty"
                 if own.kind.startswith("float")
                 else "a NUL character ends a text for some readers, which then take tokens for one"
             )
@@ -110,7 +152,7 @@ def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return
         values = values.dictionary_decode()
-    bad = pc.greater(pc.abs(values.cast(pa.float64())), _LARGEST) if numbers else _has_nul(values)
+    bad = pc.greater(pc.abs(values.cast(pa.float64())), LARGEST) if numbers else _has_nul(values)
     for place in np.flatnonzero(bad.fill_null(False).to_numpy(zero_copy_only=False)):
         yield (int(place) if rows is None else rows[place].as_py()), values[int(place)].as_py()
 
@@ -244,8 +286,12 @@ class RowDigests:
             )
 
     def _named(self, part: str | None) -> str:
-        files = list(self._files.get(part, ()))
-        return ", ".join(files[:2]) + (", …" if len(files) > 2 else "") or str(part)
+        return _some(list(self._files.get(part, ())))
+
+
+def _some(files: Sequence[str]) -> str:
+    """The first files, for a message."""
+    return ", ".join(files[:2]) + (", …" if len(files) > 2 else "")
 
 
 def _are_same(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
@@ -273,15 +319,16 @@ def _repeated_block(own: NDArray[np.uint64]) -> int:
     return most if most >= max(_ENOUGH, len(own) // 100) else 0
 
 
-def repeated_keys(rows: pa.Table, key: str, table: str, repeated: int) -> str:
+def repeated_keys(rows: pa.Table, join: Join, files: Sequence[str], repeated: int) -> str:
     """What to say of rows of a joined table that have one key.
 
     Args:
         rows: those that share their key with another one, in the table's order.
-        key: the column.
-        table: its name.
+        join: the table and the column.
+        files: those of the table.
         repeated: rows beside the first of each key.
     """
+    key = join.key
     first: dict[Any, dict[str, Any]] = {}
     differ: list[tuple[Any, str]] = []
     for row in rows.slice(0, _SHOWN).to_pylist():
@@ -289,7 +336,10 @@ def repeated_keys(rows: pa.Table, key: str, table: str, repeated: int) -> str:
         changed = [name for name in row if row[name] != own[name] and row[name] == row[name]]
         if changed:
             differ.append((row[key], changed[0]))
-    said = f"{repeated:,} rows of '{table}' repeat their {key}: the first row of each counts"
+    said = (
+        f"{repeated:,} rows of '{join.table}' repeat their {key} ({_some(files)}): the first row "
+        "of each counts"
+    )
     if not differ:
         return said
     value, column = differ[0]
@@ -310,7 +360,7 @@ def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> Usag
     """
     has = f", and {there[0].as_py()!r} there" if len(there) else ""
     return UsageError(
-        f"no impression has its {join.key} in '{join.table}' ({', '.join(files[:2])}): for example "
+        f"no impression has its {join.key} in '{join.table}' ({_some(files)}): for example "
         f"{asked[0].as_py()!r} here{has}. The keys must be written the same way in both"
     )
 

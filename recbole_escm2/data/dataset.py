@@ -287,6 +287,15 @@ class EntireSpaceDataset(Dataset):
                 f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
                 f"train (column '{self.click_field}'). Nothing can be learned about conversion"
             )
+        if train.truth.click.all() and train.truth.clicks_known:
+            self.logger.warning(
+                f"all {len(train):,} impressions of train are clicked: a log of clicks alone tells "
+                "nothing of what is clicked, CTR is 1 for every impression, and weighting clicks "
+                "by their propensity has nothing to weigh"
+            )
+        for name, part in zip(PARTS[1:], parts[1:], strict=True):
+            if said := self._unseen(name, train, part):
+                self.logger.warning(said)
         if self.config["train_space"] == "click":
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
@@ -297,6 +306,24 @@ class EntireSpaceDataset(Dataset):
         drawn = torch.zeros(len(self), dtype=torch.bool)
         drawn[torch.randperm(len(self))[: round((share or 0) * len(self))]] = True
         return [self.copy(self.inter_feat[rows]) for rows in (~drawn, drawn)]
+
+    def _unseen(self, name: str, train: EntireSpaceDataset, part: EntireSpaceDataset) -> str | None:
+        """What to say of ids that a part has and train doesn't; None where train has them all."""
+        said, known = [], self.store.schema["report"].get("fields", {})
+        for field, ids in self.field2id_token.items():
+            if self.field2type[field] != FeatureType.TOKEN or field not in part.inter_feat:
+                continue
+            if ids.unknown is not None:  # the builder has counted them
+                unknown = known.get(field, {}).get("unknown", {})
+                share = 0 if unknown.get("train") else unknown.get(name, 0) / len(part)
+            else:
+                seen = torch.zeros(len(ids), dtype=torch.bool)
+                seen[train.inter_feat[field]] = True
+                seen[0] = True  # no value
+                share = float((~seen[part.inter_feat[field]]).float().mean())
+            if share:
+                said.append(f"{field} in {share:.2%}")
+        return f"{name} has ids that train hasn't: {', '.join(said)} of its rows" if said else None
 
     def _identity(self, parts: list[EntireSpaceDataset]) -> Identity:
         names = ("train", "validation", "test")

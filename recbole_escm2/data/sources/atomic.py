@@ -18,6 +18,7 @@ from pandas.api.types import union_categoricals
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_escm2.data.checks import LARGEST, unended_line
 from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     SHOWN,
@@ -267,6 +268,8 @@ class AtomicFiles(Dataset):
                     f"is one number, declare it '{column.field}:float'"
                 )
         frame = self._read(path, header, fields, {column.field for column in labels})
+        if said := unended_line(path):
+            self._note(said)
         for column in labels:
             self._check_label(frame, column, path)
         for field in fields:
@@ -304,6 +307,9 @@ class AtomicFiles(Dataset):
             raise fault or UsageError(f"{path}: {error}") from error
         if frame.empty:
             raise UsageError(f"{path} has no row below the header")
+        floats = [field for field in fields if is_number[field]]
+        if not all((frame[field].abs() <= LARGEST)[frame[field].notna()].all() for field in floats):
+            check_numbers(path, header, floats, separator, encoding)
         return frame
 
     def _sequences(self, texts: pd.Series, field: str, path: Path) -> np.ndarray:
