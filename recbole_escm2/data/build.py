@@ -435,6 +435,8 @@ class _Build:
                 columns[join.key] = encoded(rows.column(join.key))
         if table == "inter":
             columns |= {label.field: rows.column(label.field) for label in self.labels}
+            if self._group_number is not None:
+                columns[self._group_number] = rows.column(self._group_number)
         for own in self._of(table):
             column = columns[own.name]
             if own.kind.endswith("seq"):
@@ -443,6 +445,12 @@ class _Build:
             if own.kind.startswith("float"):
                 self.shape[own.name] = _shape(column.type)
         return pa.RecordBatch.from_pydict(columns)
+
+    @property
+    def _group_number(self) -> str | None:
+        """The group's column, where that holds numbers and is no field."""
+        names = {own.name for own in self.schema.fields}
+        return None if self.schema.group in names else self.schema.group
 
     def _of(self, table: str) -> list[Field]:
         """The fields that a table of the store has."""
@@ -529,6 +537,8 @@ class _Build:
                     label.field: rows.column(label.field).to_numpy(zero_copy_only=False)
                     for label in self.labels
                 }
+                if self._group_number is not None:  # 0 is that of an impression without one
+                    extra[self._group_number] = rows.column(self._group_number).to_numpy() + 1
                 for join, numbering in row_of.items():
                     place = numbering.ids(rows.column(join.key))
                     if not self._by_id(join.key):

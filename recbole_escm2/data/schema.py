@@ -107,7 +107,8 @@ class Schema:
         vocabulary: the rows whose tokens are numbered. ``train``: those of the part train, and id 1
             is that of all other tokens. ``all``: every row, where seeds split one D at random, in
             the order of appearance from 1 on, as RecBole numbers them.
-        group: the field whose ids tell users apart, for metrics per user.
+        group: the field whose ids tell users apart, for metrics per user; or a column of whole
+            numbers from 0 on that is no field, and so no feature.
         time: a field of seconds since any moment; a store keeps them since the earliest one.
         joins: tables beside ``inter``.
         simulated: what to say with every number on simulated data.

@@ -78,6 +78,9 @@ class RatingPairs(RawFiles):
     )
     #: What a rating is called in the key ``threshold``.
     rating = "rating"
+    #: Whether users might have chosen the pairs that were shown at random; only where they have
+    #: chosen some of them can clicks on these be scored.
+    clicks_random_pairs = True
     #: Whether a rating converts.
     converts: Callable[..., Any] = staticmethod(np.greater_equal)
 
@@ -90,7 +93,7 @@ class RatingPairs(RawFiles):
         raise NotImplementedError
 
     def read(self, config: Any) -> tuple[Schema, Iterator[Chunk]]:
-        """All pairs, those that were shown at random as the part test, without their labels' use.
+        """All pairs; those that were shown at random are the part test.
 
         Raises:
             UsageError: a file isn't as it must be, or ``threshold`` names something else.
@@ -110,7 +113,9 @@ class RatingPairs(RawFiles):
             f"{len(data.users) * items:,} pairs are {len(chosen[0]) / len(data.users) / items:.1%}"
             f"): {fate}"
         )
-        schema = self._schema(config, data, clicks_known=both > 0)
+        schema = self._schema(config, data, self.clicks_random_pairs and both > 0)
+        if repeated := len(data.chosen.user) - len(chosen[0]):
+            note += f". {repeated:,} further ratings of the same pairs don't count"
         schema.notes.extend([("info", note), *data.notes])
         schema.report.update(chosen=len(chosen[0]), random=len(random[0]), both=both)
         return schema, self._chunks(config, schema, data, chosen, random)
