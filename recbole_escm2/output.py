@@ -199,9 +199,13 @@ def beside(target: Path) -> Iterator[Path]:
         OSError: the folder can't be written into.
     """
     remove_abandoned(target)
-    place = target.with_name(f"{target.name}.{secrets.token_hex(4)}.unfinished")
-    held = lock(_lock_of(place))
-    held.acquire()
+    while True:
+        place = target.with_name(f"{target.name}.{secrets.token_hex(4)}.unfinished")
+        held = lock(_lock_of(place))
+        held.acquire()
+        if _lock_of(place).exists():  # else somebody took it for abandoned before it was held
+            break
+        held.release()
     try:
         yield place
     finally:
@@ -211,7 +215,8 @@ def beside(target: Path) -> Iterator[Path]:
 def remove_abandoned(target: Path) -> None:
     """Remove what processes that are no more have left of what they made beside a target."""
     with contextlib.suppress(OSError):
-        for place in list(target.parent.glob(f"{glob.escape(target.name)}.*.unfinished")):
+        for left in list(target.parent.glob(f"{glob.escape(target.name)}.*.unfinished*")):
+            place = left.with_name(left.name.removesuffix(".lock"))
             held = lock(_lock_of(place))
             with contextlib.suppress(OSError, Timeout):  # somebody else's, or at work
                 held.acquire(timeout=0)
