@@ -15,7 +15,7 @@ import recbole
 from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
-from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.identity import file_digest
 from recbole_escm2.output import plain
@@ -57,7 +57,7 @@ def open_store(config: Any) -> Store:
         return store
     store = _stored(folder)
     if not _is_made_from(store, made_from):
-        with alone(folder):
+        with making(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):
                 _make(config, folder, {"settings": settings, "made_from": made_from})
