@@ -26,8 +26,6 @@ from recbole_escm2.keys import (
     OF_RECBOLES_MODELS,
     PAIR,
     PART_SETTINGS,
-    PLACE_KEYS,
-    SCORING_KEYS,
     TRAINING_KEYS,
     UNLISTED,
     Kind,
@@ -49,17 +47,13 @@ from recbole_escm2.metric_names import (
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.property_files import (
     PROPERTIES,
-    dataset_names,
     parse_value,
     read_yaml,
     recbole_properties,
 )
 
-# Declared in keys and property_files, and found here, too.
-__all__ = ["KEY_NEEDS", "PLACE_KEYS", "PROPERTIES", "SCORING_KEYS", "Config", "dataset_names"]
-
 _RECBOLE_MODELS = recbole_properties() / "model"
-# Settled by stock RecBole before it builds a data set; its context-aware defaults serve as well.
+# Read by stock RecBole before it builds a data set; its context-aware defaults serve as well.
 _RUNNER_KEYS = {
     "checkpoint_dir",
     "eval_args",
@@ -103,14 +97,14 @@ def _of_recboles_model(name: Any) -> dict[str, Any]:
 
 
 def model_defaults(model_class: type) -> dict[str, Any]:
-    """The defaults of an entire-space model; of RecBole's own, RecBole knows them.
+    """The defaults of an entire-space or a reference model; of RecBole's own, RecBole knows them.
 
     A model has those of its parents, unless it says otherwise: in a properties file of its name,
     or in its ``default_config``.
     """
     merged: dict[str, Any] = {}
     for parent in reversed(model_class.__mro__):
-        if is_of_family(parent):
+        if is_of_family(parent) or is_reference(parent):
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
                 merged.update(read_yaml(file))
@@ -136,9 +130,9 @@ def is_of_family(model_class: type) -> bool:
     return hasattr(model_class, "acting_keys")
 
 
-def family_keys() -> frozenset[str]:
-    """The config keys that act on some models only, and so are refused for the others."""
-    return FAMILY
+def is_reference(model_class: type) -> bool:
+    """Whether a model is what others are compared with, fitted without gradient steps."""
+    return hasattr(model_class, "fit_steps")
 
 
 @cache
@@ -148,11 +142,14 @@ def idle_keys(model_class: Any, backbone: str, task: str = "both") -> frozenset[
     Args:
         model_class: the model.
         backbone: its backbone, where it is an entire-space model.
-        task: what it learns, where it is one of RecBole's.
+        task: what it learns, where it is one of RecBole's or a reference model.
     """
     if is_of_family(model_class):
         acts: frozenset[str] = model_class.acting_keys(backbone)
         return FAMILY - acts
+    if is_reference(model_class):
+        own = {"task", "valid_metric", *model_class.config_keys}
+        return (FAMILY | TRAINING_KEYS) - own - (acting(("pair",)) if task == "both" else set())
     return FAMILY - acting(("single_task", "pair") if task == "both" else ("single_task",))
 
 
@@ -179,6 +176,8 @@ def why_idle(key: str, model_class: Any, backbone: str) -> str:
     name = model_class.__name__
     if not is_of_family(model_class):
         of_pairs = "pair" in KEYS[key].acts_on
+        if is_reference(model_class) and not of_pairs:
+            return f"{name} is a reference model, which takes no gradient steps"
         return f"{name} learns one task" if of_pairs else f"{name} is a model of RecBole's own"
     if key == "propensity_normalization" and model_class.weighs_clicks():
         return f"{name} has another use for ô than the weights o/ô"
@@ -192,7 +191,7 @@ def check_values(config: Any) -> None:
     """Refuse the first value that its key can't hold.
 
     Args:
-        config: ours or RecBole's, not settled yet.
+        config: ours or RecBole's, as it was given.
 
     Raises:
         UsageError: it names the key.
@@ -236,7 +235,7 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
     if config["sparse_embedding"]:
-        _settle_sparse(config, external)
+        _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
     if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
@@ -309,7 +308,7 @@ def _check_mode(mode: Any) -> None:
         raise UsageError(f"eval_args mode must be labeled, got {mode!r}: {AS_THEY_ARE}")
 
 
-def _settle_sparse(config: Any, external: Mapping[str, Any]) -> None:
+def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
     """Check sparse gradients; as a data set's default they give way in a single-task model."""
     try:
         _check_sparse(config)
@@ -338,7 +337,7 @@ def _check_sparse(config: Any) -> None:
             )
 
 
-# --------------------------------------------------------------------------- settled values
+# --------------------------------------------------------------------------- what follows from them
 
 
 def is_entire_space(config: Any) -> bool:
@@ -428,7 +427,7 @@ def part_config(config: Config, task: str) -> Config:
     except UsageError as error:
         raise UsageError(f"{key}: {error}" if config[key] else str(error)) from error
     if chooses != alone:
-        part["valid_metric"] = _settled_name(chooses, part["topk"])
+        part["valid_metric"] = _shown_name(chooses, part["topk"])
         part["valid_metric_bigger"] = bigger_is_better(chooses)
     return part
 
@@ -458,7 +457,7 @@ def training_seed(config: Any) -> int:
     return int(seed if own is None else own)
 
 
-def settle(config: Any, external: Mapping[str, Any]) -> None:
+def derive(config: Any, external: Mapping[str, Any]) -> None:
     """Check what a config holds and derive what follows from it, in place.
 
     Args:
@@ -475,7 +474,7 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     if "propensity_normalization" in config:  # as text, none is read as no value
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
-    _settle_metrics(config, external)
+    _derive_metrics(config, external)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -499,7 +498,7 @@ def _weight_field(config: Any) -> str | None:
     return field
 
 
-def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
+def _derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
     tasks = scored_tasks(config)
     if isinstance(config["metrics"], str):
         config["metrics"] = [config["metrics"]]
@@ -519,24 +518,24 @@ def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
             f"valid_metric {config['valid_metric']} knows no better or worse: it can't choose the "
             "best epoch"
         )
-    _settle_primary(config)
+    _derive_primary(config)
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
-    config["valid_metric"] = _settled_name(config["valid_metric"], config["topk"])
+    config["valid_metric"] = _shown_name(config["valid_metric"], config["topk"])
 
 
-def _settled_name(metric: str, topk: list[int]) -> str:
+def _shown_name(metric: str, topk: list[int]) -> str:
     """As it is shown, with the first K of several."""
     name = canonical_name(metric)
     return name[:-1] + str(topk[0]) if name.partition("@")[2].lower() == "k" else name
 
 
-def _settle_primary(config: Any) -> None:
+def _derive_primary(config: Any) -> None:
     """The metrics that verdicts are about, by their names; None where the data decides."""
-    asked = config["primary"]
-    if asked is None:
+    names = config["primary"]
+    if names is None:
         return
-    names = asked.split(",") if isinstance(asked, str) else asked
+    names = names.split(",") if isinstance(names, str) else names
     names = [str(name).strip() for name in names]
     for name in names:
         if not is_metric(name):
@@ -623,7 +622,7 @@ class Config(recbole.config.Config):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise UsageError(f"RecBole refuses the configuration: {error}") from error
-        settle(self, self.external_config_dict)
+        derive(self, self.external_config_dict)
         if sentence := next(_set_in_vain(self, self.external_config_dict), None):
             raise UsageError(sentence)
         if learns_both(self):
@@ -673,13 +672,15 @@ class Config(recbole.config.Config):
         return model_class.__name__, model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
+        # RecBole's LightGBM is another model, whose keys ours hasn't
+        of_recbole = "" if is_reference(model_class) else model
+        super()._load_internal_config_dict(of_recbole, model_class, dataset)
         ours = defaults(model_class, dataset, self.external_config_dict)
         self.internal_config_dict.update(ours)
         self._check_keys(known_keys(model_class, dataset, self.internal_config_dict))
 
     def _check_keys(self, known: set[str]) -> None:
-        known = known | family_keys()  # one that is idle is refused later, with the reason
+        known = known | FAMILY  # one that is idle is refused later, with the reason
         for key in self.cmd_config_dict:
             if key not in known:
                 raise UsageError(
@@ -696,7 +697,7 @@ class Config(recbole.config.Config):
     def _set_default_parameters(self) -> None:
         check_values(self)
         self.final_config_dict["eval_args"] = self._whole_eval_args()
-        # RecBole's own checks know neither our metric names nor where they are not yet settled.
+        # RecBole's own checks know neither our metric names nor where they are not derived yet.
         own = {key: self.final_config_dict[key] for key in ("metrics", "topk", "valid_metric")}
         self.final_config_dict.update(metrics=["AUC"], topk=[1], valid_metric="AUC")
         super()._set_default_parameters()
@@ -736,7 +737,7 @@ def complete(config: Any) -> None:
     config["entire_space_defaults"] = True
     config.internal_config_dict.update(added)  # what a checkpoint takes along
     check_values(config)
-    settle(config, external)
+    derive(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)
     getLogger().info(

@@ -110,6 +110,15 @@ def _is_tuning_part(value: Any) -> bool:
     )
 
 
+def _is_path(value: Any) -> bool:
+    steps = value if isinstance(value, list) else [value]
+    return (
+        bool(steps)
+        and all(map(POSITIVE.holds, steps))
+        and steps == sorted(set(steps), reverse=True)
+    )
+
+
 def _is_clipping(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -203,6 +212,7 @@ class Key(NamedTuple):
 _SINGLE = "single_task"  # RecBole's models, and the user's own of their kind
 _PAIR = "pair"  # a single-task model with task: both
 _FAMILY = "EntireSpaceRecommender"
+_NO_TREES = "has no trees"
 _MLPS = ("separate", "shared_bottom", "mmoe", "ple")
 
 #: Ours; the property files have them in the same order.
@@ -225,7 +235,10 @@ OURS: Mapping[str, Key] = {
     "source": Key(_text("the format of the source files")),
     "store_dir": Key(FOLDER, PLACE | NO_SWEEP),
     "bag_pooling": Key(
-        _one_of("mean", "sum"), TRAINING, (_FAMILY, _SINGLE), "with backbone {} pools no values"
+        _one_of("mean", "sum"),
+        TRAINING,
+        (_FAMILY, _SINGLE, "LogisticRegression"),
+        "with backbone {} pools no values",
     ),
     "multi_value_top_k": Key(COUNT),
     "weight_scaler": Key(_one_of("mean", "raw")),
@@ -253,6 +266,19 @@ OURS: Mapping[str, Key] = {
     "calibration_bins": Key(COUNT, SCORING),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    # Reference models
+    "l2_penalty": Key(
+        Kind("a number > 0, or a falling list of such", _is_path),
+        TRAINING,
+        ("LogisticRegression",),
+        "is no logistic regression",
+    ),
+    "num_leaves": Key(_whole(2), TRAINING, ("LightGBM",), _NO_TREES),
+    "min_data_in_leaf": Key(COUNT, TRAINING, ("LightGBM",), _NO_TREES),
+    "shrinkage_rate": Key(
+        _number("a number in (0, 1]", lambda v: 0 < v <= 1), TRAINING, ("LightGBM",), _NO_TREES
+    ),
+    "rate_smoothing": Key(POSITIVE, TRAINING, ("LightGBM",), _NO_TREES),
     # Entire-space models
     "backbone": Key(_text("the name of a backbone"), acts_on=(_FAMILY,), idle="has no use for it"),
     "embedding_size": Key(COUNT, OFTEN, (*_MLPS, _SINGLE), "with backbone {} embeds nothing"),

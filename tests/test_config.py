@@ -17,15 +17,12 @@ from recbole.model.context_aware_recommender.deepfm import DeepFM
 from recbole.model.general_recommender.bpr import BPR
 
 import recbole_escm2.config as config_module
-from recbole_escm2.config import (
-    Config,
-    dataset_names,
-    parse_value,
-)
+from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
 from recbole_escm2.lookup import context_model_names, find_model, model_path
 from recbole_escm2.model import ESCM2_DR, ESMM
+from recbole_escm2.property_files import dataset_names, parse_value
 
 many = hypothesis_settings(deadline=None, max_examples=300, derandomize=True)
 

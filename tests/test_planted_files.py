@@ -449,7 +449,7 @@ def ranges(trap: Trap) -> None:
 KINDS: dict[Callable[[Trap], None], set[str]] = {
     checkpoint: {"train/checkpoint.py"},
     pickled_checkpoint: {"train/checkpoint.py"},
-    run_folder: {"experiment/runs.py", "experiment/planned.py", "experiment/worker.py"},
+    run_folder: {"experiment/runs.py", "experiment/worker.py", "train/run.py"},
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
     schema_of_a_store: {"data/store.py"},

@@ -15,8 +15,9 @@ import recbole
 from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
-from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.identity import file_digest
 from recbole_escm2.output import plain
 
 #: Config keys on which every store depends, whatever its source.
@@ -62,7 +63,7 @@ def open_store(config: Any) -> Store:
         return store
     store = _stored(folder)
     if not _is_made_from(store, made_from):
-        with alone(folder):
+        with making(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):
                 _make(config, folder, {"settings": settings, "made_from": made_from})
@@ -165,15 +166,21 @@ def _stored(folder: Path) -> Store | None:
         try:
             return Store(folder)
         except NoStoreError as error:
-            getLogger().debug(str(error))
+            why = error
         if not (folder / SCHEMA).exists():
             return None
+    getLogger().warning(f"{why}: the data has to be made again of its source files")
     return None
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
     found = file.stat()
-    return {"file": file.name, "bytes": found.st_size, "modified": found.st_mtime_ns}
+    return {
+        "file": file.name,
+        "bytes": found.st_size,
+        "modified": found.st_mtime_ns,
+        "digest": file_digest(file),
+    }
 
 
 def _store_dir(config: Any) -> Path:

@@ -10,28 +10,7 @@ import numpy as np
 
 from recbole_escm2.evaluator import metrics
 from recbole_escm2.evaluator.predictions import NoTruthError, Predictions, Scored
-from recbole_escm2.metric_names import (  # noqa: F401  (importers of names find them here, too)
-    ALL_TASKS,
-    METRIC_NAMES,
-    METRICS,
-    PER_USER,
-    PRIMARY_CVR,
-    RANDOM_IMPRESSIONS,
-    TOP_K,
-    Metric,
-    bigger_is_better,
-    canonical_name,
-    expand,
-    is_metric,
-    is_neutral,
-    is_per_user,
-    metric_of,
-    primary_metrics,
-    score_of,
-    statistic_of,
-    target_of,
-    task_of,
-)
+from recbole_escm2.metric_names import METRICS, Metric, metric_of, statistic_of
 
 #: Where the metrics find the predictions among what RecBole's collector gathers.
 PREDICTIONS = "entire_space.predictions"

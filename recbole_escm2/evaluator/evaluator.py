@@ -13,10 +13,11 @@ from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import PREDICTIONS, Setting, canonical_name, spec_of
+from recbole_escm2.evaluator.catalogue import PREDICTIONS, Setting, spec_of
 from recbole_escm2.evaluator.metrics import UndefinedMetricError
 from recbole_escm2.evaluator.predictions import NotPredictedError, NoTruthError, Predictions, Truth
 from recbole_escm2.evaluator.recbole_metric import EntireSpaceMetric, metric_class
+from recbole_escm2.metric_names import canonical_name
 
 
 class MetricResult(dict[str, float]):

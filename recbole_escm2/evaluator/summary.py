@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.metric_names import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user
 from recbole_escm2.output import table
 
 

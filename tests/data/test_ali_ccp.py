@@ -319,7 +319,7 @@ def test_all_fields_train(simulated, tmp_path, model):
 
 
 def test_both_data_sets_have_the_same_keys():
-    from recbole_escm2.config import PROPERTIES
+    from recbole_escm2.property_files import PROPERTIES
 
     real, simulated = (
         yaml.safe_load((PROPERTIES / "dataset" / f"{name}.yaml").read_text())

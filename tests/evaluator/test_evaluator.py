@@ -11,18 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import (
-    ALL_TASKS,
-    METRIC_NAMES,
-    SPECS,
-    bigger_is_better,
-    canonical_name,
-    expand,
-    is_metric,
-    is_per_user,
-    score_of,
-    task_of,
-)
+from recbole_escm2.evaluator.catalogue import SPECS
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -31,6 +20,17 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Truth
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.metric_names import (
+    ALL_TASKS,
+    METRIC_NAMES,
+    bigger_is_better,
+    canonical_name,
+    expand,
+    is_metric,
+    is_per_user,
+    score_of,
+    task_of,
+)
 
 
 def config_of(**changes):

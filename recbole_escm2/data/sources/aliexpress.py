@@ -49,7 +49,7 @@ class AliExpress(RawFiles):
             **dict.fromkeys(_TOKENS, pa.string()),
             **dict.fromkeys(_NUMBERS, pa.float64()),
             **dict.fromkeys(labels, pa.int64()),
-            _GROUP: pa.int32(),
+            _GROUP: pa.string(),
         }
         for part, file in self.paths(config).items():
             for lines, rows in csv_columns(file, types, whole=[_GROUP]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from importlib import resources
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow as pa
 from pandas.api.types import union_categoricals
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
-from recbole.utils.argument_list import dataset_arguments
 
 from recbole_escm2.data.labels import (
     LABEL_SOURCE,
@@ -37,18 +35,8 @@ from recbole_escm2.data.sources.atomic_text import (
 )
 from recbole_escm2.data.sources.pairs import all_pairs
 from recbole_escm2.errors import UsageError
-from recbole_escm2.fields import LABEL_KEYS
-
-# Keys of RecBole's and ours that change what is read or made of it. The label that a single-task
-# model learns is made with each batch, so all models share one store.
-_KEYS = (
-    *(key for key in dataset_arguments if key != "unused_col"),
-    *LABEL_KEYS,
-    "discretization",
-    "encoding",
-    "impressions",
-    "numerical_features",
-)
+from recbole_escm2.keys import DATA_KEYS
+from recbole_escm2.property_files import dataset_names
 
 
 def simulates(config: Any) -> bool:
@@ -57,8 +45,11 @@ def simulates(config: Any) -> bool:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The keys of RecBole's ``Dataset`` and ours for labels."""
-    return {key: config[key] for key in _KEYS}
+    """The keys of RecBole's ``Dataset`` and ours for labels, which change what is made of files.
+
+    The label that a single-task model learns is made with each batch, so all models share a store.
+    """
+    return {key: config[key] for key in DATA_KEYS}
 
 
 def read(config: Any) -> tuple[Schema, list[Chunk]]:
@@ -106,9 +97,7 @@ def files(config: Any) -> list[Path]:
 
 def _missing(config: Any, name: str, folder: Path) -> str:
     there = [path.name for path in folder.parent.glob("*/") if any(path.glob("*.inter"))]
-    known = resources.files("recbole_escm2.properties") / "dataset"
-    shipped = [Path(f.name).stem for f in known.iterdir() if f.name.endswith(".yaml")]
-    names = ", ".join(sorted({*shipped, *there}))
+    names = ", ".join(sorted({*dataset_names(), *there}))
     return (
         f"there is no data set '{name}'. Data sets: {names}. For one of your own put its "
         f"atomic files into {folder} ({name}.inter, and {name}.user and {name}.item if it "
