@@ -139,7 +139,7 @@ def test_kuairecs_small_matrix_is_test_and_first_plays_count(tmp_path, write, ca
     big, small, tags = write("kuairec")
     caplog.set_level("INFO")
     dataset = load(tmp_path, "kuairec")
-    assert "2 of these chosen, too" in caplog.text
+    assert "2 of these were chosen as well" in caplog.text
     assert "further ratings of the same pairs don't count" in caplog.text
     parts = dataset.build()
     user, item = pairs_of(parts[2]).T

@@ -78,8 +78,8 @@ class RatingPairs(RawFiles):
     )
     #: What a rating is called in the key ``threshold``.
     rating = "rating"
-    #: Whether users might have chosen the pairs that were shown at random; only where they have
-    #: chosen some of them can clicks on these be scored.
+    #: Whether users might have chosen the pairs that were shown at random. Clicks on these can be
+    #: scored where they are a uniform sample of all pairs: about as many of them were chosen.
     clicks_random_pairs = True
     #: Whether a rating converts.
     converts: Callable[..., Any] = staticmethod(np.greater_equal)
@@ -105,15 +105,19 @@ class RatingPairs(RawFiles):
         if not len(random[0]):
             raise UsageError(f"data set '{config['dataset']}': no pair was shown at random")
         both = int(np.isin(random[0], chosen[0], assume_unique=True).sum())
+        chosen_share = len(chosen[0]) / (len(data.users) * items)
+        schema = self._schema(
+            config, data, self.clicks_random_pairs and both >= len(random[0]) * chosen_share / 2
+        )
         held = config["protocol"] == "held_out"
         fate = "left out of train and validation" if held else "in train as well (protocol)"
         note = (
-            f"{len(chosen[0]):,} chosen pairs, {len(random[0]):,} shown at random, {both:,} of "
-            f"these chosen, too ({both / len(random[0]):.1%}; {len(chosen[0]):,} of "
-            f"{len(data.users) * items:,} pairs are {len(chosen[0]) / len(data.users) / items:.1%}"
-            f"): {fate}"
+            f"{len(chosen[0]):,} pairs were chosen, {chosen_share:.1%} of all, and "
+            f"{len(random[0]):,} shown at random: {both:,} of these were chosen as well, "
+            f"{both / len(random[0]):.1%}. They are {fate}"
         )
-        schema = self._schema(config, data, self.clicks_random_pairs and both > 0)
+        if not schema.clicks_known:
+            note += ", and clicks of test aren't scored"
         if repeated := len(data.chosen.user) - len(chosen[0]):
             note += f". {repeated:,} further ratings of the same pairs don't count"
         schema.notes.extend([("info", note), *data.notes])
