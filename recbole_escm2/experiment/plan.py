@@ -17,7 +17,6 @@ from recbole_escm2.experiment.request import (
     Request,
     read_request,
     split_list,
-    true_or_false,
     whole_number,
 )
 from recbole_escm2.experiment.seeds import Seeds, aa_row, read_seeds
@@ -142,8 +141,8 @@ def make_experiment(options: Mapping[str, str]) -> Experiment:
         output_dir=Path(first["output_dir"]).absolute(),
         name=str(about.get("name") or ""),
         jobs=whole_number("jobs", about.get("jobs", 1), 1),
-        fresh=true_or_false("fresh", about.get("fresh", False)),
-        saved=true_or_false("saved", about.get("saved", False)),
+        fresh=about.get("fresh", False),
+        saved=about.get("saved", False),
         trials=trials,
     ).with_runs(rows, configs)
     if trials > 1:
@@ -193,7 +192,7 @@ def _with_aa_row(about: Mapping[str, Any], rows: Sequence[Row], seeds: Seeds) ->
     wanted = about.get("aa_row")
     if wanted is None:
         return several and len(rows) > 1
-    if true_or_false("aa_row", wanted) and not several:
+    if wanted and not several:
         raise UsageError("aa_row needs at least two seeds: with one there is no test")
     return bool(wanted)
 

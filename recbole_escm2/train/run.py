@@ -76,6 +76,8 @@ def open_run(config: Any, folder: Path | None = None, saved: bool = True) -> Ite
     Raises:
         UsageError: what the caller can mend, also where an error comes from a user's own model.
     """
+    parent = Path(config["output_dir"])
+    makes_parent = folder is None and not parent.exists()
     place = make_run_dir(config) if folder is None else folder.absolute()
     run = Run(place)
     if config["show_progress"] is None:
@@ -94,6 +96,9 @@ def open_run(config: Any, folder: Path | None = None, saved: bool = True) -> Ite
     except UsageError:
         if folder is None and not run.started and config["state"] != "debug":
             shutil.rmtree(place)
+            if makes_parent:
+                with contextlib.suppress(OSError):  # another run may have begun in it
+                    parent.rmdir()
         raise
 
 
