@@ -46,6 +46,7 @@ from recbole_escm2.metric_names import (
     canonical_name,
     is_metric,
     is_neutral,
+    statistic_of,
     task_of,
 )
 from recbole_escm2.model_names import MODEL_NAMES
@@ -101,14 +102,14 @@ def _of_recboles_model(name: Any) -> dict[str, Any]:
 
 
 def model_defaults(model_class: type) -> dict[str, Any]:
-    """The defaults of an entire-space model; of RecBole's own, RecBole knows them.
+    """The defaults of an entire-space or a reference model; of RecBole's own, RecBole knows them.
 
     A model has those of its parents, unless it says otherwise: in a properties file of its name,
     or in its ``default_config``.
     """
     merged: dict[str, Any] = {}
     for parent in reversed(model_class.__mro__):
-        if is_of_family(parent):
+        if is_of_family(parent) or is_reference(parent):
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
                 merged.update(read_yaml(file))
@@ -129,6 +130,11 @@ def is_of_family(model_class: type) -> bool:
     return hasattr(model_class, "acting_keys")
 
 
+def is_reference(model_class: type) -> bool:
+    """Whether a model is what others are compared with, fitted without gradient steps."""
+    return hasattr(model_class, "fit_steps")
+
+
 @cache
 def idle_keys(model_class: Any, backbone: str, task: str = "both") -> frozenset[str]:
     """The config keys that do nothing in a model.
@@ -136,11 +142,14 @@ def idle_keys(model_class: Any, backbone: str, task: str = "both") -> frozenset[
     Args:
         model_class: the model.
         backbone: its backbone, where it is an entire-space model.
-        task: what it learns, where it is one of RecBole's.
+        task: what it learns, where it is one of RecBole's or a reference model.
     """
     if is_of_family(model_class):
         acts: frozenset[str] = model_class.acting_keys(backbone)
         return FAMILY - acts
+    if is_reference(model_class):
+        own = {"task", "valid_metric", *model_class.config_keys}
+        return (FAMILY | TRAINING_KEYS) - own - (acting(("pair",)) if task == "both" else set())
     return FAMILY - acting(("single_task", "pair") if task == "both" else ("single_task",))
 
 
@@ -167,6 +176,8 @@ def why_idle(key: str, model_class: Any, backbone: str) -> str:
     name = model_class.__name__
     if not is_of_family(model_class):
         of_pairs = "pair" in KEYS[key].acts_on
+        if is_reference(model_class) and not of_pairs:
+            return f"{name} is a reference model, which takes no gradient steps"
         return f"{name} learns one task" if of_pairs else f"{name} is a model of RecBole's own"
     if key == "propensity_normalization" and model_class.weighs_clicks():
         return f"{name} has another use for ô than the weights o/ô"
@@ -361,7 +372,7 @@ def metric_for(task: str, name: str) -> str:
     """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
     if task_of(name) in (None, task):
         return name
-    statistic = name.partition("_")[2].removesuffix("_ES")
+    statistic, _ = statistic_of(name)
     own = f"{task.upper()}_{statistic}"
     return own if is_metric(own) else f"{task.upper()}_AUC"
 
@@ -673,7 +684,9 @@ class Config(recbole.config.Config):
         return model_class.__name__, model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
+        # RecBole's LightGBM is another model, whose keys ours hasn't
+        of_recbole = "" if is_reference(model_class) else model
+        super()._load_internal_config_dict(of_recbole, model_class, dataset)
         ours = defaults(model_class, dataset, self.external_config_dict)
         self.internal_config_dict.update(ours)
         self._check_keys(known_keys(model_class, dataset, self.internal_config_dict))

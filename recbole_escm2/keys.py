@@ -117,6 +117,15 @@ def _are_parts(value: Any) -> bool:
     return isinstance(value, list) and all(map(TEXT.holds, value)) and len({*value}) == 3
 
 
+def _is_path(value: Any) -> bool:
+    steps = value if isinstance(value, list) else [value]
+    return (
+        bool(steps)
+        and all(map(POSITIVE.holds, steps))
+        and steps == sorted(set(steps), reverse=True)
+    )
+
+
 def _is_clipping(value: Any) -> bool:
     """As ``torch.nn.utils.clip_grad_norm_`` takes it."""
     kinds = {"max_norm": POSITIVE, "norm_type": NORM}
@@ -215,6 +224,7 @@ class Key(NamedTuple):
 _SINGLE = "single_task"  # RecBole's models, and the user's own of their kind
 _PAIR = "pair"  # a single-task model with task: both
 _FAMILY = "EntireSpaceRecommender"
+_NO_TREES = "has no trees"
 _MLPS = ("separate", "shared_bottom", "mmoe", "ple")
 
 #: Ours; the property files have them in the same order.
@@ -237,7 +247,10 @@ OURS: Mapping[str, Key] = {
     "source": Key(_text("the format of the source files")),
     "store_dir": Key(FOLDER, PLACE | NO_SWEEP),
     "bag_pooling": Key(
-        _one_of("mean", "sum"), TRAINING, (_FAMILY, _SINGLE), "with backbone {} pools no values"
+        _one_of("mean", "sum"),
+        TRAINING,
+        (_FAMILY, _SINGLE, "LogisticRegression"),
+        "with backbone {} pools no values",
     ),
     "multi_value_top_k": Key(COUNT),
     "weight_scaler": Key(_one_of("mean", "raw")),
@@ -265,6 +278,19 @@ OURS: Mapping[str, Key] = {
     "calibration_bins": Key(COUNT, SCORING),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    # Reference models
+    "l2_penalty": Key(
+        Kind("a number > 0, or a falling list of such", _is_path),
+        TRAINING,
+        ("LogisticRegression",),
+        "is no logistic regression",
+    ),
+    "num_leaves": Key(_whole(2), TRAINING, ("LightGBM",), _NO_TREES),
+    "min_data_in_leaf": Key(COUNT, TRAINING, ("LightGBM",), _NO_TREES),
+    "shrinkage_rate": Key(
+        _number("a number in (0, 1]", lambda v: 0 < v <= 1), TRAINING, ("LightGBM",), _NO_TREES
+    ),
+    "rate_smoothing": Key(POSITIVE, TRAINING, ("LightGBM",), _NO_TREES),
     # Entire-space models
     "backbone": Key(_text("the name of a backbone"), acts_on=(_FAMILY,), idle="has no use for it"),
     "embedding_size": Key(COUNT, OFTEN, (*_MLPS, _SINGLE), "with backbone {} embeds nothing"),
@@ -315,6 +341,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
     "simulation_seed": Key(SEED),
     "obtain": Key(TEXT),
     "customers": Key(_one_of("all", "emailed")),
+    "protocol": Key(_one_of("held_out", "literature")),
     "ratings": Key(_text("the name of a data set of ratings")),
     "completion_rank": Key(NATURAL),
     "completion_regularization": Key(POSITIVE),

@@ -139,7 +139,14 @@ def test_data_set_properties_win_over_recboles():
     assert result["impressions"] == "pairs"
     assert result["load_col"]["inter"] == ["user_id", "item_id"]
     assert Config("ESMM", "ali-ccp")["CONVERSION_FIELD"] == "purchase"
-    assert dataset_names() == ["ali-ccp", "ali-ccp-sim", "hillstrom", "ml-100k", "ml-100k-semi"]
+    assert dataset_names() == [
+        "ali-ccp",
+        "ali-ccp-sim",
+        "coat",
+        "hillstrom",
+        "ml-100k",
+        "ml-100k-semi",
+    ]
 
 
 @pytest.mark.parametrize("name", context_model_names())

@@ -20,6 +20,7 @@ from recbole_escm2.lookup import recbole_context_names
 from recbole_escm2.model import AITM as SHIPPED_AITM
 from recbole_escm2.model import MODELS, EntireSpaceRecommender
 from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model_names import REFERENCE_NAMES
 from recbole_escm2.property_files import PROPERTIES, lines_of, recbole_properties
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,11 @@ BAD = {
     "propensity_floor": [1, 1.5, -0.01, "low"],
     "propensity": ["ctr", 1, None],
     "propensity_normalization": ["SNIPS", True],
+    "l2_penalty": [0, -1, [], [1, 3], [3, 3], [1, 0], "strong", True, None],
+    "num_leaves": [1, 2.5, "many", True, None],
+    "min_data_in_leaf": NOT_COUNTS,
+    "shrinkage_rate": [0, 1.1, -1, "slow", True, None],
+    "rate_smoothing": [0, -1, math.inf, "strong", True, None],
     "calibrator_weight": [-0.1, math.inf, "low", True, None],
     "backbone": ["", 1, ["mmoe"], None],
     "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
@@ -115,6 +121,7 @@ BAD = {
     "on_bad_line": ["drop", 1, None],
     "simulation": [5, ["rows"]],
     "customers": ["some", 1, None],
+    "protocol": ["all", 1, None],
     "obtain": NOT_TEXT,
     # RecBole's
     "gpu_id": [-1, 1.5, "all", [0.5], {"a": 1}],
@@ -227,6 +234,11 @@ ACTING = {
     **dict.fromkeys(("simulation", "feature_fields", "on_bad_line"), ("ESCM2_DR", "ali-ccp-sim")),
     **dict.fromkeys(("obtain", "validation_share"), ("ESCM2_DR", "ali-ccp")),
     "customers": ("ESCM2_DR", "hillstrom"),
+    "protocol": ("ESCM2_DR", "coat"),
+    "l2_penalty": ("LogisticRegression", "toy"),
+    **dict.fromkeys(
+        ("num_leaves", "min_data_in_leaf", "shrinkage_rate", "rate_smoothing"), ("LightGBM", "toy")
+    ),
     **{key: (model, "toy") for key, (model, _) in BAD_OF_MODELS.items() if key not in KEYS},
 }
 WRONG = {**{key: values for key, (_, values) in BAD_OF_MODELS.items()}, **BAD}
@@ -375,7 +387,7 @@ def test_keys_act_on_what_there_is():
     """What they do to each model, ``tests/model/test_keys.py`` tries."""
     traits = {trait for model in MODELS for b in BOTTOMS for trait in model.traits(b)}
     for name, key in KEYS.items():
-        assert set(key.acts_on) <= traits | {"single_task", "pair"}, name
+        assert set(key.acts_on) <= traits | {"single_task", "pair", *REFERENCE_NAMES}, name
 
 
 class AITM(EntireSpaceRecommender):

@@ -130,7 +130,9 @@ def checkpoint(trap: Trap) -> None:
     refused("chooses no code", evaluate, model="planted:Planted")
     refused("there is no model", evaluate, model="planted")
     refused("dataset can't be", evaluate, dataset="../../outside/kept")
-    refused("benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x", "b", "c"]})
+    refused(
+        "benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x", "b", "c"]}
+    )
     kd = {"teacher": f"CrossNet if {trap.code} else 0", "phase": "teacher_training"}
     refused("teacher must be", evaluate, model="KD_DAGFM", settings=kd)
     pickled = trap.here / "teacher.pth"
@@ -432,7 +434,7 @@ def ranges(trap: Trap) -> None:
 KINDS: dict[Callable[[Trap], None], set[str]] = {
     checkpoint: {"train/checkpoint.py"},
     pickled_checkpoint: {"train/checkpoint.py"},
-    run_folder: {"experiment/runs.py", "experiment/planned.py", "experiment/worker.py"},
+    run_folder: {"experiment/runs.py", "experiment/worker.py", "train/run.py"},
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
     schema_of_a_store: {"data/store.py"},

@@ -9,10 +9,11 @@ is the vocabularies, the keys of joins and a few numbers per row of a joined tab
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from tqdm import tqdm
 
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
-from recbole_escm2.data.store import UNKNOWN, Column, Layout, StoreWriter, TableWriter
+from recbole_escm2.data.store import Column, Layout, StoreWriter, TableWriter
+from recbole_escm2.data.vocabulary import Counts, Numbering, codes, encoded, merged
 from recbole_escm2.errors import UsageError
 
 _ROWS_AT_ONCE = 1 << 16
-_COMPACT = 1 << 20  # counted tokens from which repeats are merged
-_CALLS_WITHOUT_INDEX = 4
+_AHEAD = 2  # chunks that are read while one is built
+_UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
+_PLACE: dict[str | None, int] = {None: 0, "train": 0, "valid": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Rules:
     """What a user may say of a build.
 
     Attributes:
-        min_count: a token that fewer rows have (of train, where the vocabulary is that of train)
-            becomes unknown, id 1.
+        min_count: a token that fewer impressions have (of train, where the vocabulary is that of
+            train) becomes unknown, id 1. A list counts once, however often it has a token.
         conversion_without_click: ``drop`` such impressions, ``unconvert`` them, or ``raise``.
         progress: whether to show a bar on standard error.
     """
@@ -67,10 +70,12 @@ def build(
         about: further entries of the store's schema.
 
     Returns:
-        The report, which is in the store's schema as ``report``: ``parts`` with rows, clicks,
-        conversions and how many of them had no click; ``fields`` with the size of the vocabulary,
-        the share of rows without a value and the share of unknown values; and what the source
-        itself has to report.
+        The report, which is in the store's schema as ``report``: ``parts`` with rows, clicks and
+        conversions; how many conversions had no click; of the ``fields`` with tokens the size of
+        the ``vocabulary``, how many tokens were ``seen`` where it is from, and by part how many
+        values there are, how many of them are unknown, and how many impressions lack one; of the
+        ``joins`` rows, repeated keys, and impressions without a row; and what the source itself has
+        to report.
 
     Raises:
         UsageError: a label isn't as it must be, a conversion has no click and the user wants to
@@ -89,22 +94,6 @@ def build(
 
 
 # --------------------------------------------------------------------------- columns
-
-
-def encoded(column: pa.Array) -> pa.DictionaryArray:
-    """A column of tokens with each token once, text or int64."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    tokens = column.dictionary
-    whole = pa.types.is_integer(tokens.type) and tokens.type != pa.uint64()
-    wanted = pa.int64() if whole else pa.string()
-    if tokens.type != wanted:
-        tokens = tokens.cast(wanted)
-    if tokens is column.dictionary:
-        return column
-    return pa.DictionaryArray.from_arrays(column.indices, tokens)
 
 
 @dataclass(frozen=True)
@@ -127,6 +116,16 @@ class _Lists:
         tokens, weights = values.flatten()
         return cls(lengths.astype(np.int32), tokens, numbers_of(weights, 1.0, np.float32))
 
+    def once(
+        self, times: NDArray[np.int64] | None
+    ) -> tuple[pa.DictionaryArray, NDArray[np.int64] | None]:
+        """The different tokens of each list, and how often each counts that counts so often."""
+        size = max(len(self.values.dictionary), 1)
+        row = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        row, code = np.divmod(pd.unique(row * size + codes(self.values)), size)
+        tokens = pa.DictionaryArray.from_arrays(pa.array(code), self.values.dictionary)
+        return tokens, None if times is None else times[row]
+
 
 def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDArray[Any]:
     """A column of numbers, with something else for null and NaN; ``[rows, *shape]``."""
@@ -138,125 +137,6 @@ def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDA
         return whole
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), missing, values).astype(dtype)
-
-
-class _Counts:
-    """How often each token of a column occurs, in the order of appearance.
-
-    Args:
-        matter: whether the counts are asked for, or only the tokens.
-    """
-
-    def __init__(self, matter: bool) -> None:
-        self._matter = matter
-        self._pieces: list[pa.Table] = []
-        self._size = 0
-        self._merged = 0
-
-    def add(self, column: pa.DictionaryArray, times: NDArray[np.int64] | None) -> None:
-        """Count the values of a column, each as often as ``times`` says; once by default."""
-        places = _codes(column)
-        if column.indices.null_count:
-            there = places >= 0
-            places, times = places[there], None if times is None else times[there]
-        appearing = pd.unique(places)
-        counted = np.ones(len(appearing))
-        if self._matter:
-            counted = np.bincount(places, times, len(column.dictionary))[appearing]
-        self._pieces.append(
-            pa.table(
-                {
-                    "token": column.dictionary.take(pa.array(appearing)),
-                    "count": counted.astype(np.int64),
-                }
-            )
-        )
-        self._size += len(appearing)
-        if self._size > 2 * self._merged + _COMPACT:
-            self._pieces = [merged(self._pieces)]
-            self._size = self._merged = len(self._pieces[0])
-
-    @property
-    def pieces(self) -> list[pa.Table]:
-        """Tokens with their counts."""
-        return self._pieces
-
-
-def merged(pieces: list[pa.Table]) -> pa.Table:
-    """Tokens with their counts, each token once, in the order of appearance."""
-    if not pieces:
-        return pa.table({"token": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
-    if len(pieces) == 1:
-        return pieces[0]
-    if len({piece.schema.field("token").type for piece in pieces}) > 1:  # 1 and "1" are one token
-        pieces = [
-            piece.set_column(0, "token", piece.column("token").cast(pa.string()))
-            for piece in pieces
-        ]
-    whole = pa.concat_tables(pieces).combine_chunks()
-    each = whole["token"].combine_chunks().dictionary_encode()  # in the order of appearance
-    total = np.bincount(each.indices, whole["count"], len(each.dictionary)).astype(np.int64)
-    return pa.table({"token": each.dictionary, "count": total})
-
-
-class _Numbering:
-    """The ids of a vocabulary."""
-
-    def __init__(self, counted: pa.Table, min_count: int, unknown: bool) -> None:
-        kept = counted
-        if unknown:  # also what is in a joined table, and train doesn't refer to
-            kept = counted.filter(pc.greater_equal(counted["count"], min_count))
-        self._tokens = kept["token"].combine_chunks()
-        self._first = 2 if unknown else 1
-        self._calls = 0
-        self._latest: pa.Array | None = None  # many batches in a row share a dictionary
-        self._id_of = np.zeros(1, np.int32)
-
-    def __len__(self) -> int:
-        """Ids, with that of no value."""
-        return self._first + len(self._tokens)
-
-    def ids(self, column: pa.DictionaryArray) -> NDArray[np.int32]:
-        """0 where there is no value, 1 for an unknown one, ``[rows]``."""
-        tokens = column.dictionary
-        if self._latest is None or not _same_memory(self._latest, tokens):
-            places = self._places(tokens)
-            id_of = np.where(places >= 0, places + self._first, self._first - 1).astype(np.int32)
-            self._latest, self._id_of = tokens, np.append(id_of, np.int32(0))
-        return self._id_of[_codes(column)]  # the last one for -1
-
-    def _places(self, tokens: pa.Array) -> NDArray[np.int64]:
-        if tokens.type != self._tokens.type:
-            tokens = tokens.cast(self._tokens.type)
-        self._calls += 1
-        if self._calls < _CALLS_WITHOUT_INDEX:  # each of them hashes all tokens
-            places = pc.index_in(tokens, value_set=self._tokens)
-            return places.fill_null(-1).to_numpy(zero_copy_only=False)
-        return self._index.get_indexer(tokens.to_numpy(zero_copy_only=False))
-
-    @cached_property
-    def _index(self) -> pd.Index:
-        return pd.Index(self._tokens.to_numpy(zero_copy_only=False))
-
-    def written(self) -> pa.Array:
-        """The tokens for a store, as text."""
-        tokens = self._tokens.cast(pa.string())
-        return pa.concat_arrays([pa.array([UNKNOWN] * (self._first - 1), pa.string()), tokens])
-
-
-def _codes(column: pa.DictionaryArray) -> NDArray[Any]:
-    """Places in the dictionary, -1 for none."""
-    places = column.indices
-    if places.null_count:
-        places = places.fill_null(-1)
-    return places.to_numpy(zero_copy_only=False)
-
-
-def _same_memory(one: pa.Array, other: pa.Array) -> bool:
-    def places(array: pa.Array) -> list[int]:
-        return [array.offset, len(array), *(b.address for b in array.buffers() if b is not None)]
-
-    return places(one) == places(other)
 
 
 # --------------------------------------------------------------------------- rows in between
@@ -353,50 +233,71 @@ class _Build:
         self.rules = rules
         self.writer = writer
         self.unknown = schema.vocabulary == "train" or rules.min_count > 1
-        counter = partial(_Counts, self.unknown)
         self.strays = StrayConversions(rules.conversion_without_click)
         self.labels = label_columns(schema.labels)
-        self.counts: dict[tuple[str, str], _Counts] = defaultdict(counter)  # by table and field
+        self.counts: dict[tuple[str, str], Counts] = defaultdict(lambda: Counts(self.unknown))
         self.numbers: dict[tuple[str, str], _Numbers] = defaultdict(_Numbers)
-        self.references: dict[str, _Counts] = defaultdict(counter)  # of a join's keys in train
+        #: By table and part: keys of the impressions, keys of the joined rows.
+        self.references: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(True))
+        self.keys: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(True))
         self.shape: dict[str, tuple[int, ...]] = {}
         self.longest: dict[str, int] = defaultdict(int)
         self.weight: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
-        self.parts: dict[str | None, NDArray[np.int64]] = {}
+        self.split = False
+        self.parts = np.zeros((len(PARTS), 3), np.int64)  # rows, clicks and conversions
+        #: Of each field impressions without a value, values, and unknown values, by part.
+        self.tallies: dict[str, NDArray[np.int64]] = defaultdict(
+            lambda: np.zeros((3, len(PARTS)), np.int64)
+        )
+        self.joins: dict[str, dict[str, Any]] = {}  # what to report of them
+        self.numbering: dict[str, Numbering] = {}
+        self.group = next((own for own in schema.fields if own.name == schema.group), None)
+        # Where tokens share the id of unknown ones, a column of its own tells the groups.
+        self.group_column = schema.group or ""
+        while self.unknown and any(own.name == self.group_column for own in schema.fields):
+            self.group_column = f"group-{self.group_column}"
+        self.groups: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(False))
         self.group_of_row: list[NDArray[np.int32]] = []  # where the group is in a joined table
-        self.numbering: dict[str, _Numbering] = {}
 
     def run(self, chunks: Iterable[Chunk], about: dict[str, Any]) -> dict[str, Any]:
         """Build the store; returns the report."""
         kept = _Kept(None if isinstance(chunks, Sequence) else self.writer.folder)
         try:
-            self._read(chunks, kept)
-            for join in self.schema.joins:
-                self._count_joined(join, kept)
+            self._read(chunks if isinstance(chunks, Sequence) else _ahead(chunks), kept)
+            row_of = {join: self._count_joined(join, kept) for join in self.schema.joins}
             self._number()
-            row_of = {join: self._write_joined(join, kept) for join in self.schema.joins}
-            self._write_inter(row_of, kept)
+            with self._bar("writing", int(self.parts[:, 0].sum())) as self.bar:
+                for join in self.schema.joins:
+                    self._write_joined(join, row_of, kept)
+                self._write_inter(row_of, kept)
         finally:
             kept.remove()
         return self._commit(about)
 
+    def _bar(self, what: str, total: int | None, unit: str = " rows") -> tqdm:
+        hidden = not self.rules.progress
+        return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=hidden)
+
     # ------------------------------------------------------------------ first pass
 
     def _read(self, chunks: Iterable[Chunk], kept: _Kept) -> None:
-        with tqdm(
-            desc="reading", unit=" rows", unit_scale=True, disable=not self.rules.progress
-        ) as bar:
+        with self._bar("reading", self.schema.size, self.schema.unit) as bar:
             for chunk in chunks:
-                rows = self._labelled(chunk) if chunk.table == "inter" else chunk.rows
-                rows = self._encoded(rows, chunk.table)
+                table, part = chunk.table, chunk.part
+                rows = self._labelled(chunk) if table == "inter" else chunk.rows
+                rows = self._encoded(rows, table)
                 kept.add(replace(chunk, rows=rows))
-                if chunk.table == "inter" and self._is_counted(chunk.part):
+                if table == "inter" and self._is_counted(part):
                     self._count("inter", rows, None)
-                    for join in self.schema.joins:
-                        self.references[join.table].add(rows.column(join.key), None)
-                bar.update(len(chunk.rows))
+                for join in self.schema.joins:
+                    if table in ("inter", join.table):
+                        own = self.references if table == "inter" else self.keys
+                        own[join.table, part].add(rows.column(join.key), None)
+                if self.unknown and self.group and self.group.table == table:
+                    self.groups[table, part].add(rows.column(self.group.name), None)
+                bar.update(len(chunk.rows) if chunk.size is None else chunk.size)
         kept.complete()
-        if not sum(int(counted[0]) for counted in self.parts.values()):
+        if not self.parts[:, 0].sum():
             raise UsageError("the data has no impression")
         if note := self.strays.note():
             self.schema.notes.append(("warning", note))
@@ -423,8 +324,8 @@ class _Build:
             rows = rows.set_column(place, field, pa.array(numbers.astype(np.float32)))
         if keep is not None and not keep.all():
             rows, click, conversion = rows.filter(pa.array(keep)), click[keep], conversion[keep]
-        counted = len(click), int(click.sum()), int((click * conversion).sum())
-        self.parts[chunk.part] = self.parts.get(chunk.part, 0) + np.array(counted)
+        self.split |= chunk.part is not None
+        self.parts[_PLACE[chunk.part]] += len(click), int(click.sum()), int(click @ conversion)
         return rows
 
     def _encoded(self, rows: pa.RecordBatch, table: str) -> pa.RecordBatch:
@@ -466,20 +367,50 @@ class _Build:
                 self.numbers[key].add(column)
             elif own.kind == "token_seq":
                 lists = _Lists.of(column)
-                each = None if times is None else np.repeat(times, lists.lengths)
-                self.counts[key].add(lists.values, each)
+                self.counts[key].add(*lists.once(times))
                 if lists.weights is not None:
+                    each = None if times is None else np.repeat(times, lists.lengths)
                     often = np.ones(len(lists.weights), np.int64) if each is None else each
                     self.weight[own.name] += np.dot(lists.weights, often), often.sum()
 
-    def _count_joined(self, join: Join, kept: _Kept) -> None:
-        """Count the values of a joined table, as often as train refers to them."""
-        counted = merged(self.references[join.table].pieces)
-        known = _Numbering(counted, 0, unknown=False)
-        references = np.append(0, counted["count"].to_numpy())
-        for rows in _all(kept, join.table):
-            times = references[known.ids(rows.column(join.key))] if self.unknown else None
-            self._count(join.table, rows, times)
+    def _count_joined(self, join: Join, kept: _Kept) -> Numbering:
+        """Count the values of a joined table as often as impressions refer to them.
+
+        Returns:
+            The row of each key: row 0 is that of none, then those of the keys as they appear.
+        """
+        counted = merged(_in_order(self.keys, join.table))
+        row_of = Numbering(counted)
+        references = self._references(join.table, row_of)
+        if repeated := int(counted["count"].to_numpy().sum()) - len(counted):
+            note = f"{repeated:,} rows of '{join.table}' repeat their {join.key}"
+            self.schema.notes.append(("warning", f"{note}: the first row of each counts"))
+        self.joins[join.table] = {
+            "rows": len(counted),
+            "repeated": repeated,
+            "unmatched": self._by_part(references[0]),
+        }
+        if not self.unknown:  # rows of a key that isn't counted are tokens as well
+            for rows in _all(kept, join.table):
+                self._count(join.table, rows, None)
+            return row_of
+        is_counted = [self._is_counted(part) for part in PARTS]
+        times, row = references[:, is_counted].sum(axis=1), 0
+        for rows in _first_rows(_all(kept, join.table), join.key, row_of):
+            self._count(join.table, rows, times[row : row + len(rows)])
+            row += len(rows)
+        return row_of
+
+    def _references(self, table: str, row_of: Numbering) -> NDArray[np.int64]:
+        """How many impressions of each part have each row of a joined table, ``[rows, parts]``."""
+        found = np.zeros((len(row_of), len(PARTS)), np.int64)
+        for (own, part), counts in self.references.items():
+            if own == table:
+                counted = merged(counts.pieces)
+                rows = row_of.ids(encoded(counted["token"]))
+                np.add.at(found[:, _PLACE[part]], rows, counted["count"].to_numpy())
+        found[0] = self.parts[:, 0] - found[1:].sum(axis=0)  # also those without a key
+        return found
 
     def _number(self) -> None:
         pieces: dict[str, list[pa.Table]] = {}
@@ -490,52 +421,59 @@ class _Build:
                 for table in dict.fromkeys(tables):
                     counted = self.counts[table, own.name].pieces
                     pieces.setdefault(own.vocabulary or own.name, []).extend(counted)
+        how = self.rules.min_count, self.unknown, self.schema.order == "count"
         for name, counted in pieces.items():
-            self.numbering[name] = _Numbering(merged(counted), self.rules.min_count, self.unknown)
+            self.numbering[name] = Numbering(merged(counted), *how)
+
+    @cached_property
+    def _group_number(self) -> Numbering:
+        """The number of each token of the group."""
+        assert self.group is not None
+        if not self.unknown:
+            return self.numbering[self.group.vocabulary or self.group.name]
+        return Numbering(merged(_in_order(self.groups, self.group.table)))
 
     # ------------------------------------------------------------------ second pass
 
-    def _write_joined(self, join: Join, kept: _Kept) -> _Numbering:
-        """Write a joined table, row 0 for what has none; returns the row of each key."""
-        keys = _Counts(matter=False)
-        rows = 0
-        for batch in _all(kept, join.table):
-            keys.add(batch.column(join.key), None)
-            rows += len(batch) - batch.column(join.key).null_count
-        found = merged(keys.pieces)
-        if rows > len(found):
-            note = f"{rows - len(found):,} rows of '{join.table}' repeat their {join.key}"
-            self.schema.notes.append(("warning", f"{note}: the first row of each counts"))
-        writer = self.writer.table(join.table, self._layout(join.table))
+    def _write_joined(self, join: Join, row_of: dict[Join, Numbering], kept: _Kept) -> None:
+        """Write a joined table, row 0 for what has none."""
+        batches = _all(kept, join.table)
         if self._by_id(join.key):
             own = next(own for own in self.schema.fields if own.name == join.key)
-            row_of = self.numbering[own.vocabulary or own.name]
-            ordered = _by_row(_all(kept, join.table), join.key, row_of)
+            row_of[join] = self.numbering[own.vocabulary or own.name]
+            ordered = _by_row(batches, join.key, row_of[join])
         else:
-            row_of = _Numbering(found, 0, unknown=False)
-            ordered = _first_rows(_all(kept, join.table), join.key, row_of)
-        for batch in ordered:
-            self._append(writer, join.table, batch)
+            ordered = _first_rows(batches, join.key, row_of[join])
+        times, row = self._references(join.table, row_of[join]), 0
+        writer = self.writer.table(join.table, self._layout(join.table))
+        for rows in ordered:
+            if self.group and self.group.table == join.table:
+                self.group_of_row.append(self._group_number.ids(rows.column(self.group.name)))
+            self._append(writer, rows, {}, times[row : row + len(rows)])
+            row += len(rows)
         self.writer.close(writer)
-        return row_of
 
-    def _write_inter(self, row_of: Mapping[Join, _Numbering], kept: _Kept) -> None:
+    def _write_inter(self, row_of: Mapping[Join, Numbering], kept: _Kept) -> None:
         writer = self.writer.table("inter", self._layout("inter"))
-        group = next((own for own in self.schema.fields if own.name == self.schema.group), None)
+        group, column = self.group, self.group_column
         group_of_row = np.concatenate([np.empty(0, np.int32), *self.group_of_row])
         for part in kept.parts("inter"):
+            times = np.eye(len(PARTS), dtype=np.int64)[_PLACE[part]]
             for rows in kept.rows("inter", part):
                 extra = {
                     label.field: rows.column(label.field).to_numpy(zero_copy_only=False)
                     for label in self.labels
                 }
+                if group and group.table == "inter":
+                    extra[column] = self._group_number.ids(rows.column(group.name))
                 for join, numbering in row_of.items():
                     place = numbering.ids(rows.column(join.key))
                     if not self._by_id(join.key):
                         extra[_row_column(join)] = place
-                    if group is not None and group.table == join.table:
-                        extra[group.name] = group_of_row[place]
-                self._append(writer, "inter", rows, extra)
+                    if group and group.table == join.table:
+                        extra[column] = group_of_row[place]
+                self._append(writer, rows, extra, times)
+                self.bar.update(len(rows))
         self.writer.close(writer)
 
     def _layout(self, table: str) -> Layout:
@@ -548,8 +486,8 @@ class _Build:
             apart = {
                 label.field: "float32" if label.probability else "uint8" for label in self.labels
             }
-            if self.schema.group is not None:
-                apart[self.schema.group] = "int32"
+            if self.group is not None:
+                apart[self.group_column] = "int32"
         for own in self._of(table):
             if own.kind == "token_seq":
                 bags.append(own.name)
@@ -566,27 +504,56 @@ class _Build:
     def _append(
         self,
         writer: TableWriter,
-        table: str,
         rows: pa.RecordBatch,
-        extra: Mapping[str, NDArray[Any]] | None = None,
+        columns: dict[str, NDArray[Any]],
+        times: NDArray[np.int64],
     ) -> None:
-        columns = dict(extra or {})
+        """Write rows.
+
+        Args:
+            writer: of their table.
+            rows: the fields.
+            columns: what there is beside them.
+            times: how many impressions of each part have each row, ``[rows, parts]``, or all of
+                them, ``[parts]``.
+        """
         bags = []
-        for own in self._of(table):
+        for own in self._of(writer.name):
             column = rows.column(own.name)
             if own.kind == "token":
-                columns[own.name] = self._ids(own, column)
+                ids = columns[own.name] = self._ids(own, column)
+                self._tally(own, writer.name, ids[ids > 0], (ids > 0).astype(np.int32), times)
             elif own.kind == "float":
-                columns[own.name] = self._numbers(own, table, column)
+                columns[own.name] = self._numbers(own, writer.name, column)
             elif own.kind == "float_seq":
                 width = max(self.longest[own.name], 1)
                 columns[own.name] = _padded(_Lists.of(column), width, own.numerical)
             else:
                 bag = _Lists.of(column)
-                bags.append((bag.lengths, self._ids(own, bag.values), bag.weights))
-        if table != "inter" and self.schema.group in columns:
-            self.group_of_row.append(columns[self.schema.group])
+                ids = self._ids(own, bag.values)
+                bags.append((bag.lengths, ids, bag.weights))
+                self._tally(own, writer.name, ids, bag.lengths, times)
         writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
+
+    def _tally(
+        self,
+        own: Field,
+        table: str,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        times: NDArray[np.int64],
+    ) -> None:
+        """Add to the report of a field: ids ``[values]`` of rows with so many values each."""
+        if own.table != table:  # a key, which stands in both
+            return
+        unknown = (ids == 1) & self.unknown
+        if times.ndim == 1:
+            counted = [np.count_nonzero(lengths == 0), len(ids), np.count_nonzero(unknown)]
+            self.tallies[own.name] += np.outer(np.array(counted), times)
+            return
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        each = lengths == 0, lengths, np.bincount(row, unknown, len(lengths))
+        self.tallies[own.name] += np.stack(each).astype(np.int64) @ times
 
     def _ids(self, own: Field, column: pa.DictionaryArray) -> NDArray[np.int32]:
         return self.numbering[own.vocabulary or own.name].ids(column)
@@ -633,16 +600,17 @@ class _Build:
             {"table": j.table, "key": j.key if self._by_id(j.key) else _row_column(j)}
             for j in schema.joins
         ]
-        split = any(part is not None for part in self.parts)
         self.writer.commit(
             {
                 **about,
                 "fields": fields,
                 "joins": joins,
-                "group": schema.group,
+                "group": self.group_column if self.group else None,
                 "time": schema.time,
                 "truth": schema.truth,
-                "sizes": [report["parts"][part]["rows"] for part in PARTS] if split else None,
+                "truth_parts": schema.truth_parts,
+                "clicks_known": schema.clicks_known,
+                "sizes": self.parts[:, 0].tolist() if self.split else None,
                 "simulated": schema.simulated,
                 "notes": schema.notes,
                 "report": report,
@@ -652,17 +620,64 @@ class _Build:
 
     def _report(self) -> dict[str, Any]:
         names = ("rows", "clicks", "conversions")
-        nothing = np.zeros(3, np.int64)
-        parts = PARTS if set(self.parts) - {None} else (None,)
+        parts = [dict(zip(names, counted, strict=True)) for counted in self.parts.tolist()]
+        fields = {}
+        for own in self.schema.fields:
+            if own.kind.startswith("token"):
+                numbering = self.numbering[own.vocabulary or own.name]
+                counted = map(self._by_part, self.tallies[own.name])
+                fields[own.name] = {
+                    "vocabulary": numbering.size,
+                    "seen": numbering.seen,
+                    **dict(zip(("lacking", "values", "unknown"), counted, strict=True)),
+                }
+        self._doubt(fields)
         return {
             **self.schema.report,
-            "parts": {
-                part or "all": dict(zip(names, self.parts.get(part, nothing).tolist(), strict=True))
-                for part in parts
-            },
+            "parts": self._by_part(parts),
             "conversions_without_click": self.strays.count,
-            "vocabularies": {name: len(one) - 1 for name, one in self.numbering.items()},
+            "fields": fields,
+            "joins": self.joins,
         }
+
+    def _by_part(self, values: Iterable[Any]) -> dict[str, Any]:
+        """What is known of each part, for JSON."""
+        each = values.tolist() if isinstance(values, np.ndarray) else values
+        return dict(zip(PARTS if self.split else ("all",), each, strict=False))
+
+    def _doubt(self, fields: Mapping[str, Any]) -> None:
+        """Warn of what can't be meant: of a part, no token is known, or many rows aren't joined."""
+        rows = self._by_part(self.parts[:, 0])
+        for name, own in fields.items():
+            self.schema.notes.extend(
+                ("warning", f"field {name}: no value of {part} is in the vocabulary of train")
+                for part in rows
+                if 0 < own["values"][part] == own["unknown"][part] and part != "train"
+            )
+        for join in self.schema.joins:
+            for part, unmatched in self.joins[join.table]["unmatched"].items():
+                if unmatched > _UNMATCHED * rows[part]:
+                    said = f"{unmatched:,} of {rows[part]:,} impressions ({part}) have no row in"
+                    self.schema.notes.append(("warning", f"{said} '{join.table}' by {join.key}"))
+
+
+def _ahead(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of a stream; a thread reads the next ones while one is built."""
+    stream = iter(chunks)
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(next, stream, None) for _ in range(_AHEAD))
+        try:
+            while (chunk := coming.popleft().result()) is not None:
+                coming.append(reader.submit(next, stream, None))
+                yield chunk
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+def _in_order(counts: Mapping[tuple[str, str | None], Counts], table: str) -> list[pa.Table]:
+    """What was counted of a table, part by part."""
+    own = sorted((_PLACE[part], part) for name, part in counts if name == table)
+    return [piece for _, part in own for piece in counts[table, part].pieces]
 
 
 def _row_column(join: Join) -> str:
@@ -676,7 +691,7 @@ def _all(kept: _Kept, table: str) -> Iterator[pa.RecordBatch]:
 
 
 def _by_row(
-    batches: Iterable[pa.RecordBatch], key: str, row_of: _Numbering
+    batches: Iterable[pa.RecordBatch], key: str, row_of: Numbering
 ) -> Iterator[pa.RecordBatch]:
     """One row for each id of a key, in their order; empty where the table has none."""
     whole = pa.Table.from_batches(batches).combine_chunks()
@@ -688,7 +703,7 @@ def _by_row(
 
 
 def _first_rows(
-    batches: Iterable[pa.RecordBatch], key: str, row_of: _Numbering
+    batches: Iterable[pa.RecordBatch], key: str, row_of: Numbering
 ) -> Iterator[pa.RecordBatch]:
     """An empty row, then the first row of each key, which are numbered by their appearance."""
     seen = 0

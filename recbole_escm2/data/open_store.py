@@ -15,8 +15,9 @@ import recbole
 from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
-from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.identity import file_digest
 from recbole_escm2.output import plain
 
 #: Config keys on which every store depends, whatever its source.
@@ -26,6 +27,7 @@ SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
     "hillstrom": "recbole_escm2.data.sources.hillstrom",
+    "coat": "recbole_escm2.data.sources.coat",
     "table": "recbole_escm2.data.sources.table",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
@@ -55,7 +57,7 @@ def open_store(config: Any) -> Store:
         return store
     store = _stored(folder)
     if not _is_made_from(store, made_from):
-        with alone(folder):
+        with making(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):
                 _make(config, folder, {"settings": settings, "made_from": made_from})
@@ -120,7 +122,13 @@ def _name_of_source(config: Any) -> str:
 
 
 def _source(config: Any) -> Source:
-    source: Source = importlib.import_module(SOURCES[_name_of_source(config)])
+    return _of_name(_name_of_source(config))
+
+
+def _of_name(name: str) -> Source:
+    """The module of a source, or the object ``SOURCE`` in it."""
+    module: Any = importlib.import_module(SOURCES[name])
+    source: Source = getattr(module, "SOURCE", module)
     return source
 
 
@@ -132,7 +140,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "format": FORMAT,
         "recbole": recbole.__version__,
         **{key: config[key] for key in OF_EVERY_SOURCE},
-        **plain(importlib.import_module(SOURCES[source]).settings(config)),
+        **plain(_of_name(source).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest
@@ -152,15 +160,21 @@ def _stored(folder: Path) -> Store | None:
         try:
             return Store(folder)
         except NoStoreError as error:
-            getLogger().debug(str(error))
+            why = error
         if not (folder / SCHEMA).exists():
             return None
+    getLogger().warning(f"{why}: the data has to be made again of its source files")
     return None
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
     found = file.stat()
-    return {"file": file.name, "bytes": found.st_size, "modified": found.st_mtime_ns}
+    return {
+        "file": file.name,
+        "bytes": found.st_size,
+        "modified": found.st_mtime_ns,
+        "digest": file_digest(file),
+    }
 
 
 def _store_dir(config: Any) -> Path:

@@ -101,12 +101,19 @@ class Schema:
         fields: in the order in which a model sees them.
         labels: the columns that are learned, scored or weighed by.
         truth: which truth the source has.
+        truth_parts: the parts that it is about; elsewhere ``potential_conversion`` isn't read.
+        clicks_known: whether o of the impressions of these parts is what users chose, so that
+            clicks of test can be scored.
         vocabulary: the rows whose tokens are numbered. ``train``: those of the part train, and id 1
             is that of all other tokens. ``all``: every row, where seeds split one D at random, in
             the order of appearance from 1 on, as RecBole numbers them.
-        group: the field whose ids tell users apart, for metrics per user.
+        order: of the ids of a vocabulary. ``appearance``: as the tokens appear. ``count``: the most
+            frequent first and of equal ones the least, whatever the order of the rows.
+        group: the field whose tokens tell users apart, for metrics per user; rare ones as well.
         time: a field of seconds since any moment; a store keeps them since the earliest one.
         joins: tables beside ``inter``.
+        size: how much there is to read, None where that isn't known.
+        unit: of the size, for a bar.
         simulated: what to say with every number on simulated data.
         notes: level and text of what to tell whenever the data is used.
         report: what the source has to report of its own. It may add to this and to ``notes`` until
@@ -116,10 +123,15 @@ class Schema:
     fields: tuple[Field, ...]
     labels: Labels
     truth: TruthKind = "none"
+    truth_parts: tuple[str, ...] = PARTS
+    clicks_known: bool = True
     vocabulary: Literal["train", "all"] = "all"
+    order: Literal["appearance", "count"] = "appearance"
     group: str | None = None
     time: str | None = None
     joins: tuple[Join, ...] = ()
+    size: int | None = None
+    unit: str = " rows"
     simulated: Mapping[str, Any] | None = None
     notes: list[tuple[str, str]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
@@ -145,6 +157,7 @@ class Chunk:
         file: its name, for messages.
         numbers: of each row in that file; by default they are counted from 1.
         unit: what is counted, ``row`` or ``line``.
+        size: how much was read for them, by default as many as there are rows.
     """
 
     rows: pa.RecordBatch
@@ -153,6 +166,7 @@ class Chunk:
     file: str = ""
     numbers: Sequence[int] | None = None
     unit: str = "row"
+    size: int | None = None
 
     def place(self, row: int) -> str:
         """Where a row came from, for a message."""

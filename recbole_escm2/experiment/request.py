@@ -12,7 +12,7 @@ from typing import Any, cast
 from recbole_escm2.config import Config, idle_keys, known_keys, model_defaults, why_idle
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.keys import FAMILY, NOT_SWEPT
+from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.property_files import parse_value, read_yaml
@@ -203,25 +203,14 @@ def is_benchmark(options: Mapping[str, str]) -> bool:
     )
 
 
-def whole_number(key: str, value: Any, least: int) -> int:
-    """The value of a key that must be a whole number.
+def checked(key: str, value: Any, kind: Kind) -> Any:
+    """The value of a key that isn't a run's.
 
     Raises:
-        UsageError: it isn't one, or less than ``least``.
+        UsageError: it is none of its kind.
     """
-    if type(value) is not int or value < least:
-        raise UsageError(f"{key} must be a whole number >= {least}, got {value!r}")
-    return value
-
-
-def true_or_false(key: str, value: Any) -> bool:
-    """The value of a key that must be True or False.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if not isinstance(value, bool):
-        raise UsageError(f"{key} must be True or False, got {value!r}")
+    if not kind.holds(value):
+        raise UsageError(f"{key} must be {kind.wanted}, got {value!r}")
     return value
 
 
@@ -259,7 +248,7 @@ def read_request(options: Mapping[str, str]) -> Request:
     asked |= {key: _option(key, options.pop(key)) for key in KEYS if key in options}
     for key in asked.keys() & {"aa_row", "fresh", "saved"}:
         if asked[key] is not None:
-            true_or_false(key, asked[key])
+            checked(key, asked[key], BOOLEAN)
     files = [*_list(asked.pop("config_files", [])), *options.pop("config_files", "").split()]
     of_file = asked.pop("dataset", None)
     dataset = options.pop("dataset", None) or of_file

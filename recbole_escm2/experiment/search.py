@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.planned import PlannedRun, plan_run
-from recbole_escm2.experiment.request import read_request, whole_number
+from recbole_escm2.experiment.request import checked, read_request
 from recbole_escm2.experiment.runs import Outcome, Process, execute, finished
 from recbole_escm2.experiment.study import Trial, Tuning, part_label
 from recbole_escm2.experiment.trials import (
@@ -32,6 +32,7 @@ from recbole_escm2.experiment.trials import (
     scores_of,
 )
 from recbole_escm2.experiment.worker import OUTPUT_FILE
+from recbole_escm2.keys import COUNT
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import score_of
 from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
@@ -178,7 +179,7 @@ def make_search(options: Mapping[str, str]) -> Search:
         raise UsageError("a search is of one model: --model=NAME")
     (row,) = request.rows()
     ranges = Ranges.of(request, replace(row, params_file=own["params_file"]))
-    trials = whole_number("trials", parse_value(str(own["trials"])), 1)
+    trials = checked("trials", parse_value(str(own["trials"])), COUNT)
     for key, known in (("sampler", SAMPLERS), ("pruner", ("median", "none"))):
         if own[key] not in known:
             raise UsageError(f"{key} must be {' or '.join(known)}, got {own[key]!r}")
@@ -186,7 +187,7 @@ def make_search(options: Mapping[str, str]) -> Search:
     return Search(
         ranges=ranges,
         trials=max(1, trials // len(ranges.parts)) if ranges.parts else trials,
-        jobs=whole_number("jobs", parse_value(str(own["jobs"])), 1),
+        jobs=checked("jobs", parse_value(str(own["jobs"])), COUNT),
         sampler=own["sampler"],
         pruner=own["pruner"],
         name=plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),

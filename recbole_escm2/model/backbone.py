@@ -224,9 +224,7 @@ class RecBoleTower(ContextRecommender):
         """The logit, ``[batch, 1]``."""
         if batch is _NO_IMPRESSIONS:
             return None
-        # An epoch may end in a batch of one, and one impression has no variance to normalise by.
-        alone = self.training and len(batch) == 1
-        with _running_statistics(self) if alone else contextlib.nullcontext():
+        with normalising_alone(self, batch):
             return super().forward(batch).unsqueeze(-1)
 
     def penalty(self) -> Tensor | None:
@@ -236,8 +234,13 @@ class RecBoleTower(ContextRecommender):
 
 
 @contextlib.contextmanager
-def _running_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
+def normalising_alone(module: nn.Module, batch: Any) -> Iterator[None]:
+    """Let a batch of one, in which an epoch may end, be normalised by the running statistics.
+
+    One impression has no variance to normalise by.
+    """
+    alone = module.training and len(batch) == 1
+    norms = [m for m in module.modules() if alone and isinstance(m, nn.BatchNorm1d)]
     for norm in norms:
         norm.eval()
     try:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity, digest_of
+from recbole_escm2.output import replacing
 
 _SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
 _SEAL_BYTES = len(_SEAL % digest_of().hexdigest().encode())
@@ -55,12 +56,10 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         path: where to.
         state: what :func:`load_checkpoint` gives.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as file:
+    with replacing(path) as file:
         written = _Digested(file)
         torch.save(dict(state), cast(BinaryIO, written))
         file.write(_SEAL % written.digest.hexdigest().encode())
-    os.replace(unfinished, path)
 
 
 def finish_checkpoint(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_escm2.config import part_config, single_task
+from recbole_escm2.config import is_reference, part_config, single_task
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceData,
@@ -64,8 +64,9 @@ class Pair:
                 (ctr,) = self.trainings
                 _, predictions = ctr.score("valid")
                 pair_with(training.trainer, predictions, config["predict_task"])
-                batches = len(ctr.splits["train"]), len(training.splits["train"])
-                keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
+                if not is_reference(config.model_class):  # whose steps are no batches
+                    batches = len(ctr.splits["train"]), len(training.splits["train"])
+                    keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
             training.fit()
             self.trainings.append(training)
 

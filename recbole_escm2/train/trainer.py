@@ -32,6 +32,7 @@ from recbole_escm2.keys import PLACE_KEYS
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.output import plain, write_json
 from recbole_escm2.train.checkpoint import (
@@ -234,6 +235,12 @@ class EntireSpaceTrainer(Trainer):
                     totals[name] = totals.get(name, 0.0) + loss.detach()
                 self._optimize(losses, scaler)
         means = {name: float(total) / len(train_data) for name, total in totals.items()}
+        return self._end_epoch(epoch_idx, start, means)
+
+    def _end_epoch(
+        self, epoch_idx: int, start: float, means: dict[str, float]
+    ) -> tuple[float, ...]:
+        """Note what training in an epoch gave."""
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
         self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
@@ -246,7 +253,8 @@ class EntireSpaceTrainer(Trainer):
         if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
             yield from self.model.loss_steps(interaction)
             return
-        losses = (loss_func or self.model.calculate_loss)(interaction)
+        with normalising_alone(self.model, interaction):
+            losses = (loss_func or self.model.calculate_loss)(interaction)
         if not isinstance(losses, tuple):
             losses = (losses,)
         names = ["loss"] if len(losses) == 1 else [f"loss{n + 1}" for n in range(len(losses))]

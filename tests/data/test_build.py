@@ -1,5 +1,7 @@
 """The builder: what is done once for every source, on batches made here."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -66,6 +68,120 @@ def test_rare_tokens_of_train_are_unknown(tmp_path):
     store = built(tmp_path, schema, chunks, min_count=2)
     assert tokens(store, "city") == [PADDING, UNKNOWN, "a"]
     assert column(store, "city") == [1, 2, 2, 1, 1]
+
+
+def test_ids_in_the_order_of_counts_do_not_depend_on_that_of_the_rows(tmp_path):
+    schema = Schema((Field("city"),), LABELS, vocabulary="train", order="count")
+    for name, order in (("a", 1), ("b", -1)):
+        chunks = [chunk("train", city=[3, 10, 9, 9, 3, 7][::order]), chunk("test", city=[7, 5])]
+        store = built(tmp_path, schema, chunks, name)
+        assert tokens(store, "city") == [PADDING, UNKNOWN, "3", "9", "7", "10"]
+        assert column(store, "city")[-2:] == [4, 1]
+
+
+def test_a_list_counts_once_for_a_token_that_it_repeats(tmp_path):
+    fields = (Field("tags", "token_seq"), Field("ages", "token_seq", table="user"), USERS[0])
+    schema = Schema(fields, LABELS, vocabulary="train", joins=(JOIN,))
+    chunks = [
+        chunk("train", tags=[["b", "b", "a"], ["a"], []], user=["u1", "u1", "u2"]),
+        chunk(table="user", user=["u1", "u2"], ages=[["x"], ["y", "y", "y"]]),
+    ]
+    store = built(tmp_path, schema, chunks, min_count=2)
+    assert tokens(store, "tags") == [PADDING, UNKNOWN, "a"]
+    assert tokens(store, "ages") == [PADDING, UNKNOWN, "x"]
+
+
+def test_the_report_has_what_is_unknown_and_what_is_lacking(tmp_path):
+    fields = (*USERS, Field("tags", "token_seq"), Field("old", "token_seq", table="user"))
+    schema = Schema(fields, LABELS, vocabulary="train", joins=(JOIN,))
+    schema.report["mine"] = 7
+    chunks = [
+        chunk("train", user=["u1", "u0", "u1", "u9"], tags=[["a", "b"], ["a"], [], ["a", "a"]]),
+        chunk("test", user=["u2", None], tags=[["c", "a"], ["c"]]),
+        chunk(
+            table="user",
+            user=["u2", "u0", "u1", "u1"],
+            age=["old", "young", None, "x"],
+            old=[["q", "r"], ["q"], ["q", "s", "q"], ["q"]],
+        ),
+    ]
+    build(schema, iter(chunks), tmp_path / "store", Rules(min_count=2))
+    store = Store(tmp_path / "store")
+    report = store.schema["report"]
+    assert report["mine"] == 7
+    assert report["parts"]["valid"] == {"rows": 0, "clicks": 0, "conversions": 0}
+
+    def counted(name):
+        found = report["fields"][name]
+        by_part = {key: tuple(found[key].values()) for key in ("lacking", "values", "unknown")}
+        return (found["vocabulary"], found["seen"], *by_part.values())
+
+    # lacking, values and unknown ones in train, valid and test
+    assert counted("user") == (1, 3, (0, 0, 1), (4, 0, 1), (2, 0, 1))
+    assert counted("tags") == (1, 2, (1, 0, 0), (5, 0, 3), (1, 0, 2))
+    assert counted("age") == (0, 1, (3, 0, 1), (1, 0, 1), (1, 0, 1))
+    assert counted("old") == (2, 2, (1, 0, 1), (7, 0, 2), (0, 0, 1))
+    unmatched = {"train": 1, "valid": 0, "test": 1}
+    assert report["joins"] == {"user": {"rows": 3, "repeated": 1, "unmatched": unmatched}}
+    said = " ".join(text for _, text in store.schema["notes"])
+    assert "1 rows of 'user' repeat their user" in said
+    assert "1 of 4 impressions (train) have no row in 'user' by user" in said
+    assert "field age: no value of test is in the vocabulary of train" in said
+    assert "field tags" not in said
+
+
+def test_a_row_that_repeats_its_key_is_not_counted(tmp_path):
+    schema = Schema(USERS, LABELS, vocabulary="train", joins=(JOIN,))
+    chunks = [
+        chunk("train", user=["u1", "u1"]),
+        chunk(table="user", user=["u1", "u1"], age=["old", "young"]),
+    ]
+    store = built(tmp_path, schema, chunks)
+    assert tokens(store, "age") == [PADDING, UNKNOWN, "old"]
+
+
+@pytest.mark.parametrize("table", ["inter", "common"])
+def test_rare_users_are_told_apart(tmp_path, table):
+    """All have the id of unknown ones, and metrics per user are over each of them."""
+    user = Field("user", origin="user_id", table=table)
+    other = Field("group-user")  # of the name that the column would have
+    joins = (Join("common", "key"),) if table == "common" else ()
+    schema = Schema((user, other), LABELS, vocabulary="train", group="user", joins=joins)
+    users = {"k0": "u0", "k1": None, "k2": "u2", "k3": "u0"}
+    test, train = ["k0", "k9", "k1", "k3", "k2"], ["k2", "k0"]
+    chunks = [
+        chunk(part, key=keys, user=[users.get(key) for key in keys], **{"group-user": keys})
+        for part, keys in (("test", test), ("train", train))
+    ]
+    if table == "common":
+        chunks.append(chunk(table="common", key=[*users], user=[*users.values()]))
+    store = built(tmp_path, schema, iter(chunks), min_count=9)
+    group = column(store, store.schema["group"])
+    zero, two = group[1], group[0]
+    assert {zero, two} == {1, 2}
+    assert group == [two, zero, zero, 0, 0, zero, two]
+    assert column(store, "group-user") == [1] * 7
+
+
+def test_what_a_stream_raises_comes_through(tmp_path):
+    def faulty():
+        yield chunk(city=["a"])
+        raise UsageError("line 7 is no line")
+
+    with pytest.raises(UsageError, match="line 7"):
+        built(tmp_path, Schema((Field("city"),), LABELS), faulty())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bars_show_how_far_it_is(tmp_path, capsys):
+    schema = Schema((Field("city"),), LABELS, size=200, unit="B")
+    halves = [dataclasses.replace(chunk(city=["a", "b"]), size=100) for _ in range(2)]
+    built(tmp_path, schema, halves, progress=True)
+    shown = capsys.readouterr().err
+    assert "reading: 100%" in shown
+    assert "200/200 [" in shown
+    assert "writing: 100%" in shown
+    assert "4.00/4.00 [" in shown
 
 
 def test_fields_may_share_a_vocabulary_of_text_and_numbers(tmp_path):

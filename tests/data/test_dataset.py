@@ -606,7 +606,7 @@ def test_missing_folder_names_what_there_is(toy):
         EntireSpaceDataset(config)
     message = str(caught.value)
     assert (
-        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, hillstrom, ml-100k, "
+        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, coat, hillstrom, ml-100k, "
         "ml-100k-semi, shop." in message
     )
     assert f"put its atomic files into {toy.folder} (toy.inter" in message

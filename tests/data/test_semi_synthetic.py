@@ -11,6 +11,7 @@ import recbole
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import coo_array
 
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
@@ -40,18 +41,22 @@ def some_ratings(seed, users=12, items=9, share=0.6):
     return user, item, full[user, item] + rng.normal(0, 0.1, len(user)), full
 
 
+def completed_of(user, item, rating, shape, *arguments, **more):
+    return complete_ratings(coo_array((rating, (user, item)), shape), *arguments, **more)
+
+
 def test_a_matrix_of_the_right_rank_is_recovered():
     user, item, rating, full = some_ratings(0, users=80, items=60, share=0.5)
-    completed = complete_ratings(user, item, rating, full.shape, 1, 1e-3, sweeps=50)
+    completed = completed_of(user, item, rating, full.shape, 1, 1e-3, sweeps=50)
     assert np.sqrt(np.mean((completed - full) ** 2)) < 0.05  # half of the noise
-    biases = complete_ratings(user, item, rating, full.shape, 0, 1e-3)
+    biases = completed_of(user, item, rating, full.shape, 0, 1e-3)
     assert np.sqrt(np.mean((biases - full) ** 2)) > 0.5
 
 
 def test_without_factors_it_is_the_regularised_two_way_model():
     user, item, rating, full = some_ratings(1)
     users, items = full.shape
-    completed = complete_ratings(user, item, rating, full.shape, 0, 0.2, sweeps=300)
+    completed = completed_of(user, item, rating, full.shape, 0, 0.2, sweeps=300)
     count = np.concatenate([np.bincount(user, minlength=users), np.bincount(item, minlength=items)])
     design = np.zeros((len(user), users + items))
     design[np.arange(len(user)), user] = design[np.arange(len(user)), users + item] = 1
@@ -87,23 +92,23 @@ def test_each_half_of_a_sweep_is_a_minimum(seed, rank, regularization):
 def test_the_order_of_the_ratings_does_not_matter(seed):
     user, item, rating, full = some_ratings(seed)
     order = np.random.default_rng(seed).permutation(len(user))
-    first = complete_ratings(user, item, rating, full.shape, 2, 0.1)
-    again = complete_ratings(user[order], item[order], rating[order], full.shape, 2, 0.1)
+    first = completed_of(user, item, rating, full.shape, 2, 0.1)
+    again = completed_of(user[order], item[order], rating[order], full.shape, 2, 0.1)
     np.testing.assert_allclose(first, again, atol=1e-8)
 
 
 def test_same_seed_same_bits():
     user, item, rating, full = some_ratings(2)
-    first, again = (complete_ratings(user, item, rating, full.shape, 2, 0.1) for _ in range(2))
+    first, again = (completed_of(user, item, rating, full.shape, 2, 0.1) for _ in range(2))
     assert np.array_equal(first, again)
 
 
 def test_a_user_and_an_item_without_a_rating_get_the_mean_and_the_other_bias():
     user, item, rating, (_, _) = *some_ratings(3)[:3], (12, 9)
-    completed = complete_ratings(user, item, rating, (13, 10), 2, 0.1)
+    completed = completed_of(user, item, rating, (13, 10), 2, 0.1)
     assert completed[12, 9] == pytest.approx(rating.mean())
-    whole = complete_ratings(user, item, rating, (12, 9), 0, 0.1)
-    alone = complete_ratings(user, item, rating, (13, 10), 0, 0.1)
+    whole = completed_of(user, item, rating, (12, 9), 0, 0.1)
+    alone = completed_of(user, item, rating, (13, 10), 0, 0.1)
     np.testing.assert_allclose(alone[:12, :9], whole, atol=1e-12)
     np.testing.assert_allclose(alone[12, :9] + alone[:12, 9:] - rating.mean(), whole, atol=1e-12)
 
@@ -115,7 +120,7 @@ def test_a_user_and_an_item_without_a_rating_get_the_mean_and_the_other_bias():
 def test_what_cannot_be_completed_is_refused(rating, regularization, match):
     position = np.zeros(len(rating), dtype=np.int64)
     with pytest.raises(ValueError, match=match):
-        complete_ratings(position, position, np.array(rating), (1, 1), 1, regularization)
+        completed_of(position, position, np.array(rating), (1, 1), 1, regularization)
 
 
 def test_held_out_ratings_of_ml_100k_are_predicted():
@@ -128,7 +133,7 @@ def test_held_out_ratings_of_ml_100k_are_predicted():
 
     def rmse(rank):
         seen = user[train], item[train], rating[train]
-        completed = complete_ratings(*seen, shape, rank, 0.12)
+        completed = completed_of(*seen, shape, rank, 0.12)
         return np.sqrt(np.mean((completed[user[~train], item[~train]] - rating[~train]) ** 2))
 
     assert rmse(8) < 0.92 < rmse(0) < 0.95 < rating[~train].std()

@@ -85,9 +85,8 @@ class Draws:
     """
 
     def __init__(self, simulation: Simulation) -> None:
-        users, items = simulation.vocabulary()
-        self._behaviours = int(simulation.behaviours)
-        self.world = sim.make_world(int(simulation.seed), int(users), int(items))
+        about = simulation.seed, *simulation.vocabulary(), simulation.behaviours
+        self.world = sim.make_world(*map(int, about))
         sizes = zip(
             simulation.split_rows().values(), simulation.common_rows().values(), strict=True
         )
@@ -95,8 +94,7 @@ class Draws:
             _first_rows(rows, sim.size_weights(self.world, number, commons))
             for number, (rows, commons) in enumerate(sizes)
         ]
-        person = sim.make_person(self.world, self._behaviours)
-        self._mix, self._mistaken = _solve(simulation, self.world, person, self._first)
+        self.world = _solved(simulation, self.world, self._first)
         self._id_start, self._id_span = _id_ranges(self.world)
         self._settings = dataclasses.asdict(simulation)
         self.splits: dict[str, dict[str, int]] = {}
@@ -121,8 +119,8 @@ class Draws:
         return self._skeleton(split) if kind == "skeleton" else self._commons(split)
 
     def _commons(self, split: str) -> Iterator[Drawn]:
-        number, count = raw.SPLITS.index(split), self.rows("common", split)
-        person = sim.make_person(self.world, self._behaviours)
+        count = self.rows("common", split)
+        person = sim.make_person(self.world, raw.SPLITS.index(split))
         most = len(_PROFILE) + person.history.size
         # The order of the real file says nothing about that of the skeleton. Steps of about the
         # golden ratio of a circle meet every line once if step and circle have no common divisor.
@@ -131,54 +129,33 @@ class Draws:
             step += 1
         features = np.empty((max(_FEATURES_AT_ONCE, most), 3), np.int64)
         rows = np.empty((_ROWS_AT_ONCE, 2), np.int64)
+        truth = np.empty((0, len(raw.TRUTH_COLUMNS)), np.float32)
         line = 0
         while line < count:
-            done, size = _draw_commons(
-                self.world,
-                person,
-                number,
-                self._behaviours,
-                (count, step, count // 3),
-                line,
-                most,
-                rows,
-                features,
-            )
-            nothing = np.zeros((3, done), np.int64)
-            truth = np.empty((0, len(raw.TRUTH_COLUMNS)), np.float32)
-            yield self._drawn(nothing, rows[:done], features[:size], truth)
+            lines = np.arange(line, min(line + len(rows), count))
+            commons = (lines * step + count // 3) % count
+            done, size = _draw_commons(self.world, person, commons, rows, features)
+            yield self._drawn(np.zeros((3, done)), rows[:done], features[:size], truth)
             line += done
 
     def _skeleton(self, split: str) -> Iterator[Drawn]:
         number, first = raw.SPLITS.index(split), self._first[raw.SPLITS.index(split)]
-        person = sim.make_person(self.world, self._behaviours)
+        person = sim.make_person(self.world, number)
         features = np.empty((max(_FEATURES_AT_ONCE, _SKELETON_FEATURES), 3), np.int64)
         rows = np.empty((_ROWS_AT_ONCE, 4), np.int64)
         truth = np.empty((len(rows), len(raw.TRUTH_COLUMNS)), np.float32)
         counts = np.zeros(4, np.int64)
         row = 0
         while row < first[-1]:
-            done, size = _draw_impressions(
-                self.world,
-                person,
-                number,
-                self._behaviours,
-                self._mix,
-                self._mistaken,
-                first,
-                row,
-                rows,
-                features,
-                truth,
-            )
+            shown = np.arange(row, min(row + len(rows), first[-1]))
+            commons = np.searchsorted(first, shown, side="right") - 1
+            done, size = _draw_impressions(self.world, person, row, commons, rows, features, truth)
             click, purchase = rows[:done, 2] > 0, rows[:done, 3] > 0
             stray = purchase & ~click
             potential = truth[:done, 2].sum(dtype=np.int64)
             counts += click.sum(), (click & purchase).sum(), stray.sum(), potential
-            sample = np.arange(row + 1, row + done + 1)
-            yield self._drawn(
-                (sample, click, purchase), rows[:done, :2], features[:size], truth[:done].copy()
-            )
+            heads = shown[:done] + 1, click, purchase
+            yield self._drawn(heads, rows[:done, :2], features[:size], truth[:done].copy())
             row += done
         names = ("clicks", "conversions", "conversions_without_click", "potential_conversions")
         self.splits[split] = {
@@ -254,10 +231,8 @@ def _first_rows(rows: int, weights: np.ndarray) -> np.ndarray:
     return (shares * (rows - count)).astype(np.int64) + np.arange(count + 1)
 
 
-def _solve(
-    simulation: Simulation, world: World, person: Person, first: list[np.ndarray]
-) -> tuple[np.ndarray, float]:
-    """Coefficients of the logits, and the share of unclicked potential conversions to record.
+def _solved(simulation: Simulation, world: World, first: list[np.ndarray]) -> World:
+    """The world with the coefficients of its logits, and how many conversions lack their click.
 
     Solved on all impressions, or on _SAMPLE_ROWS of them, evenly spaced.
     """
@@ -270,7 +245,8 @@ def _solve(
     for number, edges in enumerate(first):
         rows = sampled[(sampled >= start) & (sampled < start + edges[-1])] - start
         commons = np.searchsorted(edges, rows, side="right") - 1
-        samples.append(sim.sample_latents(world, person, number, rows, commons))
+        person = sim.make_person(world, number)
+        samples.append(sim.sample_latents(world, person, rows, commons))
         start += int(edges[-1])
     sample = np.concatenate(samples)
     mix = sim.mixed(sample, simulation.click_rate, simulation.conversion_rate, simulation.selection)
@@ -283,7 +259,7 @@ def _solve(
             " that would convert but aren't clicked at these rates, got"
             f" {simulation.conversions_without_click:g}"
         )
-    return mix, mistaken
+    return world._replace(mix=mix, mistaken=mistaken)
 
 
 def _id_ranges(world: World) -> tuple[np.ndarray, np.ndarray]:
@@ -318,35 +294,24 @@ def _common_keys(world: World, commons: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _draw_commons(
-    world: World,
-    person: Person,
-    split: int,
-    behaviours: int,
-    order: tuple[int, int, int],
-    line: int,
-    most: int,
-    rows: np.ndarray,
-    features: np.ndarray,
+    world: World, person: Person, commons: np.ndarray, rows: np.ndarray, features: np.ndarray
 ) -> tuple[int, int]:
     """Fill arrays with common features.
 
     Args:
-        order: (count, step, shift): line n holds the common row (n · step + shift) mod count.
-        line: number of the line to begin with.
-        most: features that a row may have.
+        commons: int64 ``[≤ rows]``, the common rows to draw.
         rows: int64 ``[rows, 2]``, common row and number of features, to be filled.
         features: int64 ``[features, 3]``, field, number and count, to be filled.
 
     Returns:
         How many rows and features there are now.
     """
-    count, step, shift = order
-    found = np.empty(sim.MOST_INTENTIONS, dtype=np.int64)
+    most = len(_PROFILE) + person.history.size
     done = size = 0
-    while line + done < count and size + most <= len(features) and done < len(rows):
-        common = ((line + done) * step + shift) % count
+    while done < len(commons) and size + most <= len(features):
+        common = commons[done]
         sim.meet(world, common, person)
-        sim.remember(world, split, common, behaviours, person, found)
+        sim.remember(world, common, person)
         before = size
         for n in range(len(_PROFILE)):
             if person.levels[n] >= 0:
@@ -368,12 +333,8 @@ def _draw_commons(
 def _draw_impressions(
     world: World,
     person: Person,
-    split: int,
-    behaviours: int,
-    mix: np.ndarray,
-    mistaken: float,
-    first: np.ndarray,
     row: int,
+    commons: np.ndarray,
     rows: np.ndarray,
     features: np.ndarray,
     truth: np.ndarray,
@@ -381,10 +342,8 @@ def _draw_impressions(
     """Fill arrays with impressions.
 
     Args:
-        mix: coefficients from ``world.mixed``.
-        mistaken: share of the potential conversions without click that are recorded as purchases.
-        first: int64 ``[common rows + 1]``: first impression of each common row, then their number.
-        row: number of the impression to begin with.
+        row: number of the first impression in its split.
+        commons: int64 ``[≤ rows]``, the common row of each impression.
         rows: int64 ``[rows, 4]``, common row, number of features, click and purchase, to be filled.
         features: int64 ``[features, 3]``, field, number and count, to be filled.
         truth: float32 ``[rows, 3]``, to be filled.
@@ -392,60 +351,72 @@ def _draw_impressions(
     Returns:
         How many rows and features there are now.
     """
-    begun, end = row, 0
-    common = int(np.searchsorted(first, row, side="right")) - 1
-    found = np.empty(sim.MOST_INTENTIONS, dtype=np.int64)
+    done = end = 0
     own = np.empty((_SKELETON_FEATURES, 3), dtype=np.int64)
-    loaded = False
-    while row < first[-1] and row - begun < len(rows) and end + _SKELETON_FEATURES <= len(features):
-        if row == first[common + 1] or not loaded:
-            common += row == first[common + 1]
+    while done < len(commons) and end + _SKELETON_FEATURES <= len(features):
+        common = commons[done]
+        if done == 0 or common != commons[done - 1]:
             sim.forget(person)
             sim.meet(world, common, person)
-            sim.remember(world, split, common, behaviours, person, found)
-            loaded = True
-        key = sim.impression_key(world, split, row)
-        item, category, shop, brand, position = sim.show(world, person, split, common, key)
+            sim.remember(world, common, person)
+        key = sim.impression_key(world, person.split, row + done)
+        item, category, shop, brand, position = sim.show(world, person, common, key)
         click_latent, own_latent = sim.latents(world, person, item, category, shop, brand)
-        ctr, cvr = sim.truth(mix, click_latent, own_latent, sim.POSITION_EFFECTS[position])
-        click, purchase, potential = sim.outcomes(key, ctr, cvr, mistaken)
-        truth[row - begun, 0] = ctr
-        truth[row - begun, 1] = cvr
-        truth[row - begun, 2] = potential
-
-        by_category = sim.count_behaviour(person, 0, category)
-        by_shop = sim.count_behaviour(person, 1, shop)
-        by_brand = sim.count_behaviour(person, 2, brand)
-        size = 0
-        for field, number, count in (
-            (_POSITION, position, 0),
-            (_ITEM, item, 0),
-            (_CATEGORY, category, 0),
-            (_SHOP, shop, 0),
-            (_BRAND, brand, 0),
-            (_BY_CATEGORY, category if by_category else -1, by_category),
-            (_BY_SHOP, shop if by_shop else -1, by_shop),
-            (_BY_BRAND, brand if by_brand else -1, by_brand),
-        ):
-            if number >= 0:
-                own[size] = field, number, count
-                size += 1
-        for n in range(sim.intentions_of(world, item, category, found)):
-            own[size] = _INTENTION, found[n], 0
-            size += 1
-            by_intention = sim.count_behaviour(person, 3, found[n])
-            if by_intention:
-                own[size] = _BY_INTENTION, found[n], by_intention
-                size += 1
-        rows[row - begun, 0] = common
-        rows[row - begun, 1] = size
-        rows[row - begun, 2] = click
-        rows[row - begun, 3] = purchase
+        effect = sim.POSITION_EFFECTS[position]
+        ctr, cvr = sim.truth(world.mix, click_latent, own_latent, effect)
+        click, purchase, potential = sim.outcomes(key, ctr, cvr, world.mistaken)
+        truth[done, 0] = ctr
+        truth[done, 1] = cvr
+        truth[done, 2] = potential
+        size = _describe(world, person, (item, category, shop, brand, position), own)
+        rows[done, 0] = common
+        rows[done, 1] = size
+        rows[done, 2] = click
+        rows[done, 3] = purchase
         # no field has a place of its own: begin anywhere in the circle
-        turn = row % size
+        turn = (row + done) % size
         for n in range(size):
             features[end + n] = own[(turn + n) % size]
         end += size
-        row += 1
+        done += 1
     sim.forget(person)
-    return row - begun, end
+    return done, end
+
+
+@njit(cache=True, nogil=True)
+def _describe(
+    world: World, person: Person, shown: tuple[int, int, int, int, int], own: np.ndarray
+) -> int:
+    """Fill in field, number and count of an impression's features and return how many.
+
+    Args:
+        shown: item, category, shop, brand and position.
+        own: int64 ``[_SKELETON_FEATURES, 3]``, to be filled.
+    """
+    item, category, shop, brand, position = shown
+    by_category = sim.count_behaviour(person, 0, category)
+    by_shop = sim.count_behaviour(person, 1, shop)
+    by_brand = sim.count_behaviour(person, 2, brand)
+    size = 0
+    for field, number, count in (
+        (_POSITION, position, 0),
+        (_ITEM, item, 0),
+        (_CATEGORY, category, 0),
+        (_SHOP, shop, 0),
+        (_BRAND, brand, 0),
+        (_BY_CATEGORY, category if by_category else -1, by_category),
+        (_BY_SHOP, shop if by_shop else -1, by_shop),
+        (_BY_BRAND, brand if by_brand else -1, by_brand),
+    ):
+        if number >= 0:
+            own[size] = field, number, count
+            size += 1
+    for n in range(sim.intentions_of(world, item, category, person.intentions)):
+        intention = person.intentions[n]
+        own[size] = _INTENTION, intention, 0
+        size += 1
+        by_intention = sim.count_behaviour(person, 3, intention)
+        if by_intention:
+            own[size] = _BY_INTENTION, intention, by_intention
+            size += 1
+    return size

@@ -83,6 +83,9 @@ class World(NamedTuple):
         users, items, shops, brands, intentions, categories: sizes of the vocabularies.
         category_start: ``[categories + 1]``; items of a category are numbered in one piece.
         popular: ``[TOPICS]`` cumulative shares of the topics with everybody.
+        behaviours: of a person, in the mean.
+        mix: ``[6]``, coefficients of the logits, see :func:`mixed`; zeros until they are solved.
+        mistaken: share of the potential conversions without click that are recorded as purchases.
     """
 
     key: np.uint64
@@ -94,12 +97,16 @@ class World(NamedTuple):
     categories: int
     category_start: np.ndarray
     popular: np.ndarray
+    behaviours: int
+    mix: np.ndarray
+    mistaken: float
 
 
 class Person(NamedTuple):
     """What a common row says of its user; filled in place, anew for each common row.
 
     Attributes:
+        split: number of the split that the common rows are of.
         levels: int64 ``[1 + len(LEVELS)]``, the user's number and the levels of 121 ... 129; −1
             where the field is missing.
         base: ``[2]``, the person's part of each latent.
@@ -113,8 +120,10 @@ class Person(NamedTuple):
         slot: int32, the four vocabularies one after the other: 1 + the place in the history of
             what is in it, else 0.
         slot_start: ``[4]``, where a vocabulary starts in ``slot``.
+        intentions: int64 ``[MOST_INTENTIONS]``, room for those of an item.
     """
 
+    split: int
     levels: np.ndarray
     base: np.ndarray
     taste: np.ndarray
@@ -125,9 +134,10 @@ class Person(NamedTuple):
     history_count: np.ndarray
     slot: np.ndarray
     slot_start: np.ndarray
+    intentions: np.ndarray
 
 
-def make_world(seed: int, users: int, items: int) -> World:
+def make_world(seed: int, users: int, items: int, behaviours: int) -> World:
     """A world with the real data's proportions of items, categories, shops and brands.
 
     4.3 M items have about 7,000 categories, as in Ali-CCP; at least two categories a topic.
@@ -150,14 +160,18 @@ def make_world(seed: int, users: int, items: int) -> World:
         categories=categories,
         category_start=start,
         popular=popular / popular[-1],
+        behaviours=behaviours,
+        mix=np.zeros(6),
+        mistaken=0.0,
     )
 
 
-def make_person(world: World, behaviours: int) -> Person:
-    """Room for a person with ``behaviours`` behaviours in the mean."""
+def make_person(world: World, split: int) -> Person:
+    """Room for a person at the time of a split."""
     vocabularies = np.array([world.categories, world.shops, world.brands, world.intentions])
-    capacity = int(behaviours * HISTORY_SHARES.max() * _MOST_ACTIVE) + 1
+    capacity = int(world.behaviours * HISTORY_SHARES.max() * _MOST_ACTIVE) + 1
     return Person(
+        split=split,
         levels=np.zeros(1 + len(LEVELS), dtype=np.int64),
         base=np.zeros(2),
         taste=np.zeros((2, TOPICS)),
@@ -168,6 +182,7 @@ def make_person(world: World, behaviours: int) -> Person:
         history_count=np.zeros((4, capacity), dtype=np.int64),
         slot=np.zeros(vocabularies.sum(), dtype=np.int32),
         slot_start=np.concatenate(([0], np.cumsum(vocabularies)[:-1])).astype(np.int64),
+        intentions=np.empty(MOST_INTENTIONS, dtype=np.int64),
     )
 
 
@@ -329,23 +344,21 @@ def _past_key(world: World, split: int, common: int) -> np.uint64:
 
 
 @njit(cache=True)
-def remember(
-    world: World, split: int, common: int, behaviours: int, person: Person, found: np.ndarray
-) -> None:
-    """Fill in the person's history at the time of a split; :func:`forget` the last one before.
+def remember(world: World, common: int, person: Person) -> None:
+    """Fill in the person's history at the time of the split; :func:`forget` the last one before.
 
     A behaviour is about an item that is chosen as those to be shown are, only more by interest,
     and goes into each of the four fields that isn't full. They get about ``behaviours`` ids in the
     mean of the persons, fewer where that is more than half of a vocabulary.
     """
-    past = _past_key(world, split, common)
+    past = _past_key(world, person.split, common)
     activity = 0.1 - 0.9 * math.log(1.0 - _unit(_hash(past, _ACTIVITY, 0)))
     wanted = person.history_room
     total = 0
     for field in range(4):
         start = person.slot_start[field]
         end = person.slot_start[field + 1] if field < 3 else len(person.slot)
-        size = int(behaviours * HISTORY_SHARES[field] * min(_MOST_ACTIVE, activity) + 0.5)
+        size = int(world.behaviours * HISTORY_SHARES[field] * min(_MOST_ACTIVE, activity) + 0.5)
         wanted[field] = min(size, person.history.shape[1], (end - start) // 2)
         total += wanted[field]
     for n in range(2 * total):  # repeated ids only count up
@@ -364,7 +377,8 @@ def remember(
             elif field == 2:
                 what = brand_of(world, item, category)
             else:
-                what = found[0] if intentions_of(world, item, category, found) else -1
+                served = intentions_of(world, item, category, person.intentions)
+                what = person.intentions[0] if served else -1
             if what >= 0:
                 _note(person, field, what, count)
 
@@ -409,7 +423,7 @@ def impression_key(world: World, split: int, row: int) -> np.uint64:
 
 @njit(cache=True)
 def show(
-    world: World, person: Person, split: int, common: int, key: np.uint64
+    world: World, person: Person, common: int, key: np.uint64
 ) -> tuple[int, int, int, int, int]:
     """What an impression shows: item, category, shop, brand (−1: none) and position."""
     again = _unit(_draw(key, 3)) / _AGAIN
@@ -419,7 +433,7 @@ def show(
             world,
             person.interest,
             _BEHAVIOUR_BY_INTEREST,
-            _past_key(world, split, common),
+            _past_key(world, person.split, common),
             4 * behaviour,
         )
     else:
@@ -478,7 +492,7 @@ def outcomes(key: np.uint64, ctr: float, cvr: float, mistaken: float) -> tuple[i
 
 @njit(cache=True)
 def sample_latents(
-    world: World, person: Person, split: int, rows: np.ndarray, commons: np.ndarray
+    world: World, person: Person, rows: np.ndarray, commons: np.ndarray
 ) -> np.ndarray:
     """Latents of some impressions: ``[rows, 3]`` of click, own and the position's effect."""
     found = np.empty((len(rows), 3))
@@ -486,7 +500,7 @@ def sample_latents(
         if n == 0 or commons[n] != commons[n - 1]:
             meet(world, commons[n], person)
         item, category, shop, brand, position = show(
-            world, person, split, commons[n], impression_key(world, split, rows[n])
+            world, person, commons[n], impression_key(world, person.split, rows[n])
         )
         found[n, 0], found[n, 1] = latents(world, person, item, category, shop, brand)
         found[n, 2] = POSITION_EFFECTS[position]

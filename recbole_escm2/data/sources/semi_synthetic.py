@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import recbole
+from scipy.sparse import coo_array
 
 from recbole_escm2.data.labels import numbers
 from recbole_escm2.data.schema import Chunk, Schema
@@ -131,11 +132,9 @@ class SemiSyntheticFiles(AtomicFiles):
                 f"{self._locate(np.sort(missing))}"
             )
         items = self.inter_feat[self.iid_field].nunique()
+        shape = len(row) // items, items
         return complete_ratings(
-            there // items,
-            there % items,
-            known,
-            (len(row) // items, items),
+            coo_array((known, (there // items, there % items)), shape),
             rank=self.config["completion_rank"],
             regularization=self.config["completion_regularization"],
             seed=self.config["simulation_seed"],

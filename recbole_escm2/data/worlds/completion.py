@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 def complete_ratings(
-    user: Ints,
-    item: Ints,
-    rating: Floats,
-    shape: tuple[int, int],
+    ratings: coo_array,
     rank: int,
     regularization: float,
     sweeps: int = 20,
@@ -29,10 +26,7 @@ def complete_ratings(
     objective never rises. A user or an item without a rating gets μ plus the other's bias.
 
     Args:
-        user: position of each rating's user, ``[ratings]``.
-        item: position of each rating's item, ``[ratings]``.
-        rating: in any unit, ``[ratings]``.
-        shape: numbers of users and items.
+        ratings: those that there are, ``[users, items]``, in any unit.
         rank: length of x_u and y_i; 0 leaves the biases alone.
         regularization: λ > 0.
         sweeps: updates of all users and all items.
@@ -44,13 +38,14 @@ def complete_ratings(
     Raises:
         ValueError: there is no rating, one isn't finite, or λ isn't positive.
     """
+    user, item, rating = ratings.row, ratings.col, ratings.data
     if not len(rating):
         raise ValueError("a matrix without a rating can't be completed")
     if not np.isfinite(rating).all():
         raise ValueError("every rating must be a finite number")
     if not regularization > 0:
         raise ValueError(f"regularization must be positive, got {regularization}")
-    users, items = shape
+    users, items = ratings.shape
     mean = rating.mean()
     # A side is its factors and its bias; the other side sees them with a constant beside them.
     user_side = np.zeros((users, rank + 1))
