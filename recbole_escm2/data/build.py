@@ -282,7 +282,9 @@ class _Build:
         )
         self.joins: dict[str, dict[str, Any]] = {}  # what to report of them
         self.numbering: dict[str, Numbering] = {}
-        self.group = next((own for own in schema.fields if own.name == schema.group), None)
+        other = None if schema.group is None else Field(schema.group)  # that is no feature
+        self.group = next((own for own in schema.fields if own.name == schema.group), other)
+        self.groups_apart = self.unknown or self.group not in schema.fields
         # Where tokens share the id of unknown ones, a column of its own tells the groups.
         self.group_column = schema.group or ""
         while self.unknown and any(own.name == self.group_column for own in schema.fields):
@@ -330,7 +332,7 @@ class _Build:
                     if table in ("inter", join.table):
                         own = self.references if table == "inter" else self.keys
                         own[join.table, part].add(rows.column(join.key), None)
-                if self.unknown and self.group and self.group.table == table:
+                if self.groups_apart and self.group and self.group.table == table:
                     self.groups[table, part].add(rows.column(self.group.name), None)
                 bar.update(len(chunk.rows) if chunk.size is None else chunk.size)
         kept.complete()
@@ -373,6 +375,8 @@ class _Build:
                 columns[join.key] = encoded(rows.column(join.key))
         if table == "inter":
             columns |= {label.field: rows.column(label.field) for label in self.labels}
+            if self.group and self.group.table == table and self.group.name not in columns:
+                columns[self.group.name] = encoded(rows.column(self.group.name))
         for own in self._of(table):
             column = columns[own.name]
             if own.kind.endswith("seq"):
@@ -472,7 +476,7 @@ class _Build:
     def _group_number(self) -> Numbering:
         """The number of each token of the group."""
         assert self.group is not None
-        if not self.unknown:
+        if not self.groups_apart:
             return self.numbering[self.group.vocabulary or self.group.name]
         return Numbering(merged(_in_order(self.groups, self.group.table)))
 

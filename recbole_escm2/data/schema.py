@@ -129,7 +129,8 @@ class Schema:
             the order of appearance from 1 on, as RecBole numbers them.
         order: of the ids of a vocabulary. ``appearance``: as the tokens appear. ``count``: the most
             frequent first and of equal ones the least, whatever the order of the rows.
-        group: the field whose tokens tell users apart, for metrics per user; rare ones as well.
+        group: the field whose tokens tell users apart, for metrics per user; rare ones as well. Or
+            a column of tokens of ``inter`` that is no field, and so no feature.
         time: a field of seconds since any moment; a store keeps them since the earliest one.
         joins: tables beside ``inter``.
         size: how much there is to read, None where that isn't known.

@@ -25,6 +25,7 @@ from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.csv_text import csv_batches
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.output import beside
 
 #: Formats by the suffix of a file, or of a folder of parts.
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
@@ -91,12 +92,10 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for part, own in parts.items():
         path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        pa.parquet.write_table(_arrow(own), unfinished)
-        if path.is_file() and path.read_bytes() == unfinished.read_bytes():
-            unfinished.unlink()
-        else:
-            os.replace(unfinished, path)
+        with beside(path) as unfinished:
+            pa.parquet.write_table(_arrow(own), unfinished)
+            if not path.is_file() or path.read_bytes() != unfinished.read_bytes():
+                os.replace(unfinished, path)
     return name
 
 
