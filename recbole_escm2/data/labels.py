@@ -17,7 +17,7 @@ from recbole_escm2.fields import LABEL_KEYS
 # A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
 LABEL_SOURCE = "label"
 
-_MANY = 30  # conversions without a click from which there may be more of them than clicks
+_MANY = 20  # conversions without a click from which there may be more of them than clicks
 SHOWN = 5  # faulty rows that a message names
 
 
