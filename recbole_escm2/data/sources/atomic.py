@@ -307,7 +307,7 @@ class AtomicFiles(Dataset):
             raise fault or UsageError(f"{path}: {error}") from error
         if frame.empty:
             raise UsageError(f"{path} has no row below the header")
-        floats = [field for field in fields if is_number[field]]
+        floats = [field for field in fields if is_number[field] and field not in labels]
         if not all((frame[field].abs() <= LARGEST)[frame[field].notna()].all() for field in floats):
             check_numbers(path, header, floats, separator, encoding)
         return frame
