@@ -24,7 +24,17 @@ _FEW = 5  # positives, and negatives, without which a label can't be given away
 _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
+_SELDOM = 0.05  # share of the rows below which a field has seldom a value
 _ENOUGH = 100  # rows from which that can be told
+_COLUMN_KEYS = {  # that name columns, and of which kind
+    "numerical_features": "float",
+    "normalize_field": "float",
+    "discretization": "float",
+    "seq_len": "",
+    "alias_of_user_id": "token",
+    "alias_of_item_id": "token",
+}
+_NO_DATA = (".yaml", ".yml", ".md", ".txt", ".json", ".link", ".kg", ".net", ".hyper", ".py")
 _TAIL, _SHOWN_TEXT = 1 << 16, 40  # bytes in which a last line is looked for, characters shown
 _KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
 _SHOWN = 100_000  # rows with the same key that are compared
@@ -67,6 +77,31 @@ def unended_line(path: Path) -> str | None:
     )
 
 
+def unread_files(folder: Path, name: str, read: Sequence[Path]) -> str | None:
+    """What to say of files that bear the name of a data set and aren't read; None without any.
+
+    Args:
+        folder: of the data set.
+        name: of the data set.
+        read: the files that are read.
+    """
+    known = {path.name for path in read}
+    others = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.lower().startswith(f"{name.lower()}.")
+        and path.name not in known
+        and path.suffix not in _NO_DATA
+        and not any(path in file.parents for file in read)
+    )
+    if not others:
+        return None
+    return (
+        f"not read: {', '.join(others[:5])} in {folder}, but {', '.join(sorted(known)[:5])} "
+        "(source, benchmark_filename and the names of files decide)"
+    )
+
+
 # --------------------------------------------------------------------------- a schema
 
 
@@ -86,24 +121,24 @@ def check_schema(schema: Schema) -> None:
         table[own.name] = own.table
 
 
-def check_number_keys(config: Mapping[str, Any], fields: Sequence[Field]) -> None:
-    """Make sure that the keys for columns of numbers name such columns.
+def check_column_keys(config: Mapping[str, Any], schema: Schema) -> None:
+    """Make sure that the keys that name columns name such as there are, and of the right kind.
 
     Raises:
-        UsageError: one names another column, or none.
+        UsageError: one doesn't.
     """
-    kinds = {own.name: own.kind for own in fields}
-    for key in ("numerical_features", "normalize_field"):
+    kinds = {own.name: own.kind for own in schema.fields}
+    for key, kind in _COLUMN_KEYS.items():
         for name in config[key] or ():
+            named = [other for other, own in kinds.items() if own.startswith(kind)]
             if name not in kinds:
-                numbers = [other for other, kind in kinds.items() if kind.startswith("float")]
                 raise UsageError(
-                    f"{key} names '{name}', which is no column{did_you_mean(name, numbers)}. "
-                    f"Columns of numbers: {', '.join(numbers) or 'none'}"
+                    f"{key} names '{name}', which is no column{did_you_mean(name, named)}. "
+                    f"Columns that it may name: {', '.join(named) or 'none'}"
                 )
-            if not kinds[name].startswith("float"):
+            if name not in named:
                 raise UsageError(
-                    f"{key} names '{name}', which is a {kinds[name]}: declare it a float in its "
+                    f"{key} names '{name}', which is a {kinds[name]}: declare it a {kind} in its "
                     "file, or leave it out of the key"
                 )
 
@@ -432,14 +467,57 @@ def suspicious_features(
                 break
 
 
-def numbers_rows(name: str, tokens: int, values: int) -> str | None:
-    """What to say of a field with a token of its own in nearly each row; None where it hasn't."""
-    if values < _ENOUGH or tokens < _ALL_DIFFER * values:
+def poor_field(own: Field, tokens: int, values: int, rows: int, longest: int) -> str | None:
+    """What to say of a field of tokens from which little can be learned; None else.
+
+    Args:
+        own: the field.
+        tokens: different ones.
+        values: how many there are in all rows together.
+        rows: impressions.
+        longest: most values that one of them has.
+    """
+    if rows < _ENOUGH:
         return None
-    repeated = f"; {values - tokens:,} rows repeat one" if tokens < values else ""
+    if own.kind == "token_seq" and longest == 1 and tokens > 1:
+        return (
+            f"no row has more than one value of '{own.name}', a {own.kind}: is seq_separator what "
+            "stands between them?"
+        )
+    if own.kind != "token":
+        return None
+    if own.table == own.origin == "inter" and tokens >= _ALL_DIFFER * rows:
+        repeated = f"; {values - tokens:,} rows repeat one" if tokens < values else ""
+        return (
+            f"the field '{own.name}' has {tokens:,} tokens in {rows:,} rows{repeated}: a number of "
+            "rows is no feature, leave it out with unload_col"
+        )
+    if tokens == 1 and values == rows:
+        return f"the field '{own.name}' is the same in all rows: nothing can be learned of it"
+    if values < _SELDOM * rows:
+        return f"the field '{own.name}' has a value in {values:,} of {rows:,} rows only"
+    return None
+
+
+def alike_tokens(name: str, tokens: pa.Array) -> str | None:
+    """What to say of tokens that differ by blanks at their ends alone; None where there are none.
+
+    Args:
+        name: of the field.
+        tokens: each once.
+    """
+    if not pa.types.is_string(tokens.type):
+        return None
+    trimmed = pc.utf8_trim_whitespace(tokens)
+    padded = tokens.filter(pc.not_equal(trimmed, tokens))
+    if not len(padded):
+        return None
+    twins = padded.filter(pc.is_in(pc.utf8_trim_whitespace(padded), value_set=tokens))
+    if not len(twins):
+        return None
     return (
-        f"the field '{name}' has {tokens:,} tokens in {values:,} rows{repeated}: a number of rows "
-        "is no feature, leave it out with unload_col"
+        f"{len(twins):,} tokens of '{name}' differ from another one by blanks at their ends alone, "
+        f"for example {twins[0].as_py()!r}: each has an id of its own"
     )
 
 

@@ -256,6 +256,19 @@ class EntireSpaceDataset(Dataset):
                 f"eval_args order TO needs the column '{self.time_field}' (TIME_FIELD), and "
                 f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
             )
+        if self.config["eval_args"]["order"] == "TO":
+            kind = self.field2type[self.time_field].value
+            if kind != "float":
+                raise UsageError(
+                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is a "
+                    f"{kind}: declare it a float, in seconds for example"
+                )
+            times = self.inter_feat[self.time_field]
+            if len(times) > 1 and bool((times == times[0]).all()):
+                raise UsageError(
+                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is the "
+                    "same in all rows"
+                )
         presplit = self.file_size_list is not None
         self.seed_draws = seed_draws(self.config, presplit)
         self.test_pool = len(self) if self.seed_draws == "split" else None

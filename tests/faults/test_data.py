@@ -424,7 +424,7 @@ def test_large_numbers_are_features(made, folder, column):
     [
         ("agee", "did you mean age?"),
         ("kind", "declare it a float"),
-        ("x", "Columns of numbers: age"),
+        ("x", "Columns that it may name: age"),
     ],
 )
 def test_keys_of_numbers_name_numbers(made, folder, key, name, hint):
@@ -558,3 +558,108 @@ def test_more_pairs_than_memory(made, folder, users, monkeypatch):
     assert f"{users * users:,} pairs of {users:,} users and {users:,} items" in message
     assert f"about {users * users * 100 / 1e9:,.0f} GB of memory" in message
     assert "impressions: rows" in message
+
+
+# ------------------------------------------------------------------ files and keys
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny.users", "Tiny.item", "tiny.csv", "tiny.parquet", "tiny.valid.inter"]
+)
+def test_a_file_that_is_not_read(made, folder, name):
+    made.write_all()
+    shutil.copy(made.folder / "tiny.user", made.folder / name)
+    assert f"not read: {name} in {made.folder}" in said(made, folder)
+
+
+def test_of_two_tables_one_is_read(made, folder):
+    made.write_table("parquet")
+    made.write_table("csv")
+    assert f"not read: tiny.csv in {made.folder}, but tiny.parquet" in said(made, folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("unload_col", {"user": ["agee"]}, "unload_col names 'agee', which "),
+        ("unload_col", {"users": ["age"]}, "unload_col is by inter, user and item, got 'users'"),
+        ("load_col", {"itm": ["kind"]}, "load_col is by inter, user and item, got 'itm'"),
+        ("alias_of_user_id", ["friend"], "alias_of_user_id names 'friend', which is no column"),
+        ("alias_of_item_id", ["age"], "alias_of_item_id names 'age', which is a float"),
+        ("seq_len", {"tagz": 3}, "seq_len names 'tagz', which is no column"),
+        ("discretization", {"agee": {"method": "LD"}}, "discretization names 'agee'"),
+        ("discretization", {"age": {"method": "LD"}}, "which numerical_features doesn't"),
+    ],
+    ids=str,
+)
+def test_keys_of_columns_name_columns(made, folder, key, value, expected):
+    made.write_all()
+    assert expected in wrong(made, folder, **{key: value})
+
+
+@pytest.mark.parametrize("suffix", ["inter", "user", "item"])
+@pytest.mark.parametrize("kind", ["float", "token_seq"])
+def test_an_id_that_is_no_token(made, folder, suffix, kind):
+    name = "item_id" if suffix == "item" else "user_id"
+    columns = {
+        key.replace(f"{name}:token", f"{name}:{kind}"): [str(v).lstrip("ui") for v in column]
+        for key, column in getattr(made, suffix).items()
+    }
+    setattr(made, suffix, columns)
+    made.write_all()
+    message = wrong(made, folder)
+    assert f"tiny.{suffix}: column '{name}' is an id and declared {kind}" in message
+
+
+# ------------------------------------------------------------------ fields of little use
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("x:token", ["a"] * ROWS, "the field 'x' is the same in all rows"),
+        ("x:token", ["a", *[""] * (ROWS - 2), "b"], f"has a value in 2 of {ROWS} rows only"),
+        ("x:token_seq", [f"a{n % 3},b{n % 5}" for n in range(ROWS)], "is seq_separator what"),
+        ("x:token", [("a", " a", "b")[n % 3] for n in range(ROWS)], "for example ' a'"),
+        ("x:token_seq", ["a", *["a b"] * (ROWS - 1)], None),
+        ("x:token", [("a", " b", "c")[n % 3] for n in range(ROWS)], None),
+    ],
+    ids=str,
+)
+def test_fields_of_little_use(made, folder, column, values, expected):
+    made.inter[column] = values
+    made.write_all()
+    text = said(made, folder)
+    if expected is None:
+        assert "'x'" not in text
+    else:
+        (line,) = (line for line in text.splitlines() if expected in line)
+        assert "'x'" in line
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("timestamp:token", [f"2024-01-{n % 28}" for n in range(ROWS)], "is a token: declare it"),
+        ("timestamp:float", [7] * ROWS, "is the same in all rows"),
+        ("timestamp:token_seq", [f"2024 {n}" for n in range(ROWS)], "is a token_seq: declare it"),
+    ],
+    ids=["text", "constant", "list"],
+)
+def test_times_that_order_nothing(made, folder, column, values, expected):
+    made.inter[column] = values
+    made.write_all()
+    order = {"eval_args": "{split: {RS: [8, 1, 1]}, order: TO, group_by: null, mode: labeled}"}
+    assert made.run(folder).code == 0  # the store is there already
+    message = refused_after_log(made, folder, order)
+    assert "eval_args order TO needs times, and 'timestamp' (TIME_FIELD)" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("missing", [1, 40])
+def test_times_that_are_missing(made, folder, missing):
+    made.inter["timestamp:float"] = ["" if n < missing else n for n in range(ROWS)]
+    made.write_all()
+    text = said(made, folder)
+    assert f"{missing} of {ROWS} impressions have no time ('timestamp')" in text
+    assert "numerical_features names them: age," in text  # a time needn't be one

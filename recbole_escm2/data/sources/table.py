@@ -209,6 +209,8 @@ class _Reader:
         self.config = config
         self.first = first
         found, _ = _open(first, {})
+        if twice := [name for name in found.names if found.names.count(name) > 1]:
+            raise UsageError(f"{first}: the column '{twice[0]}' stands there twice")
         self.types = dict(zip(found.names, found.types, strict=True))
         self.threshold = dict(config["threshold"] or {})
         self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
