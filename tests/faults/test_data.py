@@ -663,3 +663,57 @@ def test_times_that_are_missing(made, folder, missing):
     text = said(made, folder)
     assert f"{missing} of {ROWS} impressions have no time ('timestamp')" in text
     assert "numerical_features names them: age," in text  # a time needn't be one
+
+
+# ------------------------------------------------------------------ raw Ali-CCP
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Raw files in the format of Ali-CCP."""
+    folder = tmp_path_factory.mktemp("raw")
+    assert call(folder, "simulate", "--rows=3000", "--out=raw").code == 0
+    return folder / "raw"
+
+
+def rewritten(raw, names, change):
+    for path in raw.glob("*.csv"):
+        if any(name in path.name for name in names):
+            lines = [",".join(change(line.split(","))) for line in path.read_text().splitlines()]
+            path.write_text("\n".join(lines) + "\n")
+
+
+def renamed_field(line):
+    return [
+        *line[:-1],
+        line[-1].replace("\x01205\x02", "\x01299\x02").replace("205\x02", "299\x02"),
+    ]
+
+
+def other_keys(line):
+    return ["f" + line[0][1:], *line[1:]]
+
+
+def swapped_labels(line):
+    return [line[0], line[2], line[1], *line[3:]]
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "expected"),
+    [
+        (["sample_skeleton"], renamed_field, "205"),
+        (["sample_skeleton_train"], renamed_field, "205"),
+        (["common_features"], other_keys, "no impression has its"),
+        (["sample_skeleton"], swapped_labels, "Are CLICK_FIELD and CONVERSION_FIELD"),
+    ],
+    ids=["field renamed", "field renamed in train", "keys of common features", "labels swapped"],
+)
+def test_raw_files_of_ali_ccp(simulated, tmp_path, folder, names, change, expected):
+    raw = tmp_path / "ali-ccp" / "raw"
+    shutil.copytree(simulated, raw)
+    rewritten(raw, names, change)
+    before = on_disk(tmp_path / "ali-ccp")
+    outcome = call(folder, *small(tmp_path, dataset="ali-ccp"))
+    assert outcome.code == 2, outcome
+    assert expected in outcome.error
+    assert on_disk(tmp_path / "ali-ccp") == before
