@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
+from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, TableWriter
 from recbole_escm2.data.vocabulary import Counts, Numbering, codes, encoded, merged
@@ -90,6 +91,7 @@ def build(
         raise UsageError(f"{target}: no room left on the disk") from error
     for level, text in schema.notes:
         getLogger().debug("%s: %s", level, text)  # the data set says them whenever it is used
+    getLogger().info(f"what was found: {target / REPORT_FILE}")
     return report
 
 
@@ -182,7 +184,7 @@ class _Kept:
         else:
             batches = iter(())
         for batch in batches:
-            for first in range(0, len(batch), _ROWS_AT_ONCE):
+            for first in range(0, max(len(batch), 1), _ROWS_AT_ONCE):
                 yield batch.slice(first, _ROWS_AT_ONCE)
 
     def remove(self) -> None:
@@ -338,12 +340,14 @@ class _Build:
             columns |= {label.field: rows.column(label.field) for label in self.labels}
         for own in self._of(table):
             column = columns[own.name]
-            if own.kind.endswith("seq"):
-                longest = pc.max(pc.list_value_length(column)).as_py() or 0
-                self.longest[own.name] = max(self.longest[own.name], longest)
+            if own.kind == "float_seq":
+                self._note_longest(own, pc.max(pc.list_value_length(column)).as_py() or 0)
             if own.kind.startswith("float"):
                 self.shape[own.name] = _shape(column.type)
         return pa.RecordBatch.from_pydict(columns)
+
+    def _note_longest(self, own: Field, length: int) -> None:
+        self.longest[own.name] = max(self.longest[own.name], length)
 
     def _of(self, table: str) -> list[Field]:
         """The fields that a table of the store has."""
@@ -531,6 +535,7 @@ class _Build:
             else:
                 bag = _Lists.of(column)
                 ids = self._ids(own, bag.values)
+                self._note_longest(own, int(bag.lengths.max(initial=0)))
                 bags.append((bag.lengths, ids, bag.weights))
                 self._tally(own, writer.name, ids, bag.lengths, times)
         writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
@@ -600,20 +605,20 @@ class _Build:
             {"table": j.table, "key": j.key if self._by_id(j.key) else _row_column(j)}
             for j in schema.joins
         ]
-        self.writer.commit(
-            {
-                **about,
-                "fields": fields,
-                "joins": joins,
-                "group": self.group_column if self.group else None,
-                "time": schema.time,
-                "truth": schema.truth,
-                "sizes": self.parts[:, 0].tolist() if self.split else None,
-                "simulated": schema.simulated,
-                "notes": schema.notes,
-                "report": report,
-            }
-        )
+        whole = {
+            **about,
+            "fields": fields,
+            "joins": joins,
+            "group": self.group_column if self.group else None,
+            "time": schema.time,
+            "truth": schema.truth,
+            "sizes": self.parts[:, 0].tolist() if self.split else None,
+            "simulated": schema.simulated,
+            "notes": schema.notes,
+            "report": report,
+        }
+        (self.writer.folder / REPORT_FILE).write_text(markdown(whole), encoding="utf-8")
+        self.writer.commit(whole)
         return report
 
     def _report(self) -> dict[str, Any]:

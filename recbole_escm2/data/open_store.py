@@ -87,11 +87,7 @@ def is_simulated(config: Any) -> bool:
 
 
 def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
-    source: Any = _source(config)
-    if not hasattr(source, "read"):
-        source.write(config, folder, about)
-        return
-    schema, chunks = source.read(config)
+    schema, chunks = _source(config).read(config)
     build(schema, chunks, folder, _rules(config), about)
 
 
