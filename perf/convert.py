@@ -5,8 +5,8 @@
 Simulated raw files (the literature's 18 fields are kept of 23) are converted by the source of
 ``recbole_escm2.data.ali_ccp`` with the builder, and by ``plain_convert.py``, a line-by-line program
 that does the same, in processes of their own and by turns. Timed is the conversion alone, without
-imports; the files are in the page cache. The second table has the peak memory of ours at N and at 2N
-impressions with the same common rows, and what it comes to at full size.
+imports; the files are in the page cache. The second table has the peak memory of ours at N and at
+2N impressions with the same common rows, and what it comes to at full size.
 
 Goals: at least 10 times the MB/s of plain Python, 30 if possible; memory that doesn't grow with the
 impressions, at most 4 GiB at full size.

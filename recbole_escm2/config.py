@@ -23,16 +23,19 @@ from recbole_escm2.keys import (
     FAMILY,
     KEY_NEEDS,
     KEYS,
+    OF_DATA_SETS,
     OF_RECBOLES_MODELS,
     PAIR,
     PART_SETTINGS,
-    PLACE_KEYS,
-    SCORING_KEYS,
     TRAINING_KEYS,
     UNLISTED,
+    UNUSED_KEYS,
     Kind,
     acting,
     like,
+    recbole_keys,
+    unknown_key,
+    value_of_text,
     wrong_value,
 )
 from recbole_escm2.lookup import context_model_names, find_model, recbole_context_model
@@ -43,22 +46,19 @@ from recbole_escm2.metric_names import (
     canonical_name,
     is_metric,
     is_neutral,
+    statistic_of,
     task_of,
 )
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.property_files import (
     PROPERTIES,
-    dataset_names,
-    parse_value,
+    Settings,
     read_yaml,
     recbole_properties,
 )
 
-# Declared in keys and property_files, and found here, too.
-__all__ = ["KEY_NEEDS", "PLACE_KEYS", "PROPERTIES", "SCORING_KEYS", "Config", "dataset_names"]
-
 _RECBOLE_MODELS = recbole_properties() / "model"
-# Settled by stock RecBole before it builds a data set; its context-aware defaults serve as well.
+# Read by stock RecBole before it builds a data set; its context-aware defaults serve as well.
 _RUNNER_KEYS = {
     "checkpoint_dir",
     "eval_args",
@@ -102,14 +102,14 @@ def _of_recboles_model(name: Any) -> dict[str, Any]:
 
 
 def model_defaults(model_class: type) -> dict[str, Any]:
-    """The defaults of an entire-space model; of RecBole's own, RecBole knows them.
+    """The defaults of an entire-space or a reference model; of RecBole's own, RecBole knows them.
 
     A model has those of its parents, unless it says otherwise: in a properties file of its name,
     or in its ``default_config``.
     """
     merged: dict[str, Any] = {}
     for parent in reversed(model_class.__mro__):
-        if is_of_family(parent):
+        if is_of_family(parent) or is_reference(parent):
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
                 merged.update(read_yaml(file))
@@ -122,11 +122,6 @@ def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -
     return set(properties) | set(defaults(model_class, dataset)) | UNLISTED
 
 
-def _stays_text(key: str, value: str) -> bool:
-    """A column may be called 101, and [5,10] an interval; only None is written as a literal."""
-    return key.endswith(("_FIELD", "_num_interval")) and value.lower() not in ("none", "null", "~")
-
-
 # --------------------------------------------------------------------------- keys that do nothing
 
 
@@ -135,9 +130,9 @@ def is_of_family(model_class: type) -> bool:
     return hasattr(model_class, "acting_keys")
 
 
-def family_keys() -> frozenset[str]:
-    """The config keys that act on some models only, and so are refused for the others."""
-    return FAMILY
+def is_reference(model_class: type) -> bool:
+    """Whether a model is what others are compared with, fitted without gradient steps."""
+    return hasattr(model_class, "fit_steps")
 
 
 @cache
@@ -147,11 +142,14 @@ def idle_keys(model_class: Any, backbone: str, task: str = "both") -> frozenset[
     Args:
         model_class: the model.
         backbone: its backbone, where it is an entire-space model.
-        task: what it learns, where it is one of RecBole's.
+        task: what it learns, where it is one of RecBole's or a reference model.
     """
     if is_of_family(model_class):
         acts: frozenset[str] = model_class.acting_keys(backbone)
         return FAMILY - acts
+    if is_reference(model_class):
+        own = {"task", "valid_metric", *model_class.config_keys}
+        return (FAMILY | TRAINING_KEYS) - own - (acting(("pair",)) if task == "both" else set())
     return FAMILY - acting(("single_task", "pair") if task == "both" else ("single_task",))
 
 
@@ -170,7 +168,7 @@ def _set_in_vain(config: Any, external: Mapping[str, Any]) -> Iterator[str]:
         own = is_of_family(model) and model.__name__ not in MODEL_NAMES
         hint = f", or name it in {model.__name__}.config_keys if it does something" if own else ""
         why = why_idle(key, model, backbone)
-        yield f"{why}: {key} does nothing there; leave it out{hint}"
+        yield f"{_place(config, key)}{why}: {key} does nothing there; leave it out{hint}"
 
 
 def why_idle(key: str, model_class: Any, backbone: str) -> str:
@@ -178,6 +176,8 @@ def why_idle(key: str, model_class: Any, backbone: str) -> str:
     name = model_class.__name__
     if not is_of_family(model_class):
         of_pairs = "pair" in KEYS[key].acts_on
+        if is_reference(model_class) and not of_pairs:
+            return f"{name} is a reference model, which takes no gradient steps"
         return f"{name} learns one task" if of_pairs else f"{name} is a model of RecBole's own"
     if key == "propensity_normalization" and model_class.weighs_clicks():
         return f"{name} has another use for ô than the weights o/ô"
@@ -191,7 +191,7 @@ def check_values(config: Any) -> None:
     """Refuse the first value that its key can't hold.
 
     Args:
-        config: ours or RecBole's, not settled yet.
+        config: ours or RecBole's, as it was given.
 
     Raises:
         UsageError: it names the key.
@@ -204,7 +204,12 @@ def check_values(config: Any) -> None:
         kind = KEYS[name].kind if name in KEYS else others.get(name)
         default = None if name in idle else config.internal_config_dict.get(name)
         if kind and (wrong := wrong_value(name, kind, value, default)):
-            raise UsageError(wrong)
+            raise UsageError(_place(config, name) + wrong)
+
+
+def _place(config: Any, key: str) -> str:
+    """What begins a message about a key: the file and line that have set it, where they have."""
+    return config.place(key) if isinstance(config, Config) else ""
 
 
 def _kinds_of_others(config: Any) -> dict[str, Kind]:
@@ -235,7 +240,7 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
     if config["sparse_embedding"]:
-        _settle_sparse(config, external)
+        _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
     if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
@@ -308,7 +313,7 @@ def _check_mode(mode: Any) -> None:
         raise UsageError(f"eval_args mode must be labeled, got {mode!r}: {AS_THEY_ARE}")
 
 
-def _settle_sparse(config: Any, external: Mapping[str, Any]) -> None:
+def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
     """Check sparse gradients; as a data set's default they give way in a single-task model."""
     try:
         _check_sparse(config)
@@ -337,7 +342,7 @@ def _check_sparse(config: Any) -> None:
             )
 
 
-# --------------------------------------------------------------------------- settled values
+# --------------------------------------------------------------------------- what follows from them
 
 
 def is_entire_space(config: Any) -> bool:
@@ -367,7 +372,7 @@ def metric_for(task: str, name: str) -> str:
     """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
     if task_of(name) in (None, task):
         return name
-    statistic = name.partition("_")[2].removesuffix("_ES")
+    statistic, _ = statistic_of(name)
     own = f"{task.upper()}_{statistic}"
     return own if is_metric(own) else f"{task.upper()}_AUC"
 
@@ -427,7 +432,7 @@ def part_config(config: Config, task: str) -> Config:
     except UsageError as error:
         raise UsageError(f"{key}: {error}" if config[key] else str(error)) from error
     if chooses != alone:
-        part["valid_metric"] = _settled_name(chooses, part["topk"])
+        part["valid_metric"] = _shown_name(chooses, part["topk"])
         part["valid_metric_bigger"] = bigger_is_better(chooses)
     return part
 
@@ -457,7 +462,7 @@ def training_seed(config: Any) -> int:
     return int(seed if own is None else own)
 
 
-def settle(config: Any, external: Mapping[str, Any]) -> None:
+def derive(config: Any, external: Mapping[str, Any]) -> None:
     """Check what a config holds and derive what follows from it, in place.
 
     Args:
@@ -474,7 +479,7 @@ def settle(config: Any, external: Mapping[str, Any]) -> None:
     if "propensity_normalization" in config:  # as text, none is read as no value
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
-    _settle_metrics(config, external)
+    _derive_metrics(config, external)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -498,7 +503,7 @@ def _weight_field(config: Any) -> str | None:
     return field
 
 
-def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
+def _derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
     tasks = scored_tasks(config)
     if isinstance(config["metrics"], str):
         config["metrics"] = [config["metrics"]]
@@ -518,24 +523,24 @@ def _settle_metrics(config: Any, external: Mapping[str, Any]) -> None:
             f"valid_metric {config['valid_metric']} knows no better or worse: it can't choose the "
             "best epoch"
         )
-    _settle_primary(config)
+    _derive_primary(config)
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
-    config["valid_metric"] = _settled_name(config["valid_metric"], config["topk"])
+    config["valid_metric"] = _shown_name(config["valid_metric"], config["topk"])
 
 
-def _settled_name(metric: str, topk: list[int]) -> str:
+def _shown_name(metric: str, topk: list[int]) -> str:
     """As it is shown, with the first K of several."""
     name = canonical_name(metric)
     return name[:-1] + str(topk[0]) if name.partition("@")[2].lower() == "k" else name
 
 
-def _settle_primary(config: Any) -> None:
+def _derive_primary(config: Any) -> None:
     """The metrics that verdicts are about, by their names; None where the data decides."""
-    asked = config["primary"]
-    if asked is None:
+    names = config["primary"]
+    if names is None:
         return
-    names = asked.split(",") if isinstance(asked, str) else asked
+    names = names.split(",") if isinstance(names, str) else names
     names = [str(name).strip() for name in names]
     for name in names:
         if not is_metric(name):
@@ -613,6 +618,7 @@ class Config(recbole.config.Config):
         command_line: Mapping[str, str] | None = None,
     ) -> None:
         self._command_line = dict(command_line or {})
+        self._places: dict[str, str] = {}
         for key in config_dict or ():
             if not isinstance(key, str):
                 raise UsageError(f"config_dict: key {key!r} isn't text")
@@ -622,7 +628,7 @@ class Config(recbole.config.Config):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise UsageError(f"RecBole refuses the configuration: {error}") from error
-        settle(self, self.external_config_dict)
+        derive(self, self.external_config_dict)
         if sentence := next(_set_in_vain(self, self.external_config_dict), None):
             raise UsageError(sentence)
         if learns_both(self):
@@ -644,14 +650,20 @@ class Config(recbole.config.Config):
     ) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            merged.update(file if isinstance(file, Mapping) else read_yaml(Path(file)))
+            content = file if isinstance(file, Mapping) else read_yaml(Path(file))
+            merged.update(content)
+            if isinstance(content, Settings):
+                self._places.update((key, f"{content.place(key)}: ") for key in content)
         return merged
+
+    def place(self, key: str) -> str:
+        """What begins a message about a key that a file has set: where; nothing elsewhere."""
+        later = {**self.variable_config_dict, **self.cmd_config_dict}
+        return "" if key in later else self._places.get(key, "")
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: parse_value(value)
-            if isinstance(value, str) and not _stays_text(key, value)
-            else value
+            key: value_of_text(key, value) if isinstance(value, str) else value
             for key, value in config_dict.items()
         }
 
@@ -672,34 +684,58 @@ class Config(recbole.config.Config):
         return model_class.__name__, model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
+        # RecBole's LightGBM is another model, whose keys ours hasn't
+        of_recbole = "" if is_reference(model_class) else model
+        super()._load_internal_config_dict(of_recbole, model_class, dataset)
         ours = defaults(model_class, dataset, self.external_config_dict)
         self.internal_config_dict.update(ours)
         self._check_keys(known_keys(model_class, dataset, self.internal_config_dict))
 
     def _check_keys(self, known: set[str]) -> None:
-        known = known | family_keys()  # one that is idle is refused later, with the reason
-        for key in self.cmd_config_dict:
-            if key not in known:
-                raise UsageError(
-                    f"there is no config key '{key}'{did_you_mean(key, known)}; "
-                    "--help says where all of them are listed"
-                )
-        for key in {**self.file_config_dict, **self.variable_config_dict}:
-            if key not in known:
-                getLogger().warning(
-                    f"config key '{key}' is not known here and has no effect"
-                    f"{did_you_mean(key, known)}"
-                )
+        known = known | FAMILY  # one that is idle is refused later, with the reason
+        if "source" in self.external_config_dict:
+            known |= OF_DATA_SETS.keys()
+        unknown = [key for key in self.external_config_dict if key not in known]
+        of_recbole = recbole_keys() if unknown else frozenset()
+        for key in unknown:
+            if key in self.cmd_config_dict or key not in of_recbole:
+                raise UsageError(self.place(key) + unknown_key(key, known))
+        for key in self.external_config_dict:
+            if key not in UNUSED_KEYS or self._is_default(key):
+                continue
+            if key in self.cmd_config_dict:
+                raise UsageError(f"nothing here reads {key}, a key of RecBole's: leave it out")
+            unknown.append(key)
+        if unknown:  # a file of RecBole's users may be for many kinds of models
+            getLogger().warning(
+                f"keys of RecBole's that nothing here reads: {', '.join(sorted(unknown))}"
+            )
+
+    def _is_default(self, key: str) -> bool:
+        default: Any = self.internal_config_dict.get(key)
+        return bool(self.external_config_dict[key] == default)
 
     def _set_default_parameters(self) -> None:
         check_values(self)
         self.final_config_dict["eval_args"] = self._whole_eval_args()
-        # RecBole's own checks know neither our metric names nor where they are not yet settled.
+        # RecBole's own checks know neither our metric names nor where they are not derived yet.
         own = {key: self.final_config_dict[key] for key in ("metrics", "topk", "valid_metric")}
         self.final_config_dict.update(metrics=["AUC"], topk=[1], valid_metric="AUC")
         super()._set_default_parameters()
         self.final_config_dict.update(own)
+
+    def _init_device(self) -> None:
+        """As RecBole's, which doesn't look at ``use_gpu`` and takes the CPU where it has to."""
+        if self["use_gpu"] is False:
+            self["gpu_id"] = ""
+        super()._init_device()
+        gpu_id = self["gpu_id"]
+        wanted = "gpu_id" in self.external_config_dict and gpu_id not in ("", "0")
+        if wanted and self["device"].type == "cpu":
+            raise UsageError(
+                f"{self.place('gpu_id')}gpu_id: there is no device {gpu_id}; leave gpu_id out for "
+                "the first one, or for the CPU where there is none"
+            )
 
     def _whole_eval_args(self) -> dict[str, Any]:
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""
@@ -735,7 +771,7 @@ def complete(config: Any) -> None:
     config["entire_space_defaults"] = True
     config.internal_config_dict.update(added)  # what a checkpoint takes along
     check_values(config)
-    settle(config, external)
+    derive(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)
     getLogger().info(

@@ -10,11 +10,18 @@ from recbole_escm2.errors import UsageError
 EXTRAS = {
     "benchmark": ("jinja2", "matplotlib", "optuna"),
     "search": ("optuna",),
+    "tree": ("lightgbm",),
 }
+#: The extra that a model needs.
+OF_MODELS = {"LightGBM": "tree"}
 
 
-def require(extra: str) -> None:
+def require(extra: str, of: str = "") -> None:
     """Make sure that what an extra brings is installed, before anything runs.
+
+    Args:
+        extra: one of :data:`EXTRAS`.
+        of: what needs it; by default it is called as the extra.
 
     Raises:
         UsageError: something is missing; the message has the command that installs it.
@@ -22,6 +29,6 @@ def require(extra: str) -> None:
     missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     if missing:
         raise UsageError(
-            f"a {extra} needs {', '.join(missing)}, which isn't installed: "
+            f"{of or f'a {extra}'} needs {', '.join(missing)}, which isn't installed: "
             f"pip install 'recbole-escm2[{extra}]'"
         )

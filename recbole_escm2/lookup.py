@@ -16,7 +16,13 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
-from recbole_escm2.model_names import CONTEXT_PACKAGE, MODEL_NAMES
+from recbole_escm2.extras import OF_MODELS, require
+from recbole_escm2.model_names import (
+    CONTEXT_PACKAGE,
+    MODEL_NAMES,
+    REFERENCE_NAMES,
+    REFERENCE_PACKAGE,
+)
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "
@@ -24,7 +30,8 @@ _OTHER_KINDS = {
     "sequential_recommender": "a sequential recommender: it needs each user's history in order, "
     "which a set of impressions doesn't hold",
     "knowledge_aware_recommender": "a knowledge-aware recommender: it needs a knowledge graph",
-    "exlib_recommender": "trained by a library of its own, outside of RecBole's training loop",
+    "exlib_recommender": "trained by a library of its own, outside of RecBole's training loop; "
+    "gradient-boosted trees on impressions are LightGBM here",
 }
 
 
@@ -45,8 +52,8 @@ def recbole_context_names() -> list[str]:
 def recbole_context_model(name: str) -> type[AbstractRecommender] | None:
     """The class of that very name, or None."""
     module = recbole_context_models().get(name.lower())
-    if module and (found := _class_in(module)).__name__ == name:
-        return found
+    if module and (model := _class_in(module)).__name__ == name:
+        return model
     return None
 
 
@@ -61,8 +68,8 @@ def _class_in(module_name: str) -> type[AbstractRecommender]:
 
 
 def context_model_names() -> list[str]:
-    """Names of all models that can be run: ours, then RecBole's context-aware ones."""
-    return [*MODEL_NAMES, *recbole_context_names()]
+    """Names of all models that can be run: ours, reference models, RecBole's context-aware ones."""
+    return [*MODEL_NAMES, *REFERENCE_NAMES, *recbole_context_names()]
 
 
 def find_model(model: str | type) -> type[AbstractRecommender]:
@@ -126,8 +133,13 @@ def _import_model(path: str) -> Any:
 def _named_model(name: str) -> type[AbstractRecommender]:
     if name in MODEL_NAMES:
         return _class_in(f"{CONTEXT_PACKAGE}.{name.lower()}")
-    if found := recbole_context_model(name):
-        return found
+    if name in REFERENCE_NAMES:
+        if extra := OF_MODELS.get(name):
+            require(extra, name)
+        model: type[AbstractRecommender] = getattr(importlib.import_module(REFERENCE_PACKAGE), name)
+        return model
+    if known := recbole_context_model(name):
+        return known
     for package_name, kind in _OTHER_KINDS.items():
         spec = importlib.util.find_spec(f"recbole.model.{package_name}")
         locations = spec.submodule_search_locations if spec else None
@@ -146,6 +158,7 @@ def _named_model(name: str) -> type[AbstractRecommender]:
 def model_path(model_class: type) -> str:
     """What :func:`find_model` finds the class by."""
     name, module = model_class.__name__, model_class.__module__
-    if module.startswith("recbole.") or (name in MODEL_NAMES and find_model(name) is model_class):
+    ours = name in (*MODEL_NAMES, *REFERENCE_NAMES)
+    if module.startswith("recbole.") or (ours and find_model(name) is model_class):
         return model_class.__name__
     return f"{model_class.__module__}:{model_class.__qualname__}"

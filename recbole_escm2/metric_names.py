@@ -47,6 +47,9 @@ _RATIO = "PCOC"  # predicted by observed positives, best at 1
 PER_USER = ("GAUC", "NDCG@K", "Recall@K")
 #: What ends the name of a metric over all impressions, clicked or not.
 ENTIRE_SPACE = "_ES"
+#: What ends the name of a metric over impressions that were drawn at random.
+RANDOM_IMPRESSIONS = "_RI"
+_OF_ANY_IMPRESSIONS = tuple(name for name in _STATISTICS if not name.endswith(TOP_K))
 _ENTIRE_SPACE_STATISTICS = ("AUC", "LogLoss", "PR_AUC", "KS", "PCOC", "ECE")
 
 
@@ -59,9 +62,12 @@ def _metrics() -> dict[str, Metric]:
             target=1.0 if statistic == _RATIO else None,
             ratio=statistic == _RATIO,
         )
-        for task, suffix in (*((task, "") for task in ALL_TASKS), ("cvr", ENTIRE_SPACE))
-        for statistic in _STATISTICS
-        if not suffix or statistic in _ENTIRE_SPACE_STATISTICS
+        for task, suffix, statistics in (
+            *((task, "", _STATISTICS) for task in ALL_TASKS),
+            ("cvr", ENTIRE_SPACE, _ENTIRE_SPACE_STATISTICS),
+            *((task, RANDOM_IMPRESSIONS, _OF_ANY_IMPRESSIONS) for task in ALL_TASKS),
+        )
+        for statistic in statistics
     ]
     metrics += [
         # |pcvr - true CVR|, mean over D
@@ -139,6 +145,15 @@ def metric_of(name: str) -> Metric | None:
     return METRICS.get(_parse(name)[0])
 
 
+def statistic_of(name: str) -> tuple[str, str]:
+    """The statistic in a shown name, and what ends that: CVR_PR_AUC_ES has PR_AUC and _ES."""
+    statistic = name.partition("_")[2]
+    for suffix in (ENTIRE_SPACE, RANDOM_IMPRESSIONS):
+        if statistic.endswith(suffix):
+            return statistic.removesuffix(suffix), suffix
+    return statistic, ""
+
+
 def task_of(name: str) -> str | None:
     """The task that a metric scores, None for one of RecBole's."""
     metric = metric_of(name)
@@ -168,7 +183,7 @@ def is_neutral(name: str) -> bool:
 def is_per_user(name: str) -> bool:
     """Whether a metric looks at each user's impressions by themselves."""
     metric = metric_of(name)
-    return metric is not None and metric.name.partition("_")[2] in PER_USER
+    return metric is not None and statistic_of(metric.name)[0] in PER_USER
 
 
 def score_of(name: str, value: float) -> float:

@@ -5,5 +5,9 @@ MODEL_NAMES = (
     *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "DCMT", "AITM", "Naive", "MTL_IMP"),
     *("MTL_EIB", "MTL_IPS", "MTL_DR"),
 )
+#: What the others are compared with: found by our program alone, since RecBole has a LightGBM.
+REFERENCE_NAMES = ("LogisticRegression", "LightGBM", "Constant", "Oracle")
 #: Where RecBole looks for models that read features.
 CONTEXT_PACKAGE = "recbole.model.context_aware_recommender"
+#: Where the reference models are.
+REFERENCE_PACKAGE = "recbole_escm2.model.reference"

@@ -66,7 +66,7 @@ class _ModelLoader(Loader):
 def _serve_classes(module: ModuleType) -> None:
     """Let RecBole find ``MODELDataset`` and ``MODELTrainer``, which it reads from a module."""
 
-    def found(name: str) -> Any:
+    def class_of(name: str) -> Any:
         if name.removesuffix("Dataset") in MODEL_NAMES and module.__name__ == _DATASETS:
             from recbole_escm2.data import EntireSpaceDataset
 
@@ -77,7 +77,7 @@ def _serve_classes(module: ModuleType) -> None:
             return EntireSpaceTrainer
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
-    module.__getattr__ = found  # type: ignore[method-assign]
+    module.__getattr__ = class_of  # type: ignore[method-assign]
 
 
 def _complete_configs(module: ModuleType) -> None:
@@ -147,8 +147,8 @@ class _Finder(MetaPathFinder):
         if fullname not in _WHEN_LOADED:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
-        found = (finder.find_spec(fullname, path, target) for finder in others)
-        spec = next(filter(None, found), None)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
         if spec is not None and spec.loader is not None:
             load, enter = spec.loader.exec_module, _WHEN_LOADED[fullname]
 

@@ -11,27 +11,21 @@ from typing import Any
 
 import torch
 
-from recbole_escm2.config import (
-    PLACE_KEYS,
-    SCORING_KEYS,
-    Config,
-    acting_settings,
-    learns_both,
-    read_yaml,
-    training_seed,
-)
+from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import PER_USER, is_per_user, primary_metrics
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
+from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
+from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
 from recbole_escm2.output import plain, versions, write_json
+from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
-from recbole_escm2.train.run import RESULT_FILE, open_run
+from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
 
@@ -69,18 +63,34 @@ def run(
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    with open_run(config, folder, saved) as place:
-        trained = Pair(config, place) if learns_both(config) else Training(config, place)
+    return train_and_test(config, Run.of(config, saved, folder))
+
+
+def train_and_test(config: Config, run: Run) -> dict[str, Any]:
+    """Do a run, by itself or one of an experiment, and write its result.
+
+    Args:
+        config: of the run.
+        run: what to do, and where; its folder is there.
+
+    Returns:
+        As :func:`run` does.
+
+    Raises:
+        UsageError: something that the caller can mend; the message says what.
+    """
+    with run.at_work(config):
+        trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
         test_result, predictions = trained.score("test")
         test = trained.splits["test"].dataset
-        if folder is not None and test.seed_draws == "weights":
+        if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
-            keep_influence(place.folder, predictions, _items(test), primary)
+            keep_influence(run.folder, predictions, _items(test), primary)
         seconds = sum(t.seconds for t in trained.trainings) + time.perf_counter() - started
         getLogger().info(
-            f"training and evaluation took {seconds:.1f}s; all of it is in {place.folder}"
+            f"training and evaluation took {seconds:.1f}s; all of it is in {run.folder}"
         )
         outcome = {
             "best_valid_score": float(best_score),
@@ -89,11 +99,11 @@ def run(
             "test_result": test_result,
             "best_epoch": trained.best_epoch,
             "simulated": test.simulated,
-            "run_dir": str(place.folder),
+            "run_dir": str(run.folder),
         }
         content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
-        write_json(place.folder / RESULT_FILE, content)
+        write_json(run.folder / RESULT_FILE, content)
         trained.close()
     return outcome
 
@@ -185,28 +195,29 @@ def evaluate_checkpoint(
         given.update(read_yaml(Path(file)))
     given.update(config_dict or {})
     config = _config_to_score(checkpoint, state, model, dataset, given, command_line)
-    with open_run(config) as place:
+    run = Run.of(config)
+    with run.at_work(config):
         for key, value in state["places"].items():
             if key not in config.external_config_dict:
                 getLogger().info(
                     f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
                     f"say it again with --{key} if the data is still there"
                 )
-        training = Training(config, place)
+        training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
         test_result = trainer.evaluate(test, False, show_progress=config["show_progress"])
         trainer.tensorboard.close()
-        shutil.rmtree(place.folder / "tensorboard")
+        shutil.rmtree(run.folder / "tensorboard")
         outcome = {
             "test_result": test_result,
             "training_ended": state["training_ended"],
             "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
-            "run_dir": str(place.folder),
+            "run_dir": str(run.folder),
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
-        write_json(place.folder / RESULT_FILE, content)
+        write_json(run.folder / RESULT_FILE, content)
     return outcome
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.config import PAIR, Config, part_config
+from recbole_escm2.config import Config, part_config
 from recbole_escm2.evaluator.metrics import auc, class_scores, log_loss
 from recbole_escm2.evaluator.predictions import Predictions, Truth
+from recbole_escm2.keys import PAIR
 from recbole_escm2.output import table
-from recbole_escm2.train.run import open_run
+from recbole_escm2.train.run import Run
 from recbole_escm2.train.training import Training
 
 #: What keeps an epoch: of the product over all impressions, of pCVR over the clicked ones.
@@ -33,7 +34,8 @@ Array = NDArray[Any]
 def predictions_by_epoch(settings: dict[str, Any], model: str, epochs: int) -> tuple[Any, ...]:
     """Labels of test, pCTR of the CTR model's best epoch, and pCVR after each of some epochs."""
     config = Config(model, "ali-ccp-sim", config_dict={**settings, "task": "both"})
-    with open_run(config) as run:
+    run = Run.of(config)
+    with run.at_work(config):
         of_ctr, of_cvr = (part_config(config, task) for task in PAIR)
         ctr = Training(of_ctr, run.part("ctr"), "ctr")
         ctr.fit()

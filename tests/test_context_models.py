@@ -41,3 +41,11 @@ def test_deepfm_learns_each_task(task, metric, settings):
     outcome = run("DeepFM", "tiny", config_dict={**settings, **changes})
     assert outcome["test_result"][metric] > 0.62
     assert {name.split("_")[0] for name in outcome["test_result"]} <= {task.upper(), "IEB"}
+
+
+@pytest.mark.parametrize("model", ["DCN", "DCNV2", "NFM"])
+def test_an_epoch_may_end_in_a_batch_of_one(model, settings):
+    """820 impressions in batches of 273, to models that normalise by the batch."""
+    changes = {"train_batch_size": 273, "impression_sample": 0.2562, "epochs": 1}
+    outcome = run(model, "tiny", config_dict={**settings, **changes}, saved=False)
+    assert 0 <= outcome["test_result"]["CTR_AUC"] <= 1

@@ -11,7 +11,7 @@ from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_escm2
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.evaluator.catalogue import METRIC_NAMES
+from recbole_escm2.metric_names import METRIC_NAMES
 from recbole_escm2.model import ESMM, MODELS
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.plugin import register

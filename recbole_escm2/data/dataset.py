@@ -17,6 +17,7 @@ from torch import Tensor
 from recbole_escm2.data.batch import Batch, Rows, View
 from recbole_escm2.data.labels import LABEL_SOURCE, label_columns, labels_of
 from recbole_escm2.data.open_store import open_store
+from recbole_escm2.data.schema import PARTS
 from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
 from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
@@ -263,12 +264,14 @@ class EntireSpaceDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config["seed"])
             parts = super().build()
+            if presplit and not len(parts[1]):
+                parts[:2] = parts[0].with_validation(self.config["validation_share"])
         if len(parts) != 3:
             raise UsageError(f"eval_args must split D in three parts, got {len(parts)}")
         identity = self._identity(parts)
-        for part in parts:
+        for name, part in zip(PARTS, parts, strict=True):
             part.identity = identity
-            part.truth = part._labels()
+            part.truth = part._labels().of_part(name, self.store.schema)
         rates = parts[0].truth.base_rates()
         for part in parts:
             part.truth = replace(part.truth, train_rate=rates)
@@ -288,6 +291,12 @@ class EntireSpaceDataset(Dataset):
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
         return parts
+
+    def with_validation(self, share: float | None) -> list[EntireSpaceDataset]:
+        """Train and validation, which is a random share; nothing where no share is given."""
+        drawn = torch.zeros(len(self), dtype=torch.bool)
+        drawn[torch.randperm(len(self))[: round((share or 0) * len(self))]] = True
+        return [self.copy(self.inter_feat[rows]) for rows in (~drawn, drawn)]
 
     def _identity(self, parts: list[EntireSpaceDataset]) -> Identity:
         names = ("train", "validation", "test")

@@ -13,19 +13,28 @@ from typing import Any
 import recbole
 
 from recbole_escm2.data.build import Rules, build
+from recbole_escm2.data.checks import check_number_keys
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
-from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.identity import file_digest
 from recbole_escm2.output import plain
 
 #: Config keys on which every store depends, whatever its source.
 OF_EVERY_SOURCE = ("min_count", "conversion_without_click")
-#: Module of each source, by the value of the config key ``source``.
+#: Module of each source, or an object in it, by the value of the config key ``source``.
 SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
-    "hillstrom": "recbole_escm2.data.sources.hillstrom",
+    "hillstrom": "recbole_escm2.data.sources.hillstrom:SOURCE",
+    "coat": "recbole_escm2.data.sources.coat:SOURCE",
+    "yahoo_r3": "recbole_escm2.data.sources.yahoo_r3:SOURCE",
+    "kuairec": "recbole_escm2.data.sources.kuairec:SOURCE",
+    "kuairand": "recbole_escm2.data.sources.kuairand:SOURCE",
+    "criteo_uplift": "recbole_escm2.data.sources.criteo:UPLIFT",
+    "criteo_attribution": "recbole_escm2.data.sources.criteo:ATTRIBUTION",
+    "aliexpress": "recbole_escm2.data.sources.aliexpress:SOURCE",
     "table": "recbole_escm2.data.sources.table",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
@@ -55,7 +64,7 @@ def open_store(config: Any) -> Store:
         return store
     store = _stored(folder)
     if not _is_made_from(store, made_from):
-        with alone(folder):
+        with making(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):
                 _make(config, folder, {"settings": settings, "made_from": made_from})
@@ -88,6 +97,7 @@ def is_simulated(config: Any) -> bool:
 
 def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
     schema, chunks = _source(config).read(config)
+    check_number_keys(config, schema.fields)
     build(schema, chunks, folder, _rules(config), about)
 
 
@@ -116,7 +126,13 @@ def _name_of_source(config: Any) -> str:
 
 
 def _source(config: Any) -> Source:
-    source: Source = importlib.import_module(SOURCES[_name_of_source(config)])
+    return _of_name(_name_of_source(config))
+
+
+def _of_name(name: str) -> Source:
+    module, _, own = SOURCES[name].partition(":")
+    found: Any = importlib.import_module(module)
+    source: Source = getattr(found, own) if own else found
     return source
 
 
@@ -128,7 +144,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "format": FORMAT,
         "recbole": recbole.__version__,
         **{key: config[key] for key in OF_EVERY_SOURCE},
-        **plain(importlib.import_module(SOURCES[source]).settings(config)),
+        **plain(_of_name(source).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest
@@ -148,15 +164,21 @@ def _stored(folder: Path) -> Store | None:
         try:
             return Store(folder)
         except NoStoreError as error:
-            getLogger().debug(str(error))
+            why = error
         if not (folder / SCHEMA).exists():
             return None
+    getLogger().warning(f"{why}: the data has to be made again of its source files")
     return None
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
     found = file.stat()
-    return {"file": file.name, "bytes": found.st_size, "modified": found.st_mtime_ns}
+    return {
+        "file": file.name,
+        "bytes": found.st_size,
+        "modified": found.st_mtime_ns,
+        "digest": file_digest(file),
+    }
 
 
 def _store_dir(config: Any) -> Path:

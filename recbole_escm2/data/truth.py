@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ class Truth:
         true_ctr: P(o = 1), where the data holds it.
         true_cvr: P(r = 1 | do(o = 1)), where the data holds it.
         propensity: ô of the data, where the model weighs clicks by it.
+        random_impressions: whether these impressions were drawn at random.
+        clicks_known: whether o is what users chose, so that it can be scored.
         train_rate: share of positives among the impressions of train that a task is about, by
             task: what F1 and Recall decide by, where the config says ``base_rate``.
     """
@@ -34,7 +36,24 @@ class Truth:
     true_ctr: Array | None = None
     true_cvr: Array | None = None
     propensity: Array | None = None
+    random_impressions: bool = False
+    clicks_known: bool = True
     train_rate: Mapping[str, float] = field(default_factory=dict)
+
+    def of_part(self, part: str, schema: Mapping[str, Any]) -> Truth:
+        """The same without what a part of the data doesn't have.
+
+        Args:
+            part: ``train``, ``valid`` or ``test``.
+            schema: of the store; one without ``truth_parts`` has its truth in all parts.
+        """
+        if part in schema.get("truth_parts", (part,)):
+            return replace(
+                self,
+                random_impressions=schema["truth"] == "random_impressions",
+                clicks_known=schema.get("clicks_known", True),
+            )
+        return replace(self, potential_conversion=None)
 
     def base_rates(self) -> dict[str, float]:
         """The share of positives of this split by task: of CVR over the clicks, else over D."""

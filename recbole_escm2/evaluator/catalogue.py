@@ -9,28 +9,8 @@ from typing import Any
 import numpy as np
 
 from recbole_escm2.evaluator import metrics
-from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
-from recbole_escm2.metric_names import (  # noqa: F401  (importers of names find them here, too)
-    ALL_TASKS,
-    ENTIRE_SPACE,
-    METRIC_NAMES,
-    METRICS,
-    PER_USER,
-    PRIMARY_CVR,
-    TOP_K,
-    Metric,
-    bigger_is_better,
-    canonical_name,
-    expand,
-    is_metric,
-    is_neutral,
-    is_per_user,
-    metric_of,
-    primary_metrics,
-    score_of,
-    target_of,
-    task_of,
-)
+from recbole_escm2.evaluator.predictions import NoTruthError, Predictions, Scored
+from recbole_escm2.metric_names import METRICS, Metric, metric_of, statistic_of
 
 #: Where the metrics find the predictions among what RecBole's collector gathers.
 PREDICTIONS = "entire_space.predictions"
@@ -104,7 +84,7 @@ _STATISTICS: dict[str, Callable[[Scored, Setting], float]] = {
 
 def _true_cvr(predictions: Predictions) -> Any:
     if predictions.truth.true_cvr is None:
-        raise NotPredictedError("the data doesn't hold the true CVR")
+        raise NoTruthError("the data doesn't hold the true CVR")
     return predictions.truth.true_cvr
 
 
@@ -113,7 +93,11 @@ def _mae(predictions: Predictions, _: Setting) -> float:
 
 
 def _ieb(predictions: Predictions, _: Setting) -> float:
-    return metrics.mean_difference(_true_cvr(predictions), predictions.of("cvr"))
+    truth = predictions.truth.true_cvr
+    if truth is None:  # the mean of potential conversions estimates that of the true CVR
+        truth = predictions.truth.potential_conversion
+    wanted = _true_cvr(predictions) if truth is None else truth
+    return metrics.mean_difference(wanted, predictions.of("cvr"))
 
 
 def _gap(predictions: Predictions, _: Setting) -> float:
@@ -125,7 +109,7 @@ def _gap(predictions: Predictions, _: Setting) -> float:
 
 
 def _crr(predictions: Predictions, outcome: Any) -> float:
-    return metrics.causal_risk_ratio(predictions.truth.click, predictions.of("ctr"), outcome)
+    return metrics.causal_risk_ratio(predictions.clicks, predictions.of("ctr"), outcome)
 
 
 def _crr_of_pcvr(predictions: Predictions, _: Setting) -> float:
@@ -153,11 +137,8 @@ _OF_PREDICTIONS: dict[str, Callable[[Predictions, Setting], float]] = {
 def _value_of(metric: Metric) -> Callable[[Predictions, Setting], float]:
     if metric.name in _OF_PREDICTIONS:
         return _OF_PREDICTIONS[metric.name]
-    statistic = metric.name.partition("_")[2]
-    space = metric.task
-    if statistic.endswith(ENTIRE_SPACE):
-        statistic, space = statistic.removesuffix(ENTIRE_SPACE), f"{space}_es"
-    value = _STATISTICS[statistic]
+    statistic, suffix = statistic_of(metric.name)
+    value, space = _STATISTICS[statistic], f"{metric.task}{suffix.lower()}"
     return lambda predictions, setting: value(predictions.scored(space), setting)
 
 

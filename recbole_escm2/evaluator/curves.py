@@ -47,12 +47,11 @@ def overlap(predictions: Predictions) -> dict[str, list[float]] | None:
         ``unclicked``; None where pctr isn't predicted.
     """
     try:
-        propensity = np.asarray(predictions.of("ctr"))
+        propensity, clicked = np.asarray(predictions.of("ctr")), predictions.clicks > 0
     except NotPredictedError:
         return None
     inside = 1 / (1 + np.exp(-_LOGIT_EDGES[1:-1]))
     number = np.searchsorted(inside, propensity, side="right")
-    clicked = predictions.truth.click > 0
     bins = len(_LOGIT_EDGES) - 1
     return {
         "logit_edges": _LOGIT_EDGES.tolist(),

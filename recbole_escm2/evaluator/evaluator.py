@@ -13,10 +13,11 @@ from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import PREDICTIONS, Setting, canonical_name, spec_of
+from recbole_escm2.evaluator.catalogue import PREDICTIONS, Setting, spec_of
 from recbole_escm2.evaluator.metrics import UndefinedMetricError
-from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Truth
+from recbole_escm2.evaluator.predictions import NotPredictedError, NoTruthError, Predictions, Truth
 from recbole_escm2.evaluator.recbole_metric import EntireSpaceMetric, metric_class
+from recbole_escm2.metric_names import canonical_name
 
 
 class MetricResult(dict[str, float]):
@@ -151,15 +152,20 @@ class EntireSpaceEvaluator(Evaluator):
     def evaluate(self, dataobject: DataStruct) -> MetricResult:
         """The value of each metric by its shown name.
 
-        A metric of a task that the model doesn't predict, or of outcomes that the data doesn't
-        hold, is left out silently; one without a value is noted in ``undefined``.
+        A metric of a task that the model doesn't predict is left out silently, and so is one of
+        the defaults for whose truth the data has none; one that the user names, or one without a
+        value, is noted in ``undefined``.
         """
+        named = "metrics" in getattr(self.config, "external_config_dict", ())
         result = MetricResult()
         for name in self.metrics:
             try:
                 values = self._values(name, dataobject)
             except UndefinedMetricError as error:
                 result.undefined[name] = str(error)
+            except NoTruthError as error:
+                if named:
+                    result.undefined[name] = str(error)
             except NotPredictedError:
                 continue
             else:
@@ -168,10 +174,10 @@ class EntireSpaceEvaluator(Evaluator):
             setting = Setting.of(self.config)
             predictions = dataobject.get(PREDICTIONS)
             for task in predictions.score:
-                scored = predictions.scored(task)
-                with contextlib.suppress(UndefinedMetricError):
+                with contextlib.suppress(UndefinedMetricError, NoTruthError):
+                    scored = predictions.scored(task)
+                    result.without_user = max(result.without_user, scored.without_user)
                     result.threshold[task] = setting.threshold_of(scored)
-                result.without_user = max(result.without_user, scored.without_user)
         return result
 
     def _values(self, name: str, dataobject: DataStruct) -> dict[str, float]:

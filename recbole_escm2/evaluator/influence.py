@@ -8,7 +8,6 @@ influence of each row on each model's metric, summed by user and by item.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +21,18 @@ from numpy.typing import NDArray
 
 from recbole_escm2.evaluator.metrics import UndefinedMetricError, auc_influence
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Truth
+from recbole_escm2.output import replacing
 
 Array = NDArray[Any]
 
 #: In a run's folder.
 INFLUENCE_FILE = "influence.npz"
 # the rows that each metric is over, as in Predictions.scored
-_SPACES = {"CTR_AUC": "ctr", "CVR_AUC": "cvr", "CTCVR_AUC": "ctcvr", "CVR_AUC_ES": "cvr_es"}
+_SPACES = {
+    **{"CTR_AUC": "ctr", "CVR_AUC": "cvr", "CTCVR_AUC": "ctcvr", "CVR_AUC_ES": "cvr_es"},
+    **{"CTR_AUC_RI": "ctr_ri", "CVR_AUC_RI": "cvr_ri", "CTCVR_AUC_RI": "ctcvr_ri"},
+}
+_OF_CLICKS = ("cvr", "cvr_ri")
 # what numpy raises for a file that isn't one of its archives
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -81,11 +85,11 @@ class TestRows:
 
     def count(self, metric: str) -> int:
         """The number of rows that a metric is over."""
-        return int(self.click.sum()) if _SPACES[metric] == "cvr" else len(self.click)
+        return int(self.click.sum()) if _SPACES[metric] in _OF_CLICKS else len(self.click)
 
     def clusters_of(self, metric: str) -> tuple[Array, ...]:
         """The cluster ids of the rows that a metric is over."""
-        if _SPACES[metric] != "cvr":
+        if _SPACES[metric] not in _OF_CLICKS:
             return self.clusters
         clicked = np.flatnonzero(self.click)
         return tuple(ids[clicked] for ids in self.clusters)
@@ -203,10 +207,8 @@ def _rows(file: Path) -> TestRows:
 
 
 def _write(file: Path, arrays: Mapping[str, Array]) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as stream:
+    with replacing(file) as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(unfinished, file)
 
 
 def _names(file: Path) -> list[str]:

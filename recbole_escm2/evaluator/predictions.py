@@ -26,6 +26,10 @@ class NotPredictedError(ValueError):
     """The model doesn't predict what the metric scores; the message says which task."""
 
 
+class NoTruthError(NotPredictedError):
+    """The data doesn't hold what the metric scores against; the message says what it lacks."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """A binary label and its predicted probability on the rows that a metric is over.
@@ -96,13 +100,14 @@ class Predictions:
         return self.of("ctr") if given is None else given
 
     def scored(self, space: str) -> Scored:
-        """The rows, label and score of ``ctr``, ``cvr``, ``ctcvr`` or ``cvr_es``.
+        """The rows, label and score of a task, or of a task and what it is scored on.
 
-        ``cvr`` is over the clicked impressions, the others over D; ``cvr_es`` scores the potential
-        conversion.
+        ``cvr`` is over the clicked impressions, ``ctr`` and ``ctcvr`` over D; ``cvr_es`` scores the
+        potential conversion over D; with ``_ri`` these are impressions drawn at random.
 
         Raises:
-            NotPredictedError: the model has no such task, or the data no potential conversions.
+            NotPredictedError: the model has no such task.
+            NoTruthError: the data has no such truth.
         """
         if space not in self._scored:
             self._scored[space] = self._select(space)
@@ -110,23 +115,38 @@ class Predictions:
 
     def _select(self, space: str) -> Scored:
         truth = self.truth
+        if space.endswith("_ri"):
+            if not truth.random_impressions:
+                raise NoTruthError("the data's impressions weren't drawn at random")
+            return self.scored(space.removesuffix("_ri"))
         if space == "ctr":
-            return Scored(truth.click, self.of("ctr"), truth.user, truth.train_rate.get("ctr"))
+            return Scored(self.clicks, self.of("ctr"), truth.user, truth.train_rate.get("ctr"))
         if space == "ctcvr":
-            label = (truth.click > 0) & (self._conversion > 0)
+            label = (self.clicks > 0) & (self._conversion > 0)
             rate = truth.train_rate.get("ctcvr")
             return Scored(label, self.of("ctcvr"), truth.user, rate)
         if space == "cvr_es":
             if truth.potential_conversion is None:
-                raise NotPredictedError("the data holds no potential conversions")
+                raise NoTruthError("the data holds no potential conversions")
             return Scored(truth.potential_conversion, self.of("cvr"), truth.user)
-        clicked = np.flatnonzero(truth.click > 0)
+        clicked = np.flatnonzero(self.clicks > 0)
         user = None if truth.user is None else truth.user[clicked]
         rate = truth.train_rate.get("cvr")
         return Scored(self._conversion[clicked], self.of("cvr")[clicked], user, rate)
 
     @property
+    def clicks(self) -> Array:
+        """o over D.
+
+        Raises:
+            NoTruthError: it isn't known which of these impressions users would have clicked.
+        """
+        if not self.truth.clicks_known:
+            raise NoTruthError("the data doesn't hold what users would have clicked here")
+        return self.truth.click
+
+    @property
     def _conversion(self) -> Array:
         if self.truth.conversion is None:
-            raise NotPredictedError("the data holds no conversions")
+            raise NoTruthError("the data holds no conversions")
         return self.truth.conversion

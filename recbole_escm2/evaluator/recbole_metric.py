@@ -8,7 +8,8 @@ from typing import Any
 from recbole.evaluator.base_metric import AbstractMetric
 from recbole.utils import EvaluatorType
 
-from recbole_escm2.evaluator.catalogue import PREDICTIONS, TOP_K, MetricSpec, Setting, expand
+from recbole_escm2.evaluator.catalogue import PREDICTIONS, MetricSpec, Setting
+from recbole_escm2.metric_names import TOP_K, expand
 
 
 class EntireSpaceMetric(AbstractMetric):

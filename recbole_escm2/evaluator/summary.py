@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recbole_escm2.evaluator.catalogue import ALL_TASKS
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.metric_names import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user
 from recbole_escm2.output import table
 
 
@@ -34,7 +34,9 @@ def scope_notes(metrics: Iterable[str]) -> list[str]:
         notes.append("CTR and CTCVR: over all impressions.")
     if any(name.startswith("CVR_") and not name.endswith(_NOT_OF_CLICKS) for name in names):
         notes.append("CVR: over the clicked impressions, a sample that clicks have selected.")
-    if any(name.endswith("_GAUC") for name in names):
+    if any(name.endswith(RANDOM_IMPRESSIONS) for name in names):
+        notes.append("…_RI: these impressions were drawn at random, clicks on them weren't.")
+    if any(is_per_user(name) and "GAUC" in name for name in names):
         notes.append(
             "GAUC: users weighted by impressions; RecBole's own GAUC weights by positives."
         )

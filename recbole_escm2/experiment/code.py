@@ -78,16 +78,8 @@ def _imported(file: Path, package: str) -> Iterator[str]:
 
 def _digest(file: Path) -> str:
     tree = ast.parse(file.read_bytes())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            body[0] = ast.Expr(ast.Constant(""))
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Expr(ast.Constant(""))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )

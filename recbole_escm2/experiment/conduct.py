@@ -78,14 +78,14 @@ def _work(
         for run in new.values():
             (run.folder / RESULT_FILE).unlink(missing_ok=True)
     for run in new.values():
-        if (earlier := finished(run, experiment.saved)) is not None:
+        if (earlier := finished(run)) is not None:
             outcomes[run.name] = earlier
     missing = [run for name, run in new.items() if name not in outcomes]
     count = len({run.name for run in runs})
     done = count - len(missing)
     say(f"{experiment.dataset}: {what}, {count} runs, of which {done} are done")
     started = time.perf_counter()
-    work = execute(iter(missing), experiment.jobs, experiment.saved)
+    work = execute(iter(missing), experiment.jobs)
     for done, outcome in enumerate(work, start=1):
         outcomes[outcome.run.name] = outcome
         left = (time.perf_counter() - started) / done * (len(missing) - done)

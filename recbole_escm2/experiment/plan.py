@@ -12,18 +12,13 @@ from typing import Any
 
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.evaluator.catalogue import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.experiment.planned import PlannedRun, plan_run
-from recbole_escm2.experiment.request import (
-    Request,
-    read_request,
-    split_list,
-    true_or_false,
-    whole_number,
-)
+from recbole_escm2.experiment.request import Request, checked, read_request, split_list
 from recbole_escm2.experiment.seeds import Seeds, aa_row, read_seeds
 from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
 from recbole_escm2.experiment.trials import Candidate, best_settings, candidates
+from recbole_escm2.keys import BOOLEAN, COUNT
+from recbole_escm2.metric_names import METRIC_NAMES, canonical_name, is_metric
 from recbole_escm2.threads import threads_of
 
 
@@ -78,7 +73,7 @@ class Experiment:
     def run_of(self, row: Row, config: Config, seed: int, trial: bool = False) -> PlannedRun:
         """The run of a row, or of one that is tried, with a seed."""
         own = self.seeding.settings(row, config, seed, trial)
-        return plan_run(row, config, own, threads_of(self.jobs), self.columns)
+        return plan_run(row, config, own, threads_of(self.jobs), self.columns, self.saved)
 
     def with_runs(self, rows: Sequence[Row], configs: Mapping[str, Config]) -> Experiment:
         """The same with rows of these configs, by label, and their runs."""
@@ -124,7 +119,7 @@ def make_experiment(options: Mapping[str, str]) -> Experiment:
             f"baseline '{baseline}' is no row{did_you_mean(baseline, configs)}. "
             f"Rows: {', '.join(configs)}"
         )
-    trials = whole_number("trials", about.get("trials", 1), 1)
+    trials = checked("trials", about.get("trials", 1), COUNT)
     seeding = read_seeds(about, configs.values(), trials)
     if _with_aa_row(about, rows, seeding):
         rows = [*rows, aa_row(rows, baseline)]
@@ -141,14 +136,17 @@ def make_experiment(options: Mapping[str, str]) -> Experiment:
         metric=first["valid_metric"],
         output_dir=Path(first["output_dir"]).absolute(),
         name=str(about.get("name") or ""),
-        jobs=whole_number("jobs", about.get("jobs", 1), 1),
-        fresh=true_or_false("fresh", about.get("fresh", False)),
-        saved=true_or_false("saved", about.get("saved", False)),
+        jobs=checked("jobs", about.get("jobs", 1), COUNT),
+        fresh=checked("fresh", about.get("fresh", False), BOOLEAN),
+        saved=checked("saved", about.get("saved", False), BOOLEAN),
         trials=trials,
     ).with_runs(rows, configs)
     if trials > 1:
         experiment = replace(experiment, tuning=_tuning(experiment))
-    name = experiment.name or f"benchmark-{first['dataset']}-{_digest(experiment)}"
+    if not (name := experiment.name):
+        runs = [*experiment.runs, *(candidate.run for candidate in experiment.tuning)]
+        digest = hashlib.sha256(" ".join(sorted(run.name for run in runs)).encode()).hexdigest()
+        name = f"benchmark-{first['dataset']}-{digest[:8]}"
     return replace(experiment, name=plain_name(name, "name"))
 
 
@@ -168,12 +166,6 @@ def _tuning(experiment: Experiment) -> list[Candidate]:
     ]
 
 
-def _digest(experiment: Experiment) -> str:
-    runs = [*experiment.runs, *(candidate.run for candidate in experiment.tuning)]
-    names = sorted(run.name for run in runs)
-    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
-
-
 @_said_once()
 def with_tuned_rows(experiment: Experiment, tuning: Tuning) -> Experiment:
     """The experiment with the settings in its rows that were best on validation.
@@ -190,12 +182,12 @@ def with_tuned_rows(experiment: Experiment, tuning: Tuning) -> Experiment:
 
 def _with_aa_row(about: Mapping[str, Any], rows: Sequence[Row], seeds: Seeds) -> bool:
     several = len(seeds.of_table) > 1
-    wanted = about.get("aa_row")
-    if wanted is None:
+    if about.get("aa_row") is None:
         return several and len(rows) > 1
-    if true_or_false("aa_row", wanted) and not several:
+    wanted: bool = checked("aa_row", about["aa_row"], BOOLEAN)
+    if wanted and not several:
         raise UsageError("aa_row needs at least two seeds: with one there is no test")
-    return bool(wanted)
+    return wanted
 
 
 def _columns(asked: Any, config: Config) -> list[str]:

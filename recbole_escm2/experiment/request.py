@@ -9,21 +9,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from recbole_escm2.config import (
-    Config,
-    family_keys,
-    idle_keys,
-    known_keys,
-    model_defaults,
-    parse_value,
-    read_yaml,
-    why_idle,
-)
+from recbole_escm2.config import Config, idle_keys, known_keys, model_defaults, why_idle
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.keys import NOT_SWEPT
+from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.property_files import parse_value, read_yaml
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (
@@ -68,7 +60,7 @@ class Request:
         Raises:
             UsageError: a key that no entry's model knows, or one swept for none of them.
         """
-        for key in (*self.settings, *family_keys().intersection(self._of_files)):
+        for key in (*self.settings, *FAMILY.intersection(self._of_files)):
             self._check_key(key)
         rows: dict[str, Row] = {}
         used: set[str] = set()
@@ -132,7 +124,13 @@ class Request:
         own = dict(row.settings)
         model: Any = find_model(row.model)
         idle = idle_keys(model, self._backbone(row))
-        shared = {key: value for key, value in self._of_files.items() if key not in idle}
+        of_others = {  # keys that the models of other rows alone have
+            key
+            for key in self._of_files
+            if not self.reads(row, key) and any(self.reads(entry, key) for entry in self.entries)
+        }
+        left_out = idle | of_others
+        shared = {key: value for key, value in self._of_files.items() if key not in left_out}
         files = [shared, *_list(own.pop("config_files", []))]
         settings = {k: v for k, v in self.settings.items() if k not in own and self.reads(row, k)}
         try:
@@ -144,7 +142,7 @@ class Request:
         """Refuse a key that no entry's model knows, or that acts on none."""
         if key in KEYS or any(self.reads(entry, key) for entry in self.entries):
             return
-        if key in family_keys():
+        if key in FAMILY:
             reasons = {
                 why_idle(key, find_model(entry.model), self._backbone(entry))
                 for entry in self.entries
@@ -205,25 +203,14 @@ def is_benchmark(options: Mapping[str, str]) -> bool:
     )
 
 
-def whole_number(key: str, value: Any, least: int) -> int:
-    """The value of a key that must be a whole number.
+def checked(key: str, value: Any, kind: Kind) -> Any:
+    """The value of a key that isn't a run's.
 
     Raises:
-        UsageError: it isn't one, or less than ``least``.
+        UsageError: it is none of its kind.
     """
-    if type(value) is not int or value < least:
-        raise UsageError(f"{key} must be a whole number >= {least}, got {value!r}")
-    return value
-
-
-def true_or_false(key: str, value: Any) -> bool:
-    """The value of a key that must be True or False.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if not isinstance(value, bool):
-        raise UsageError(f"{key} must be True or False, got {value!r}")
+    if not kind.holds(value):
+        raise UsageError(f"{key} must be {kind.wanted}, got {value!r}")
     return value
 
 
@@ -259,6 +246,9 @@ def read_request(options: Mapping[str, str]) -> Request:
     options = dict(options)
     asked = _from_file(options.pop("benchmark", None))
     asked |= {key: _option(key, options.pop(key)) for key in KEYS if key in options}
+    for key in asked.keys() & {"aa_row", "fresh", "saved"}:
+        if asked[key] is not None:
+            checked(key, asked[key], BOOLEAN)
     files = [*_list(asked.pop("config_files", [])), *options.pop("config_files", "").split()]
     of_file = asked.pop("dataset", None)
     dataset = options.pop("dataset", None) or of_file

@@ -37,36 +37,26 @@ class Outcome:
     reason: str = ""
 
 
-def finished(run: PlannedRun, saved: bool = False) -> Outcome | None:
-    """The outcome of a run that was done before.
-
-    Args:
-        run: the run.
-        saved: whether its checkpoint must be there, too.
-    """
+def finished(run: PlannedRun) -> Outcome | None:
+    """The outcome of a run that was done before."""
     try:
-        return Outcome(run, run.result()) if run.is_done(saved) else None
+        return Outcome(run, run.result()) if run.is_done() else None
     except FileNotFoundError:
         return None
 
 
 class Process:
-    """A run that is being done.
+    """A run that is being done."""
 
-    Args:
-        run: the run.
-        saved: whether to keep its checkpoint.
-    """
-
-    def __init__(self, run: PlannedRun, saved: bool) -> None:
+    def __init__(self, run: PlannedRun) -> None:
         self.run = run
         self.stopped: str | None = None
         if run.folder.is_symlink():
             raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", run.folder)
-        about = {"model": run.row.model, "dataset": run.dataset, "saved": saved, "code": run.code}
-        write_json(run.folder / RUN_FILE, {**about, "settings": run.settings})
-        self._process = _server().Process(target=main, args=(run, saved))
+        known = ("model", "dataset", "saved", "code", "settings")
+        write_json(run.folder / RUN_FILE, {name: getattr(run, name) for name in known})
+        self._process = _server().Process(target=main, args=(run,))
         with spinning_bounded_in_children():
             self._process.start()
 
@@ -116,7 +106,6 @@ class Process:
 def execute(
     runs: Iterator[PlannedRun | None],
     jobs: int,
-    saved: bool = False,
     watch: Callable[[Process], None] | None = None,
 ) -> Iterator[Outcome]:
     """Do runs, a few at once, and yield each outcome as it comes.
@@ -127,14 +116,13 @@ def execute(
         runs: asked for the next one only when there is room for it; where that is None, asked again
             as long as others are at work.
         jobs: runs at once.
-        saved: whether to keep checkpoints.
         watch: called with each run at work, now and then; it may stop it.
     """
     at_work: list[Process] = []
     try:
         while True:
             while len(at_work) < jobs and (run := next(runs, None)) is not None:
-                at_work.append(Process(run, saved))
+                at_work.append(Process(run))
             if not at_work:
                 return
             time.sleep(_POLL_SECONDS)

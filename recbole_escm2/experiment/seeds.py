@@ -10,8 +10,9 @@ from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import is_simulated, open_store
 from recbole_escm2.data.splits import check_tuning_part, seed_draws
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment.request import whole_number
+from recbole_escm2.experiment.request import checked
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.keys import BETWEEN, COUNT, NATURAL
 
 # Worlds of a benchmark are none that a single run or a search, with its small seeds, has seen.
 _FIRST_WORLD = 10_000
@@ -117,9 +118,7 @@ def read_seeds(about: Mapping[str, Any], configs: Iterable[Config], trials: int)
     """
     configs = list(configs)
     of_table = _seed_list(about.get("seeds", 1), configs[0]["seed"])
-    share = about.get("tuning_share", Seeds.tuning_share)
-    if type(share) not in (int, float) or not 0 < share < 1:
-        raise UsageError(f"tuning_share must be a number between 0 and 1, got {share!r}")
+    share = checked("tuning_share", about.get("tuning_share", Seeds.tuning_share), BETWEEN)
     worlds = all(
         is_simulated(config) and "simulation_seed" not in config.external_config_dict
         for config in configs
@@ -130,8 +129,8 @@ def read_seeds(about: Mapping[str, Any], configs: Iterable[Config], trials: int)
 
 def _seed_list(asked: Any, first: int) -> list[int]:
     if not isinstance(asked, list | tuple):
-        return list(range(first, first + whole_number("seeds", asked, 1)))
-    seeds = [whole_number("seeds", seed, 0) for seed in asked]
+        return list(range(first, first + checked("seeds", asked, COUNT)))
+    seeds = [checked("seeds", seed, NATURAL) for seed in asked]
     if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= _SEEDS:
         raise UsageError(
             f"seeds must be a number, or a list of different ones below 2^31, got {seeds!r}"
@@ -148,7 +147,7 @@ def _tuning_seed(asked: Any, seeds: Sequence[int], worlds: bool) -> int:
             f"tuning_seed {asked} is one of the seeds: settings would be tuned in the world that "
             "it tests in. Give another --tuning_seed"
         )
-    return whole_number("tuning_seed", asked, 0)
+    return checked("tuning_seed", asked, NATURAL)
 
 
 def aa_row(rows: Sequence[Row], baseline: str) -> Row:

@@ -16,17 +16,13 @@ from optuna.distributions import (
 )
 from recbole.model.abstract_recommender import ContextRecommender
 
-from recbole_escm2.config import (
-    KEY_NEEDS,
-    PLACE_KEYS,
-    PROPERTIES,
-    Config,
-    parse_value,
-)
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.request import Request, has_effect
 from recbole_escm2.experiment.study import Row
+from recbole_escm2.keys import KEY_NEEDS, PLACE_KEYS
 from recbole_escm2.lookup import find_model
+from recbole_escm2.property_files import PROPERTIES, parse_value
 
 Space: TypeAlias = dict[str, BaseDistribution]
 

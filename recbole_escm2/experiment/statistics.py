@@ -14,13 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-from recbole_escm2.evaluator.catalogue import (
-    bigger_is_better,
-    is_neutral,
-    score_of,
-    target_of,
-)
 from recbole_escm2.evaluator.influence import NoInfluenceError
+from recbole_escm2.metric_names import bigger_is_better, is_neutral, score_of, target_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
@@ -292,8 +287,9 @@ def compare(
     gain = (mean < 0) is (distances or not bigger_is_better(metric))
     if draws.refused:
         return Comparison(len(seeds), mean, None, None, gain, None, None, refused=draws.refused)
-    found = draws.estimate(differences, noise)
-    return Comparison(len(seeds), mean, *found.interval, gain, found.p, found.p, found)
+    estimate = draws.estimate(differences, noise)
+    p = estimate.p
+    return Comparison(len(seeds), mean, *estimate.interval, gain, p, p, estimate)
 
 
 def paired(row: Sample, other: Sample) -> list[int]:
@@ -355,11 +351,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat., 1979.
     """
     order = np.argsort(p_values)
+    scaled = np.sort(p_values) * np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))
-    largest = 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return [float(p) for p in adjusted]
 
 
@@ -381,14 +375,17 @@ def tabulate(
         is where fewer than two rows have the metric, and an A/A row never is.
     """
     samples = {
-        row: {metric: _sample(design, metric, row, v) for metric, v in metrics.items() if v}
+        row: {
+            metric: sample(by_seed, *_draws(design, metric, row, None, list(by_seed)))
+            for metric, by_seed in metrics.items()
+            if by_seed
+        }
         for row, metrics in values.items()
     }
     compared: dict[tuple[str, str, str], Comparison] = {}
     for row, metric, other in _pairs(samples, design):
-        found = _compare(design, samples, metric, row, other)
-        if found is not None:
-            compared[row, metric, other] = found
+        if (comparison := _compare(design, samples, metric, row, other)) is not None:
+            compared[row, metric, other] = comparison
     families: dict[str | None, list[tuple[str, str, str]]] = {}
     for key, comparison in compared.items():
         if comparison.p is not None:
@@ -430,26 +427,19 @@ def _pairs(
     return pairs
 
 
-def _noise(
+def _draws(
     design: Design, metric: str, row: str, other: str | None, seeds: Sequence[int]
-) -> Noise | None:
-    """The noise of the test rows, where it belongs into the variance of a primary metric.
-
-    Raises:
-        NoInfluenceError: it can't be known.
-    """
+) -> tuple[Draws, Noise | None]:
+    """What a seed draws, and the noise of the test rows, where it belongs into the variance of a
+    primary metric; without that noise nothing can be said of it."""
     if design.draws.kind != "weights" or metric not in design.primary or len(seeds) < 2:
-        return None
-    if design.noise is None:
-        raise NoInfluenceError("the influence of single test rows isn't known")
-    return design.noise(metric, row, other, seeds)
-
-
-def _sample(design: Design, metric: str, row: str, values: Mapping[int, float]) -> Sample:
+        return design.draws, None
     try:
-        return sample(values, design.draws, _noise(design, metric, row, None, list(values)))
+        if design.noise is None:
+            raise NoInfluenceError("the influence of single test rows isn't known")
+        return design.draws, design.noise(metric, row, other, seeds)
     except NoInfluenceError as error:
-        return sample(values, replace(design.draws, refused=str(error)))
+        return replace(design.draws, refused=str(error)), None
 
 
 def _compare(
@@ -461,15 +451,11 @@ def _compare(
 ) -> Comparison | None:
     """A comparison, with a p value only where there is to be a verdict."""
     own, theirs = samples[row][metric], samples[other][metric]
-    draws, noise = design.draws, None
-    try:
-        noise = _noise(design, metric, row, other, paired(own, theirs))
-    except NoInfluenceError as error:
-        draws = replace(draws, refused=str(error))
-    found = compare(metric, own, theirs, draws, noise)
-    if found is not None and metric not in design.primary:
-        return replace(found, p=None, p_adjusted=None, estimate=None, refused="")
-    return found
+    draws, noise = _draws(design, metric, row, other, paired(own, theirs))
+    compared = compare(metric, own, theirs, draws, noise)
+    if compared is not None and metric not in design.primary:
+        return replace(compared, p=None, p_adjusted=None, estimate=None, refused="")
+    return compared
 
 
 def _best(samples: Mapping[str, Mapping[str, Sample]], design: Design) -> set[tuple[str, str]]:
@@ -478,7 +464,8 @@ def _best(samples: Mapping[str, Mapping[str, Sample]], design: Design) -> set[tu
     for row, metrics in samples.items():
         if row not in design.again:
             for metric, own in metrics.items():
-                columns.setdefault(metric, {})[row] = _mean_cost(metric, own)
+                costs = [cost(metric, value) for value in own.values.values()]
+                columns.setdefault(metric, {})[row] = math.fsum(costs) / len(costs)
     return {
         (row, metric)
         for metric, costs in columns.items()
@@ -486,7 +473,3 @@ def _best(samples: Mapping[str, Mapping[str, Sample]], design: Design) -> set[tu
         for row, mean in costs.items()
         if mean == min(costs.values())
     }
-
-
-def _mean_cost(metric: str, own: Sample) -> float:
-    return math.fsum(cost(metric, value) for value in own.values.values()) / len(own.values)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.evaluator.catalogue import primary_metrics
 from recbole_escm2.evaluator.influence import Influence, NoInfluenceError
 from recbole_escm2.experiment.statistics import (
     Cell,
@@ -22,6 +21,7 @@ from recbole_escm2.experiment.statistics import (
     cluster_variance,
     tabulate,
 )
+from recbole_escm2.metric_names import primary_metrics
 
 #: Shown by default, where the models and the data have them.
 DEFAULT_COLUMNS = (
@@ -108,12 +108,7 @@ class Tuning:
         """What was best for a row; the row as it is where no trial came to its end."""
         tried = self.by_row[label]
         scored = [trial for trial in tried if trial.score is not None]
-        return max(scored, key=_goodness, default=tried[0])
-
-
-def _goodness(trial: Trial) -> float:
-    score = float("nan") if trial.score is None else trial.score
-    return score if trial.bigger else -score
+        return max(scored, key=lambda t: (t.score or 0) * (1 if t.bigger else -1), default=tried[0])
 
 
 def _test_share(run: Mapping[str, Any]) -> float | None:
@@ -293,15 +288,9 @@ class Study:
     @cached_property
     def metrics(self) -> list[str]:
         """Every test metric that a run has, in the order of the first that has it."""
-        return list(
-            dict.fromkeys(
-                name for result in self.results.values() for name in result["test_result"]
-            )
-        )
+        return list(dict.fromkeys(m for run in self.results.values() for m in run["test_result"]))
 
     @property
     def simulated(self) -> str | None:
         """What to say with every number on simulated data."""
-        return next(
-            (result["simulated"] for result in self.results.values() if result["simulated"]), None
-        )
+        return next((run["simulated"] for run in self.results.values() if run["simulated"]), None)

@@ -58,7 +58,6 @@ class AITM(EntireSpaceRecommender):
     """
 
     tower_names = ("ctr", "ctcvr")
-    config_keys = frozenset({"calibrator_weight"})
 
     def __init__(self, config: Any, dataset: Any) -> None:
         if config["backbone"] not in BOTTOMS:

@@ -97,13 +97,12 @@ def uses_shared_embedding(name: str) -> bool:
 
 
 @cache
-def acting_keys(name: str) -> frozenset[str]:
-    """Config keys that act on a backbone's layers; of RecBole's models those that it lists."""
-    if name in BOTTOMS:
-        return BOTTOMS[name].config_keys
+def listed_keys(name: str) -> frozenset[str]:
+    """Config keys that RecBole lists for a backbone; none where it isn't one of its models."""
+    if not is_recbole_backbone(name):
+        return frozenset()
     file = files("recbole") / "properties" / "model" / f"{name}.yaml"
-    own = yaml.safe_load(file.read_text("utf-8")) if is_recbole_backbone(name) else {}
-    return frozenset(own) - idle_keys(name)
+    return frozenset(yaml.safe_load(file.read_text("utf-8")))
 
 
 def idle_keys(name: str) -> frozenset[str]:
@@ -225,9 +224,7 @@ class RecBoleTower(ContextRecommender):
         """The logit, ``[batch, 1]``."""
         if batch is _NO_IMPRESSIONS:
             return None
-        # An epoch may end in a batch of one, and one impression has no variance to normalise by.
-        alone = self.training and len(batch) == 1
-        with _running_statistics(self) if alone else contextlib.nullcontext():
+        with normalising_alone(self, batch):
             return super().forward(batch).unsqueeze(-1)
 
     def penalty(self) -> Tensor | None:
@@ -237,8 +234,13 @@ class RecBoleTower(ContextRecommender):
 
 
 @contextlib.contextmanager
-def _running_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
+def normalising_alone(module: nn.Module, batch: Any) -> Iterator[None]:
+    """Let a batch of one, in which an epoch may end, be normalised by the running statistics.
+
+    One impression has no variance to normalise by.
+    """
+    alone = module.training and len(batch) == 1
+    norms = [m for m in module.modules() if alone and isinstance(m, nn.BatchNorm1d)]
     for norm in norms:
         norm.eval()
     try:
@@ -288,8 +290,8 @@ def drop_embedding(model: nn.Module) -> None:
 
 def regularizer(towers: Iterable[nn.Module]) -> Tensor | None:
     """The sum of the towers' penalties, a scalar; None where no tower has one."""
-    found = [tower.penalty() for tower in towers if isinstance(tower, RecBoleTower)]
-    penalties = [penalty for penalty in found if penalty is not None]
+    each = [tower.penalty() for tower in towers if isinstance(tower, RecBoleTower)]
+    penalties = [penalty for penalty in each if penalty is not None]
     return torch.stack(penalties).sum() if penalties else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,6 @@ class Separate(nn.Module):
         config: ``bottom_hidden_size``, ``dropout_prob`` and the numbers of experts and levels.
     """
 
-    #: Config keys that act on the bottom and the towers on it.
-    config_keys: ClassVar[frozenset[str]] = frozenset(
-        {"dropout_prob", "embedding_size", "mlp_hidden_size"}
-    )
-
     def __init__(self, input_size: int, tasks: Sequence[str], config: Any) -> None:
         super().__init__()
         self.output_size: int = input_size
@@ -39,8 +34,6 @@ class Separate(nn.Module):
 
 class SharedBottom(Separate):
     """x_t = f(x): an MLP that all tasks share (Caruana, Machine Learning 28, 1997)."""
-
-    config_keys = Separate.config_keys | {"bottom_hidden_size"}
 
     def __init__(self, input_size: int, tasks: Sequence[str], config: Any) -> None:
         super().__init__(input_size, tasks, config)
@@ -57,8 +50,6 @@ class MMoE(Separate):
     Jiaqi Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
     Mixture-of-Experts", KDD 2018, eq. 5 to 7.
     """
-
-    config_keys = SharedBottom.config_keys | {"shared_expert_num"}
 
     def __init__(self, input_size: int, tasks: Sequence[str], config: Any) -> None:
         super().__init__(input_size, tasks, config)
@@ -80,8 +71,6 @@ class PLE(Separate):
     depends on its own and the shared experts; below it the shared gate mixes those of all tasks, so
     that what lies below the towers is moved by every risk, as the embedding is.
     """
-
-    config_keys = MMoE.config_keys | {"extraction_level_num", "task_expert_num"}
 
     def __init__(self, input_size: int, tasks: Sequence[str], config: Any) -> None:
         super().__init__(input_size, tasks, config)

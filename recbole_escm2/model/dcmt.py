@@ -30,7 +30,6 @@ class DCMT(EntireSpaceRecommender):
     """
 
     tower_names = ("ctr", "cvr", "counterfactual_cvr")
-    config_keys = frozenset({"counterfactual_prior_weight"})
     takes_rescaled_propensity = False  # it has 1 − ô, and is self-normalised as it is
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
+from recbole_escm2 import keys
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import backbone
@@ -47,16 +48,6 @@ class Impressions:
 
 
 CVRRisk = Callable[[Impressions], Tensor | None]
-
-#: Config keys of the weights o/ô.
-PROPENSITY_KEYS = frozenset({"propensity", "propensity_floor", "propensity_normalization"})
-
-# Config keys that don't act on a model whose class attribute of this name is False.
-_KEYS_OF_FLAG = {
-    "has_global_risk": frozenset({"global_weight"}),
-    "weighs_by_propensity": PROPENSITY_KEYS,
-    "takes_rescaled_propensity": frozenset({"propensity_normalization"}),
-}
 
 
 class EntireSpaceRecommender(BagEmbedding):
@@ -109,10 +100,8 @@ class EntireSpaceRecommender(BagEmbedding):
     takes_rescaled_propensity: ClassVar[bool] = True
     #: Config keys that a model adds, with their defaults; a subclass inherits its parents'.
     default_config: ClassVar[dict[str, Any]] = {}
-    #: Config keys of the family that act on a model, beside its parents' and its backbone's.
-    config_keys: ClassVar[frozenset[str]] = frozenset(
-        {"backbone", "bag_pooling", "global_weight", "predict_task", "sparse_embedding"}
-    )
+    #: Config keys of the family that act on a model beside those of its :meth:`traits`.
+    config_keys: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -271,26 +260,35 @@ class EntireSpaceRecommender(BagEmbedding):
     def acting_keys(cls, backbone_name: str) -> frozenset[str]:
         """The config keys that change what the model computes, among those that not all read.
 
-        They are those of the backbone, :attr:`config_keys` and :attr:`default_config` of the class
-        and its parents, and λc and the propensity's where there is a counterfactual risk, without
-        those that a class attribute rules out, as ``weighs_by_propensity = False`` does.
+        They are those that :mod:`~recbole_escm2.keys` declares for its :meth:`traits`, those that
+        RecBole lists for the backbone, and :attr:`config_keys` and :attr:`default_config` of the
+        class and its parents.
 
         Args:
             backbone_name: the config key ``backbone``.
         """
-        keys = (
-            {"counterfactual_weight"} | PROPENSITY_KEYS if has_counterfactual_risk(cls) else set()
-        )
+        acting = keys.acting(cls.traits(backbone_name)) | backbone.listed_keys(backbone_name)
+        own: set[str] = set()
         for parent in cls.__mro__:
-            keys |= vars(parent).get("config_keys", frozenset())
-        keys |= backbone.acting_keys(backbone_name)
-        keys -= backbone.idle_keys(backbone_name)
-        for flag, of_flag in _KEYS_OF_FLAG.items():
-            if not getattr(cls, flag):
-                keys -= of_flag
-        for parent in cls.__mro__:
-            keys |= vars(parent).get("default_config", {}).keys()
-        return frozenset(keys)
+            own.update(vars(parent).get("config_keys", ()), vars(parent).get("default_config", ()))
+        return acting - backbone.idle_keys(backbone_name) | own
+
+    @classmethod
+    def traits(cls, backbone_name: str) -> set[str]:
+        """What config keys act on, as :func:`recbole_escm2.keys.acting` wants it.
+
+        Args:
+            backbone_name: the config key ``backbone``.
+        """
+        has = {
+            "counterfactual_risk": has_counterfactual_risk(cls),
+            "global_risk": cls.has_global_risk,
+            "propensity": cls.weighs_clicks(),
+            "rescaled_propensity": cls.weighs_clicks() and cls.takes_rescaled_propensity,
+        }
+        ours = (parent for parent in cls.__mro__ if parent.__module__.startswith("recbole_escm2."))
+        classes = (parent.__name__ for parent in ours)
+        return {backbone_name, *classes, *(trait for trait in has if has[trait])}
 
     check_backbone = staticmethod(backbone.check_backbone)
 
@@ -375,9 +373,9 @@ def _check_shape(model: nn.Module, what: str, value: Any, wanted: torch.Size) ->
     if isinstance(value, Tensor) and value.shape == wanted:
         return
     must = "a tensor for each impression" if wanted else "a tensor with a single number, a mean"
-    found = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+    got = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
     raise UsageError(
-        f"{what} of {type(model).__name__} must be {must} (shape {list(wanted)}), but is {found}"
+        f"{what} of {type(model).__name__} must be {must} (shape {list(wanted)}), but is {got}"
     )
 
 
@@ -396,20 +394,20 @@ def misspelt_hooks(model: type) -> list[str]:
     Returns:
         A sentence for each.
     """
-    found: list[str] = []
+    misspelt: list[str] = []
     if not issubclass(model, EntireSpaceRecommender):
-        return found
+        return misspelt
     for parent in model.__mro__:
         if parent.__module__.startswith("recbole_escm2."):
             break
         for name in vars(parent):
             close = difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.85)
             if close and not hasattr(EntireSpaceRecommender, name):
-                found.append(
+                misspelt.append(
                     f"{parent.__name__}.{name} is no hook, and nothing but its own code calls it: "
                     f"is {close[0]} meant?"
                 )
-    return found
+    return misspelt
 
 
 def has_counterfactual_risk(model: type[EntireSpaceRecommender]) -> bool:

@@ -39,7 +39,6 @@ class ESCM2_DR(EntireSpaceRecommender):
     """
 
     tower_names = ("ctr", "cvr", "imputation")
-    config_keys = frozenset({"imputation", "imputation_schedule"})
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

@@ -88,7 +88,7 @@ def train_as_the_family(model: ContextRecommender, config: Any, batch: Any) -> l
 
     Args:
         model: RecBole's or the user's own, on its device.
-        config: settled.
+        config: a complete one.
         batch: a few rows of train, on that device.
 
     Returns:

@@ -26,9 +26,9 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from scipy.special import logit
 from scipy.stats import norm
 
-from recbole_escm2.evaluator.catalogue import target_of
 from recbole_escm2.experiment.statistics import CONFIDENCE, Sample
 from recbole_escm2.experiment.study import Row, Study
+from recbole_escm2.metric_names import target_of
 from recbole_escm2.report.notes import direction, one_line
 
 #: Text and axes.

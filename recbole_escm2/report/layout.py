@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_escm2.evaluator.catalogue import score_of, target_of
 from recbole_escm2.experiment.statistics import Cell, Comparison, sample
 from recbole_escm2.experiment.study import Study
+from recbole_escm2.metric_names import score_of, target_of
 from recbole_escm2.report.notes import (
     BETTER,
     RIVAL_BETTER,
@@ -185,19 +184,6 @@ class Layout:
             "chance."
         )
         return [*self.notes, *([note] if marked else [])]
-
-    @property
-    def metrics(self) -> Layout:
-        """The table without its costs."""
-        places = [n for n, heading in enumerate(self.headings) if heading.key not in COSTS]
-        return dataclasses.replace(
-            self,
-            headings=tuple(self.headings[n] for n in places),
-            lines=tuple(
-                dataclasses.replace(line, entries=tuple(line.entries[n] for n in places))
-                for line in self.lines
-            ),
-        )
 
     @property
     def uneven(self) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from recbole_escm2.evaluator.catalogue import bigger_is_better, is_neutral, target_of
 from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.experiment.statistics import ALPHA, POWER
 from recbole_escm2.experiment.study import Study, part_label
+from recbole_escm2.metric_names import bigger_is_better, is_neutral, target_of
 
 BETTER, WORSE = "▲", "▼"
 #: The same against the logistic regression.

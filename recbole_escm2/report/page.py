@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,11 +296,10 @@ def _reads(study: Study, row: Row, key: str) -> bool:
 
 def versions(study: Study) -> dict[str, list[tuple[str, int]]]:
     """Each package's versions with the number of runs that had them; more than one is a mixture."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for run in study.results.values():
         for package, version in (run.get("versions") or {}).items():
-            by_version = counts.setdefault(package, {})
-            by_version[version] = by_version.get(version, 0) + 1
+            counts[package][version] += 1
     return {package: list(by_version.items()) for package, by_version in counts.items()}
 
 
@@ -338,26 +337,19 @@ def _rounded(value: Any, digits: int) -> Any:
 
 def _data(study: Study) -> list[dict[str, str]]:
     """A line a split: counts, or their range where runs differ."""
-    by_split: dict[str, list[Mapping[str, int]]] = {}
+    by_split: dict[str, list[Mapping[str, int]]] = defaultdict(list)
     for run in study.results.values():
         for split, counts in (run.get("data") or {}).items():
-            by_split.setdefault(split, []).append(counts)
+            by_split[split].append(counts)
     lines = []
-    for split, all_counts in by_split.items():
-        clicks = sum(c["clicks"] for c in all_counts)
-        impressions = sum(c["impressions"] for c in all_counts)
-        conversions = sum(c["conversions"] for c in all_counts)
-        lines.append(
-            {
-                "split": split,
-                **{
-                    name: _span([c[name] for c in all_counts])
-                    for name in ("impressions", "clicks", "conversions")
-                },
-                "click rate": f"{clicks / impressions:.3%}" if impressions else "",
-                "conversions per click": f"{conversions / clicks:.3%}" if clicks else "",
-            }
-        )
+    for split, of_runs in by_split.items():
+        names = ("impressions", "clicks", "conversions")
+        columns = {name: [counts[name] for counts in of_runs] for name in names}
+        impressions, clicks, conversions = map(sum, columns.values())
+        line = {"split": split, **{name: _span(column) for name, column in columns.items()}}
+        line["click rate"] = f"{clicks / impressions:.3%}" if impressions else ""
+        line["conversions per click"] = f"{conversions / clicks:.3%}" if clicks else ""
+        lines.append(line)
     return lines
 
 

@@ -7,7 +7,6 @@ formats can disagree.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from recbole_escm2 import output
-from recbole_escm2.evaluator.catalogue import bigger_is_better, target_of
 from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
 from recbole_escm2.experiment.study import Study, Trial, Tuning
+from recbole_escm2.metric_names import bigger_is_better, target_of
 from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
 from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE, WORSE, one_line
 
@@ -90,47 +89,47 @@ def as_json(study: Study) -> dict[str, Any]:
     shown = layout(study)
     rows = []
     for row in study.rows:
-        metrics = {}
-        for metric, cell in study.table[row.label].items():
-            numbers = _tidy(metric, cell, metric in study.primary)
-            numbers["values"] = {str(s): v for s, v in cell.sample.values.items()}
-            metrics[metric] = numbers
+        metrics = {
+            metric: _tidy(metric, cell, metric in study.primary) | {"values": cell.sample.values}
+            for metric, cell in study.table[row.label].items()
+        }
         rows.append(
             {
                 "label": row.label,
                 "model": row.model,
-                "settings": dict(row.settings),
-                "swept": dict(row.swept),
+                "settings": row.settings,
+                "swept": row.swept,
                 "aa": row.aa,
                 "metrics": metrics,
-                "runs": {str(seed): dict(run) for seed, run in study.of(row.label).items()},
+                "runs": study.of(row.label),
             }
         )
-    return _strict(
+    content: dict[str, Any] = output.finite(
         {
             "title": study.title,
             "command": study.command,
             "dataset": study.dataset,
             "simulated": study.simulated,
-            "seeds": list(study.seeds),
+            "seeds": study.seeds,
             "baseline": study.baseline,
-            "columns": list(study.shown),
-            "primary": list(study.primary),
+            "columns": study.shown,
+            "primary": study.primary,
             "logistic_regression": study.rival,
             "comparisons": len(study.verdicts),
             "seed_draws": study.draws.kind,
             "test_share": study.draws.test_share,
             "confidence": CONFIDENCE,
             "alpha": round(ALPHA, 10),
-            "shared": dict(study.shared),
+            "shared": study.shared,
             "tuning": dataclasses.asdict(study.tuning) if study.tuning else None,
             "notes": shown.caption("best"),
             "problems": [
-                {"row": p.label, "seeds": list(p.seeds), "reason": p.reason} for p in shown.problems
+                {"row": p.label, "seeds": p.seeds, "reason": p.reason} for p in shown.problems
             ],
             "rows": rows,
         }
     )
+    return content
 
 
 def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
@@ -147,7 +146,9 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
     lines += [*_markdown_table(_grid(shown, _markdown_entry, markdown_escape)), ""]
     lines += [f"- {markdown_escape(note)}" for note in shown.caption("Bold")]
     if any(entry.interval for line in shown.lines for entry in line.entries):
-        intervals = _grid(shown.metrics, _markdown_interval, markdown_escape)
+        intervals = _grid(
+            shown, lambda e: markdown_escape(e.interval), markdown_escape, costs=False
+        )
         lines += ["", "## 95 % intervals of the means", "", *_markdown_table(intervals)]
     if study.tuning is not None:
         chosen = [[*map(markdown_escape, cells)] for cells in tuning_table(study.tuning)]
@@ -265,15 +266,16 @@ def latex_escape(words: str) -> str:
     return "".join(_LATEX.get(c, c) for c in words)
 
 
-def _grid(shown: Layout, entry: Any, escape: Any) -> list[list[str]]:
+def _grid(shown: Layout, entry: Any, escape: Any, costs: bool = True) -> list[list[str]]:
     """Header and rows as text: label, the number of seeds where rows differ in it, numbers."""
     head = [escape("model"), *([escape("seeds")] if shown.uneven else [])]
-    rows = [[*head, *(escape(str(heading)) for heading in shown.headings)]]
+    places = [n for n, heading in enumerate(shown.headings) if costs or heading.key not in COSTS]
+    rows = [[*head, *(escape(str(shown.headings[n])) for n in places)]]
     for line in shown.lines:
         label = line.label + (" (baseline)" if line.baseline and len(shown.lines) > 1 else "")
         label += " (A/A)" if line.aa and "A/A" not in line.label else ""
         seeds = [escape(line.seeds)] if shown.uneven else []
-        rows.append([escape(label), *seeds, *(entry(e) for e in line.entries)])
+        rows.append([escape(label), *seeds, *(entry(line.entries[n]) for n in places)])
     return rows
 
 
@@ -285,10 +287,6 @@ def _markdown_entry(entry: Entry) -> str:
     bold = "**" if entry.best else ""
     marks = entry.mark + entry.rival_mark
     return f"{bold}{entry.value}{bold} {marks}".strip() if entry.mean else ""
-
-
-def _markdown_interval(entry: Entry) -> str:
-    return markdown_escape(entry.interval)
 
 
 def _markdown_table(grid: Sequence[Sequence[str]], rule: str = "") -> list[str]:
@@ -369,13 +367,3 @@ def _tidy_comparison(compared: Comparison | None) -> dict[str, Any]:
         "degrees_of_freedom": getattr(estimate, "freedom", None),
         "smallest": getattr(compared, "smallest", None),
     }
-
-
-def _strict(content: Any) -> Any:
-    if isinstance(content, float):
-        return float(content) if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {str(key): _strict(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple, set, frozenset)):
-        return [_strict(value) for value in content]
-    return content

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity, digest_of
+from recbole_escm2.output import replacing
 
 _SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
 _SEAL_BYTES = len(_SEAL % digest_of().hexdigest().encode())
@@ -36,7 +37,7 @@ _PIECE = 1 << 20
 _ENTRIES: Mapping[str, type] = {
     "model": str,
     "dataset": str,
-    "settings": dict,  # of model and data; see config.PLACE_KEYS for what isn't among them
+    "settings": dict,  # of model and data; see keys.PLACE_KEYS for what isn't among them
     "places": dict,  # what the user had set of the rest: said to people, never used
     "data": dict,  # see identity.Identity
     "epoch": int,
@@ -55,12 +56,13 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         path: where to.
         state: what :func:`load_checkpoint` gives.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as file:
+    with replacing(path) as file:
         written = _Digested(file)
-        torch.save(dict(state), cast(BinaryIO, written))
+        try:
+            torch.save(dict(state), cast(BinaryIO, written))
+        except RuntimeError as error:  # which doesn't say what the system has refused
+            raise written.error or error from None
         file.write(_SEAL % written.digest.hexdigest().encode())
-    os.replace(unfinished, path)
 
 
 def finish_checkpoint(path: Path) -> None:
@@ -76,10 +78,15 @@ class _Digested(io.BufferedIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = digest_of()
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
@@ -166,14 +173,14 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:
             raise UsageError(f"the checkpoint doesn't fit the model: it {word} {named}")
     parameters = {name for name, _ in model.named_parameters()}
     for name, wanted in own.items():
-        found = weights[name]
-        if not isinstance(found, Tensor) or _kind(found) != _kind(wanted):
-            kind = _kind(found) if isinstance(found, Tensor) else type(found).__name__
+        value = weights[name]
+        if not isinstance(value, Tensor) or _kind(value) != _kind(wanted):
+            kind = _kind(value) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
                 f"the checkpoint doesn't fit the model: {name} is {kind} there, and "
                 f"{_kind(wanted)} in the model"
             )
-        if name in parameters and not bool(torch.isfinite(found).all()):
+        if name in parameters and not bool(torch.isfinite(value).all()):
             raise UsageError(
                 f"the checkpoint's {name} holds values that aren't finite: its training diverged. "
                 "A smaller learning_rate or a clip_grad_norm may help"

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_escm2.config import PAIR, part_config, single_task
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
+from recbole_escm2.config import is_reference, part_config, single_task
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceData,
@@ -18,6 +17,8 @@ from recbole_escm2.evaluator.evaluator import (
     MetricResult,
 )
 from recbole_escm2.evaluator.predictions import Array, Predictions
+from recbole_escm2.keys import PAIR
+from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 from recbole_escm2.train.training import Training
@@ -63,8 +64,9 @@ class Pair:
                 (ctr,) = self.trainings
                 _, predictions = ctr.score("valid")
                 pair_with(training.trainer, predictions, config["predict_task"])
-                batches = len(ctr.splits["train"]), len(training.splits["train"])
-                keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
+                if not is_reference(config.model_class):  # whose steps are no batches
+                    batches = len(ctr.splits["train"]), len(training.splits["train"])
+                    keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
             training.fit()
             self.trainings.append(training)
 

@@ -1,18 +1,23 @@
-"""A run as an object: its folder, and where in it the log, the checkpoint and the result go."""
+"""A run as an object: what it is of, its folder, and where in it log, checkpoint and result are."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.errors import UsageError, own_files, place_in_own_code
-from recbole_escm2.output import logging_to, make_folder, make_run_dir
+from recbole_escm2.config import Config, learns_both
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
+from recbole_escm2.keys import PAIR
+from recbole_escm2.lookup import model_path
+from recbole_escm2.output import logging_to, make_folder, make_run_dir, plain
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
@@ -21,25 +26,60 @@ HISTORY_FILE = "history.json"
 LOG_FILE = "run.log"
 
 
+@dataclass
 class Run:
-    """A run's folder, or the folder in it that one of two trainings has.
-
-    Args:
-        folder: the run's own.
-        checkpoints: where the checkpoint goes instead.
-        whole: the run that this is a part of; its folder is the parent of this one.
+    """A run by itself, one of an experiment, or one of the two trainings that a run is made of.
 
     Attributes:
+        folder: of its files.
+        model: as :class:`~recbole_escm2.config.Config` takes it.
+        dataset: likewise.
+        settings: every config key that isn't a default, as a config file has them.
+        parts: the trainings that it is made of, where they are two.
+        saved: whether to keep its checkpoints.
+        of_experiment: whether it is one of many: its folder is kept whatever happens, and holds
+            what comparing them takes.
+        checkpoints: where they go instead of the folder.
+        whole: the run that this one is a part of; its folder is the parent of this one.
         started: whether a model has begun to learn: from then on the folder is kept.
+        parent_is_new: whether the folder that it lies in was made for it.
     """
 
-    def __init__(
-        self, folder: Path, checkpoints: Path | None = None, whole: Run | None = None
-    ) -> None:
-        self.folder = folder
-        self.checkpoints = checkpoints
-        self.whole = whole
-        self.started = False
+    folder: Path
+    model: str = ""
+    dataset: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parts: Sequence[str] = ()
+    saved: bool = True
+    of_experiment: bool = False
+    checkpoints: Path | None = None
+    whole: Run | None = None
+    started: bool = False
+    parent_is_new: bool = False
+
+    @classmethod
+    def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
+        """The run of a config.
+
+        Args:
+            config: its own.
+            saved: whether to keep its checkpoints.
+            folder: where it is one of an experiment; by default a new one in ``output_dir``.
+
+        Raises:
+            UsageError: the folder can't be made.
+        """
+        parent_is_new = not Path(config["output_dir"]).exists()
+        return cls(
+            folder=make_run_dir(config) if folder is None else folder.absolute(),
+            model=model_path(config.model_class),
+            dataset=config["dataset"],
+            settings=given_settings(config),
+            parts=PAIR if learns_both(config) else (),
+            saved=saved,
+            of_experiment=folder is not None,
+            parent_is_new=parent_is_new,
+        )
 
     @property
     def name(self) -> str:
@@ -55,7 +95,7 @@ class Run:
 
     def part(self, name: str) -> Run:
         """One of the trainings that the run is made of."""
-        return Run(self.folder / name, self.checkpoints, self)
+        return Run(self.folder / name, checkpoints=self.checkpoints, whole=self)
 
     def start(self) -> None:
         """Note that a model begins to learn."""
@@ -63,51 +103,95 @@ class Run:
         if self.whole is not None:
             self.whole.start()
 
+    def is_done(self) -> bool:
+        """Whether it has its result, and its checkpoints where they are to be kept."""
+        if not (self.folder / RESULT_FILE).is_file():
+            return False
+        elsewhere = self.settings.get("checkpoint_dir")
+        places = [None, *([Path(elsewhere)] if elsewhere else [])]
+        return not self.saved or any(map(self._is_saved_in, places))
+
+    def _is_saved_in(self, place: Path | None) -> bool:
+        one = Run(self.folder, checkpoints=place)
+        trainings = [one.part(name) for name in self.parts] or [one]
+        return all(training.checkpoint.is_file() for training in trainings)
+
+    def result(self) -> Mapping[str, Any]:
+        """What its result file holds.
+
+        Raises:
+            FileNotFoundError: it isn't done.
+            UsageError: no run has written the file.
+        """
+        file = self.folder / RESULT_FILE
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
+        kinds = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
+        if not isinstance(result, dict) or not all(
+            isinstance(result.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise UsageError(
+                f"{file} isn't what a run writes; remove it, and the run is done again"
+            )
+        return result
+
+    @contextlib.contextmanager
+    def at_work(self, config: Config) -> Iterator[None]:
+        """While it is: with its log; the folder of a run by itself is gone again if it couldn't
+        start.
+
+        Args:
+            config: of the run, whose ``show_progress`` is decided here.
+
+        Raises:
+            UsageError: what the caller can mend, also where an error comes from a user's own model.
+        """
+        if config["show_progress"] is None:
+            config["show_progress"] = sys.stderr.isatty()
+        try:
+            with contextlib.ExitStack() as stack:
+                if not self.saved:
+                    folder = self.folder if self.of_experiment else None
+                    unsaved = tempfile.TemporaryDirectory(dir=folder, prefix="unsaved-")
+                    self.checkpoints = Path(stack.enter_context(unsaved))
+                elif config["checkpoint_dir"]:
+                    self.checkpoints = Path(config["checkpoint_dir"]).absolute()
+                    make_folder("checkpoint_dir", self.checkpoints)
+                stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
+                stack.enter_context(_errors_in_words(config))
+                yield
+        except UsageError:
+            if not (self.of_experiment or self.started or config["state"] == "debug"):
+                shutil.rmtree(self.folder)
+                if self.parent_is_new:
+                    with contextlib.suppress(OSError):  # another run has begun in it
+                        self.folder.parent.rmdir()
+            raise
+
+
+def given_settings(config: Config) -> dict[str, Any]:
+    """Every config key that isn't a default, as a config file has them, but model and data set."""
+    given = plain(config.external_config_dict)
+    return {key: value for key, value in given.items() if key not in ("model", "dataset")}
+
 
 @contextlib.contextmanager
-def open_run(config: Any, folder: Path | None = None, saved: bool = True) -> Iterator[Run]:
-    """A run with its log, while it is at work; its folder is gone again if it couldn't start.
-
-    Args:
-        config: of the run, whose ``show_progress`` is settled here.
-        folder: the run's, which is kept whatever happens. By default a new one in ``output_dir``.
-        saved: whether its checkpoint stays.
-
-    Raises:
-        UsageError: what the caller can mend, also where an error comes from a user's own model.
-    """
-    place = make_run_dir(config) if folder is None else folder.absolute()
-    run = Run(place)
-    if config["show_progress"] is None:
-        config["show_progress"] = sys.stderr.isatty()
-    try:
-        with contextlib.ExitStack() as stack:
-            if not saved:
-                unsaved = tempfile.TemporaryDirectory(dir=folder, prefix="unsaved-")
-                run.checkpoints = Path(stack.enter_context(unsaved))
-            elif config["checkpoint_dir"]:
-                run.checkpoints = Path(config["checkpoint_dir"]).absolute()
-                make_folder("checkpoint_dir", run.checkpoints)
-            stack.enter_context(logging_to(place / LOG_FILE, config["state"]))
-            stack.enter_context(_own_errors_in_words(config))
-            yield run
-    except UsageError:
-        if folder is None and not run.started and config["state"] != "debug":
-            shutil.rmtree(place)
-        raise
-
-
-@contextlib.contextmanager
-def _own_errors_in_words(config: Any) -> Iterator[None]:
-    """An error in a user's own model is a UsageError that says where; its trace is logged."""
+def _errors_in_words(config: Any) -> Iterator[None]:
+    """An error in a user's own model, or of the system, is a UsageError; its trace is logged."""
     try:
         yield
     except UsageError:
         getLogger().debug("stopped here", exc_info=True)
         raise
     except Exception as error:
-        where = place_in_own_code(error, own_files(config.model_class))
-        if where is None:
+        said = place_in_own_code(error, own_files(config.model_class))
+        if said is not None:
+            said += " (--state=debug shows all calls)"
+        elif isinstance(error, OSError):
+            said = said_by_system(error)
+        else:
             raise
         getLogger().debug("stopped here", exc_info=True)
-        raise UsageError(f"{where} (--state=debug shows all calls)") from error
+        raise UsageError(said) from error

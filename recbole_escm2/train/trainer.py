@@ -19,9 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.config import PLACE_KEYS, metric_for, scored_tasks, single_task
+from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import ALL_TASKS, score_of
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -29,8 +28,11 @@ from recbole_escm2.evaluator.evaluator import (
 )
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
+from recbole_escm2.keys import PLACE_KEYS
 from recbole_escm2.lookup import model_path
+from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, reserved_rows
 from recbole_escm2.output import plain, write_json
 from recbole_escm2.train.checkpoint import (
@@ -56,7 +58,7 @@ class EntireSpaceTrainer(Trainer):
     the unrounded ``valid_metric``; one with a target (PCOC, IEB, PIP) by its distance from it.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         model: the model.
         run: whose folder takes all files; without one they go to RecBole's places.
     """
@@ -233,6 +235,12 @@ class EntireSpaceTrainer(Trainer):
                     totals[name] = totals.get(name, 0.0) + loss.detach()
                 self._optimize(losses, scaler)
         means = {name: float(total) / len(train_data) for name, total in totals.items()}
+        return self._end_epoch(epoch_idx, start, means)
+
+    def _end_epoch(
+        self, epoch_idx: int, start: float, means: dict[str, float]
+    ) -> tuple[float, ...]:
+        """Note what training in an epoch gave."""
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
         self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
@@ -245,7 +253,8 @@ class EntireSpaceTrainer(Trainer):
         if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
             yield from self.model.loss_steps(interaction)
             return
-        losses = (loss_func or self.model.calculate_loss)(interaction)
+        with normalising_alone(self.model, interaction):
+            losses = (loss_func or self.model.calculate_loss)(interaction)
         if not isinstance(losses, tuple):
             losses = (losses,)
         names = ["loss"] if len(losses) == 1 else [f"loss{n + 1}" for n in range(len(losses))]
@@ -447,8 +456,8 @@ class EntireSpaceTrainer(Trainer):
             raise UsageError(f"the checkpoint is of model {state['model']}, not of {own}")
 
     def _check_data(self, trained: Identity, here: Identity) -> None:
-        if found := difference(trained, here):
-            raise UsageError(f"the checkpoint can't be used here: {found}")
+        if differs := difference(trained, here):
+            raise UsageError(f"the checkpoint can't be used here: {differs}")
 
 
 def has_bfloat16() -> bool:

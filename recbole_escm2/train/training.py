@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.config import is_entire_space, scored_tasks, training_seed
+from recbole_escm2.config import is_entire_space, is_reference, scored_tasks, training_seed
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
+from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
+from recbole_escm2.train.reference import ReferenceTrainer
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
@@ -61,7 +63,8 @@ class Training:
                 f"{config['model']} can't be set up on {config['dataset']}: "
                 f"{type(error).__name__}: {error} (--state=debug logs where)"
             ) from error
-        self.trainer = EntireSpaceTrainer(config, model, run)
+        kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
+        self.trainer: EntireSpaceTrainer = kind(config, model, run)
         getLogger().info(
             f"{self.parameter_count:,} parameters on {config['device']}; "
             f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
@@ -80,7 +83,10 @@ class Training:
     @property
     def parameter_count(self) -> int:
         """Weights that are learned."""
-        return sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
+        model = self.trainer.model
+        if isinstance(model, ReferenceRecommender):
+            return model.learned
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def fit(self) -> None:
         """Train until validation gets no better."""
@@ -150,7 +156,7 @@ def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
     init_seed(seed, config["reproducibility"])
     train = splits["train"].dataset
     model = config.model_class(config, train).to(config["device"])
-    if not is_entire_space(config):
+    if not (is_entire_space(config) or is_reference(config.model_class)):
         few = train[:2].to(config["device"])
         for sentence in train_as_the_family(model, config, few):
             logger.info(sentence)

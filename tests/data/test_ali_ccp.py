@@ -64,7 +64,7 @@ def test_the_users_command(program, tmp_path):
     assert "source files are gone" in again.stderr
 
 
-TINY = {"rows": 2000, "conversion_rate": 0.2, "behaviours": 0}
+TINY = {"rows": 2000, "conversion_rate": 0.2, "behaviours": 20}
 
 
 def stores(folder):
@@ -325,7 +325,7 @@ def test_all_fields_train(simulated, tmp_path, model):
 
 
 def test_both_data_sets_have_the_same_keys():
-    from recbole_escm2.config import PROPERTIES
+    from recbole_escm2.property_files import PROPERTIES
 
     real, simulated = (
         yaml.safe_load((PROPERTIES / "dataset" / f"{name}.yaml").read_text())

@@ -140,14 +140,13 @@ def test_a_row_that_repeats_its_key_is_not_counted(tmp_path):
     assert tokens(store, "age") == [PADDING, UNKNOWN, "old"]
 
 
-def test_a_joined_table_may_be_empty(tmp_path):
+def test_a_joined_table_without_a_row_has_no_value(tmp_path):
     schema = Schema(USERS, LABELS, vocabulary="train", group="user", joins=(JOIN,))
     none = pa.array([], pa.string())
     chunks = [chunk("train", user=["u1", "u0"]), chunk(table="user", user=none, age=none)]
     for name, given_chunks in (("list", chunks), ("stream", iter(chunks))):
-        store = built(tmp_path, schema, given_chunks, name)
-        assert column(store, store.schema["joins"][0]["key"]) == [0, 0]
-        assert column(store, "age", "user") == [0]
+        with pytest.raises(UsageError, match="the field 'age' has no value in any row of train"):
+            built(tmp_path, schema, given_chunks, name)
 
 
 @pytest.mark.parametrize("table", ["inter", "common"])
@@ -303,6 +302,19 @@ def test_what_train_does_not_refer_to_is_unknown(tmp_path):
     assert tokens(store, "age") == [PADDING, UNKNOWN, "young"]
     rows = store.tables["inter"].column(store.schema["joins"][0]["key"], slice(0, 4))
     assert store.tables["user"].column("age", rows.long()).tolist() == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("vocabulary", ["all", "train"])
+def test_a_group_that_is_no_feature(tmp_path, vocabulary):
+    schema = Schema((Field("ad"),), LABELS, vocabulary=vocabulary, group="search")
+    chunks = [
+        chunk(part, ad=["a"] * len(own), search=own)
+        for part, own in (("train", ["s7", "s9", "s7"]), ("test", ["s8", "s9", None]))
+    ]
+    store = built(tmp_path, schema, chunks)
+    assert column(store, store.schema["group"]) == [1, 2, 1, 3, 2, 0]
+    assert [entry["name"] for entry in store.schema["fields"]] == ["ad"]
+    assert "search" not in store.tables["inter"].fields
 
 
 def test_a_key_that_is_no_feature_and_a_group_that_is_joined(tmp_path):

@@ -1,5 +1,7 @@
 """Metric names, the collector, what is left out, and what a run needs to know beforehand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,25 +9,28 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metrics_dict
 from sklearn.metrics import log_loss, roc_auc_score
 
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.catalogue import (
-    METRIC_NAMES,
-    SPECS,
-    bigger_is_better,
-    canonical_name,
-    expand,
-    is_metric,
-    score_of,
-    task_of,
-)
+from recbole_escm2.evaluator.catalogue import SPECS
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
     MetricResult,
 )
 from recbole_escm2.evaluator.predictions import Truth
-from recbole_escm2.evaluator.summary import scope_notes
+from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.metric_names import (
+    ALL_TASKS,
+    METRIC_NAMES,
+    bigger_is_better,
+    canonical_name,
+    expand,
+    is_metric,
+    is_per_user,
+    score_of,
+    task_of,
+)
 
 
 def config_of(**changes):
@@ -97,7 +102,7 @@ def test_each_task_is_scored_on_its_own_rows(truth, scores):
 
 
 def test_all_metrics_are_computed_and_unrounded(truth, scores):
-    result = evaluate(truth, scores)
+    result = evaluate(replace(truth, random_impressions=True), scores)
     assert set(result) | set(result.undefined) == set(expand(list(METRIC_NAMES), [1, 3]))
     assert any(round(value, 4) != value for value in result.values())
     assert all(isinstance(value, float) for value in result.values())
@@ -135,6 +140,56 @@ def test_without_potential_outcomes_their_metrics_are_missing(scores):
     result = evaluate(Truth(CLICK, CONVERSION, USER), scores)
     assert not [name for name in result if name.endswith("_ES") or name == "IEB"]
     assert "CVR_Gap" in result
+
+
+def test_impressions_drawn_at_random_have_metrics_of_their_own(scores):
+    found = evaluate(Truth(CLICK, CONVERSION, USER, random_impressions=True), scores)
+    of_random = {name: value for name, value in found.items() if name.endswith("_RI")}
+    wanted = {f"{task.upper()}_{name}_RI" for task in ALL_TASKS for name in ("AUC", "LogLoss")}
+    assert wanted <= set(of_random)
+    assert not [name for name in found if name.endswith("_ES") or name == "IEB"]
+    for name, value in of_random.items():  # CVR over the clicked ones among them
+        assert value == found[name.removesuffix("_RI")]
+        assert bigger_is_better(name) == bigger_is_better(name.removesuffix("_RI"))
+        assert is_per_user(name) == ("GAUC" in name)
+    shown = metric_table(found).split()
+    assert {"AUC_RI", "LogLoss_RI"} <= set(shown)
+    assert any(note.startswith("…_RI: these impressions were drawn") for note in scope_notes(found))
+    selected = evaluate(Truth(CLICK, CONVERSION, USER), scores)
+    assert not [name for name in selected if name.endswith("_RI")]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("CVR_AUC_ES", "the data holds no potential conversions"),
+        ("IEB", "the data doesn't hold the true CVR"),
+        ("CTR_AUC_RI", "the data's impressions weren't drawn at random"),
+    ],
+)
+def test_a_metric_that_is_named_and_has_no_truth_says_so(scores, name, reason):
+    truth = Truth(CLICK, CONVERSION, USER)
+    named = Config("ESMM", "toy", config_dict={"metrics": ["CTR_AUC", name.lower()]})
+    result = evaluate(truth, scores, named)
+    assert set(result) == {"CTR_AUC", "CTCVR_AUC"}  # and the valid metric
+    assert result.undefined == {name: reason}
+    by_default = evaluate(truth, scores, Config("ESMM", "toy"))
+    assert "CTR_AUC" in by_default
+    assert name not in by_default
+    assert name not in by_default.undefined
+
+
+def test_where_clicks_arent_known_only_conversions_are_scored(truth, scores):
+    found = evaluate(replace(truth, clicks_known=False), scores)
+    assert {name for name in found if not name.endswith("_ES")} == {"IEB"}
+    assert found["CVR_AUC_ES"] == evaluate(truth, scores)["CVR_AUC_ES"]
+    assert found.threshold == {}
+
+
+def test_ieb_of_potential_conversions_is_that_of_their_mean(scores):
+    found = evaluate(Truth(CLICK, CONVERSION, USER, POTENTIAL), scores)
+    assert found["IEB"] == pytest.approx(PCVR.mean() - POTENTIAL.mean())
+    assert "CVR_MAE_ES" not in found
 
 
 def test_undefined_metrics_say_why_and_are_left_out(scores):

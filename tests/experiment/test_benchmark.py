@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +147,15 @@ def test_a_result_whose_checkpoint_is_elsewhere_is_done(options, tmp_path, model
     options |= {"saved": "True", "checkpoint_dir": str(tmp_path / "kept"), "model": model}
     plan = make_experiment({**options, "seeds": "1", "embedding_size": "4"})
     (run_,) = plan.runs
-    (outcome,) = execute(iter(plan.runs), 1, saved=True)
+    (outcome,) = execute(iter(plan.runs), 1)
     assert outcome.result is not None
-    earlier = finished(run_, saved=True)
+    earlier = finished(run_)
     assert earlier is not None
     assert earlier.result == outcome.result
     for file in (tmp_path / "kept").iterdir():
         file.unlink()
-    assert finished(run_, saved=True) is None
-    assert finished(run_) is not None  # asking deletes nothing
+    assert finished(run_) is None
+    assert finished(replace(run_, saved=False)) is not None  # asking deletes nothing
 
 
 @pytest.mark.parametrize("place", ["", "kept"])
@@ -167,13 +168,13 @@ def test_a_pair_is_done_when_both_checkpoints_are_there(options, tmp_path, place
         return sorted(folder.rglob("*.pth"))
 
     for missing in (0, 1):
-        (outcome,) = execute(iter([run_]), 1, saved=True)
+        (outcome,) = execute(iter([run_]), 1)
         assert outcome.result is not None
         assert len(checkpoints()) == 2
-        assert run_.is_done(saved=True)
-        checkpoints()[missing].unlink()
-        assert not run_.is_done(saved=True)
         assert run_.is_done()
+        checkpoints()[missing].unlink()
+        assert not run_.is_done()
+        assert replace(run_, saved=False).is_done()
 
 
 def test_what_a_result_says_of_training_and_predictions(settings):

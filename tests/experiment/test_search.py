@@ -15,13 +15,14 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from recbole_escm2.config import KEY_NEEDS, Config
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment import search as search_module
 from recbole_escm2.experiment.request import read_request
 from recbole_escm2.experiment.runs import Outcome
 from recbole_escm2.experiment.search import Searcher, make_search
 from recbole_escm2.experiment.space import default_space, ranges_of, read_space, settings_of
+from recbole_escm2.keys import KEY_NEEDS
 from recbole_escm2.lookup import context_model_names, find_model
 from recbole_escm2.model import ESCM2_DR, ESMM
 
@@ -137,6 +138,9 @@ def test_a_search_survives_a_kill_and_its_config_runs(
         trials = list(csv.DictReader(file))
     assert len(trials) == 6
     assert {trial["state"] for trial in trials} == {"complete"}
+    # one that is done again keeps its number
+    assert [trial["trial"] for trial in trials] == [*"012345"]
+    assert set(re.findall(r"trial (\d+):", done.stderr)) <= {*"012345"}
     best = max(trials, key=lambda trial: float(trial["valid_CTCVR_AUC"]))
     content = yaml.safe_load((folder / "best.yaml").read_text())
     assert content["learning_rate"] == pytest.approx(float(best["learning_rate"]))

@@ -8,9 +8,9 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_escm2.config import PROPERTIES, read_yaml
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR, ESMM, EntireSpaceRecommender
+from recbole_escm2.property_files import PROPERTIES, read_yaml
 from recbole_escm2.risk import ips_risk
 
 MODELS = ["ESMM", "ESCM2_IPS", "ESCM2_DR"]

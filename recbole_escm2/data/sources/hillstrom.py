@@ -8,7 +8,7 @@ who didn't visit.
 from __future__ import annotations
 
 from logging import getLogger
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.csv_text import csv_batches
+from recbole_escm2.data.sources.raw import RawFiles
 from recbole_escm2.errors import UsageError
 
 #: Names that the file may have in the folder ``raw``: as it is mostly called, and its publisher's.
@@ -27,72 +28,54 @@ _CAMPAIGN = ("segment", "treatment")  # the publisher's name, and that in copies
 _NO_CAMPAIGN = "No E-Mail"
 _TOKENS = ("recency", "history_segment", "mens", "womens", "zip_code", "newbie", "channel")
 # ``spend`` is known after the visit only: it is no feature.
-_KEYS = (
-    *("customers", "CLICK_FIELD", "CONVERSION_FIELD", "numerical_features", "normalize_field"),
-    "normalize_all",
-)
 
 
-def simulates(config: Any) -> bool:
-    """The file is what it is."""
-    return False
+class Hillstrom(RawFiles):
+    """The one file; a visit is a click."""
 
-
-def files(config: Any) -> list[Path]:
-    """The one file.
-
-    Raises:
-        UsageError: it is missing; the message says where to get it.
-    """
-    folder = Path(config["data_path"]) / "raw"
-    there = [folder / name for name in NAMES if (folder / name).is_file()]
-    if not there:
-        how = f". {config['obtain'].strip()}" if config["obtain"] else ""
-        raise UsageError(
-            f"data set '{config['dataset']}': there is no file {folder / NAMES[0]}{how}"
-        )
-    return there[:1]
-
-
-def settings(config: Any) -> dict[str, Any]:
-    """Whose impressions are in D, names of labels, and what is made of ``history``."""
-    return {key: config[key] for key in _KEYS}
-
-
-def read(config: Any) -> tuple[Schema, list[Chunk]]:
-    """Each customer is an impression, of their campaign or of none.
-
-    Raises:
-        UsageError: the file isn't CSV, or lacks a column.
-    """
-    (file,) = files(config)
-    getLogger().info(f"reading {file.name}")
-    names = (*_TOKENS, *_CAMPAIGN, "visit", "conversion")
-    types = dict.fromkeys(names, pa.string()) | {"history": pa.float64()}
-    found, batches = csv_batches(file, types)
-    table = pa.Table.from_batches((batch for _, batch in batches), found)
-    campaign = next((name for name in _CAMPAIGN if name in table.column_names), _CAMPAIGN[0])
-    for name in (*_TOKENS, "history", campaign, "visit", "conversion"):
-        if name not in table.column_names:
-            raise UsageError(
-                f"{file} has no column '{name}'; it has {', '.join(table.column_names)}"
-            )
-    click, conversion = config["CLICK_FIELD"], config["CONVERSION_FIELD"]
-    columns = {name: table[name] for name in (*_TOKENS, "history")}
-    columns |= {"segment": table[campaign], click: table["visit"]}
-    columns[conversion] = table["conversion"]
-    rows = pa.table(columns).combine_chunks().to_batches()[0]
-    lines = range(2, len(rows) + 2)
-    if config["customers"] == "emailed":
-        kept = pc.not_equal(rows.column("segment"), _NO_CAMPAIGN)
-        rows, lines = rows.filter(kept), (pc.indices_nonzero(kept).to_numpy() + 2).tolist()
-    schema = Schema(
-        fields=(
-            *(Field(name, origin="user") for name in _TOKENS),
-            Field.number("history", config, origin="user"),
-            Field("segment", origin="item"),
-        ),
-        labels=Labels(click, conversion),
-        truth="none",
+    names = MappingProxyType({"customers": NAMES})
+    keys = (
+        *("customers", "CLICK_FIELD", "CONVERSION_FIELD", "numerical_features", "normalize_field"),
+        "normalize_all",
     )
-    return schema, [Chunk(rows, file=str(file), numbers=lines, unit="line")]
+
+    def read(self, config: Any) -> tuple[Schema, list[Chunk]]:
+        """Each customer is an impression, of their campaign or of none.
+
+        Raises:
+            UsageError: the file isn't CSV, or lacks a column.
+        """
+        (file,) = self.files(config)
+        getLogger().info(f"reading {file.name}")
+        names = (*_TOKENS, *_CAMPAIGN, "visit", "conversion")
+        types = dict.fromkeys(names, pa.string()) | {"history": pa.float64()}
+        found, batches = csv_batches(file, types)
+        table = pa.Table.from_batches((batch for _, batch in batches), found)
+        campaign = next((name for name in _CAMPAIGN if name in table.column_names), _CAMPAIGN[0])
+        for name in (*_TOKENS, "history", campaign, "visit", "conversion"):
+            if name not in table.column_names:
+                raise UsageError(
+                    f"{file} has no column '{name}'; it has {', '.join(table.column_names)}"
+                )
+        click, conversion = config["CLICK_FIELD"], config["CONVERSION_FIELD"]
+        columns = {name: table[name] for name in (*_TOKENS, "history")}
+        columns |= {"segment": table[campaign], click: table["visit"]}
+        columns[conversion] = table["conversion"]
+        rows = pa.table(columns).combine_chunks().to_batches()[0]
+        lines = range(2, len(rows) + 2)
+        if config["customers"] == "emailed":
+            kept = pc.not_equal(rows.column("segment"), _NO_CAMPAIGN)
+            rows, lines = rows.filter(kept), (pc.indices_nonzero(kept).to_numpy() + 2).tolist()
+        schema = Schema(
+            fields=(
+                *(Field(name, origin="user") for name in _TOKENS),
+                Field.number("history", config, origin="user"),
+                Field("segment", origin="item"),
+            ),
+            labels=Labels(click, conversion),
+            truth="none",
+        )
+        return schema, [Chunk(rows, file=str(file), numbers=lines, unit="line")]
+
+
+SOURCE = Hillstrom()

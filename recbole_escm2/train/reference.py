@@ -1,0 +1,69 @@
+"""The trainer of the reference models: each step of a fit is what an epoch is to other models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from recbole_escm2.model.reference.base import ReferenceRecommender
+from recbole_escm2.train.run import Run
+from recbole_escm2.train.trainer import EntireSpaceTrainer
+
+
+class _NoOptimizer:
+    """What stands in a checkpoint for an optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class ReferenceTrainer(EntireSpaceTrainer):
+    """Validates each step of a fit, keeps the best, and stops, as for models with epochs.
+
+    Args:
+        config: a settled config.
+        model: the model.
+        run: whose folder takes all files.
+    """
+
+    model: ReferenceRecommender
+
+    def __init__(self, config: Any, model: ReferenceRecommender, run: Run | None = None) -> None:
+        super().__init__(config, model, run)
+        self.epochs, self.eval_step = model.steps, 1
+        self._steps: Iterator[Mapping[str, float]] | None = None
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        self.row_adam = None
+        return _NoOptimizer()
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Any = None,
+        show_progress: bool = False,
+    ) -> tuple[float, ...]:
+        start = perf_counter()
+        if self.run is not None:
+            self.run.start()
+        if self._steps is None:
+            self._steps = iter(self.model.fit_steps(train_data.dataset))
+        return self._end_epoch(epoch_idx, start, dict(next(self._steps)))
+
+    def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+        if eval_data:
+            self.model.begin(eval_data.dataset.truth)
+        return super().evaluate(eval_data, *args, **kwargs)
+
+    def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
+        interaction = batched_data[0]
+        return interaction, self.model.predict(interaction).reshape(-1, 1), None, None
+
+    def take(self, state: dict[str, Any], eval_data: Any) -> None:
+        self._check_model(state)
+        self.model.make_room(state["state_dict"])
+        super().take(state, eval_data)
