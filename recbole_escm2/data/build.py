@@ -41,6 +41,7 @@ from recbole_escm2.data.checks import (
     suspicious_features,
 )
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
+from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
 from recbole_escm2.data.vocabulary import Counts, Numbering, codes, encoded, merged
@@ -109,6 +110,7 @@ def build(
         raise UsageError(f"{target}: no room left on the disk") from error
     for level, text in schema.notes:
         getLogger().debug("%s: %s", level, text)  # the data set says them whenever it is used
+    getLogger().info(f"what was found: {target / REPORT_FILE}")
     return report
 
 
@@ -201,7 +203,7 @@ class _Kept:
         else:
             batches = iter(())
         for batch in batches:
-            for first in range(0, len(batch), _ROWS_AT_ONCE):
+            for first in range(0, max(len(batch), 1), _ROWS_AT_ONCE):
                 yield batch.slice(first, _ROWS_AT_ONCE)
 
     def remove(self) -> None:
@@ -380,12 +382,14 @@ class _Build:
                 columns[self.group.name] = encoded(rows.column(self.group.name))
         for own in self._of(table):
             column = columns[own.name]
-            if own.kind.endswith("seq"):
-                longest = pc.max(pc.list_value_length(column)).as_py() or 0
-                self.longest[own.name] = max(self.longest[own.name], longest)
+            if own.kind == "float_seq":
+                self._note_longest(own, pc.max(pc.list_value_length(column)).as_py() or 0)
             if own.kind.startswith("float"):
                 self.shape[own.name] = _shape(column.type)
         return pa.RecordBatch.from_pydict(columns)
+
+    def _note_longest(self, own: Field, length: int) -> None:
+        self.longest[own.name] = max(self.longest[own.name], length)
 
     def _of(self, table: str) -> list[Field]:
         """The fields that a table of the store has."""
@@ -431,7 +435,7 @@ class _Build:
             said = repeated_keys(several, join, list(self.files[join.table]), repeated)
             self.schema.notes.append(("warning", said))
         asked = merged(_in_order(self.references, join.table))["token"]
-        if len(asked) and not references[1:].any():
+        if len(asked) and len(counted) and not references[1:].any():
             raise not_joined(asked, counted["token"], join, list(self.files[join.table]))
         self.joins[join.table] = {
             "rows": len(counted),
@@ -582,9 +586,10 @@ class _Build:
             else:
                 bag = _Lists.of(column)
                 ids = self._ids(own, bag.values)
+                self._note_longest(own, int(bag.lengths.max(initial=0)))
                 bags.append((bag.lengths, ids, bag.weights))
                 self._tally(own, writer.name, ids, bag.lengths, times)
-        if writer.name == "inter":
+        if writer.name == "inter" and len(rows):
             self.digests.add(self.part, columns, bags)
         writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
 
@@ -662,22 +667,22 @@ class _Build:
             {"table": j.table, "key": j.key if self._by_id(j.key) else _row_column(j)}
             for j in schema.joins
         ]
-        self.writer.commit(
-            {
-                **about,
-                "fields": fields,
-                "joins": joins,
-                "group": self.group_column if self.group else None,
-                "time": schema.time,
-                "truth": schema.truth,
-                "truth_parts": schema.truth_parts,
-                "clicks_known": schema.clicks_known,
-                "sizes": self.parts[:, 0].tolist() if self.split else None,
-                "simulated": schema.simulated,
-                "notes": schema.notes,
-                "report": report,
-            }
-        )
+        whole = {
+            **about,
+            "fields": fields,
+            "joins": joins,
+            "group": self.group_column if self.group else None,
+            "time": schema.time,
+            "truth": schema.truth,
+            "truth_parts": schema.truth_parts,
+            "clicks_known": schema.clicks_known,
+            "sizes": self.parts[:, 0].tolist() if self.split else None,
+            "simulated": schema.simulated,
+            "notes": schema.notes,
+            "report": report,
+        }
+        (self.writer.folder / REPORT_FILE).write_text(markdown(whole), encoding="utf-8")
+        self.writer.commit(whole)
         return report
 
     def _check_features(self, fields: Mapping[str, Any]) -> None:

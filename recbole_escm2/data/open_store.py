@@ -96,10 +96,7 @@ def is_simulated(config: Any) -> bool:
 
 
 def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
-    source: Any = _source(config)
-    if not hasattr(source, "read"):
-        source.write(config, folder, about)
-        return
+    source = _source(config)
     schema, chunks = source.read(config)
     check_column_keys(config, schema)
     if said := unread_files(Path(config["data_path"]), config["dataset"], source.files(config)):
