@@ -13,6 +13,7 @@ from recbole.utils import init_seed
 from recbole_escm2.config import is_entire_space, is_reference, scored_tasks, training_seed
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
+from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.model.entire_space import misspelt_hooks
@@ -81,6 +82,11 @@ class Training:
         return self.trainer.best_epoch
 
     @property
+    def beside_constant(self) -> BesideConstant | None:
+        """How its best epoch does on validation, where a log loss can tell."""
+        return self.trainer.beside_constant
+
+    @property
     def parameter_count(self) -> int:
         """Weights that are learned."""
         model = self.trainer.model
@@ -121,6 +127,7 @@ class Training:
             "best_valid_score": float(self.best_score),
             "valid_score_bigger": self.trainer.valid_metric_bigger,
             "best_epoch": self.trainer.best_epoch,
+            "worse_than_constant": worse_than_constant(self.beside_constant),
             "seconds": round(self.seconds, 3),
             "epochs": self.trainer.history,
         }
