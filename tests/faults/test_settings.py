@@ -165,7 +165,7 @@ def test_files_of_recboles_users_are_read(data_path, tmp_path, caplog):
     [
         {"learning_rate": 10},
         {"learning_rate": 1000, "model": "ESCM2_DR"},
-        {"learning_rate": 30, "learner": "sgd"},
+        {"learning_rate": 100, "learner": "adagrad"},
         {"learning_rate": 10, "model": "DeepFM", "metrics": "[CTR_AUC]"},
         {"learning_rate": 10, "model": "LR", "task": "both"},
     ],
