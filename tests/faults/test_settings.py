@@ -196,3 +196,16 @@ def test_the_best_is_no_worse_than_a_constant_where_one_is():
     assert Tuning(2, 1, "CTR_AUC", {"row": [worse, good]}).best("row") is good
     better = Trial({}, 0.95, True, "c", worse=True)
     assert Tuning(2, 1, "CTR_AUC", {"row": [worse, better]}).best("row") is better
+
+
+def test_a_search_prefers_what_has_learned(program, data_path, tmp_path):
+    """By Recall whoever calls every impression a click is the best."""
+    (tmp_path / "rates.hyper").write_text("learning_rate choice [0.01, 100]\n")
+    arguments = small(data_path, epochs=4, train_batch_size=256, valid_metric="CTR_Recall")
+    done = program("search", *arguments, "--params_file=rates.hyper", "--trials=2", "--seed=2021")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"1\.0000 on validation, worse than a constant prediction; .*=100$", done.stderr, re.M
+    )
+    (best,) = (tmp_path / "output").glob("search-*/best.yaml")
+    assert "learning_rate: 0.01" in best.read_text()
