@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
 from recbole_escm2.extras import require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES
@@ -167,6 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(parse_arguments(arguments), [*started, *arguments])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # who read the output has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which is flushed at the end
+        return 1
+    except OSError as error:
+        print(f"error: {said_by_system(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

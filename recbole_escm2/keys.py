@@ -254,6 +254,7 @@ OURS: Mapping[str, Key] = {
     ),
     "multi_value_top_k": Key(COUNT),
     "weight_scaler": Key(_one_of("mean", "raw")),
+    "standardize": Key(BOOLEAN, DATA),
     # Split
     "tuning_part": Key(
         Kind(

@@ -140,12 +140,9 @@ def test_data_set_properties_win_over_recboles():
     assert result["load_col"]["inter"] == ["user_id", "item_id"]
     assert Config("ESMM", "ali-ccp")["CONVERSION_FIELD"] == "purchase"
     assert dataset_names() == [
-        "ali-ccp",
-        "ali-ccp-sim",
-        "coat",
-        "hillstrom",
-        "ml-100k",
-        "ml-100k-semi",
+        *("ali-ccp", "ali-ccp-sim", "aliexpress-es", "aliexpress-fr", "aliexpress-nl"),
+        *("aliexpress-us", "coat", "criteo-attribution", "criteo-uplift", "hillstrom"),
+        *("kuairand-pure", "kuairec", "ml-100k", "ml-100k-semi", "yahoo-r3"),
     ]
 
 

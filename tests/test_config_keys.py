@@ -80,6 +80,7 @@ BAD = {
     "ctr_settings": [[1], "fast", 3],
     "cvr_settings": [[1], "fast", 3],
     "weight_scaler": ["max", 1, None],
+    "standardize": ["no way", 2, None],
     "multi_value_top_k": [0, -1, 2.5, True, None],
     "seed": [-1, 2**31, 0.5, "dice", True],
     "training_seed": [-1, 2**31, 0.5, "dice", True],
