@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from logging import getLogger
@@ -63,6 +64,13 @@ class Training:
             raise UsageError(
                 f"{config['model']} can't be set up on {config['dataset']}: "
                 f"{type(error).__name__}: {error} (--state=debug logs where)"
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not re.search("allocate|out of memory", str(error)):
+                raise
+            raise UsageError(
+                f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "
+                "A smaller embedding_size or mlp_hidden_size may help, or a larger min_count"
             ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
