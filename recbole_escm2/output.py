@@ -61,6 +61,20 @@ class _PlainFormatter(logging.Formatter):
         return _ANSI.sub("", super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that can't be written ends a run, as other files do, and prints no traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]  # this is called where it is handled
+        if isinstance(error, OSError):
+            error.filename = error.filename or self.baseFilename
+        raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
     """Log to a file (everything from INFO) and to standard error (from ``level_name``).
@@ -71,7 +85,7 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
     level = (level_name or "info").lower()
     if level not in _LEVELS:
         raise UsageError(f"state must be one of {', '.join(_LEVELS)}, got {level_name!r}")
-    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file = _LogFile(file, encoding="utf-8")
     to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     to_file.setLevel(min(logging.INFO, getattr(logging, level.upper())))
     to_terminal = logging.StreamHandler(sys.stderr)
@@ -208,6 +222,9 @@ def beside(target: Path) -> Iterator[Path]:
         held.release()
     try:
         yield place
+    except OSError as error:  # of a stream it has no name
+        error.filename = error.filename or str(target)
+        raise
     finally:
         _remove(place, held)
 

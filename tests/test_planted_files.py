@@ -130,7 +130,9 @@ def checkpoint(trap: Trap) -> None:
     refused("chooses no code", evaluate, model="planted:Planted")
     refused("there is no model", evaluate, model="planted")
     refused("dataset can't be", evaluate, dataset="../../outside/kept")
-    refused("benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x"] * 3})
+    refused(
+        "benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x", "b", "c"]}
+    )
     kd = {"teacher": f"CrossNet if {trap.code} else 0", "phase": "teacher_training"}
     refused("teacher must be", evaluate, model="KD_DAGFM", settings=kd)
     pickled = trap.here / "teacher.pth"

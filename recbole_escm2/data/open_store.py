@@ -13,6 +13,7 @@ from typing import Any
 import recbole
 
 from recbole_escm2.data.build import Rules, build
+from recbole_escm2.data.checks import check_number_keys
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
@@ -100,6 +101,7 @@ def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
         source.write(config, folder, about)
         return
     schema, chunks = source.read(config)
+    check_number_keys(config, schema.fields)
     build(schema, chunks, folder, _rules(config), about)
 
 

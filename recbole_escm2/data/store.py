@@ -314,6 +314,11 @@ class StoreWriter:
         )
         return number
 
+    def _files(self) -> list[Path]:
+        """All that is read of the store, beside its schema."""
+        stems = ["vocabulary-*", *self.tables]
+        return sorted({path for stem in stems for path in self.folder.glob(f"{stem}.*")})
+
     def commit(self, schema: Mapping[str, Any]) -> None:
         """Finish the tables, write the schema, and move the store to its place.
 
@@ -327,7 +332,7 @@ class StoreWriter:
             **schema,
             "tables": self.tables,
             "vocabularies": self.vocabularies,
-            "files": {path.name: file_digest(path) for path in sorted(self.folder.iterdir())},
+            "files": {path.name: file_digest(path) for path in self._files()},
         }
         text = json.dumps(whole, indent=1, ensure_ascii=False)
         _write(self.folder / SCHEMA, text.encode("utf-8"))

@@ -58,7 +58,10 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     with replacing(path) as file:
         written = _Digested(file)
-        torch.save(dict(state), cast(BinaryIO, written))
+        try:
+            torch.save(dict(state), cast(BinaryIO, written))
+        except RuntimeError as error:  # which doesn't say what the system has refused
+            raise written.error or error from None
         file.write(_SEAL % written.digest.hexdigest().encode())
 
 
@@ -75,10 +78,15 @@ class _Digested(io.BufferedIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = digest_of()
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:

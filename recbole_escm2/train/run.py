@@ -42,6 +42,7 @@ class Run:
         checkpoints: where they go instead of the folder.
         whole: the run that this one is a part of; its folder is the parent of this one.
         started: whether a model has begun to learn: from then on the folder is kept.
+        parent_is_new: whether the folder that it lies in was made for it.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Run:
     checkpoints: Path | None = None
     whole: Run | None = None
     started: bool = False
+    parent_is_new: bool = False
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
@@ -67,6 +69,7 @@ class Run:
         Raises:
             UsageError: the folder can't be made.
         """
+        parent_is_new = not Path(config["output_dir"]).exists()
         return cls(
             folder=make_run_dir(config) if folder is None else folder.absolute(),
             model=model_path(config.model_class),
@@ -75,6 +78,7 @@ class Run:
             parts=PAIR if learns_both(config) else (),
             saved=saved,
             of_experiment=folder is not None,
+            parent_is_new=parent_is_new,
         )
 
     @property
@@ -161,6 +165,9 @@ class Run:
         except UsageError:
             if not (self.of_experiment or self.started or config["state"] == "debug"):
                 shutil.rmtree(self.folder)
+                if self.parent_is_new:
+                    with contextlib.suppress(OSError):  # another run has begun in it
+                        self.folder.parent.rmdir()
             raise
 
 

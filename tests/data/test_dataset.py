@@ -87,8 +87,12 @@ def test_features_are_those_of_the_files(rich, rows_of):
 
 SETTINGS = {
     "as they come": {},
-    "numerical": {"numerical_features": ["price", "age", "weight", "prices"]},
+    "numerical": {
+        "numerical_features": ["price", "age", "weight", "prices"],
+        "standardize": False,
+    },
     "discretised": {
+        "standardize": False,
         "numerical_features": ["price", "age", "weight", "prices"],
         "discretization": {
             "price": {"method": "ED", "bucket": 3},

@@ -158,6 +158,7 @@ def simulate(
     """
     draws = draws_of(simulation)
     out = Path(out)
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         place = out.absolute()
@@ -171,6 +172,10 @@ def simulate(
             return content
     except OSError as error:
         raise UsageError(said_by_system(error)) from error
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds the simulation
+                out.rmdir()
 
 
 def draws_of(simulation: Simulation) -> Draws:

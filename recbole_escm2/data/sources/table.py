@@ -32,6 +32,7 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "i
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
     *("load_col", "unload_col", "numerical_features", "normalize_field", "normalize_all"),
+    "standardize",
     *("alias_of_user_id", "alias_of_item_id", "benchmark_filename", "threshold"),
 )
 # What RecBole does to atomic files before they are impressions; a table is made as it is wanted.
@@ -305,9 +306,7 @@ class _Reader:
         names = [own.name for own in self.fields]
         group, time = self.config["USER_ID_FIELD"], self.config["TIME_FIELD"]
         known = self.labels.potential_conversion or self.labels.true_cvr
-        idle = [own.name for own in self.fields if own.kind.startswith("float")]
-        idle = [name for name in idle if name not in self.numeric]
-        schema = Schema(
+        return Schema(
             self.fields,
             self.labels,
             truth="potential" if known else "none",
@@ -315,10 +314,6 @@ class _Reader:
             group=group if group in names else None,
             time=time if time in names else None,
         )
-        if idle:
-            note = f"numbers are features where numerical_features names them: {', '.join(idle)}"
-            schema.notes.append(("info", note))
-        return schema
 
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
         """All rows, file by file."""
