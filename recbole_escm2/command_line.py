@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -9,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
 from recbole_escm2.extras import require
-from recbole_escm2.keys import KEYS, OFTEN, UNLISTED
+from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
 from recbole_escm2.property_files import PROPERTIES, dataset_names, lines_of, recbole_properties
 from recbole_escm2.threads import bound_spinning, threads_of
@@ -169,6 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which is flushed at the end
+        return 1
+    except OSError as error:
+        print(f"error: {said_by_system(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -240,13 +247,10 @@ def _check_names(options: Mapping[str, str]) -> None:
         return
     known = {*KEYS, *UNLISTED, "models", "sweep"}
     known.update(re.findall(r"--(\w+)", _HELP + _SEARCH_HELP))
-    of_recbole = lines_of(sorted(recbole_properties().rglob("*.yaml")))
+    of_recbole = recbole_keys()
     for name in options:
         if name not in known and name not in of_recbole:
-            raise UsageError(
-                f"there is no config key '{name}'{did_you_mean(name, known)}; "
-                "--help says where all of them are listed"
-            )
+            raise UsageError(unknown_key(name, known))
 
 
 def _help() -> str:

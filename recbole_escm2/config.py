@@ -23,14 +23,19 @@ from recbole_escm2.keys import (
     FAMILY,
     KEY_NEEDS,
     KEYS,
+    OF_DATA_SETS,
     OF_RECBOLES_MODELS,
     PAIR,
     PART_SETTINGS,
     TRAINING_KEYS,
     UNLISTED,
+    UNUSED_KEYS,
     Kind,
     acting,
     like,
+    recbole_keys,
+    unknown_key,
+    value_of_text,
     wrong_value,
 )
 from recbole_escm2.lookup import find_model, model_names, recbole_context_model
@@ -47,7 +52,7 @@ from recbole_escm2.metric_names import (
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.property_files import (
     PROPERTIES,
-    parse_value,
+    Settings,
     read_yaml,
     recbole_properties,
 )
@@ -117,11 +122,6 @@ def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -
     return set(properties) | set(defaults(model_class, dataset)) | UNLISTED
 
 
-def _stays_text(key: str, value: str) -> bool:
-    """A column may be called 101, and [5,10] an interval; only None is written as a literal."""
-    return key.endswith(("_FIELD", "_num_interval")) and value.lower() not in ("none", "null", "~")
-
-
 # --------------------------------------------------------------------------- keys that do nothing
 
 
@@ -168,7 +168,7 @@ def _set_in_vain(config: Any, external: Mapping[str, Any]) -> Iterator[str]:
         own = is_of_family(model) and model.__name__ not in MODEL_NAMES
         hint = f", or name it in {model.__name__}.config_keys if it does something" if own else ""
         why = why_idle(key, model, backbone)
-        yield f"{why}: {key} does nothing there; leave it out{hint}"
+        yield f"{_place(config, key)}{why}: {key} does nothing there; leave it out{hint}"
 
 
 def why_idle(key: str, model_class: Any, backbone: str) -> str:
@@ -204,7 +204,12 @@ def check_values(config: Any) -> None:
         kind = KEYS[name].kind if name in KEYS else others.get(name)
         default = None if name in idle else config.internal_config_dict.get(name)
         if kind and (wrong := wrong_value(name, kind, value, default)):
-            raise UsageError(wrong)
+            raise UsageError(_place(config, name) + wrong)
+
+
+def _place(config: Any, key: str) -> str:
+    """What begins a message about a key: the file and line that have set it, where they have."""
+    return config.place(key) if isinstance(config, Config) else ""
 
 
 def _kinds_of_others(config: Any) -> dict[str, Kind]:
@@ -613,6 +618,7 @@ class Config(recbole.config.Config):
         command_line: Mapping[str, str] | None = None,
     ) -> None:
         self._command_line = dict(command_line or {})
+        self._places: dict[str, str] = {}
         for key in config_dict or ():
             if not isinstance(key, str):
                 raise UsageError(f"config_dict: key {key!r} isn't text")
@@ -644,14 +650,20 @@ class Config(recbole.config.Config):
     ) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         for file in file_list or []:
-            merged.update(file if isinstance(file, Mapping) else read_yaml(Path(file)))
+            content = file if isinstance(file, Mapping) else read_yaml(Path(file))
+            merged.update(content)
+            if isinstance(content, Settings):
+                self._places.update((key, f"{content.place(key)}: ") for key in content)
         return merged
+
+    def place(self, key: str) -> str:
+        """What begins a message about a key that a file has set: where; nothing elsewhere."""
+        later = {**self.variable_config_dict, **self.cmd_config_dict}
+        return "" if key in later else self._places.get(key, "")
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: parse_value(value)
-            if isinstance(value, str) and not _stays_text(key, value)
-            else value
+            key: value_of_text(key, value) if isinstance(value, str) else value
             for key, value in config_dict.items()
         }
 
@@ -681,18 +693,27 @@ class Config(recbole.config.Config):
 
     def _check_keys(self, known: set[str]) -> None:
         known = known | FAMILY  # one that is idle is refused later, with the reason
-        for key in self.cmd_config_dict:
-            if key not in known:
-                raise UsageError(
-                    f"there is no config key '{key}'{did_you_mean(key, known)}; "
-                    "--help says where all of them are listed"
-                )
-        for key in {**self.file_config_dict, **self.variable_config_dict}:
-            if key not in known:
-                getLogger().warning(
-                    f"config key '{key}' is not known here and has no effect"
-                    f"{did_you_mean(key, known)}"
-                )
+        if "source" in self.external_config_dict:
+            known |= OF_DATA_SETS.keys()
+        unknown = [key for key in self.external_config_dict if key not in known]
+        of_recbole = recbole_keys() if unknown else frozenset()
+        for key in unknown:
+            if key in self.cmd_config_dict or key not in of_recbole:
+                raise UsageError(self.place(key) + unknown_key(key, known))
+        for key in self.external_config_dict:
+            if key not in UNUSED_KEYS or self._is_default(key):
+                continue
+            if key in self.cmd_config_dict:
+                raise UsageError(f"nothing here reads {key}, a key of RecBole's: leave it out")
+            unknown.append(key)
+        if unknown:  # a file of RecBole's users may be for many kinds of models
+            getLogger().warning(
+                f"keys of RecBole's that nothing here reads: {', '.join(sorted(unknown))}"
+            )
+
+    def _is_default(self, key: str) -> bool:
+        default: Any = self.internal_config_dict.get(key)
+        return bool(self.external_config_dict[key] == default)
 
     def _set_default_parameters(self) -> None:
         check_values(self)
@@ -702,6 +723,19 @@ class Config(recbole.config.Config):
         self.final_config_dict.update(metrics=["AUC"], topk=[1], valid_metric="AUC")
         super()._set_default_parameters()
         self.final_config_dict.update(own)
+
+    def _init_device(self) -> None:
+        """As RecBole's, which doesn't look at ``use_gpu`` and takes the CPU where it has to."""
+        if self["use_gpu"] is False:
+            self["gpu_id"] = ""
+        super()._init_device()
+        gpu_id = self["gpu_id"]
+        wanted = "gpu_id" in self.external_config_dict and gpu_id not in ("", "0")
+        if wanted and self["device"].type == "cpu":
+            raise UsageError(
+                f"{self.place('gpu_id')}gpu_id: there is no device {gpu_id}; leave gpu_id out for "
+                "the first one, or for the CPU where there is none"
+            )
 
     def _whole_eval_args(self) -> dict[str, Any]:
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+
+#: Errors of the system where a disk, a quota or a limit on files leaves no room.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # Of names of files: what is no part of one, on whatever system.
 _NO_NAME = re.compile(
@@ -23,6 +27,16 @@ class UsageError(ValueError):
     The message says what is wrong, where (file, line, field or config key) and what to do about
     it. The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+def said_by_system(error: OSError) -> str:
+    """What the system has refused, as a sentence: which file, why, and what to do."""
+    about = f"{error.filename}: " if error.filename else ""
+    advice = {
+        **dict.fromkeys(NO_ROOM, ". Make room, or name another folder (output_dir, store_dir)"),
+        errno.EMFILE: ". Allow more open files: ulimit -n 4096",
+    }
+    return f"{about}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
 def plain_name(name: str, what: str) -> str:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Flag, auto
 from typing import Any, NamedTuple
 
+from recbole_escm2.errors import did_you_mean
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.metric_names import ALL_TASKS
+from recbole_escm2.property_files import lines_of, parse_value, recbole_properties
 
 #: The two models of ``task: both``, in the order of their training, and the keys of each alone.
 PAIR = ("ctr", "cvr")
 PART_SETTINGS = tuple(f"{task}_settings" for task in PAIR)
+_LONGEST_SHOWN = 200  # characters of a value in a message
 
 # --------------------------------------------------------------------------- kinds of values
 
@@ -110,6 +113,10 @@ def _is_tuning_part(value: Any) -> bool:
     )
 
 
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(TEXT.holds, value)) and len({*value}) == 3
+
+
 def _is_path(value: Any) -> bool:
     steps = value if isinstance(value, list) else [value]
     return (
@@ -120,11 +127,13 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_clipping(value: Any) -> bool:
+    """As ``torch.nn.utils.clip_grad_norm_`` takes it."""
+    kinds = {"max_norm": POSITIVE, "norm_type": NORM}
+    kinds |= dict.fromkeys(("error_if_nonfinite", "foreach"), BOOLEAN)
     return (
         isinstance(value, dict)
-        and {"max_norm"} <= set(value) <= {"max_norm", "norm_type", "error_if_nonfinite", "foreach"}
-        and POSITIVE.holds(value["max_norm"])
-        and (_is_number(value.get("norm_type", 2)) or value["norm_type"] == "inf")
+        and {"max_norm"} <= set(value) <= set(kinds)
+        and all(kinds[name].holds(inner) for name, inner in value.items())
     )
 
 
@@ -133,6 +142,7 @@ NATURAL, COUNT = _whole(0), _whole(1)
 SEED = _whole(0, 2**31, "a whole number from 0 to 2^31 - 1")
 NOT_NEGATIVE = _number("a number >= 0", lambda v: 0 <= v < math.inf)
 POSITIVE = _number("a number > 0", lambda v: 0 < v < math.inf)
+NORM = Kind("a number > 0 or 'inf'", lambda v: v in ("inf", math.inf) or POSITIVE.holds(v))
 BELOW_ONE = _number("a number in [0, 1)", lambda v: 0 <= v < 1)
 BETWEEN = _number("a number between 0 and 1", lambda v: 0 < v < 1)
 TO_TEN = _number("a number from 0 to 10", lambda v: 0 <= v <= 10)
@@ -185,9 +195,11 @@ class About(Flag):
     OPTIONAL = auto()
     #: Often wanted: in ``--help``.
     OFTEN = auto()
+    #: RecBole reads it for other kinds of models, or for what is done in another way here.
+    UNUSED = auto()
 
 
-PLACE, SCORING, TRAINING, DATA, NO_SWEEP, OPTIONAL, OFTEN = About
+PLACE, SCORING, TRAINING, DATA, NO_SWEEP, OPTIONAL, OFTEN, UNUSED = About
 
 
 class Key(NamedTuple):
@@ -242,6 +254,7 @@ OURS: Mapping[str, Key] = {
     ),
     "multi_value_top_k": Key(COUNT),
     "weight_scaler": Key(_one_of("mean", "raw")),
+    "standardize": Key(BOOLEAN, DATA),
     # Split
     "tuning_part": Key(
         Kind(
@@ -348,7 +361,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
 RECBOLES: Mapping[str, Key] = {
     # Environment
     "gpu_id": Key(Kind("numbers of devices, as in '0,1'", _are_devices), PLACE | NO_SWEEP),
-    "worker": Key(NATURAL, PLACE),
+    "worker": Key(NATURAL, PLACE | UNUSED),
     "seed": Key(SEED, OFTEN),
     "state": Key(
         _one_of("debug", "info", "warning", "error", "critical", any_case=True), PLACE | OPTIONAL
@@ -358,15 +371,11 @@ RECBOLES: Mapping[str, Key] = {
     "config_file": Key(_names("config files"), PLACE),
     "config_files": Key(_names("config files"), PLACE | NO_SWEEP | OPTIONAL),
     "wandb_project": Key(TEXT, PLACE | OPTIONAL),
-    **dict.fromkeys(
-        ("show_progress", "save_dataset", "save_dataloaders", "log_wandb", "use_gpu"),
-        Key(BOOLEAN, PLACE | OPTIONAL),
-    ),
-    **dict.fromkeys(("dataset_save_path", "dataloaders_save_path"), Key(TEXT, PLACE)),
-    **dict.fromkeys(
-        ("reproducibility", "shuffle", "require_pow", "repeatable", "valid_metric_bigger"),
-        Key(BOOLEAN),
-    ),
+    **dict.fromkeys(("show_progress", "log_wandb", "use_gpu"), Key(BOOLEAN, PLACE | OPTIONAL)),
+    **dict.fromkeys(("save_dataset", "save_dataloaders"), Key(BOOLEAN, PLACE | OPTIONAL | UNUSED)),
+    **dict.fromkeys(("dataset_save_path", "dataloaders_save_path"), Key(TEXT, PLACE | UNUSED)),
+    **dict.fromkeys(("reproducibility", "shuffle"), Key(BOOLEAN)),
+    **dict.fromkeys(("require_pow", "repeatable", "valid_metric_bigger"), Key(BOOLEAN, UNUSED)),
     # Training
     "epochs": Key(COUNT, TRAINING | OFTEN),
     "train_batch_size": Key(COUNT, TRAINING | OFTEN),
@@ -381,16 +390,18 @@ RECBOLES: Mapping[str, Key] = {
     "eval_step": Key(COUNT, TRAINING),
     "stopping_step": Key(NATURAL, TRAINING),
     "clip_grad_norm": Key(
-        Kind("a mapping of max_norm (a number > 0), and norm_type", _is_clipping), TRAINING
+        Kind("a mapping of max_norm and norm_type (numbers > 0), as torch's,", _is_clipping),
+        TRAINING,
     ),
     "weight_decay": Key(NOT_NEGATIVE, TRAINING | OPTIONAL),
-    "loss_decimal_place": Key(NATURAL, TRAINING),
+    "loss_decimal_place": Key(NATURAL, TRAINING | UNUSED),
     **dict.fromkeys(("enable_amp", "enable_scaler"), Key(BOOLEAN, TRAINING)),
     "transform": Key(
         _one_of(
             *("mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq"),
             "user_defined",
-        )
+        ),
+        UNUSED,
     ),
     # Evaluation
     "eval_args": Key(_mapping("split, order, group_by and mode")),
@@ -401,31 +412,32 @@ RECBOLES: Mapping[str, Key] = {
     ),
     "valid_metric": Key(_text("the name of a metric"), TRAINING | OFTEN),
     "eval_batch_size": Key(COUNT, SCORING),
-    "metric_decimal_place": Key(NATURAL, SCORING),
+    "metric_decimal_place": Key(NATURAL, SCORING | UNUSED),
     # Files
     "dataset": Key(_text("the name of a data set"), NO_SWEEP),
-    "benchmark_filename": Key(_each("a list of three names", TEXT.holds), DATA),
+    "benchmark_filename": Key(Kind("a list of three different names", _are_parts), DATA),
     **dict.fromkeys(("field_separator", "seq_separator"), Key(TEXT, DATA | NO_SWEEP)),
     "encoding": Key(Kind("the name of an encoding", _is_encoding), DATA),
     **dict.fromkeys(
         ("USER_ID_FIELD", "ITEM_ID_FIELD", "RATING_FIELD", "TIME_FIELD"),
         Key(COLUMN, DATA | OPTIONAL),
     ),
+    "LABEL_FIELD": Key(COLUMN, DATA),
     **dict.fromkeys(
         (
-            *("LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD", "HEAD_ENTITY_ID_FIELD"),
+            *("ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD", "HEAD_ENTITY_ID_FIELD"),
             *("TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "ENTITY_ID_FIELD"),
         ),
-        Key(COLUMN, DATA),
+        Key(COLUMN, DATA | UNUSED),
     ),
-    **dict.fromkeys(("NEG_PREFIX", "LIST_SUFFIX"), Key(TEXT, DATA)),
-    "MAX_ITEM_LIST_LENGTH": Key(COUNT, DATA),
+    **dict.fromkeys(("NEG_PREFIX", "LIST_SUFFIX"), Key(TEXT, DATA | UNUSED)),
+    "MAX_ITEM_LIST_LENGTH": Key(COUNT, DATA | UNUSED),
     "seq_len": Key(_mapping("columns to whole numbers >= 1", COUNT.holds), DATA),
     "threshold": Key(_mapping("a column to a number", _is_number), DATA | OPTIONAL),
     **dict.fromkeys(("numerical_features", "normalize_field"), Key(COLUMNS, DATA | OPTIONAL)),
     **dict.fromkeys(("load_col", "unload_col"), Key(BY_SUFFIX, DATA | OPTIONAL)),
     "unused_col": Key(BY_SUFFIX, OPTIONAL),
-    "selected_features": Key(COLUMNS),
+    "selected_features": Key(COLUMNS, UNUSED),
     "additional_feat_suffix": Key(
         Kind("a list of file suffixes", lambda v: TEXT.holds(v) or COLUMNS.holds(v)), DATA
     ),
@@ -441,11 +453,10 @@ RECBOLES: Mapping[str, Key] = {
     **dict.fromkeys(
         ("user_inter_num_interval", "item_inter_num_interval"), Key(INTERVAL, DATA | OPTIONAL)
     ),
-    **dict.fromkeys(("entity_kg_num_interval", "relation_kg_num_interval"), Key(INTERVAL)),
-    "kg_reverse_r": Key(BOOLEAN),
-    **{
-        f"alias_of_{name}_id": Key(COLUMNS, DATA) for name in ("user", "item", "entity", "relation")
-    },
+    **dict.fromkeys(("entity_kg_num_interval", "relation_kg_num_interval"), Key(INTERVAL, UNUSED)),
+    "kg_reverse_r": Key(BOOLEAN, UNUSED),
+    **dict.fromkeys(("alias_of_user_id", "alias_of_item_id"), Key(COLUMNS, DATA)),
+    **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id"), Key(COLUMNS, DATA | UNUSED)),
     "preload_weight": Key(_mapping("columns to columns", COLUMN.holds), DATA),
     "discretization": Key(_mapping("columns to methods"), DATA | OPTIONAL),
 }
@@ -494,6 +505,7 @@ SCORING_KEYS = _about(SCORING)
 TRAINING_KEYS = _about(TRAINING)
 DATA_KEYS = _about(DATA)
 NOT_SWEPT = _about(NO_SWEEP)
+UNUSED_KEYS = _about(UNUSED)
 #: Keys that do nothing unless another key is set, by the key that they need.
 KEY_NEEDS = {name: key.needs for name, key in KEYS.items() if key.needs}
 #: Keys that act on some models only, and so are refused for the others.
@@ -523,4 +535,35 @@ def wrong_value(name: str, kind: Kind, value: Any, default: Any) -> str | None:
     may_be_none = default is None or (name in KEYS and OPTIONAL in KEYS[name].about)
     if (value is None and may_be_none) or kind.holds(value):
         return None
-    return f"{name} must be {kind.wanted}, got {value!r}"
+    got = repr(value)
+    shown = got if len(got) <= _LONGEST_SHOWN else f"{got[:_LONGEST_SHOWN]}... (cut)"
+    return f"{name} must be {kind.wanted}, got {shown}"
+
+
+def value_of_text(name: str, text: str) -> Any:
+    """The value of a key that is written as text, on a command line for example.
+
+    A column may be called 101, a folder 2024, and [5,10] is an interval.
+
+    Args:
+        name: of the key.
+        text: its value.
+    """
+    value = parse_value(text)
+    kind = KEYS[name].kind if name in KEYS else None
+    is_text = kind in (COLUMN, INTERVAL) or (kind in (FOLDER, TEXT) and _is_number(value))
+    return text if is_text and value is not None else value
+
+
+def unknown_key(name: str, known: Iterable[str]) -> str:
+    """What to say of a key that there isn't, with the nearest one that there is."""
+    return (
+        f"there is no config key '{name}'{did_you_mean(name, known)}; "
+        "--help says where all of them are listed"
+    )
+
+
+def recbole_keys() -> frozenset[str]:
+    """The keys of RecBole's property files, of whatever model, and those that it has given up."""
+    files = sorted(recbole_properties().rglob("*.yaml"))
+    return frozenset(lines_of(files)) | {"neg_sampling", "training_neg_sample_num"}

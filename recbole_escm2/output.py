@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -12,15 +13,18 @@ import math
 import os
 import platform
 import re
+import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import colorlog
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from recbole_escm2.errors import UsageError
 
@@ -57,6 +61,20 @@ class _PlainFormatter(logging.Formatter):
         return _ANSI.sub("", super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that can't be written ends a run, as other files do, and prints no traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]  # this is called where it is handled
+        if isinstance(error, OSError):
+            error.filename = error.filename or self.baseFilename
+        raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
     """Log to a file (everything from INFO) and to standard error (from ``level_name``).
@@ -67,7 +85,7 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
     level = (level_name or "info").lower()
     if level not in _LEVELS:
         raise UsageError(f"state must be one of {', '.join(_LEVELS)}, got {level_name!r}")
-    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file = _LogFile(file, encoding="utf-8")
     to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     to_file.setLevel(min(logging.INFO, getattr(logging, level.upper())))
     to_terminal = logging.StreamHandler(sys.stderr)
@@ -117,6 +135,29 @@ def lock(path: Path) -> FileLock:
     return FileLock(path)
 
 
+@contextlib.contextmanager
+def alone(file: Path, busy: str) -> Iterator[None]:
+    """Hold off other processes that want the same; who has to wait says so.
+
+    Args:
+        file: a lock.
+        busy: what another process is doing, for the message.
+
+    Raises:
+        OSError: the file can't be made.
+    """
+    held = lock(file)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        getLogger().warning(f"another process is {busy}; waiting for it")
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
     """CSV as in RFC 4180, with plain line feeds; floats in full precision.
 
@@ -158,11 +199,74 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A path beside a file or folder, to make it there and to give it its name when it is whole.
+
+    What is there at the end is removed; so is, at the beginning, what processes that are no more
+    have left for the same target, whatever their host and number: one that is at work holds a lock.
+
+    Args:
+        target: in a folder that is there.
+
+    Raises:
+        OSError: the folder can't be written into.
+    """
+    remove_abandoned(target)
+    while True:
+        place = target.with_name(f"{target.name}.{secrets.token_hex(4)}.unfinished")
+        held = lock(_lock_of(place))
+        held.acquire()
+        if _lock_of(place).exists():  # else somebody took it for abandoned before it was held
+            break
+        held.release()
+    try:
+        yield place
+    except OSError as error:  # of a stream it has no name
+        error.filename = error.filename or str(target)
+        raise
+    finally:
+        _remove(place, held)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove what processes that are no more have left of what they made beside a target."""
+    with contextlib.suppress(OSError):
+        for left in list(target.parent.glob(f"{glob.escape(target.name)}.*.unfinished*")):
+            place = left.with_name(left.name.removesuffix(".lock"))
+            held = lock(_lock_of(place))
+            with contextlib.suppress(OSError, Timeout):  # somebody else's, or at work
+                held.acquire(timeout=0)
+                _remove(place, held)
+
+
+def _lock_of(place: Path) -> Path:
+    return place.with_name(f"{place.name}.lock")
+
+
+def _remove(place: Path, held: FileLock) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        place.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _lock_of(place).unlink(missing_ok=True)
+    held.release()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream into a file beside, which is renamed at the end: no reader sees half of it."""
+    with beside(path) as unfinished:
+        with open(unfinished, "wb") as stream:
+            yield stream
+        os.replace(unfinished, path)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file beside and rename: a reader never sees half of it. Text becomes UTF-8."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+    """Write a file, whole or not at all, see :func:`replacing`. Text becomes UTF-8."""
+    with replacing(path) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:

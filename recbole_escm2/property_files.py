@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import re
+import warnings
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +18,10 @@ from recbole_escm2.errors import UsageError
 
 PROPERTIES = files("recbole_escm2.properties")
 
+# Settings are short; what is longer is a mistake or an attack, and would take minutes to read.
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 100_000
+
 
 def recbole_properties() -> Path:
     """The folder of RecBole's property files."""
@@ -25,40 +31,136 @@ def recbole_properties() -> Path:
     return Path(spec.submodule_search_locations[0]) / "properties"
 
 
-def yaml_loader() -> type[yaml.SafeLoader]:
+class Settings(dict[str, Any]):
+    """What a YAML file holds.
+
+    Attributes:
+        file: its path.
+        lines: the line of each key.
+    """
+
+    def __init__(self, file: Any, content: dict[str, Any], lines: dict[str, int]) -> None:
+        super().__init__(content)
+        self.file = file
+        self.lines = lines
+
+    def place(self, key: str) -> str:
+        """Where a key stands, for messages; a key that an anchor brought along has no line."""
+        line = f", line {self.lines[key]}" if key in self.lines else ""
+        return f"config file {self.file}{line}"
+
+
+class _Loader(yaml.SafeLoader):
     """A safe loader that also reads 1e-3 as a number, as RecBole's does."""
 
-    class Loader(yaml.SafeLoader):
-        pass
 
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
-        list("-+0123456789."),
-    )
-    return Loader
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def read_yaml(path: Any) -> dict[str, Any]:
+def _load(text: str) -> tuple[Any, dict[str, int]]:
+    """What a YAML text holds, and the line of each key of it.
+
+    Raises:
+        UsageError: a value that isn't what it looks like, or is too large; it says in which line.
+        Exception: YAML's constructors raise whatever Python's do.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        _values_in(node, "", {})
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        return loader.construct_document(node), {k.value: _line(k) for k in keys if k.value != "<<"}
+    finally:
+        loader.dispose()
+
+
+def _line(node: yaml.Node) -> int:
+    line: int = node.start_mark.line
+    return line + 1
+
+
+def _values_in(node: yaml.Node, key: str, known: dict[int, int]) -> int:
+    """How many values a node has, those of an alias counted each time that it is used.
+
+    Args:
+        node: of a document.
+        key: that it belongs to, for the message.
+        known: the numbers of nodes that were counted before; 0 while one is being counted.
+
+    Raises:
+        UsageError: they are too many, a key stands there twice, or a number is one of YAML 1.1
+            that nobody means: 010 is 8, and 1:30 is 90.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            raise UsageError(f"line {_line(node)}: {key} contains itself")
+        return known[id(node)]
+    known[id(node)], values = 0, 1
+    if isinstance(node, yaml.MappingNode):
+        first: dict[Any, int] = {}
+        for name, value in node.value:
+            if isinstance(name, yaml.ScalarNode):
+                if (name.tag, name.value) in first:
+                    lines = f"{first[name.tag, name.value]} and {_line(name)}"
+                    raise UsageError(f"lines {lines}: {name.value} stands there twice")
+                first[name.tag, name.value] = _line(name)
+            values += _values_in(name, key, known) + _values_in(value, key or name.value, known)
+    elif isinstance(node, yaml.SequenceNode):
+        values += sum(_values_in(value, key, known) for value in node.value)
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and node.style is None:
+        _check_number(node, key)
+    if values > _MOST_VALUES:
+        raise UsageError(f"line {_line(node)}: {key} has more than {_MOST_VALUES:,} values")
+    known[id(node)] = values
+    return values
+
+
+def _check_number(node: yaml.ScalarNode, key: str) -> None:
+    text: str = node.value
+    base = 8 if _OCTAL.fullmatch(text) else 60 if ":" in text else None
+    if base is not None:
+        number = yaml.safe_load(text)
+        raise UsageError(
+            f"line {_line(node)}: {key}: {text} is {number} in YAML, a number to base {base}: "
+            f"write {number}, or '{text}' in quotes where it is text"
+        )
+
+
+def read_yaml(path: Any) -> Settings:
     """A YAML file that holds a mapping; an empty one is an empty mapping.
 
     Raises:
-        UsageError: no such file, not YAML, or no mapping.
+        UsageError: no such file, not YAML, no mapping, too large, a key twice, or a number that
+            isn't what it looks like; the message says in which line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path}: {error}") from error
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"config file {path} has more than {_MOST_BYTES:,} bytes: is it data?")
     try:
-        content = yaml.load(text, Loader=yaml_loader())
+        settings, lines = _load(text)
+    except UsageError as error:
+        raise UsageError(f"config file {path}, {error}") from error
     except Exception as error:  # YAML's constructors raise whatever Python's do
         raise UsageError(f"config file {path} is not YAML: {error}") from error
-    if content is not None and not isinstance(content, dict):
+    if settings is not None and not isinstance(settings, dict):
         raise UsageError(f"config file {path} holds no 'key: value' lines")
-    for key in content or {}:
+    for key in settings or {}:
         if not isinstance(key, str):
             raise UsageError(f"config file {path}: key {key!r} isn't text; put it in quotes")
-    return content or {}
+    return Settings(path, settings or {}, lines)
 
 
 def parse_value(text: str) -> Any:
@@ -69,15 +171,15 @@ def parse_value(text: str) -> Any:
         return lower == "true"
     if lower in ("none", "null", "~"):
         return None
-    try:
+    if len(text) > _MOST_BYTES:
+        return text
+    no_literal = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+    with contextlib.suppress(*no_literal), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, about text such as 1or2
         return ast.literal_eval(stripped)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass
     if stripped[:1] in ("[", "{"):
-        try:
-            return yaml.load(stripped, Loader=yaml_loader())
-        except Exception:  # YAML's constructors raise whatever Python's do
-            pass
+        with contextlib.suppress(Exception):  # YAML's constructors raise whatever Python's do
+            return _load(stripped)[0]
     return text
 
 

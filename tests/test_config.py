@@ -140,12 +140,9 @@ def test_data_set_properties_win_over_recboles():
     assert result["load_col"]["inter"] == ["user_id", "item_id"]
     assert Config("ESMM", "ali-ccp")["CONVERSION_FIELD"] == "purchase"
     assert dataset_names() == [
-        "ali-ccp",
-        "ali-ccp-sim",
-        "coat",
-        "hillstrom",
-        "ml-100k",
-        "ml-100k-semi",
+        *("ali-ccp", "ali-ccp-sim", "aliexpress-es", "aliexpress-fr", "aliexpress-nl"),
+        *("aliexpress-us", "coat", "criteo-attribution", "criteo-uplift", "hillstrom"),
+        *("kuairand-pure", "kuairec", "ml-100k", "ml-100k-semi", "yahoo-r3"),
     ]
 
 
@@ -286,17 +283,25 @@ def test_unknown_key_on_the_command_line(key, hint):
         config(command_line={key: "1"})
 
 
-def test_unknown_key_elsewhere_is_a_warning(tmp_path, caplog):
+def test_unknown_keys_elsewhere(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("learning_rat: 1")
-    config(files=[str(file)], embeding_size=1)
+    file.write_text("epochs: 1\nlearning_rat: 1")
+    said = r"a\.yaml, line 2: there is no config key 'learning_rat' \(did you mean learning_rate\?"
+    with pytest.raises(UsageError, match=said):
+        config(files=[str(file)])
+    with pytest.raises(
+        UsageError, match=r"^there .* 'embeding_size' \(did you mean embedding_size"
+    ):
+        config(embeding_size=1)
+
+
+def test_keys_of_recboles_that_nothing_reads_are_said_once(tmp_path, caplog):
+    """Files of RecBole's users are for many kinds of models."""
+    file = tmp_path / "a.yaml"
+    file.write_text("worker: 4\nloss_type: BPR\nsave_dataset: False\nepochs: 1\nmodel: ESMM")
+    config(files=[str(file)], repeatable=True)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warnings == [
-        "config key 'learning_rat' is not known here and has no effect (did you mean "
-        "learning_rate?)",
-        "config key 'embeding_size' is not known here and has no effect (did you mean "
-        "embedding_size?)",
-    ]
+    assert warnings == ["keys of RecBole's that nothing here reads: loss_type, repeatable, worker"]
 
 
 @pytest.mark.parametrize(

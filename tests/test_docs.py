@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "simulation": "{rows: 4000, click_rate: 0.3, conversion_rate: 0.5}",
         "epochs": "1",
     },
+    "--model=ESCM2_DR --dataset=coat": None,  # tests/data: it takes the raw files
     "--model=ESCM2_DR --dataset=ali-ccp": None,  # tests/data: it takes the raw files
     "--model=crm:ESCM2_CRM --dataset=ml-100k --variance_weight=0.3": None,  # below
     "--model=ESMM,ESCM2_IPS,ESCM2_DR,DCMT,Naive,DeepFM,crm:ESCM2_CRM --dataset=ml-100k "

@@ -130,7 +130,9 @@ def checkpoint(trap: Trap) -> None:
     refused("chooses no code", evaluate, model="planted:Planted")
     refused("there is no model", evaluate, model="planted")
     refused("dataset can't be", evaluate, dataset="../../outside/kept")
-    refused("benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x"] * 3})
+    refused(
+        "benchmark_filename can't be", evaluate, settings={"benchmark_filename": ["../x", "b", "c"]}
+    )
     kd = {"teacher": f"CrossNet if {trap.code} else 0", "phase": "teacher_training"}
     refused("teacher must be", evaluate, model="KD_DAGFM", settings=kd)
     pickled = trap.here / "teacher.pth"
@@ -378,6 +380,23 @@ def raw_files_of_ali_ccp(trap: Trap) -> None:
     Store(trap.here / "s")
 
 
+def ratings_of_coat(trap: Trap) -> None:
+    """Features that are called as a path or as code; code in the place of a rating."""
+    raw = trap.here / "coat" / "raw"
+    (raw / "user_item_features").mkdir(parents=True)
+    config = Config("ESMM", "coat", None, {**trap.settings, "data_path": str(trap.here)})
+    for part in ("train", "test"):
+        (raw / f"{part}.ascii").write_text("5 0\n0 4\n")
+    for side in ("user", "item"):
+        features = raw / "user_item_features" / f"{side}_features"
+        features.with_suffix(".ascii").write_text("1 0\n0 1\n")
+        named = f"../../../outside/evil:{trap.code}\n../../../outside/evil:{trap.trace}\n"
+        Path(f"{features}_map.txt").write_text(named)
+    open_store(config)
+    (raw / "test.ascii").write_text(f"5 {trap.code.replace(' ', '')}\n0 4\n")
+    refused("test.ascii line 1", open_store, config)
+
+
 # ------------------------------------------------------------------ configuration
 
 
@@ -438,6 +457,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     schema_of_a_store: {"data/store.py"},
     atomic_files: {"data/sources/atomic_text.py"},
     table_files: {"data/sources/csv_text.py", "data/sources/table.py"},
+    ratings_of_coat: {"data/sources/coat.py"},
     raw_files_of_ali_ccp: {
         *(
             "data/ali_ccp/convert.py",

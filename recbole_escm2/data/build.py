@@ -22,16 +22,31 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recbole_escm2.data.checks import (
+    RowDigests,
+    check_filled,
+    check_schema,
+    check_values,
+    grouped_values,
+    idle_numbers,
+    is_idle,
+    not_joined,
+    numbers_rows,
+    repeated_keys,
+    suspicious_features,
+)
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
-from recbole_escm2.data.store import Column, Layout, StoreWriter, TableWriter
+from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
 from recbole_escm2.data.vocabulary import Counts, Numbering, codes, encoded, merged
 from recbole_escm2.errors import UsageError
 
 _ROWS_AT_ONCE = 1 << 16
+_LOOKED_AT = 100_000  # rows of train in which features are compared with labels
 _AHEAD = 2  # chunks that are read while one is built
 _UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _PLACE: dict[str | None, int] = {None: 0, "train": 0, "valid": 1, "test": 2}
@@ -78,9 +93,12 @@ def build(
         to report.
 
     Raises:
-        UsageError: a label isn't as it must be, a conversion has no click and the user wants to
-            know, there is no row, or no room on the disk. The message names file and row.
+        UsageError: a label, a number or a token isn't as it must be, a conversion has no click and
+            the user wants to know, a field has no value at all, a joined table has none of the
+            keys, two parts hold the same, there is no row, or no room on the disk. The message
+            names file and row.
     """
+    check_schema(schema)
     try:
         with StoreWriter(target) as writer:
             report = _Build(schema, rules, writer).run(chunks, dict(about or {}))
@@ -195,23 +213,36 @@ class _Kept:
 
 
 class _Numbers:
-    """Of a column of numbers: how many, their sum, the least and the largest one."""
+    """Of a column of numbers: how many, mean and deviation, the least and the largest one."""
 
     def __init__(self) -> None:
-        self._count, self._sum, self.least, self.largest = 0, 0.0, np.inf, -np.inf
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+        self.least, self.largest = np.inf, -np.inf
 
     def add(self, column: pa.Array) -> None:
         values = numbers_of(column, np.nan)
         known = values[~np.isnan(values)]
-        self._count += known.size
-        self._sum += float(known.sum())
-        self.least = min(self.least, float(known.min(initial=np.inf)))
-        self.largest = max(self.largest, float(known.max(initial=-np.inf)))
+        if not known.size:
+            return
+        # Chan et al.'s update: squares of a time in seconds would have no digit left for its spread
+        mean, count = float(known.mean()), self.count + known.size
+        shift = mean - self.mean
+        self._squares += float(((known - mean) ** 2).sum())
+        self._squares += shift**2 * self.count * known.size / count
+        self.mean += shift * known.size / count
+        self.count = count
+        self.least = min(self.least, float(known.min()))
+        self.largest = max(self.largest, float(known.max()))
 
     @property
-    def mean(self) -> float:
-        """0 where there is none."""
-        return self._sum / self._count if self._count else 0.0
+    def deviation(self) -> float:
+        """Standard deviation; 1 where all numbers are the same."""
+        deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
+        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
+
+    def standardized(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """With mean 0 and standard deviation 1."""
+        return (values - self.mean) / self.deviation
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """In [0, 1], as RecBole normalises; those that all are the same become 1."""
@@ -251,13 +282,17 @@ class _Build:
         )
         self.joins: dict[str, dict[str, Any]] = {}  # what to report of them
         self.numbering: dict[str, Numbering] = {}
-        self.group = next((own for own in schema.fields if own.name == schema.group), None)
+        other = None if schema.group is None else Field(schema.group)  # that is no feature
+        self.group = next((own for own in schema.fields if own.name == schema.group), other)
+        self.groups_apart = self.unknown or self.group not in schema.fields
         # Where tokens share the id of unknown ones, a column of its own tells the groups.
         self.group_column = schema.group or ""
         while self.unknown and any(own.name == self.group_column for own in schema.fields):
             self.group_column = f"group-{self.group_column}"
         self.groups: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(False))
         self.group_of_row: list[NDArray[np.int32]] = []  # where the group is in a joined table
+        self.digests = RowDigests()
+        self.files: dict[str, dict[str, None]] = defaultdict(dict)  # by table, in their order
 
     def run(self, chunks: Iterable[Chunk], about: dict[str, Any]) -> dict[str, Any]:
         """Build the store; returns the report."""
@@ -284,6 +319,10 @@ class _Build:
         with self._bar("reading", self.schema.size, self.schema.unit) as bar:
             for chunk in chunks:
                 table, part = chunk.table, chunk.part
+                check_values(self.schema.of_table(table), chunk)
+                self.files[table][chunk.file] = None
+                if table == "inter":
+                    self.digests.saw(part, chunk.file)
                 rows = self._labelled(chunk) if table == "inter" else chunk.rows
                 rows = self._encoded(rows, table)
                 kept.add(replace(chunk, rows=rows))
@@ -293,7 +332,7 @@ class _Build:
                     if table in ("inter", join.table):
                         own = self.references if table == "inter" else self.keys
                         own[join.table, part].add(rows.column(join.key), None)
-                if self.unknown and self.group and self.group.table == table:
+                if self.groups_apart and self.group and self.group.table == table:
                     self.groups[table, part].add(rows.column(self.group.name), None)
                 bar.update(len(chunk.rows) if chunk.size is None else chunk.size)
         kept.complete()
@@ -336,6 +375,8 @@ class _Build:
                 columns[join.key] = encoded(rows.column(join.key))
         if table == "inter":
             columns |= {label.field: rows.column(label.field) for label in self.labels}
+            if self.group and self.group.table == table and self.group.name not in columns:
+                columns[self.group.name] = encoded(rows.column(self.group.name))
         for own in self._of(table):
             column = columns[own.name]
             if own.kind.endswith("seq"):
@@ -363,8 +404,10 @@ class _Build:
             column, key = rows.column(own.name), (table, own.name)
             if own.kind == "token":
                 self.counts[key].add(column, times)
-            elif own.kind == "float" and not self.shape[own.name]:
-                self.numbers[key].add(column)
+            elif own.kind.startswith("float") and not self.shape[own.name]:
+                if times is not None:
+                    column = column.filter(pa.array(times > 0))
+                self.numbers[key].add(_Lists.of(column).values if own.kind != "float" else column)
             elif own.kind == "token_seq":
                 lists = _Lists.of(column)
                 self.counts[key].add(*lists.once(times))
@@ -383,8 +426,12 @@ class _Build:
         row_of = Numbering(counted)
         references = self._references(join.table, row_of)
         if repeated := int(counted["count"].to_numpy().sum()) - len(counted):
-            note = f"{repeated:,} rows of '{join.table}' repeat their {join.key}"
-            self.schema.notes.append(("warning", f"{note}: the first row of each counts"))
+            several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
+            said = repeated_keys(several, join.key, join.table, repeated)
+            self.schema.notes.append(("warning", said))
+        asked = merged(_in_order(self.references, join.table))["token"]
+        if len(asked) and not references[1:].any():
+            raise not_joined(asked, counted["token"], join, list(self.files[join.table]))
         self.joins[join.table] = {
             "rows": len(counted),
             "repeated": repeated,
@@ -429,7 +476,7 @@ class _Build:
     def _group_number(self) -> Numbering:
         """The number of each token of the group."""
         assert self.group is not None
-        if not self.unknown:
+        if not self.groups_apart:
             return self.numbering[self.group.vocabulary or self.group.name]
         return Numbering(merged(_in_order(self.groups, self.group.table)))
 
@@ -458,6 +505,7 @@ class _Build:
         group, column = self.group, self.group_column
         group_of_row = np.concatenate([np.empty(0, np.int32), *self.group_of_row])
         for part in kept.parts("inter"):
+            self.part = part
             times = np.eye(len(PARTS), dtype=np.int64)[_PLACE[part]]
             for rows in kept.rows("inter", part):
                 extra = {
@@ -527,12 +575,16 @@ class _Build:
                 columns[own.name] = self._numbers(own, writer.name, column)
             elif own.kind == "float_seq":
                 width = max(self.longest[own.name], 1)
-                columns[own.name] = _padded(_Lists.of(column), width, own.numerical)
+                lists = _Lists.of(column)
+                values = self._in_form(own, writer.name, numbers_of(lists.values, 0.0))
+                columns[own.name] = _padded(values, lists.lengths, width, own.numerical)
             else:
                 bag = _Lists.of(column)
                 ids = self._ids(own, bag.values)
                 bags.append((bag.lengths, ids, bag.weights))
                 self._tally(own, writer.name, ids, bag.lengths, times)
+        if writer.name == "inter":
+            self.digests.add(self.part, columns, bags)
         writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
 
     def _tally(
@@ -563,9 +615,14 @@ class _Build:
         values = numbers_of(column, known.mean)
         if own.name == self.schema.time:  # float32 has 24 bits for a time
             values = values - known.least
-        if own.scaled:
-            values = known.scaled(values)
+        values = self._in_form(own, table, values)
         return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
+
+    def _in_form(self, own: Field, table: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        known = self.numbers[table, own.name]
+        if own.scaled:
+            return known.scaled(values)
+        return known.standardized(values) if own.standardized else values
 
     # ------------------------------------------------------------------ what is known of it
 
@@ -594,8 +651,12 @@ class _Build:
                 total, count = self.weight[own.name]
                 mean = total / count if count else 1.0
                 entry["scale"] = mean if mean and np.isfinite(mean) else 1.0
+            if own.standardized:
+                known = self.numbers[own.table, own.name]
+                entry |= {"mean": known.mean, "deviation": known.deviation}
             fields.append(entry)
         report = self._report()
+        self._check_features(report["fields"])
         joins = [
             {"table": j.table, "key": j.key if self._by_id(j.key) else _row_column(j)}
             for j in schema.joins
@@ -617,6 +678,47 @@ class _Build:
             }
         )
         return report
+
+    def _check_features(self, fields: Mapping[str, Any]) -> None:
+        """Look at what was written: fields without a value, copies of rows, labels given away."""
+        notes = self.schema.notes
+        part = "train" if self.split else "all"
+        rows = self._by_part(self.parts[:, 0])[part]
+        for own in self.schema.fields:
+            if own.kind.startswith("token"):
+                check_filled(own.name, fields[own.name]["values"][part], part)
+            elif not self.shape[own.name]:
+                check_filled(own.name, self.numbers[own.table, own.name].count, part)
+            said = None
+            if own.kind == "token" and own.table == own.origin == "inter":
+                said = numbers_rows(own.name, fields[own.name]["seen"], rows)
+            if said:
+                notes.append(("warning", said))
+        notes += self.digests.notes()
+        if said := idle_numbers(self.schema):
+            notes.append(("warning", said))
+        notes += [("warning", said) for said in self._suspicious(rows)]
+
+    def _suspicious(self, size: int) -> Iterator[str]:
+        """Of features in the first rows, which are train where the source is split."""
+        if not size:
+            return
+        tables = {
+            name: Table(self.writer.folder, name, entry)
+            for name, entry in self.writer.tables.items()
+        }
+        rows = torch.arange(0, size, -(-size // _LOOKED_AT))
+        features = grouped_values(*tables["inter"].gather(rows))
+        for join in self.schema.joins:
+            key = join.key if self._by_id(join.key) else _row_column(join)
+            joined = tables["inter"].column(key, rows).long()
+            features |= grouped_values(*tables[join.table].gather(joined))
+        labels = self.schema.labels
+        seen = {own.name for own in self.schema.fields if not is_idle(own)}
+        yield from suspicious_features(
+            {name: own for name, own in features.items() if name in seen},
+            {name: features[name] for name in (labels.click, labels.conversion) if name},
+        )
 
     def _report(self) -> dict[str, Any]:
         names = ("rows", "clicks", "conversions")
@@ -690,6 +792,15 @@ def _all(kept: _Kept, table: str) -> Iterator[pa.RecordBatch]:
         yield from kept.rows(table, part)
 
 
+def _shared(
+    batches: Iterable[pa.RecordBatch], key: str, counted: pa.Table
+) -> Iterator[pa.RecordBatch]:
+    """The rows whose key other rows have as well."""
+    several = Numbering(counted.filter(pc.greater(counted["count"], 1)))
+    for rows in batches:
+        yield rows.filter(pa.array(several.ids(encoded(rows.column(key))) > 0))
+
+
 def _by_row(
     batches: Iterable[pa.RecordBatch], key: str, row_of: Numbering
 ) -> Iterator[pa.RecordBatch]:
@@ -748,13 +859,14 @@ def _with_codes(column: pa.Array, own: Field) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pairs)
 
 
-def _padded(lists: _Lists, width: int, numerical: bool) -> NDArray[np.float32]:
+def _padded(
+    values: NDArray[np.float64], lengths: NDArray[np.int32], width: int, numerical: bool
+) -> NDArray[np.float32]:
     """Lists of numbers, or of pairs of a number and 1, with zeros behind, ``[rows, width, …]``."""
-    values = numbers_of(lists.values, 0.0, np.float32)
     if numerical:
         values = np.stack([values, np.ones_like(values)], axis=-1)
-    padded = np.zeros((len(lists.lengths), width, *values.shape[1:]), np.float32)
-    padded[np.arange(width) < lists.lengths[:, None]] = values
+    padded = np.zeros((len(lengths), width, *values.shape[1:]), np.float32)
+    padded[np.arange(width) < lengths[:, None]] = values
     return padded
 
 

@@ -17,6 +17,7 @@ from recbole_escm2.fields import LABEL_KEYS
 # A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
 LABEL_SOURCE = "label"
 
+_MANY = 30  # conversions without a click from which there may be more of them than clicks
 SHOWN = 5  # faulty rows that a message names
 
 
@@ -116,12 +117,14 @@ class StrayConversions:
 
     Attributes:
         count: of those that there were.
+        clicks: of all impressions.
+        conversions: of all impressions, without a click or with.
     """
 
     def __init__(self, choice: str) -> None:
         self._choice = choice
         self._places: list[str] = []
-        self.count = 0
+        self.count = self.clicks = self.conversions = 0
 
     def settle(
         self, click: np.ndarray, conversion: np.ndarray, place: Callable[[int], str]
@@ -133,6 +136,8 @@ class StrayConversions:
             conversion: r, ``[rows]``.
             place: of a row, for a message.
         """
+        self.clicks += int(click.sum())
+        self.conversions += int(conversion.sum())
         stray = (click == 0) & (conversion == 1)
         rows = np.flatnonzero(stray)
         self._places += [place(int(row)) for row in rows[: SHOWN - len(self._places)]]
@@ -145,10 +150,19 @@ class StrayConversions:
         """What to say of them; None where there are none.
 
         Raises:
-            UsageError: there are, and the choice is ``raise``.
+            UsageError: there are, and the choice is ``raise``; or they are to be dropped, are
+                many, and there are more conversions than clicks.
         """
         if not self.count:
             return None
+        too_many = self.count >= _MANY and self.conversions > self.clicks
+        if self._choice == "drop" and too_many:
+            raise UsageError(
+                f"there are {self.conversions:,} conversions and {self.clicks:,} clicks, and a "
+                f"conversion follows a click: {self._places[0]} has one without. Are CLICK_FIELD "
+                "and CONVERSION_FIELD each other's column? Where conversions are logged without a "
+                "click too, conversion_without_click: unconvert keeps such impressions"
+            )
         where = ", ".join(self._places) + (", …" if self.count > SHOWN else "")
         said = f"{self.count:,} impressions have a conversion without a click: {where}"
         if self._choice == "raise":

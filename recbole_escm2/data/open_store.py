@@ -13,21 +13,28 @@ from typing import Any
 import recbole
 
 from recbole_escm2.data.build import Rules, build
+from recbole_escm2.data.checks import check_number_keys
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
-from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, alone
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.identity import file_digest
 from recbole_escm2.output import plain
 
 #: Config keys on which every store depends, whatever its source.
 OF_EVERY_SOURCE = ("min_count", "conversion_without_click")
-#: Module of each source, by the value of the config key ``source``.
+#: Module of each source, or an object in it, by the value of the config key ``source``.
 SOURCES = {
     "atomic": "recbole_escm2.data.sources.atomic",
     "ali_ccp": "recbole_escm2.data.ali_ccp.source",
-    "hillstrom": "recbole_escm2.data.sources.hillstrom",
-    "coat": "recbole_escm2.data.sources.coat",
+    "hillstrom": "recbole_escm2.data.sources.hillstrom:SOURCE",
+    "coat": "recbole_escm2.data.sources.coat:SOURCE",
+    "yahoo_r3": "recbole_escm2.data.sources.yahoo_r3:SOURCE",
+    "kuairec": "recbole_escm2.data.sources.kuairec:SOURCE",
+    "kuairand": "recbole_escm2.data.sources.kuairand:SOURCE",
+    "criteo_uplift": "recbole_escm2.data.sources.criteo:UPLIFT",
+    "criteo_attribution": "recbole_escm2.data.sources.criteo:ATTRIBUTION",
+    "aliexpress": "recbole_escm2.data.sources.aliexpress:SOURCE",
     "table": "recbole_escm2.data.sources.table",
     "semi_synthetic": "recbole_escm2.data.sources.semi_synthetic",
 }
@@ -57,7 +64,7 @@ def open_store(config: Any) -> Store:
         return store
     store = _stored(folder)
     if not _is_made_from(store, made_from):
-        with alone(folder):
+        with making(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):
                 _make(config, folder, {"settings": settings, "made_from": made_from})
@@ -94,6 +101,7 @@ def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
         source.write(config, folder, about)
         return
     schema, chunks = source.read(config)
+    check_number_keys(config, schema.fields)
     build(schema, chunks, folder, _rules(config), about)
 
 
@@ -126,9 +134,9 @@ def _source(config: Any) -> Source:
 
 
 def _of_name(name: str) -> Source:
-    """The module of a source, or the object ``SOURCE`` in it."""
-    module: Any = importlib.import_module(SOURCES[name])
-    source: Source = getattr(module, "SOURCE", module)
+    module, _, own = SOURCES[name].partition(":")
+    found: Any = importlib.import_module(module)
+    source: Source = getattr(found, own) if own else found
     return source
 
 

@@ -38,6 +38,8 @@ class Field:
         buckets: of a number, as RecBole counts them: 2 where it isn't discretised.
         numerical: a number that is a feature: a batch has it as RecBole's pair of it and 1.
         scaled: a number that is brought into [0, 1] by the least and the largest one.
+        standardized: a number that is brought to mean 0 and standard deviation 1, both of train, or
+            of D where seeds split it.
     """
 
     name: str
@@ -50,13 +52,31 @@ class Field:
     buckets: int = 0
     numerical: bool = False
     scaled: bool = False
+    standardized: bool = False
 
     @classmethod
-    def number(cls, name: str, config: Any, kind: str = "float", origin: str = "inter") -> Field:
-        """A number, which ``numerical_features`` and ``normalize_field`` act on."""
+    def number(
+        cls,
+        name: str,
+        config: Any,
+        kind: str = "float",
+        origin: str = "inter",
+        table: str = "inter",
+    ) -> Field:
+        """A number: ``numerical_features``, ``normalize_field`` and ``standardize`` act on it."""
         scaled = bool(config["normalize_all"]) or name in (config["normalize_field"] or ())
         numerical = name in (config["numerical_features"] or ())
-        return cls(name, kind, origin, buckets=2, numerical=numerical, scaled=scaled)
+        standardized = numerical and not scaled and bool(config["standardize"])
+        return cls(
+            name,
+            kind,
+            origin,
+            table,
+            buckets=2,
+            numerical=numerical,
+            scaled=scaled,
+            standardized=standardized,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,8 @@ class Schema:
             the order of appearance from 1 on, as RecBole numbers them.
         order: of the ids of a vocabulary. ``appearance``: as the tokens appear. ``count``: the most
             frequent first and of equal ones the least, whatever the order of the rows.
-        group: the field whose tokens tell users apart, for metrics per user; rare ones as well.
+        group: the field whose tokens tell users apart, for metrics per user; rare ones as well. Or
+            a column of tokens of ``inter`` that is no field, and so no feature.
         time: a field of seconds since any moment; a store keeps them since the earliest one.
         joins: tables beside ``inter``.
         size: how much there is to read, None where that isn't known.

@@ -25,26 +25,22 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import torch
-from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
-from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.errors import NO_ROOM, UsageError, plain_name
 from recbole_escm2.identity import digest_of, file_digest
-from recbole_escm2.output import lock
+from recbole_escm2.output import alone, beside
 
 FORMAT = 4
 SCHEMA = "schema.json"
@@ -259,7 +255,8 @@ class StoreWriter:
 
     def __init__(self, folder: Path) -> None:
         self.target = folder
-        self.folder = unfinished(folder)
+        self.folder = folder  # until there is one beside
+        self._stack = contextlib.ExitStack()
         self.tables: dict[str, dict[str, Any]] = {}
         self.vocabularies: list[dict[str, Any]] = []
         self._open: list[TableWriter] = []
@@ -267,17 +264,22 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.target)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = self._stack.enter_context(_hidden(self.target))
             self.folder.mkdir()
         except OSError as error:
             raise _unwritable(self.target, error) from error
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for table in self._open:
-            table.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with self._stack:
+            for table in self._open:
+                with contextlib.suppress(OSError):  # it is thrown away
+                    table.close()
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UsageError(
+                f"{self.target.parent}: no room left on the disk ({error.strerror}); make room, or "
+                "name another folder for the data that training reads, with store_dir"
+            ) from error
 
     def table(self, name: str, layout: Layout) -> TableWriter:
         """Begin a table."""
@@ -312,6 +314,11 @@ class StoreWriter:
         )
         return number
 
+    def _files(self) -> list[Path]:
+        """All that is read of the store, beside its schema."""
+        stems = ["vocabulary-*", *self.tables]
+        return sorted({path for stem in stems for path in self.folder.glob(f"{stem}.*")})
+
     def commit(self, schema: Mapping[str, Any]) -> None:
         """Finish the tables, write the schema, and move the store to its place.
 
@@ -325,17 +332,16 @@ class StoreWriter:
             **schema,
             "tables": self.tables,
             "vocabularies": self.vocabularies,
-            "files": {path.name: file_digest(path) for path in sorted(self.folder.iterdir())},
+            "files": {path.name: file_digest(path) for path in self._files()},
         }
         text = json.dumps(whole, indent=1, ensure_ascii=False)
         _write(self.folder / SCHEMA, text.encode("utf-8"))
-        old = unfinished(self.target, "old")
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.target, old)  # a reader that has it open keeps its files
-        # Not there any more: only when another process was quicker, with the same content.
-        with contextlib.suppress(OSError):
-            os.replace(self.folder, self.target)
-        shutil.rmtree(old, ignore_errors=True)
+        with _hidden(self.target) as old:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.target, old)  # a reader that has it open keeps its files
+            # Not there any more: only when another process was quicker, with the same content.
+            with contextlib.suppress(OSError):
+                os.replace(self.folder, self.target)
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
@@ -346,13 +352,8 @@ def _write(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def unfinished(target: Path, what: str = "") -> Path:
-    """A folder beside a store for what this process makes of it.
-
-    When the process is no more, the next one that makes the store removes it.
-    """
-    process = f"{socket.gethostname()}.{os.getpid()}"
-    return target.with_name(f".{target.name}.{process}.{what and what + '.'}unfinished")
+def _hidden(target: Path) -> contextlib.AbstractContextManager[Path]:
+    return beside(target.with_name(f".{target.name}"))
 
 
 def _unwritable(target: Path, error: OSError) -> UsageError:
@@ -363,20 +364,17 @@ def _unwritable(target: Path, error: OSError) -> UsageError:
 
 
 @contextlib.contextmanager
-def alone(target: Path) -> Iterator[None]:
+def making(target: Path) -> Iterator[None]:
     """Holds off other processes that want to make the same store, for as long as it takes.
 
     Raises:
         UsageError: its folder can't be made or written into.
     """
     file = target.with_name(f".{target.name}.lock")
+    held = alone(file, f"making {target}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        held = lock(file)
-        held.acquire(timeout=0)
-    except Timeout:
-        getLogger().info(f"another process is making {target}; waiting for it")
-        held.acquire()
+        held.__enter__()
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
@@ -386,20 +384,7 @@ def alone(target: Path) -> Iterator[None]:
         # costs time and nothing else.
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
-        held.release()
-
-
-def remove_abandoned(target: Path) -> None:
-    """Remove what processes that are no more have left beside a store."""
-    prefix = f".{target.name}.{socket.gethostname()}."
-    for folder in target.parent.glob(f"{prefix}*.unfinished"):
-        process = folder.name[len(prefix) :].partition(".")[0]
-        try:
-            os.kill(int(process), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue  # somebody else's, and alive
+        held.__exit__(None, None, None)
 
 
 # --------------------------------------------------------------------------- reading

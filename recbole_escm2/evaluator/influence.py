@@ -8,7 +8,6 @@ influence of each row on each model's metric, summed by user and by item.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from recbole_escm2.evaluator.metrics import UndefinedMetricError, auc_influence
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Truth
+from recbole_escm2.output import replacing
 
 Array = NDArray[Any]
 
@@ -207,10 +207,8 @@ def _rows(file: Path) -> TestRows:
 
 
 def _write(file: Path, arrays: Mapping[str, Array]) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as stream:
+    with replacing(file) as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(unfinished, file)
 
 
 def _names(file: Path) -> list[str]:

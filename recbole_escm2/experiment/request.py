@@ -12,7 +12,7 @@ from typing import Any, cast
 from recbole_escm2.config import Config, idle_keys, known_keys, model_defaults, why_idle
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.keys import FAMILY, NOT_SWEPT, Kind
+from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.property_files import parse_value, read_yaml
@@ -124,7 +124,13 @@ class Request:
         own = dict(row.settings)
         model: Any = find_model(row.model)
         idle = idle_keys(model, self._backbone(row))
-        shared = {key: value for key, value in self._of_files.items() if key not in idle}
+        of_others = {  # keys that the models of other rows alone have
+            key
+            for key in self._of_files
+            if not self.reads(row, key) and any(self.reads(entry, key) for entry in self.entries)
+        }
+        left_out = idle | of_others
+        shared = {key: value for key, value in self._of_files.items() if key not in left_out}
         files = [shared, *_list(own.pop("config_files", []))]
         settings = {k: v for k, v in self.settings.items() if k not in own and self.reads(row, k)}
         try:
@@ -240,6 +246,9 @@ def read_request(options: Mapping[str, str]) -> Request:
     options = dict(options)
     asked = _from_file(options.pop("benchmark", None))
     asked |= {key: _option(key, options.pop(key)) for key in KEYS if key in options}
+    for key in asked.keys() & {"aa_row", "fresh", "saved"}:
+        if asked[key] is not None:
+            checked(key, asked[key], BOOLEAN)
     files = [*_list(asked.pop("config_files", [])), *options.pop("config_files", "").split()]
     of_file = asked.pop("dataset", None)
     dataset = options.pop("dataset", None) or of_file

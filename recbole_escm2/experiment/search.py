@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
 import warnings
@@ -149,7 +150,7 @@ def search(options: Mapping[str, str]) -> int:
         except KeyboardInterrupt:
             stopped = True
             say("stopped; the same command goes on from here")
-        _show(searcher.trials(), asked, stopped)
+        _show(searcher.results(), asked, stopped)
     return 130 if stopped else 0
 
 
@@ -216,6 +217,7 @@ class Searcher:
         self._reported: dict[str, int] = {}  # validations of it that the pruner knows
         with self._alone():  # Optuna doesn't expect two to make one database
             self._open()
+        self._study_id = self.storage.get_study_id_from_name(asked.name)
 
     def _open(self) -> None:
         """The study, made where there is none."""
@@ -259,6 +261,22 @@ class Searcher:
         again = {n for t in trials for n in t.system_attrs.get("retry_history", ())}
         return [t for t in trials if t.state in (states or _OVER) and t.number not in again]
 
+    def numbers(self) -> dict[int, int]:
+        """The numbers that trials are shown with, by Optuna's: one that is done again keeps its
+        own, so that they go on without a gap after a kill."""
+        shown: dict[int, int] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            first = next(iter(trial.system_attrs.get("retry_history", ())), trial.number)
+            shown[trial.number] = shown.get(first, len({*shown.values()}))
+        return shown
+
+    def results(self) -> list[FrozenTrial]:
+        """The trials that are over, with the numbers that they are shown with."""
+        numbers, trials = self.numbers(), [copy.copy(trial) for trial in self.trials()]
+        for trial in trials:
+            trial.number = numbers[trial.number]
+        return sorted(trials, key=lambda trial: trial.number)
+
     def try_again(self, numbers: Container[int] | None = None) -> None:
         """Queue again what failed, by default all of it: the reason may be gone."""
         with self._alone():
@@ -289,7 +307,11 @@ class Searcher:
         """Give signs of life of the trials at work, whatever the search itself waits for."""
         while not over.wait(_HEARTBEAT):
             for trial in list(self._at_work.values()):
-                self.storage.record_heartbeat(trial._trial_id)
+                self._give_sign_of_life(trial)
+
+    def _give_sign_of_life(self, trial: optuna.Trial) -> None:
+        own = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        self.storage.record_heartbeat(own)
 
     def _alone(self) -> Any:
         """While it is held no other search counts, or asks for, a trial."""
@@ -317,7 +339,7 @@ class Searcher:
                     return None
                 self.study.sampler = sampler_of(asked.sampler, asked.ranges.config["seed"], number)
                 trial = self.study.ask(asked.ranges.space)
-                self.storage.record_heartbeat(trial._trial_id)
+                self._give_sign_of_life(trial)
             try:
                 run = asked.run_of(trial.number, trial.params)
             except UsageError:  # the ranges are wrong
@@ -351,12 +373,12 @@ class Searcher:
             how = self._note(trial, outcome)
         except UpdateFinishedTrialError:
             return  # another search has taken it over, and will find the run finished
-        over = len(self.trials())
+        over, number = len(self.trials()), self.numbers()[trial.number]
         chosen = ", ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in trial.params.items()
         )
-        say(f"[{over}/{self.asked.trials}] trial {trial.number}: {how}; {chosen}")
+        say(f"[{over}/{self.asked.trials}] trial {number}: {how}; {chosen}")
 
     def _note(self, trial: optuna.Trial, outcome: Outcome) -> str:
         """Write down how a trial ended, and say it."""

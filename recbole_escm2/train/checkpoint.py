@@ -25,6 +25,7 @@ from torch import Tensor
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity, digest_of
+from recbole_escm2.output import replacing
 
 _SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
 _SEAL_BYTES = len(_SEAL % digest_of().hexdigest().encode())
@@ -55,12 +56,13 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         path: where to.
         state: what :func:`load_checkpoint` gives.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    with open(unfinished, "wb") as file:
+    with replacing(path) as file:
         written = _Digested(file)
-        torch.save(dict(state), cast(BinaryIO, written))
+        try:
+            torch.save(dict(state), cast(BinaryIO, written))
+        except RuntimeError as error:  # which doesn't say what the system has refused
+            raise written.error or error from None
         file.write(_SEAL % written.digest.hexdigest().encode())
-    os.replace(unfinished, path)
 
 
 def finish_checkpoint(path: Path) -> None:
@@ -76,10 +78,15 @@ class _Digested(io.BufferedIOBase):
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = digest_of()
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.config import Config, learns_both
-from recbole_escm2.errors import UsageError, own_files, place_in_own_code
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
 from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import model_path
 from recbole_escm2.output import logging_to, make_folder, make_run_dir, plain
@@ -42,6 +42,7 @@ class Run:
         checkpoints: where they go instead of the folder.
         whole: the run that this one is a part of; its folder is the parent of this one.
         started: whether a model has begun to learn: from then on the folder is kept.
+        parent_is_new: whether the folder that it lies in was made for it.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Run:
     checkpoints: Path | None = None
     whole: Run | None = None
     started: bool = False
+    parent_is_new: bool = False
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
@@ -67,6 +69,7 @@ class Run:
         Raises:
             UsageError: the folder can't be made.
         """
+        parent_is_new = not Path(config["output_dir"]).exists()
         return cls(
             folder=make_run_dir(config) if folder is None else folder.absolute(),
             model=model_path(config.model_class),
@@ -75,6 +78,7 @@ class Run:
             parts=PAIR if learns_both(config) else (),
             saved=saved,
             of_experiment=folder is not None,
+            parent_is_new=parent_is_new,
         )
 
     @property
@@ -156,11 +160,14 @@ class Run:
                     self.checkpoints = Path(config["checkpoint_dir"]).absolute()
                     make_folder("checkpoint_dir", self.checkpoints)
                 stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
-                stack.enter_context(_own_errors_in_words(config))
+                stack.enter_context(_errors_in_words(config))
                 yield
         except UsageError:
             if not (self.of_experiment or self.started or config["state"] == "debug"):
                 shutil.rmtree(self.folder)
+                if self.parent_is_new:
+                    with contextlib.suppress(OSError):  # another run has begun in it
+                        self.folder.parent.rmdir()
             raise
 
 
@@ -171,16 +178,20 @@ def given_settings(config: Config) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _own_errors_in_words(config: Any) -> Iterator[None]:
-    """An error in a user's own model is a UsageError that says where; its trace is logged."""
+def _errors_in_words(config: Any) -> Iterator[None]:
+    """An error in a user's own model, or of the system, is a UsageError; its trace is logged."""
     try:
         yield
     except UsageError:
         getLogger().debug("stopped here", exc_info=True)
         raise
     except Exception as error:
-        where = place_in_own_code(error, own_files(config.model_class))
-        if where is None:
+        said = place_in_own_code(error, own_files(config.model_class))
+        if said is not None:
+            said += " (--state=debug shows all calls)"
+        elif isinstance(error, OSError):
+            said = said_by_system(error)
+        else:
             raise
         getLogger().debug("stopped here", exc_info=True)
-        raise UsageError(f"{where} (--state=debug shows all calls)") from error
+        raise UsageError(said) from error

@@ -294,8 +294,10 @@ def test_a_plain_model_learns_from_it(splits):
 SMALL = Simulation(rows=3000, behaviours=60)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder, of=None):
+    """The files by name; all, or those of some names."""
+    paths = [path for path in folder.iterdir() if of is None or path.name in of]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def test_the_seed_decides_every_byte(tmp_path, monkeypatch):
@@ -368,13 +370,15 @@ def kill_me():
 
 @pytest.mark.parametrize("name", CSV)
 def test_killed_while_writing(name, tmp_path):
+    """The earlier simulation is kept until the new one is whole."""
     simulate(dataclasses.replace(SMALL, seed=1), tmp_path)
+    before = contents(tmp_path)
 
     def action():
         simulate(SMALL, tmp_path, lambda at, *_: kill_me() if at == name else None)
 
     assert in_a_child(action) == signal.SIGKILL
-    assert not FILES & set(contents(tmp_path))
+    assert contents(tmp_path, of=FILES) == before
     simulate(SMALL, tmp_path)
     assert set(contents(tmp_path)) == FILES
 
@@ -394,7 +398,7 @@ def test_killed_while_naming(renames, tmp_path, monkeypatch):
         simulate(SMALL, tmp_path)
 
     assert in_a_child(action) == signal.SIGKILL
-    left = set(contents(tmp_path))
+    left = set(contents(tmp_path, of=FILES))
     assert (raw.SIMULATION_FILE in left) == (renames == 8)
     assert raw.SIMULATION_FILE not in left or left == FILES
     simulate(SMALL, tmp_path)

@@ -295,6 +295,19 @@ def test_what_train_does_not_refer_to_is_unknown(tmp_path):
     assert store.tables["user"].column("age", rows.long()).tolist() == [2, 2, 1, 2]
 
 
+@pytest.mark.parametrize("vocabulary", ["all", "train"])
+def test_a_group_that_is_no_feature(tmp_path, vocabulary):
+    schema = Schema((Field("ad"),), LABELS, vocabulary=vocabulary, group="search")
+    chunks = [
+        chunk(part, ad=["a"] * len(own), search=own)
+        for part, own in (("train", ["s7", "s9", "s7"]), ("test", ["s8", "s9", None]))
+    ]
+    store = built(tmp_path, schema, chunks)
+    assert column(store, store.schema["group"]) == [1, 2, 1, 3, 2, 0]
+    assert [entry["name"] for entry in store.schema["fields"]] == ["ad"]
+    assert "search" not in store.tables["inter"].fields
+
+
 def test_a_key_that_is_no_feature_and_a_group_that_is_joined(tmp_path):
     fields = (Field("user", origin="user_id", table="common"),)
     schema = Schema(fields, LABELS, group="user", joins=(Join("common", "key"),))

@@ -11,6 +11,8 @@ import torch
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
+from recbole_escm2.quick_start import run
+from recbole_escm2.train.checkpoint import load_checkpoint
 
 USERS, ITEMS = 30, 40
 
@@ -180,6 +182,44 @@ def test_missing_files_are_explained(tmp_path, content, raw):
 def test_the_conversion_is_a_rating(tmp_path, content, threshold):
     with pytest.raises(UsageError, match=r"threshold of .* must be {rating: a number}"):
         load(tmp_path, threshold=threshold)
+
+
+def rewrite(file, change):
+    """Change ratings of a file: ``change`` gets the matrix and returns another one."""
+    matrix = np.array([line.split() for line in file.read_text().splitlines()]).astype(int)
+    lines = (" ".join(map(str, row)) for row in change(matrix))
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("model", ["ESCM2_DR", "ESCM2_IPS"])
+@pytest.mark.parametrize("propensity", ["ctr_tower", "field"])
+def test_labels_of_the_random_part_touch_no_weight(tmp_path, content, raw, model, propensity):
+    """Nor a threshold: neither what its pairs were rated, nor which of them users had chosen."""
+    shown = content[1] > 0
+    settings = {
+        **{"data_path": str(tmp_path), "output_dir": str(tmp_path / "out"), "epochs": 2},
+        **{"train_batch_size": 256, "propensity": propensity, "show_progress": False},
+    }
+
+    def trained():
+        outcome = run(model, "coat", config_dict=settings)
+        checkpoint = Path(outcome["run_dir"]) / "checkpoint.pth"
+        weights = load_checkpoint(checkpoint, torch.device("cpu"))["state_dict"]
+        return outcome, weights
+
+    outcome, weights = trained()
+    rewrite(raw / "test.ascii", lambda rating: np.where(shown, 6 - rating, 0))
+    rewrite(raw / "train.ascii", lambda rating: np.where(shown, 5 * (rating == 0), rating))
+    other, again = trained()
+    assert weights.keys() == again.keys()
+    for name, values in weights.items():
+        assert torch.equal(values, again[name]), name
+    assert outcome["best_valid_result"] == other["best_valid_result"]
+    assert outcome["test_result"] != other["test_result"]
+    assert outcome["test_result"].threshold == other["test_result"].threshold
+    rewrite(raw / "train.ascii", lambda rating: np.where(shown, rating, 5 * (rating == 0)))
+    _, changed = trained()  # of other pairs they do
+    assert any(not torch.equal(values, changed[name]) for name, values in weights.items())
 
 
 def test_the_command_line_trains(program, metrics_of, tmp_path):

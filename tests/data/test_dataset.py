@@ -87,8 +87,12 @@ def test_features_are_those_of_the_files(rich, rows_of):
 
 SETTINGS = {
     "as they come": {},
-    "numerical": {"numerical_features": ["price", "age", "weight", "prices"]},
+    "numerical": {
+        "numerical_features": ["price", "age", "weight", "prices"],
+        "standardize": False,
+    },
     "discretised": {
+        "standardize": False,
         "numerical_features": ["price", "age", "weight", "prices"],
         "discretization": {
             "price": {"method": "ED", "bucket": 3},
@@ -606,8 +610,9 @@ def test_missing_folder_names_what_there_is(toy):
         EntireSpaceDataset(config)
     message = str(caught.value)
     assert (
-        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, coat, hillstrom, ml-100k, "
-        "ml-100k-semi, shop." in message
+        "there is no data set 'toy'. Data sets: ali-ccp, ali-ccp-sim, aliexpress-es, "
+        "aliexpress-fr, aliexpress-nl, aliexpress-us, coat, criteo-attribution, criteo-uplift, "
+        "hillstrom, kuairand-pure, kuairec, ml-100k, ml-100k-semi, shop, yahoo-r3." in message
     )
     assert f"put its atomic files into {toy.folder} (toy.inter" in message
     assert "--data_path" in message

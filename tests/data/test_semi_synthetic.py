@@ -22,6 +22,7 @@ from recbole_escm2.data.worlds.outcomes import (
     scaled_to_mean,
 )
 from recbole_escm2.errors import UsageError
+from recbole_escm2.identity import file_digest
 from recbole_escm2.quick_start import run
 from recbole_escm2.train.checkpoint import load_checkpoint
 
@@ -434,11 +435,14 @@ def trained(model, given):
 def overwrite_truth(stores):
     """Other true probabilities and potential conversions than those of a store, in its files."""
     (folder,) = (path.parent for path in Path(stores).rglob("schema.json"))
-    layout = json.loads((folder / "schema.json").read_text())["tables"]["inter"]["layout"]
+    schema = json.loads((folder / "schema.json").read_text())
+    layout = schema["tables"]["inter"]["layout"]
     for name in TRUTH:
         path = folder / f"inter.{name}"
         old = np.fromfile(path, dtype=np.dtype(layout["apart"][name]))
         (1 - old).astype(old.dtype).tofile(path)
+        schema["files"][path.name] = file_digest(path)
+    (folder / "schema.json").write_text(json.dumps(schema))
     return folder
 
 

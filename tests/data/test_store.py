@@ -280,19 +280,27 @@ with StoreWriter(Path(sys.argv[1])) as store:
 def test_a_killed_writer_leaves_no_store_and_the_next_one_cleans_up(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "s")], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [path.name.endswith(".unfinished") for path in tmp_path.iterdir()] == [True]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.rpartition(".")[2] for name in names] == ["unfinished", "lock"]
     with pytest.raises(NoStoreError):
         Store(tmp_path / "s")
     write(tmp_path / "s", content(3))
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_a_living_writer_is_left_alone(tmp_path):
+def test_a_living_writer_is_left_alone_and_all_others_go(tmp_path):
+    """Those of other hosts, and of processes whose number somebody else has by now."""
     with StoreWriter(tmp_path / "s") as first:
-        other = tmp_path / f".s.{first.folder.name.split('.')[2]}.{os.getppid()}.unfinished"
-        other.mkdir()
+        for name in (f".s.{os.getpid()}.unfinished", ".s.elsewhere.1.old.unfinished"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "t.rows").write_bytes(b"1")
+        (tmp_path / ".t.1.unfinished").mkdir()
         write(tmp_path / "s", content(3))
-        assert other.is_dir()
+        first.table("t", Layout((Column("a"),)))
+        assert {path.name for path in tmp_path.iterdir()} == {
+            *("s", first.folder.name, f"{first.folder.name}.lock", ".t.1.unfinished")
+        }
+    assert {path.name for path in tmp_path.iterdir()} == {"s", ".t.1.unfinished"}
 
 
 # ------------------------------------------------------------------ rows in RecBole's dress

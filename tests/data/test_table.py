@@ -146,9 +146,14 @@ def test_types_come_from_the_file(mine, case):
 
 def test_numerical_features_and_their_scale(mine):
     mine.write(pa.table({"age": [20, None, 40, 60], "click": [1, 0, 1, 0], "conversion": [0] * 4}))
-    assert column(mine.dataset(numerical_features=["age"]), "age") == [
-        [20, 1], [40, 1], [40, 1], [60, 1],
-    ]  # fmt: skip
+    raw = mine.dataset(numerical_features=["age"], standardize=False)
+    assert column(raw, "age") == [[20, 1], [40, 1], [40, 1], [60, 1]]
+    usual = mine.dataset(numerical_features=["age"])
+    deviation = (800 / 3) ** 0.5
+    expected = [[value / deviation, 1] for value in (-20, 0, 0, 20)]
+    assert np.allclose(column(usual, "age"), expected)
+    (entry,) = (entry for entry in usual.store.schema["fields"] if entry["name"] == "age")
+    assert (entry["mean"], entry["deviation"]) == (40, pytest.approx(deviation))
     scaled = mine.dataset(numerical_features=["age"], normalize_field=["age"])
     assert column(scaled, "age") == [[0, 1], [0.5, 1], [0.5, 1], [1, 1]]
     assert mine.dataset().field2type["age"].value == "token"

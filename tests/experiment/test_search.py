@@ -138,6 +138,9 @@ def test_a_search_survives_a_kill_and_its_config_runs(
         trials = list(csv.DictReader(file))
     assert len(trials) == 6
     assert {trial["state"] for trial in trials} == {"complete"}
+    # one that is done again keeps its number
+    assert [trial["trial"] for trial in trials] == [*"012345"]
+    assert set(re.findall(r"trial (\d+):", done.stderr)) <= {*"012345"}
     best = max(trials, key=lambda trial: float(trial["valid_CTCVR_AUC"]))
     content = yaml.safe_load((folder / "best.yaml").read_text())
     assert content["learning_rate"] == pytest.approx(float(best["learning_rate"]))

@@ -9,7 +9,6 @@ vocabularies and a few numbers per common row; impressions only pass through.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import numbers
@@ -174,30 +173,23 @@ def build(
     content: Input, target: Path, options: Options, schema: Mapping[str, Any], progress: bool
 ) -> dict[str, Any]:
     """Write the store of any input, see :func:`convert`."""
-    try:
-        with StoreWriter(target) as writer:
-            conversion = _Conversion(content, options, writer, progress)
-            report = conversion.run()
-            (writer.folder / REPORT_FILE).write_text(markdown(report), encoding="utf-8")
-            writer.commit(
-                {
-                    **schema,
-                    "sizes": [report["parts"][part]["rows"] for part in PARTS],
-                    "joins": [{"table": "common", "key": "common"}],
-                    "group": "user" if conversion.knows_users else None,
-                    "time": None,
-                    "truth": "potential" if content.truth else "none",
-                    "fields": conversion.fields,
-                    "report": report,
-                    "simulated": content.simulated,
-                }
-            )
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UsageError(
-            f"{target}: no room left on the disk; it takes about as much as the uncompressed text"
-        ) from error
+    with StoreWriter(target) as writer:
+        conversion = _Conversion(content, options, writer, progress)
+        report = conversion.run()
+        (writer.folder / REPORT_FILE).write_text(markdown(report), encoding="utf-8")
+        writer.commit(
+            {
+                **schema,
+                "sizes": [report["parts"][part]["rows"] for part in PARTS],
+                "joins": [{"table": "common", "key": "common"}],
+                "group": "user" if conversion.knows_users else None,
+                "time": None,
+                "truth": "potential" if content.truth else "none",
+                "fields": conversion.fields,
+                "report": report,
+                "simulated": content.simulated,
+            }
+        )
     for warning in report["warnings"]:
         logging.getLogger().warning("%s", warning)
     for note in report["notes"]:

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recbole_escm2.data.ali_ccp import raw
-from recbole_escm2.errors import UsageError
-from recbole_escm2.output import lock, write_json
+from recbole_escm2.errors import UsageError, said_by_system
+from recbole_escm2.output import alone, beside, write_json
 
 if TYPE_CHECKING:
     from recbole_escm2.data.ali_ccp.draw import Drawn, Draws
@@ -138,8 +138,9 @@ def simulate(
 
     ``truth_SPLIT.npy`` is float32 ``[rows, 3]``: row n has raw.TRUTH_COLUMNS of line n of the
     skeleton. Files get their names when they are whole, and ``simulation.json``, which says that
-    there is everything, comes last. Simulated files that the folder holds go first. Needs memory
-    for the vocabularies and 24 bytes a common row, whatever the number of impressions.
+    there is everything, comes last. Simulated files that the folder holds stay until the new ones
+    are whole. Of several processes one simulates at a time. Needs memory for the vocabularies and
+    24 bytes a common row, whatever the number of impressions.
 
     Args:
         simulation: what to simulate.
@@ -157,14 +158,24 @@ def simulate(
     """
     draws = draws_of(simulation)
     out = Path(out)
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         place = out.absolute()
-        with lock(place.with_name(f".{place.name}.lock")):
-            _clear(out)
-            return _write(draws, out, progress)
+        with alone(place.with_name(f".{place.name}.lock"), f"simulating into {place}"):
+            _check(out)
+            with beside(out / raw.SIMULATION_FILE) as made:
+                made.mkdir()
+                content = _write(draws, made, progress)
+                _clear(out)
+                _publish(made, out, content)
+            return content
     except OSError as error:
-        raise UsageError(f"{error.filename or out}: {error.strerror or error}") from error
+        raise UsageError(said_by_system(error)) from error
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds the simulation
+                out.rmdir()
 
 
 def draws_of(simulation: Simulation) -> Draws:
@@ -180,21 +191,12 @@ def draws_of(simulation: Simulation) -> Draws:
     return Draws(simulation)
 
 
-def _write(draws: Draws, out: Path, progress: Progress | None) -> dict[str, Any]:
-    """Write all files into a folder without any; returns what ``simulation.json`` holds."""
-    try:
-        for split in raw.SPLITS:
-            for kind, name_of in raw.NAMES.items():
-                _write_text(draws, kind, split, out / name_of(split), progress)
-        sizes = {name: _partial(out / name).stat().st_size for name in _FILES}
-        content = {**draws.about(), "bytes": sizes}
-        _publish(out, content)
-    except BaseException:
-        for name in (raw.SIMULATION_FILE, _ANNOUNCED, *_FILES):
-            (out / name).unlink(missing_ok=True)
-            _partial(out / name).unlink(missing_ok=True)
-        raise
-    return content
+def _write(draws: Draws, folder: Path, progress: Progress | None) -> dict[str, Any]:
+    """Write all files into an empty folder; returns what ``simulation.json`` holds."""
+    for split in raw.SPLITS:
+        for kind, name_of in raw.NAMES.items():
+            _write_text(draws, kind, split, folder / name_of(split), progress)
+    return {**draws.about(), "bytes": {name: (folder / name).stat().st_size for name in _FILES}}
 
 
 def _write_text(draws: Draws, kind: str, split: str, path: Path, progress: Progress | None) -> None:
@@ -202,8 +204,8 @@ def _write_text(draws: Draws, kind: str, split: str, path: Path, progress: Progr
     total, done = draws.rows(kind, split), 0
     truth_path = path.with_name(raw.truth_name(split)) if kind == "skeleton" else None
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_partial(path).open("wb"))
-        truth = stack.enter_context(_partial(truth_path).open("wb")) if truth_path else None
+        file = stack.enter_context(path.open("wb"))
+        truth = stack.enter_context(truth_path.open("wb")) if truth_path else None
         if truth:
             shape = (total, len(raw.TRUTH_COLUMNS))
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -240,31 +242,34 @@ def _text(drawn: Drawn, kind: str) -> memoryview:
     return memoryview(lines.buffers()[2])[: pc.sum(pc.binary_length(lines)).as_py()]
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.unfinished")
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier simulation has left in a folder.
+def _check(out: Path) -> None:
+    """Make sure that a folder's raw files are an earlier simulation's.
 
     At any moment, a raw file there is one that SIMULATION_FILE or _ANNOUNCED lists.
 
     Raises:
         UsageError: there is a file that no simulation has written.
     """
-    present = [name for name in _FILES if (out / name).exists()]
     listed = _listed(out / raw.SIMULATION_FILE) or _listed(out / _ANNOUNCED)
-    for name in present:
-        if listed.get(name) != (out / name).stat().st_size:
+    for name in _FILES:
+        if (out / name).exists() and listed.get(name) != (out / name).stat().st_size:
             raise UsageError(
                 f"{out / name} isn't a file that a simulation has written: simulate into another"
                 " folder, or move the raw files away"
             )
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier simulation has left in a folder.
+
+    Raises:
+        UsageError: as :func:`_check`.
+    """
+    _check(out)
     if (out / raw.SIMULATION_FILE).exists():
         os.replace(out / raw.SIMULATION_FILE, out / _ANNOUNCED)
     for name in _FILES:
         (out / name).unlink(missing_ok=True)
-        _partial(out / name).unlink(missing_ok=True)
     (out / _ANNOUNCED).unlink(missing_ok=True)
 
 
@@ -277,9 +282,9 @@ def _listed(path: Path) -> dict[str, int]:
     return sizes if isinstance(sizes, dict) else {}
 
 
-def _publish(out: Path, content: dict[str, Any]) -> None:
-    """Give the files their names; the file that says that they are complete is the last."""
+def _publish(made: Path, out: Path, content: dict[str, Any]) -> None:
+    """Move the files to their places; the file that says that they are complete is the last."""
     write_json(out / _ANNOUNCED, content)
     for name in _FILES:
-        os.replace(_partial(out / name), out / name)
+        os.replace(made / name, out / name)
     os.replace(out / _ANNOUNCED, out / raw.SIMULATION_FILE)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -66,6 +70,13 @@ def read(config: Any) -> tuple[Schema, list[Chunk]]:
     return data.schema(), data.chunks()
 
 
+def with_settings(config: Any, **settings: Any) -> Any:
+    """A copy of a config with other settings."""
+    own = copy.copy(config)
+    own.final_config_dict = {**config.final_config_dict, **settings}
+    return own
+
+
 def inter_name(config: Any, part: str | None) -> str:
     """File name of the impressions, or of one of three pre-split parts of them."""
     return ".".join(filter(None, [config["dataset"], part, "inter"]))
@@ -119,6 +130,7 @@ class AtomicFiles(Dataset):
         UsageError: a file, a column or a label isn't as it must be; the message says where.
     """
 
+    config: Any
     inter_feat: Any
     file_size_list: list[int]
 
@@ -128,6 +140,8 @@ class AtomicFiles(Dataset):
         self.label_columns = label_columns(labels_of(config))
         #: What to tell the user about the data, whenever it is used.
         self.notes: list[tuple[str, str]] = []
+        self._numbers: dict[str, list[int]] = {}  # of rows below the header, by feat
+        self._path_of: dict[str, Path] = {}  # by column
         with warnings.catch_warnings():
             # RecBole fills missing values in place, which pandas 2 announces as deprecated.
             warnings.simplefilter("ignore", FutureWarning)
@@ -193,6 +207,19 @@ class AtomicFiles(Dataset):
         if parts is not None:
             self.file_size_list = [len(frame) for frame in frames]
 
+    def _load_user_or_item_feat(
+        self, token: str, dataset_path: str, source: Any, field_name: str
+    ) -> pd.DataFrame | None:
+        """With all rows of a user or an item; the builder says which counts."""
+        path = Path(dataset_path) / f"{token}.{source.value}"
+        field = getattr(self, field_name)
+        feat = self._load_feat(str(path), source) if path.is_file() else None
+        if feat is not None and field not in feat:
+            raise UsageError(f"load_col or unload_col leave out '{field}' of {path}")
+        if field in self.field2source:
+            self.field2source[field] = FeatureSource(f"{source.value}_id")
+        return feat
+
     def _header(self, path: Path) -> dict[str, str]:
         return read_header(path, self.config["field_separator"], self.config["encoding"])
 
@@ -223,6 +250,7 @@ class AtomicFiles(Dataset):
         ]
         if not fields:
             return None
+        self._check_once(path, fields, source)
         for field in fields:
             kind = FeatureType(header[field])
             self.field2source[field], self.field2type[field] = source, kind
@@ -245,6 +273,19 @@ class AtomicFiles(Dataset):
             if self.field2type[field].value.endswith("seq"):
                 frame[field] = self._sequences(frame[field], field, path)
         return frame
+
+    def _check_once(self, path: Path, fields: list[str], source: Any) -> None:
+        """Make sure that a feature stands in one file."""
+        free = {self.uid_field, self.iid_field}
+        if source == FeatureSource.INTERACTION:  # what labels are made of is no feature
+            free |= set(fields if self.config["impressions"] == "pairs" else self._threshold)
+        for field in fields:
+            other = path if field in free else self._path_of.setdefault(field, path)
+            if other.suffix != path.suffix:
+                raise UsageError(
+                    f"{other} and {path} both have a column '{field}': one would replace the "
+                    "other. Rename it in one of them, or leave it out with unload_col"
+                )
 
     def _read(
         self, path: Path, header: dict[str, str], fields: list[str], labels: set[str]
@@ -451,10 +492,8 @@ class AtomicFiles(Dataset):
         before = len(self.inter_feat)
         super()._data_filtering()
         if left_out := before - len(self.inter_feat):
-            self._note(
-                f"RecBole's filters leave {left_out:,} of {before:,} impressions out of D "
-                "(filter_inter_by_user_or_item, val_interval, rm_dup_inter, ..._inter_num_interval)"
-            )
+            said = f"RecBole's filters leave {left_out:,} of {before:,} impressions out of D"
+            self._note(f"{said} ({_FILTERS})")
 
     def field2feats(self, field: str) -> list[Any]:
         if self.field2source.get(field) == LABEL_SOURCE:
@@ -475,12 +514,47 @@ class AtomicFiles(Dataset):
     def _user_item_feat_preparation(self) -> None:
         """The builder orders rows by their ids."""
 
-    def _fill_nan(self) -> None:
+    def _reset_index(self) -> None:
         for name in self.feat_name_list:
             feat = getattr(self, name)
-            for field in feat:
+            if feat.empty:
+                raise UsageError(
+                    f"data set '{self.dataset_name}': RecBole's filters leave no row of "
+                    f"{name.removesuffix('_feat')}. {_FILTERS}; and ids must be written the same "
+                    "way in all files"
+                )
+            self._numbers[name] = (feat.index.to_numpy() + 1).tolist()
+        super()._reset_index()
+
+    def _fill_nan(self) -> None:
+        """Of what RecBole cuts into buckets; the builder knows what a missing number becomes."""
+        for field in self.config["discretization"] or ():
+            for feat in self.field2feats(field):
                 if self.field2type[field] == FeatureType.FLOAT:
                     feat[field] = feat[field].fillna(feat[field].mean())
+
+    def _normalize(self) -> None:
+        """RecBole's, of what it cuts into buckets; the builder does it to other numbers."""
+        buckets = set(self.config["discretization"] or ())
+        named = self.float_like_fields if self.config["normalize_all"] else None
+        named = named or self.config["normalize_field"] or []
+        with self._setting(normalize_all=False, normalize_field=[*buckets.intersection(named)]):
+            super()._normalize()
+
+    def _discretization(self) -> None:
+        """RecBole's; numbers that aren't cut into buckets stay as they are."""
+        with self._setting(numerical_features=[*(self.config["discretization"] or ())]):
+            super()._discretization()
+
+    @contextlib.contextmanager
+    def _setting(self, **settings: Any) -> Iterator[None]:
+        """Let RecBole's code see other settings."""
+        own = self.config
+        self.config = with_settings(own, **settings)
+        try:
+            yield
+        finally:
+            self.config = own
 
     # ------------------------------------------------------------------ what the builder gets
 
@@ -493,15 +567,7 @@ class AtomicFiles(Dataset):
         sides = [("user", self.user_feat, self.uid_field), ("item", self.item_feat, self.iid_field)]
         return Schema(
             fields=tuple(
-                Field(
-                    field,
-                    kind.value,
-                    self.field2source[field].value,
-                    _TABLES.get(self.field2source[field], "inter"),
-                    vocabulary.get(field),
-                    longest=int(self.field2seqlen[field]),
-                    buckets=int(self.field2bucketnum.get(field, 0)),
-                )
+                self._field(field, kind.value, vocabulary.get(field))
                 for field, kind in self.field2type.items()
                 if self.field2source[field] != LABEL_SOURCE
             ),
@@ -511,6 +577,15 @@ class AtomicFiles(Dataset):
             joins=tuple(Join(name, key) for name, feat, key in sides if feat is not None),
             notes=self.notes,
         )
+
+    def _field(self, name: str, kind: str, vocabulary: str | None) -> Field:
+        source = self.field2source[name]
+        table, longest = _TABLES.get(source, "inter"), int(self.field2seqlen[name])
+        if kind.startswith("float") and name not in (self.config["discretization"] or ()):
+            own = Field.number(name, self.config, kind, source.value, table)
+            return replace(own, longest=longest)
+        buckets = int(self.field2bucketnum.get(name, 0))
+        return Field(name, kind, source.value, table, vocabulary, longest=longest, buckets=buckets)
 
     def chunks(self) -> list[Chunk]:
         """The frames."""
@@ -523,11 +598,16 @@ class AtomicFiles(Dataset):
             parts, self.benchmark_filename_list or [None], sizes, strict=True
         ):
             own = inter.slice(start, rows)
-            found.append(Chunk(own, part=part, file=inter_name(self.config, name)))
+            numbers = self._numbers.get("inter_feat")
+            found.append(Chunk(own, part=part, file=inter_name(self.config, name), numbers=numbers))
             start += rows
         for name in ("user", "item"):
             if (feat := getattr(self, f"{name}_feat")) is not None:
-                found.append(Chunk(self._arrow(feat), name))
+                file, numbers = (
+                    f"{self.config['dataset']}.{name}",
+                    self._numbers.get(f"{name}_feat"),
+                )
+                found.append(Chunk(self._arrow(feat), name, file=file, numbers=numbers))
         return found
 
     def _arrow(self, feat: pd.DataFrame) -> pa.RecordBatch:
@@ -536,6 +616,7 @@ class AtomicFiles(Dataset):
         )
 
 
+_FILTERS = "filter_inter_by_user_or_item, val_interval, rm_dup_inter, ..._inter_num_interval"
 _TABLES = {FeatureSource.USER: "user", FeatureSource.ITEM: "item"}
 
 

@@ -1,13 +1,14 @@
-"""CSV files with a header, in Arrow batches whose lines are counted."""
+"""CSV files and their kin, plain or gzipped, in Arrow batches whose lines are counted."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from recbole_escm2.errors import UsageError
@@ -15,14 +16,53 @@ from recbole_escm2.errors import UsageError
 _BLOCK = 4 << 20  # bytes that are parsed at once
 
 
+def csv_columns(
+    file: Path,
+    types: Mapping[str, pa.DataType],
+    delimiter: str = ",",
+    names: Sequence[str] = (),
+    whole: Collection[str] = (),
+) -> Iterator[tuple[range, pa.RecordBatch]]:
+    """Some columns of a file in batches, with the number of each row's line.
+
+    Args:
+        file: as :func:`csv_batches` takes it.
+        types: of the columns that are read; others aren't looked at.
+        delimiter: between cells.
+        names: of all columns, where the first line is a row.
+        whole: columns that have a value in every row.
+
+    Raises:
+        UsageError: as :func:`csv_batches`, a column isn't there, or a value.
+    """
+    found, _ = csv_batches(file, {}, delimiter, names)
+    for name in types:
+        if name not in found.names:
+            raise UsageError(f"{file} has no column '{name}'; it has {', '.join(found.names)}")
+    _, batches = csv_batches(file, types, delimiter, names, list(types))
+    for lines, batch in batches:
+        for name in whole:
+            if batch.column(name).null_count:
+                row = int(pc.index(batch.column(name).is_null(), True).as_py())
+                raise UsageError(f"{file} line {lines[row]:,} has no {name}")
+        yield lines, batch
+
+
 def csv_batches(
-    file: Path, types: Mapping[str, pa.DataType]
+    file: Path,
+    types: Mapping[str, pa.DataType],
+    delimiter: str = ",",
+    names: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> tuple[pa.Schema, Iterator[tuple[range, pa.RecordBatch]]]:
     """The columns of a file, and its rows in batches with the number of each one's line.
 
     Args:
         file: its first line names the columns; no cell holds a line break.
         types: of columns; other columns have the types that the first rows look like.
+        delimiter: between cells.
+        names: of the columns, where the first line is a row.
+        only: the columns to read; by default all.
 
     Raises:
         UsageError: a line has too few or too many cells, or a cell isn't of its column's type; the
@@ -32,17 +72,18 @@ def csv_batches(
         reader = pa.csv.open_csv(
             file,
             # A row's number is known in one thread only.
-            read_options=pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK),
-            parse_options=pa.csv.ParseOptions(ignore_empty_lines=False),
+            read_options=pa.csv.ReadOptions(
+                use_threads=False, block_size=_BLOCK, column_names=list(names)
+            ),
+            parse_options=pa.csv.ParseOptions(ignore_empty_lines=False, delimiter=delimiter),
             convert_options=pa.csv.ConvertOptions(
-                column_types=dict(types), strings_can_be_null=True
+                column_types=dict(types), strings_can_be_null=True, include_columns=list(only)
             ),
         )
-    return reader.schema, _batches(file, reader)
+    return reader.schema, _batches(file, reader, 1 if names else 2)
 
 
-def _batches(file: Path, reader: Any) -> Iterator[tuple[range, pa.RecordBatch]]:
-    line = 2
+def _batches(file: Path, reader: Any, line: int) -> Iterator[tuple[range, pa.RecordBatch]]:
     with _faults(file):
         for batch in reader:
             yield range(line, line + len(batch)), batch

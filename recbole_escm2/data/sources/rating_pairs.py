@@ -78,6 +78,9 @@ class RatingPairs(RawFiles):
     )
     #: What a rating is called in the key ``threshold``.
     rating = "rating"
+    #: Whether users might have chosen the pairs that were shown at random. Clicks on these can be
+    #: scored where they are a uniform sample of all pairs: about as many of them were chosen.
+    clicks_random_pairs = True
     #: Whether a rating converts.
     converts: Callable[..., Any] = staticmethod(np.greater_equal)
 
@@ -90,7 +93,7 @@ class RatingPairs(RawFiles):
         raise NotImplementedError
 
     def read(self, config: Any) -> tuple[Schema, Iterator[Chunk]]:
-        """All pairs, those that were shown at random as the part test, without their labels' use.
+        """All pairs; those that were shown at random are the part test.
 
         Raises:
             UsageError: a file isn't as it must be, or ``threshold`` names something else.
@@ -102,15 +105,21 @@ class RatingPairs(RawFiles):
         if not len(random[0]):
             raise UsageError(f"data set '{config['dataset']}': no pair was shown at random")
         both = int(np.isin(random[0], chosen[0], assume_unique=True).sum())
+        chosen_share = len(chosen[0]) / (len(data.users) * items)
+        schema = self._schema(
+            config, data, self.clicks_random_pairs and both >= len(random[0]) * chosen_share / 2
+        )
         held = config["protocol"] == "held_out"
         fate = "left out of train and validation" if held else "in train as well (protocol)"
         note = (
-            f"{len(chosen[0]):,} chosen pairs, {len(random[0]):,} shown at random, {both:,} of "
-            f"these chosen, too ({both / len(random[0]):.1%}; {len(chosen[0]):,} of "
-            f"{len(data.users) * items:,} pairs are {len(chosen[0]) / len(data.users) / items:.1%}"
-            f"): {fate}"
+            f"{len(chosen[0]):,} pairs were chosen, {chosen_share:.1%} of all, and "
+            f"{len(random[0]):,} shown at random: {both:,} of these were chosen as well, "
+            f"{both / len(random[0]):.1%}. They are {fate}"
         )
-        schema = self._schema(config, data, clicks_known=both > 0)
+        if not schema.clicks_known:
+            note += ", and clicks of test aren't scored"
+        if repeated := len(data.chosen.user) - len(chosen[0]):
+            note += f". {repeated:,} further ratings of the same pairs don't count"
         schema.notes.extend([("info", note), *data.notes])
         schema.report.update(chosen=len(chosen[0]), random=len(random[0]), both=both)
         return schema, self._chunks(config, schema, data, chosen, random)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -41,13 +40,7 @@ def of_ratings(config: Any) -> Any:
         path = Path(recbole.__file__).parent / "dataset_example" / name
     else:
         path = Path(config["data_path"]).parent / name
-    own = copy.copy(config)
-    own.final_config_dict = {
-        **config.final_config_dict,
-        "dataset": name,
-        "data_path": str(path),
-    }
-    return own
+    return atomic.with_settings(config, dataset=name, data_path=str(path))
 
 
 def simulates(config: Any) -> bool:

@@ -24,6 +24,7 @@ from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.csv_text import csv_batches
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.output import beside
 
 #: Formats by the suffix of a file, or of a folder of parts.
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
@@ -31,6 +32,7 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "i
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
     *("load_col", "unload_col", "numerical_features", "normalize_field", "normalize_all"),
+    "standardize",
     *("alias_of_user_id", "alias_of_item_id", "benchmark_filename", "threshold"),
 )
 # What RecBole does to atomic files before they are impressions; a table is made as it is wanted.
@@ -89,12 +91,10 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for part, own in parts.items():
         path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        pa.parquet.write_table(_arrow(own), unfinished)
-        if path.is_file() and path.read_bytes() == unfinished.read_bytes():
-            unfinished.unlink()
-        else:
-            os.replace(unfinished, path)
+        with beside(path) as unfinished:
+            pa.parquet.write_table(_arrow(own), unfinished)
+            if not path.is_file() or path.read_bytes() != unfinished.read_bytes():
+                os.replace(unfinished, path)
     return name
 
 
@@ -306,9 +306,7 @@ class _Reader:
         names = [own.name for own in self.fields]
         group, time = self.config["USER_ID_FIELD"], self.config["TIME_FIELD"]
         known = self.labels.potential_conversion or self.labels.true_cvr
-        idle = [own.name for own in self.fields if own.kind.startswith("float")]
-        idle = [name for name in idle if name not in self.numeric]
-        schema = Schema(
+        return Schema(
             self.fields,
             self.labels,
             truth="potential" if known else "none",
@@ -316,10 +314,6 @@ class _Reader:
             group=group if group in names else None,
             time=time if time in names else None,
         )
-        if idle:
-            note = f"numbers are features where numerical_features names them: {', '.join(idle)}"
-            schema.notes.append(("info", note))
-        return schema
 
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
         """All rows, file by file."""

@@ -1,0 +1,421 @@
+"""What is refused or said of data of any source, because it can't be right or seldom is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_escm2.bags import Bags
+from recbole_escm2.data.schema import Chunk, Field, Join, Schema
+from recbole_escm2.errors import UsageError, did_you_mean
+
+_LARGEST = float(np.finfo(np.float32).max)  # a store has numbers of 32 bits
+_FEW = 5  # positives, and negatives, without which a label can't be given away
+_GIVEN_AWAY = 0.99  # AUC of one feature alone
+_BINS = 50  # of a number
+_ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
+_ENOUGH = 100  # rows from which that can be told
+_KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
+_SHOWN = 100_000  # rows with the same key that are compared
+
+# --------------------------------------------------------------------------- a schema
+
+
+def check_schema(schema: Schema) -> None:
+    """Make sure that each column is one thing.
+
+    Raises:
+        UsageError: two fields have one name, or a field has that of a label.
+    """
+    table: dict[str, str] = dict.fromkeys(filter(None, vars(schema.labels).values()), "the labels")
+    for own in schema.fields:
+        if own.name in table:
+            raise UsageError(
+                f"the column '{own.name}' stands in {table[own.name]} and in {own.table}: one "
+                "would replace the other. Leave one of them out with unload_col, or rename it"
+            )
+        table[own.name] = own.table
+
+
+def check_number_keys(config: Mapping[str, Any], fields: Sequence[Field]) -> None:
+    """Make sure that the keys for columns of numbers name such columns.
+
+    Raises:
+        UsageError: one names another column, or none.
+    """
+    kinds = {own.name: own.kind for own in fields}
+    for key in ("numerical_features", "normalize_field"):
+        for name in config[key] or ():
+            if name not in kinds:
+                numbers = [other for other, kind in kinds.items() if kind.startswith("float")]
+                raise UsageError(
+                    f"{key} names '{name}', which is no column{did_you_mean(name, numbers)}. "
+                    f"Columns of numbers: {', '.join(numbers) or 'none'}"
+                )
+            if not kinds[name].startswith("float"):
+                raise UsageError(
+                    f"{key} names '{name}', which is a {kinds[name]}: declare it a float in its "
+                    "file, or leave it out of the key"
+                )
+
+
+def is_idle(own: Field) -> bool:
+    """Whether a field is a number that no model sees."""
+    return own.kind.startswith("float") and not own.numerical and own.buckets <= 2
+
+
+def idle_numbers(schema: Schema) -> str | None:
+    """What to say of numbers that no model sees; None where there are none."""
+    idle = [own.name for own in schema.fields if is_idle(own) and own.name != schema.time]
+    if not idle:
+        return None
+    return (
+        f"numbers are features where numerical_features names them: {', '.join(idle)} are left "
+        f"out (--numerical_features='[{','.join(idle)}]')"
+    )
+
+
+# --------------------------------------------------------------------------- values
+
+
+def check_values(fields: Sequence[Field], chunk: Chunk) -> None:
+    """Make sure that numbers are finite with 32 bits, and that no token has a NUL character.
+
+    Raises:
+        UsageError: one isn't, or has; the message says in which row and column.
+    """
+    for own in fields:
+        column = chunk.rows.column(own.name)
+        for bad in _faults(column, own.kind.startswith("float")):
+            row, value = bad
+            why = (
+                f"a number must lie within ±{_LARGEST:.3g}, and a missing one is left empty"
+                if own.kind.startswith("float")
+                else "a NUL character ends a text for some readers, which then take tokens for one"
+            )
+            raise UsageError(f"{chunk.place(row)}: column '{own.name}' holds {value!r}: {why}")
+
+
+def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
+    """Row and value of each fault of a column."""
+    values, rows = _leaves(column)
+    if pa.types.is_dictionary(values.type):
+        if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
+            return
+        values = values.dictionary_decode()
+    bad = pc.greater(pc.abs(values.cast(pa.float64())), _LARGEST) if numbers else _has_nul(values)
+    for place in np.flatnonzero(bad.fill_null(False).to_numpy(zero_copy_only=False)):
+        yield (int(place) if rows is None else rows[place].as_py()), values[int(place)].as_py()
+
+
+def _leaves(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """The values in a column of lists, and the row of each; None where each row is one value."""
+    if pa.types.is_map(column.type):
+        pair = [("id", column.type.key_type), ("weight", column.type.item_type)]
+        column = column.cast(pa.list_(pa.struct(pair)))
+    if pa.types.is_struct(column.type):
+        column = column.field(0)
+    if not (
+        pa.types.is_list(column.type)
+        or pa.types.is_large_list(column.type)
+        or pa.types.is_fixed_size_list(column.type)
+    ):
+        return column, None
+    parents = pc.list_parent_indices(column)
+    values, inner = _leaves(pc.list_flatten(column))
+    return values, parents if inner is None else parents.take(inner)
+
+
+def _has_nul(texts: pa.Array) -> pa.Array:
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        return pa.nulls(len(texts), pa.bool_())
+    return pc.match_substring(texts, "\0")
+
+
+# --------------------------------------------------------------------------- rows
+
+
+class RowDigests:
+    """Digests of impressions, by which those that are there twice are known.
+
+    Of each part those of the first rows are kept, four million at most.
+    """
+
+    def __init__(self) -> None:
+        self._of_part: dict[str | None, list[NDArray[np.uint64]]] = {}
+        self._files: dict[str | None, dict[str, None]] = {}
+
+    def saw(self, part: str | None, file: str) -> None:
+        """Remember which files a part was read from."""
+        self._files.setdefault(part, {})[file] = None
+
+    def add(
+        self,
+        part: str | None,
+        columns: Mapping[str, NDArray[Any]],
+        bags: Sequence[tuple[NDArray[np.int32], NDArray[np.int32], Any]],
+    ) -> None:
+        """Add rows.
+
+        Args:
+            part: of the source.
+            columns: all of them, ``[rows, *shape]`` each.
+            bags: lengths ``[rows]`` and ids ``[values]`` of each multi-valued field.
+        """
+        kept = self._of_part.setdefault(part, [])
+        if sum(map(len, kept)) >= _KEPT:
+            return
+        digest = np.zeros(len(next(iter(columns.values()), ())), np.uint64)
+        for name in sorted(columns):
+            words = np.ascontiguousarray(columns[name]).reshape(len(digest), -1)
+            for word in words.T:
+                digest = _mixed(digest, word.astype(np.float64).view(np.uint64))
+        for lengths, ids, _ in bags:
+            ends = np.cumsum(lengths)
+            sums = np.append(0, np.cumsum(_mixed(np.uint64(1), ids.astype(np.uint64))))
+            sums = sums.astype(np.uint64)
+            digest = _mixed(digest, sums[ends] - sums[ends - lengths] + lengths.astype(np.uint64))
+        kept.append(digest)
+
+    def notes(self) -> Iterator[tuple[str, str]]:
+        """Level and text of what is to be said.
+
+        Raises:
+            UsageError: two parts hold the same.
+        """
+        whole = {part: np.concatenate(own) for part, own in self._of_part.items() if own}
+        for part, own in whole.items():
+            yield from self._repeats(part, own)
+        train = whole.pop("train", np.empty(0, np.uint64))
+        within = 1 - len(np.unique(train)) / max(len(train), 1)
+        for part, own in whole.items():
+            if _are_same(own, train):
+                raise UsageError(
+                    f"train and {part} hold the same impressions ({self._named('train')} and "
+                    f"{self._named(part)}): what a model was trained on would be scored as unseen. "
+                    "Name other files with benchmark_filename"
+                )
+            share = float(np.isin(own, train).mean()) if len(own) and len(train) else 0.0
+            if share >= 0.5 and within < share / 2:
+                yield (
+                    "warning",
+                    f"{share:.0%} of the impressions of {part} ({self._named(part)}) stand in "
+                    f"train ({self._named('train')}) too, with the same value in each column: what "
+                    "a model was trained on is scored as unseen",
+                )
+        if _are_same(*(whole.get(part, train[:0]) for part in ("valid", "test"))):
+            yield (
+                "warning",
+                f"valid and test hold the same impressions ({self._named('valid')} and "
+                f"{self._named('test')}): the epoch that is chosen on them is scored on them",
+            )
+
+    def _repeats(self, part: str | None, own: NDArray[np.uint64]) -> Iterator[tuple[str, str]]:
+        _, counts = np.unique(own, return_counts=True)
+        repeated = len(own) - len(counts)
+        if not repeated:
+            return
+        times = int(np.gcd.reduce(counts))
+        where = f" of {part}" if part else ""
+        if times > 1 and len(own) >= _ENOUGH:
+            yield (
+                "warning",
+                f"each impression{where} stands {times} times in {self._named(part)}: a random "
+                "split puts some of them into train and the same ones into test",
+            )
+        elif block := _repeated_block(own):
+            yield (
+                "warning",
+                f"{block:,} impressions{where} one after the other stand twice in "
+                f"{self._named(part)}, as if a file was appended twice",
+            )
+        else:
+            yield (
+                "info",
+                f"{repeated:,} of {len(own):,} impressions{where} are the same as another one in "
+                "each column, labels included",
+            )
+
+    def _named(self, part: str | None) -> str:
+        files = list(self._files.get(part, ()))
+        return ", ".join(files[:2]) + (", …" if len(files) > 2 else "") or str(part)
+
+
+def _are_same(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
+    """Whether two parts hold the same rows, in whatever order."""
+    return 0 < len(one) == len(other) and bool((np.sort(one) == np.sort(other)).all())
+
+
+def _mixed(digest: Any, word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Another word added to digests: splitmix64, whose steps wrap around."""
+    with np.errstate(over="ignore"):
+        mixed = (digest + np.uint64(0x9E3779B97F4A7C15)) ^ (word * np.uint64(0xBF58476D1CE4E5B9))
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _repeated_block(own: NDArray[np.uint64]) -> int:
+    """Rows that stand again at one distance, where that is far and they are many; else 0."""
+    order = np.argsort(own, kind="stable")
+    same = own[order[1:]] == own[order[:-1]]
+    distance = np.diff(order)[same]
+    distance = distance[distance >= _ENOUGH]
+    if not len(distance):
+        return 0
+    most = int(np.bincount(distance).max())
+    return most if most >= max(_ENOUGH, len(own) // 100) else 0
+
+
+def repeated_keys(rows: pa.Table, key: str, table: str, repeated: int) -> str:
+    """What to say of rows of a joined table that have one key.
+
+    Args:
+        rows: those that share their key with another one, in the table's order.
+        key: the column.
+        table: its name.
+        repeated: rows beside the first of each key.
+    """
+    first: dict[Any, dict[str, Any]] = {}
+    differ: list[tuple[Any, str]] = []
+    for row in rows.slice(0, _SHOWN).to_pylist():
+        own = first.setdefault(row[key], row)
+        changed = [name for name in row if row[name] != own[name] and row[name] == row[name]]
+        if changed:
+            differ.append((row[key], changed[0]))
+    said = f"{repeated:,} rows of '{table}' repeat their {key}: the first row of each counts"
+    if not differ:
+        return said
+    value, column = differ[0]
+    return (
+        f"{said}. {len(differ):,} of them differ from it, the first where {key} is {value!r}, in "
+        f"'{column}'"
+    )
+
+
+def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> UsageError:
+    """The error of a joined table that has none of the keys of the impressions.
+
+    Args:
+        asked: keys of the impressions.
+        there: keys of the table.
+        join: the table and the column.
+        files: those of the table.
+    """
+    has = f", and {there[0].as_py()!r} there" if len(there) else ""
+    return UsageError(
+        f"no impression has its {join.key} in '{join.table}' ({', '.join(files[:2])}): for example "
+        f"{asked[0].as_py()!r} here{has}. The keys must be written the same way in both"
+    )
+
+
+# --------------------------------------------------------------------------- features
+
+
+def check_filled(name: str, values: int, part: str) -> None:
+    """Make sure that a field has a value in some row of a part.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not values:
+        where = "" if part == "all" else f" of {part}"
+        raise UsageError(
+            f"the field '{name}' has no value in any row{where}. Where that is right, leave it out "
+            "(unload_col; feature_fields of Ali-CCP); else its column or its name is wrong"
+        )
+
+
+def grouped_values(columns: Mapping[str, Tensor], bags: Bags | None) -> dict[str, NDArray[Any]]:
+    """Rows of a table with one number for each value: a bag by the sum of its ids' digests.
+
+    Args:
+        columns: as :meth:`Table.gather` gives them; a list of numbers is left out.
+        bags: likewise.
+    """
+    found = {}
+    for name, column in columns.items():
+        if column.dim() == 1:
+            found[name] = column.numpy()
+        elif column.shape[1:] == (2,):  # a numerical feature and 1, or 1 and its bucket
+            found[name] = column.double().mul(torch.tensor([1.0, 1e6])).sum(1).numpy()
+    for name, bag in bags.split() if bags is not None else ():
+        row = np.repeat(np.arange(bag.lengths.shape[1]), bag.lengths[0].numpy())
+        digest = _mixed(np.uint64(1), bag.ids.numpy().astype(np.uint64))
+        sums = np.zeros(bag.lengths.shape[1], np.uint64)
+        np.add.at(sums, row, digest)
+        found[name] = sums
+    return found
+
+
+def suspicious_features(
+    features: Mapping[str, NDArray[Any]], labels: Mapping[str, NDArray[Any]]
+) -> Iterator[str]:
+    """What to say of features that give a label away.
+
+    Each feature predicts the label of a row by the labels of the other rows that have its value;
+    numbers are cut into 50 quantiles. Rows whose value no other row has don't count.
+
+    Args:
+        features: ids or numbers by field, ``[rows]`` each, of train.
+        labels: click, then conversion where there is one, by name, ``[rows]`` each.
+    """
+    click, *others = (truth.astype(bool) for truth in labels.values())
+    everywhere = np.ones(len(click), bool)
+    told = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
+    told += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
+    for field, values in features.items():
+        groups = _grouped(values)
+        for label, truth, where in told:
+            if _auc_of_others(groups[where], truth[where]) >= _GIVEN_AWAY:
+                yield (
+                    f"the feature '{field}' gives the label '{label}' away (AUC of it alone is "
+                    f"{_GIVEN_AWAY} or more): if it is known only after the impression, leave it "
+                    "out with unload_col"
+                )
+                break
+
+
+def numbers_rows(name: str, tokens: int, values: int) -> str | None:
+    """What to say of a field with a token of its own in nearly each row; None where it hasn't."""
+    if values < _ENOUGH or tokens < _ALL_DIFFER * values:
+        return None
+    repeated = f"; {values - tokens:,} rows repeat one" if tokens < values else ""
+    return (
+        f"the field '{name}' has {tokens:,} tokens in {values:,} rows{repeated}: a number of rows "
+        "is no feature, leave it out with unload_col"
+    )
+
+
+def _grouped(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Small whole numbers that tell values apart, or quantiles of many numbers."""
+    distinct, groups = np.unique(values, return_inverse=True)
+    if values.dtype.kind == "f" and len(distinct) > _BINS:
+        limits = np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1])
+        groups = np.searchsorted(limits, values)
+    return groups.astype(np.int64)
+
+
+def _auc_of_others(groups: NDArray[np.int64], truth: NDArray[Any]) -> float:
+    """AUC of the share of positives among the others of a row's group; 0.5 where few tell it."""
+    rows = np.bincount(groups)
+    positive = np.bincount(groups, truth, len(rows))
+    shared = rows > 1
+    rows, positive = rows[shared], positive[shared]
+    negative = rows - positive
+    if min(positive.sum(), negative.sum()) < _FEW or 2 * rows.sum() < len(groups):
+        return 0.5
+    score = np.concatenate([(positive - 1) / (rows - 1), positive / (rows - 1)])
+    weight = np.concatenate([positive, negative])
+    is_positive = np.repeat([True, False], len(rows))
+    _, rank = np.unique(score, return_inverse=True)
+    above = np.bincount(rank, weight * is_positive)
+    below = np.bincount(rank, weight * ~is_positive)
+    pairs = (above * (np.cumsum(below) - below / 2)).sum()
+    return float(pairs / (above.sum() * below.sum()))
