@@ -88,7 +88,6 @@ def run(
         content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
         write_json(place.folder / RESULT_FILE, content)
-        trained.close()
     return outcome
 
 

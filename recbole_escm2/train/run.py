@@ -6,10 +6,12 @@ import contextlib
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
 from recbole_escm2.output import logging_to, make_folder, make_run_dir
@@ -31,6 +33,7 @@ class Run:
 
     Attributes:
         started: whether a model has begun to learn: from then on the folder is kept.
+        at_end: what is to be closed when the run is at its end, however it comes to it.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Run:
         self.checkpoints = checkpoints
         self.whole = whole
         self.started = False
+        self.at_end: contextlib.ExitStack = whole.at_end if whole else contextlib.ExitStack()
 
     @property
     def name(self) -> str:
@@ -83,18 +87,26 @@ def open_run(config: Any, folder: Path | None = None, saved: bool = True) -> Ite
     try:
         with contextlib.ExitStack() as stack:
             if not saved:
-                unsaved = tempfile.TemporaryDirectory(dir=folder, prefix="unsaved-")
+                unsaved = tempfile.TemporaryDirectory(dir=place, prefix="unsaved-")
                 run.checkpoints = Path(stack.enter_context(unsaved))
             elif config["checkpoint_dir"]:
                 run.checkpoints = Path(config["checkpoint_dir"]).absolute()
                 make_folder("checkpoint_dir", run.checkpoints)
             stack.enter_context(logging_to(place / LOG_FILE, config["state"]))
             stack.enter_context(_errors_in_words(config))
+            stack.enter_context(patch.object(threading, "excepthook", _in_thread))
+            stack.enter_context(run.at_end)
             yield run
     except UsageError:
         if folder is None and not run.started and config["state"] != "debug":
             shutil.rmtree(place)
         raise
+
+
+def _in_thread(about: Any) -> None:
+    """TensorBoard's thread hands on what the system refuses it, to whom writes next."""
+    if not isinstance(about.exc_value, OSError):
+        threading.__excepthook__(about)
 
 
 @contextlib.contextmanager
