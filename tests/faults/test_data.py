@@ -691,7 +691,7 @@ def renamed_field(line):
 
 
 def other_keys(line):
-    return ["f" + line[0][1:], *line[1:]]
+    return [line[0][::-1], *line[1:]]
 
 
 def swapped_labels(line):
