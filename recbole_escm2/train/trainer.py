@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -93,6 +94,8 @@ class EntireSpaceTrainer(Trainer):
         self.loss_names: tuple[str, ...] = ()
         self.best_epoch = -1
         self.verbose = True
+        #: The best epoch on validation, where its log loss can be told.
+        self.beside_constant: BesideConstant | None = None
         #: Propensity weights on the last validation.
         self.weights: WeightDiagnostics | None = None
         # A logged propensity isn't among what is evaluated, so that no method could be asked.
@@ -309,6 +312,9 @@ class EntireSpaceTrainer(Trainer):
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
         if improved:
             self.best_epoch = epoch
+            predictions = self.eval_collector.predictions
+            assert predictions is not None, "they have just been collected"
+            self.beside_constant = beside_constant(predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
