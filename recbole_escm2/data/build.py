@@ -141,6 +141,8 @@ class _Lists:
         self, times: NDArray[np.int64] | None
     ) -> tuple[pa.DictionaryArray, NDArray[np.int64] | None]:
         """The different tokens of each list, and how often each counts that counts so often."""
+        if self.lengths.max(initial=0) <= 1:
+            return self.values, None if times is None else times[self.lengths > 0]
         size = max(len(self.values.dictionary), 1)
         row = np.repeat(np.arange(len(self.lengths)), self.lengths)
         row, code = np.divmod(pd.unique(row * size + codes(self.values)), size)
@@ -417,9 +419,12 @@ class _Build:
                 lists = _Lists.of(column)
                 self.counts[key].add(*lists.once(times))
                 if lists.weights is not None:
-                    each = None if times is None else np.repeat(times, lists.lengths)
-                    often = np.ones(len(lists.weights), np.int64) if each is None else each
-                    self.weight[own.name] += np.dot(lists.weights, often), often.sum()
+                    weights = lists.weights.astype(np.float64)
+                    if times is None:
+                        self.weight[own.name] += weights.sum(), len(weights)
+                    else:
+                        often = np.repeat(times, lists.lengths)
+                        self.weight[own.name] += weights @ often, often.sum()
 
     def _count_joined(self, join: Join, kept: _Kept) -> Numbering:
         """Count the values of a joined table as often as impressions refer to them.
