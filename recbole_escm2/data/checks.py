@@ -417,18 +417,24 @@ def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> Usag
 # --------------------------------------------------------------------------- features
 
 
-def check_filled(name: str, values: int, part: str) -> None:
-    """Make sure that a field has a value in some row of a part.
+def empty_field(name: str, part: str, leave_out: str | None) -> str:
+    """What to say of a field without a value in any row of a part.
+
+    Args:
+        name: of the field.
+        part: ``all`` where the source isn't split.
+        leave_out: config key by which it can be left out, None where there is none.
 
     Raises:
-        UsageError: it has none.
+        UsageError: it can be left out.
     """
-    if not values:
-        where = "" if part == "all" else f" of {part}"
-        raise UsageError(
-            f"the field '{name}' has no value in any row{where}. Where that is right, leave it out "
-            "(unload_col; feature_fields of Ali-CCP); else its column or its name is wrong"
-        )
+    where = "" if part == "all" else f" of {part}"
+    said = f"the field '{name}' has no value in any row{where}"
+    if leave_out is None:
+        return said
+    raise UsageError(
+        f"{said}: its column or its name is wrong. Where it isn't, leave it out with {leave_out}"
+    )
 
 
 def grouped_values(columns: Mapping[str, Tensor], bags: Bags | None) -> dict[str, NDArray[Any]]:

@@ -583,8 +583,8 @@ def test_of_two_tables_one_is_read(made, folder):
     ("key", "value", "expected"),
     [
         ("unload_col", {"user": ["agee"]}, "unload_col names 'agee', which "),
-        ("unload_col", {"users": ["age"]}, "unload_col is by inter, user and item, got 'users'"),
-        ("load_col", {"itm": ["kind"]}, "load_col is by inter, user and item, got 'itm'"),
+        ("unload_col", {"users": ["age"]}, "unload_col must be a mapping of file suffixes (inter,"),
+        ("load_col", {"itm": ["kind"]}, "load_col must be a mapping of file suffixes (inter,"),
         ("alias_of_user_id", ["friend"], "alias_of_user_id names 'friend', which is no column"),
         ("alias_of_item_id", ["age"], "alias_of_item_id names 'age', which is a float"),
         ("seq_len", {"tagz": 3}, "seq_len names 'tagz', which is no column"),

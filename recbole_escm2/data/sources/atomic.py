@@ -64,10 +64,6 @@ def read(config: Any) -> tuple[Schema, list[Chunk]]:
     Raises:
         UsageError: as :class:`AtomicFiles`.
     """
-    for key in ("load_col", "unload_col"):
-        for suffix in config[key] or ():
-            if suffix not in ("inter", "user", "item"):
-                raise UsageError(f"{key} is by inter, user and item, got '{suffix}'")
     for key in ("additional_feat_suffix", "preload_weight"):
         if config[key]:
             raise UsageError(f"{key} isn't supported: no model for impressions reads it")
@@ -583,6 +579,7 @@ class AtomicFiles(Dataset):
             ),
             labels=Labels(**named),
             truth="potential" if there & {labels.potential_conversion, labels.true_cvr} else "none",
+            leave_out="unload_col",
             group=self.uid_field,
             time=self.time_field if self._is_number(self.time_field) else None,
             joins=tuple(Join(name, key) for name, feat, key in sides if feat is not None),

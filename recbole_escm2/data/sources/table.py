@@ -301,6 +301,7 @@ class _Reader:
             self.fields,
             self.labels,
             truth="potential" if known else "none",
+            leave_out="unload_col",
             vocabulary="train" if self.config["benchmark_filename"] else "all",
             group=group if group in names else None,
             time=time if time in names else None,
