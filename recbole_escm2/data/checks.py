@@ -23,6 +23,7 @@ _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
 _ENOUGH = 100  # rows from which that can be told
 _KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
+_UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _SHOWN = 100_000  # rows with the same key that are compared
 
 # --------------------------------------------------------------------------- a schema
@@ -315,7 +316,36 @@ def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> Usag
     )
 
 
+def not_matched(
+    joins: Sequence[Join], found: Mapping[str, Any], rows: Mapping[str, int]
+) -> Iterator[str]:
+    """What to say of joins that many impressions of a part have no row in.
+
+    Args:
+        joins: of the schema.
+        found: of each joined table, ``unmatched`` impressions by part.
+        rows: impressions by part.
+    """
+    for join in joins:
+        for part, unmatched in found[join.table]["unmatched"].items():
+            if unmatched > _UNMATCHED * rows[part]:
+                said = f"{unmatched:,} of {rows[part]:,} impressions ({part}) have no row in"
+                yield f"{said} '{join.table}' by {join.key}"
+
+
 # --------------------------------------------------------------------------- features
+
+
+def unknown_everywhere(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of fields of which train knows no value of another part.
+
+    Args:
+        fields: of each ``values`` and ``unknown`` ones by part.
+    """
+    for name, own in fields.items():
+        for part, values in own["values"].items():
+            if 0 < values == own["unknown"][part] and part not in ("train", "all"):
+                yield f"field {name}: no value of {part} is in the vocabulary of train"
 
 
 def check_filled(name: str, values: int, part: str) -> None:
