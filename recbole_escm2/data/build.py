@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from recbole_escm2.data.checks import (
     RowDigests,
+    alike_tokens,
     check_filled,
     check_schema,
     check_values,
@@ -35,7 +36,7 @@ from recbole_escm2.data.checks import (
     is_idle,
     not_joined,
     not_matched,
-    numbers_rows,
+    poor_field,
     repeated_keys,
     suspicious_features,
     unknown_everywhere,
@@ -359,7 +360,7 @@ class _Build:
         references = self._references(join.table, row_of)
         if repeated := int(counted["count"].to_numpy().sum()) - len(counted):
             several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
-            said = repeated_keys(several, join.key, join.table, repeated)
+            said = repeated_keys(several, join, list(self.files[join.table]), repeated)
             self.schema.notes.append(("warning", said))
         asked = merged(_in_order(self.references, join.table))["token"]
         if len(asked) and len(counted) and not references[1:].any():
@@ -546,8 +547,8 @@ class _Build:
     def _numbers(self, own: Field, table: str, column: pa.Array) -> NDArray[np.float64]:
         known = self.numbers[table, own.name]
         values = numbers_of(column, known.mean)
-        if own.name == self.schema.time:  # float32 has 24 bits for a time
-            values = values - known.least
+        if own.name == self.schema.time and not (own.scaled or own.standardized):
+            values = values - known.least  # float32 has 24 bits for a time
         values = self._in_form(own, table, values)
         return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
 
@@ -621,16 +622,25 @@ class _Build:
             if own.kind.startswith("token"):
                 check_filled(own.name, fields[own.name]["values"][part], part)
             elif not self.shape[own.name]:
-                check_filled(own.name, self.numbers[own.table, own.name].count, part)
-            said = None
-            if own.kind == "token" and own.table == own.origin == "inter":
-                said = numbers_rows(own.name, fields[own.name]["seen"], rows)
-            if said:
+                count = self.numbers[own.table, own.name].count
+                check_filled(own.name, count, part)
+                if own.name == self.schema.time and count < rows:
+                    lacking = f"{rows - count:,} of {rows:,} impressions have no time"
+                    text = f"{lacking} ('{own.name}'): they are given the mean of the others"
+                    notes.append(("warning", text))
+            if own.kind.startswith("token") and (said := self._poor(own, fields[own.name], rows)):
+                notes.append(("warning", said))
+        for name, numbering in self.numbering.items():
+            if said := alike_tokens(name, numbering.tokens):
                 notes.append(("warning", said))
         notes += self.digests.notes()
         if said := idle_numbers(self.schema):
             notes.append(("warning", said))
         notes += [("warning", said) for said in self._suspicious(rows)]
+
+    def _poor(self, own: Field, known: Mapping[str, Any], rows: int) -> str | None:
+        values = known["values"]["train" if self.split else "all"]
+        return poor_field(own, known["seen"], values, rows, self.longest[own.name])
 
     def _suspicious(self, size: int) -> Iterator[str]:
         """Of features in the first rows, which are train where the source is split."""

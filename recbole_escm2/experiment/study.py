@@ -71,6 +71,7 @@ class Trial:
         run: the run's name.
         reason: why there is no score.
         metric: of validation, where it isn't that of all rows.
+        worse: whether a constant prediction is better: the best only where all are.
     """
 
     chosen: Mapping[str, Any]
@@ -79,6 +80,7 @@ class Trial:
     run: str
     reason: str = ""
     metric: str | None = None
+    worse: bool = False
 
 
 def part_label(label: str, task: str) -> str:
@@ -108,7 +110,11 @@ class Tuning:
         """What was best for a row; the row as it is where no trial came to its end."""
         tried = self.by_row[label]
         scored = [trial for trial in tried if trial.score is not None]
-        return max(scored, key=lambda t: (t.score or 0) * (1 if t.bigger else -1), default=tried[0])
+
+        def rank(trial: Trial) -> tuple[bool, float]:
+            return not trial.worse, (trial.score or 0) * (1 if trial.bigger else -1)
+
+        return max(scored, key=rank, default=tried[0])
 
 
 def _test_share(run: Mapping[str, Any]) -> float | None:
@@ -214,13 +220,23 @@ class Study:
     @property
     def rival(self) -> str | None:
         """The label of the logistic regression, where it is a row and not the baseline."""
-        labels = [row.label for row in self.rows if row.model == "LR" and not row.aa]
+        labels = [
+            row.label
+            for model in ("LogisticRegression", "LR")  # ours is at its optimum
+            for row in self.rows
+            if row.model == model and not row.aa
+        ]
         return labels[0] if labels and self.baseline not in labels else None
 
     @property
     def again(self) -> list[str]:
         """The labels of A/A rows."""
         return [row.label for row in self.rows if row.aa]
+
+    @property
+    def bounds(self) -> list[str]:
+        """The labels of rows that learn nothing: the base rates and the true probabilities."""
+        return [row.label for row in self.rows if row.model in ("Constant", "Oracle")]
 
     @cached_property
     def table(self) -> dict[str, dict[str, Cell]]:
@@ -230,7 +246,10 @@ class Study:
                 row.label: {metric: self.values(row.label, metric) for metric in self.shown}
                 for row in self.rows
             },
-            Design(self.draws, self.baseline, self.primary, self.rival, self.again, self._noise),
+            Design(
+                *(self.draws, self.baseline, self.primary, self.rival, self.again, self._noise),
+                bounds=self.bounds,
+            ),
         )
 
     @property

@@ -123,6 +123,17 @@ def scores_of(result: Mapping[str, Any]) -> dict[str | None, tuple[str, float, b
     return {task: tuple(of_task[name] for name in names) for task, of_task in scored.items()}
 
 
+def is_worse(result: Mapping[str, Any], part: str | None = None) -> bool:
+    """Whether a run, or one of its two models, is worse than a constant prediction.
+
+    Args:
+        result: what its ``result.json`` holds.
+        part: the task of the model.
+    """
+    of_parts = {training["task"]: training for training in result.get("trainings", ())}
+    return bool(of_parts.get(part, result).get("worse_than_constant"))
+
+
 # --------------------------------------------------------------------------- of a benchmark
 
 
@@ -154,7 +165,8 @@ class Candidate:
         scores = scores_of(result)
         metric, score, bigger = scores.get(self.part, scores[None])
         shown = None if self.part is None else metric
-        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown)
+        worse = is_worse(result, self.part)
+        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown, worse=worse)
 
 
 def candidates(
@@ -166,7 +178,8 @@ def candidates(
     family try the same values of what they share, and that more trials are the same ones and more.
 
     A CTR and a CVR model as a pair have as many trainings together as another row has trials:
-    ⌊N/2⌋ of the one with the other, and one CTR model more where N is odd.
+    ⌊N/2⌋ of the one with the other, and one CTR model more where N is odd. A row that has nothing
+    to choose is tried as it is, once.
 
     Args:
         request: what was asked for.
@@ -182,6 +195,8 @@ def candidates(
         ranges = Ranges.of(request, row)
     except UsageError as error:
         raise UsageError(f"{row.label}: {error}") from error
+    if not ranges.space:
+        trials = len(ranges.parts) or 1
     found = []
     for number in range(trials - trials // 2 if ranges.parts else trials):
         drawn = ranges.draw(seed, number) if number else {}
