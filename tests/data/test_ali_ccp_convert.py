@@ -790,7 +790,9 @@ def test_duplicate_and_missing_keys(tmp_path, caplog):
     assert (join["repeated"], join["rows"]) == (1, rows - 1)
     assert join["unmatched"]["test"] >= 3
     warnings = " ".join(said(store, "warning"))
-    assert "1 rows of 'common' repeat their common_feature_index: the first row" in warnings
+    files = "common_features_train.csv, common_features_test.csv"
+    assert f"1 rows of 'common' repeat their common_feature_index ({files}): the first" in warnings
+    assert f"the first where common_feature_index is 'train {key}'" in warnings
     assert "impressions (test) have no row in 'common' by common_feature_index" in warnings
     assert all(warning in caplog.text for warning in said(store, "warning"))
 
