@@ -292,6 +292,10 @@ def schema_of_a_store(trap: Trap) -> None:
         (folder / SCHEMA).write_text(json.dumps({**whole, "tables": tables}))
         with pytest.raises(NoStoreError):
             Store(folder)
+    for files in ({"../../../outside/victim": "0"}, {"inter.rows": ["0"]}, ["inter.rows"]):
+        (folder / SCHEMA).write_text(json.dumps({**whole, "files": files}))
+        with pytest.raises(NoStoreError):
+            Store(folder)
     (folder / SCHEMA).write_text("[" * 100_000)
     store = open_store(config)  # made anew from the files
     assert store.tables.keys() == whole["tables"].keys()
@@ -461,8 +465,8 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     run_folder: {"experiment/runs.py", "experiment/worker.py", "train/run.py"},
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
-    schema_of_a_store: {"data/store.py"},
-    atomic_files: {"data/sources/atomic_text.py"},
+    schema_of_a_store: {"data/store.py", "identity.py"},
+    atomic_files: {"data/checks.py", "data/sources/atomic_text.py"},
     table_files: {"data/sources/csv_text.py", "data/sources/table.py"},
     ratings_of_coat: {"data/sources/coat.py"},
     raw_files_of_ali_ccp: {

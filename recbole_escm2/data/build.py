@@ -630,14 +630,15 @@ class _Build:
                     notes.append(("warning", text))
             if not count:
                 notes.append(("warning", empty_field(own.name, part, self.schema.leave_out)))
-            if own.kind.startswith("token") and (said := self._poor(own, fields[own.name], rows)):
-                notes.append(("warning", said))
+            elif own.kind.startswith("token"):
+                said = self._poor(own, fields[own.name], rows)
+                notes += [("warning", said)] if said else []
         for name, numbering in self.numbering.items():
-            if said := alike_tokens(name, numbering.tokens):
-                notes.append(("warning", said))
+            if alike := alike_tokens(name, numbering.tokens):
+                notes.append(("warning", alike))
         notes += self.digests.notes()
-        if said := idle_numbers(self.schema):
-            notes.append(("warning", said))
+        if idle := idle_numbers(self.schema):
+            notes.append(("warning", idle))
         notes += [("warning", said) for said in self._suspicious(rows)]
 
     def _poor(self, own: Field, known: Mapping[str, Any], rows: int) -> str | None:
