@@ -13,7 +13,7 @@ from typing import Any
 from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
 from recbole_escm2.extras import require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
-from recbole_escm2.model_names import MODEL_NAMES
+from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
 from recbole_escm2.property_files import PROPERTIES, dataset_names, lines_of, recbole_properties
 from recbole_escm2.threads import bound_spinning, threads_of
 
@@ -29,6 +29,7 @@ ends with a table of test metrics per task.
 
   --model=NAME         {ours},
                        any context-aware model of RecBole ({some}, ...),
+                       a row to compare with ({reference}),
                        or path.to.module:ClassName
   --dataset=NAME       {datasets}, or a folder of RecBole atomic files in data_path
   --config_files=...   YAML files, separated by spaces; later ones win
@@ -48,7 +49,7 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
                        --tuning_share (0.5) of the impressions, drawn by --tuning_seed (1), on which
                        no seed tests; where each seed has a simulated world, one of their own
   --baseline=ROW       the row that the others are compared with (the first), as they are with a
-                       logistic regression, the first row of model LR, where there is one
+                       logistic regression, the first row of model LogisticRegression, or of LR
   --aa_row=False       without the A/A row: the baseline again, with other training seeds on the
                        same splits, where there are two seeds and two rows
   --primary=METRIC,METRIC   what verdicts are about: CTCVR_AUC and CVR_AUC_ES, or CVR_AUC where
@@ -256,6 +257,7 @@ def _help() -> str:
     return _HELP.format(
         program="run_recbole_escm2.py",
         ours=", ".join(MODEL_NAMES),
+        reference=", ".join(REFERENCE_NAMES),
         some="DeepFM, DCNV2, AutoInt",
         datasets=", ".join(dataset_names()),
         properties=PROPERTIES,

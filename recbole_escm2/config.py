@@ -40,7 +40,7 @@ from recbole_escm2.keys import (
     value_of_text,
     wrong_value,
 )
-from recbole_escm2.lookup import context_model_names, find_model, recbole_context_model
+from recbole_escm2.lookup import find_model, model_names, recbole_context_model
 from recbole_escm2.metric_names import (
     ALL_TASKS,
     METRIC_NAMES,
@@ -682,7 +682,7 @@ class Config(recbole.config.Config):
         model = self.external_config_dict.get("model") if model is None else model
         dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
         if model is None:
-            raise UsageError(f"which model? --model=NAME: {', '.join(context_model_names())}")
+            raise UsageError(f"which model? --model=NAME: {', '.join(model_names())}")
         if dataset is None:
             raise UsageError("which data set? --dataset=NAME, for example ml-100k")
         plain_name(str(dataset), "dataset")

@@ -68,8 +68,13 @@ def _class_in(module_name: str) -> type[AbstractRecommender]:
 
 
 def context_model_names() -> list[str]:
-    """Names of all models that can be run: ours, reference models, RecBole's context-aware ones."""
-    return [*MODEL_NAMES, *REFERENCE_NAMES, *recbole_context_names()]
+    """Names of the models that are trained by gradient steps: ours, then RecBole's."""
+    return [*MODEL_NAMES, *recbole_context_names()]
+
+
+def model_names() -> list[str]:
+    """Names of all models that can be run: ours, RecBole's context-aware ones, reference models."""
+    return [*context_model_names(), *REFERENCE_NAMES]
 
 
 def find_model(model: str | type) -> type[AbstractRecommender]:
@@ -146,9 +151,9 @@ def _named_model(name: str) -> type[AbstractRecommender]:
         if any(m.name == name.lower() for m in pkgutil.iter_modules(locations)):
             raise UsageError(
                 f"{name} is {kind}. Impressions with click and conversion labels need a "
-                f"context-aware model: {', '.join(context_model_names())}"
+                f"context-aware model: {', '.join(model_names())}"
             )
-    names = context_model_names()
+    names = model_names()
     raise UsageError(
         f"there is no model '{name}'{did_you_mean(name, names)}. Models: {', '.join(names)}; "
         "or path.to.module:ClassName for one of your own"

@@ -182,6 +182,8 @@ def make_search(options: Mapping[str, str]) -> Search:
         raise UsageError("a search is of one model: --model=NAME")
     (row,) = request.rows()
     ranges = Ranges.of(request, replace(row, params_file=own["params_file"]))
+    if not ranges.space:
+        raise UsageError(f"{row.model} has nothing to search")
     trials = checked("trials", parse_value(str(own["trials"])), COUNT)
     for key, known in (("sampler", SAMPLERS), ("pruner", ("median", "none"))):
         if own[key] not in known:

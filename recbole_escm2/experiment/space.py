@@ -14,9 +14,9 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
 )
-from recbole.model.abstract_recommender import ContextRecommender
+from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_escm2.config import Config
+from recbole_escm2.config import Config, is_reference
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.request import Request, has_effect
 from recbole_escm2.experiment.study import Row
@@ -66,7 +66,8 @@ def read_space(path: Any) -> Space:
 def ranges_of(request: Request, entry: Row) -> Space:
     """What may be chosen for a row: its ranges, without the keys that somebody has set.
 
-    Nor has it a key that needs another one (``KEY_NEEDS``), which the row doesn't set.
+    Nor has it a key that needs another one (``KEY_NEEDS``), which the row doesn't set. It is empty
+    for a model that has nothing to choose.
 
     Args:
         request: whose settings and options aren't searched.
@@ -78,6 +79,8 @@ def ranges_of(request: Request, entry: Row) -> Space:
     """
     file = entry.params_file
     space = read_space(Path(file)) if file else default_space(find_model(entry.model))
+    if not space:
+        return space
     for name in space:
         if name in PLACE_KEYS or name in ("model", "dataset"):
             raise UsageError(f"the ranges have {name}, which is no setting of a model")
@@ -100,7 +103,8 @@ def default_space(model: type) -> Space:
 
     They are in files ``CLASS.hyper``, for a model of the user's in the folder of its module;
     RecBole's base of all context-aware models, ours and its own, is ``ContextRecommender``. Keys
-    that the model has and that do nothing in it are left out.
+    that the model has and that do nothing in it are left out. A reference model may have nothing to
+    choose.
 
     Raises:
         UsageError: there is none for this model.
@@ -108,7 +112,7 @@ def default_space(model: type) -> Space:
     space: Space = {}
     known = set(Config(model, "none").final_config_dict)
     for parent in reversed(model.__mro__):
-        if issubclass(parent, ContextRecommender):
+        if issubclass(parent, AbstractRecommender):
             module = getattr(sys.modules.get(parent.__module__), "__file__", None)
             own = [Path(module).parent] if module else []  # a notebook has no file
             for folder in (PROPERTIES / "model", *own):
@@ -122,7 +126,7 @@ def default_space(model: type) -> Space:
                                 f"{did_you_mean(name, known)}"
                             )
                     space.update(ranges)
-    if not space:
+    if not space and not is_reference(model):
         raise UsageError(
             f"no ranges ship for {model.__name__}: write {model.__name__}.hyper beside its module, "
             "or give a params_file, of lines 'name type range'"

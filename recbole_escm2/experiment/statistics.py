@@ -223,6 +223,7 @@ class Design:
         noise: of the test rows in a metric's mean over seeds of a row, or in its difference from
             another row: called with the metric, the row, the other row or None, and the seeds;
             raises NoInfluenceError. Where ``draws`` needs it.
+        bounds: rows that learn nothing: no claim is about them, and none is a column's best.
     """
 
     draws: Draws
@@ -231,6 +232,7 @@ class Design:
     rival: str | None = None
     again: Collection[str] = ()
     noise: Callable[[str, str, str | None, Sequence[int]], Noise] | None = None
+    bounds: Collection[str] = ()
 
 
 def cost(metric: str, value: float) -> float:
@@ -416,7 +418,7 @@ def _pairs(
 ) -> list[tuple[str, str, str]]:
     """Row, metric and other row of all comparisons, metric by metric."""
     metrics = dict.fromkeys(metric for own in samples.values() for metric in own)
-    rows = [row for row in samples if row != design.baseline]
+    rows = [row for row in samples if row not in (design.baseline, *design.bounds)]
     pairs = []
     for metric in metrics:
         for row in (row for row in rows if metric in samples[row]):
@@ -462,7 +464,7 @@ def _best(samples: Mapping[str, Mapping[str, Sample]], design: Design) -> set[tu
     """The best of each column, by row and metric."""
     columns: dict[str, dict[str, float]] = {}
     for row, metrics in samples.items():
-        if row not in design.again:
+        if row not in (*design.again, *design.bounds):
             for metric, own in metrics.items():
                 costs = [cost(metric, value) for value in own.values.values()]
                 columns.setdefault(metric, {})[row] = math.fsum(costs) / len(costs)

@@ -220,13 +220,23 @@ class Study:
     @property
     def rival(self) -> str | None:
         """The label of the logistic regression, where it is a row and not the baseline."""
-        labels = [row.label for row in self.rows if row.model == "LR" and not row.aa]
+        labels = [
+            row.label
+            for model in ("LogisticRegression", "LR")  # ours is at its optimum
+            for row in self.rows
+            if row.model == model and not row.aa
+        ]
         return labels[0] if labels and self.baseline not in labels else None
 
     @property
     def again(self) -> list[str]:
         """The labels of A/A rows."""
         return [row.label for row in self.rows if row.aa]
+
+    @property
+    def bounds(self) -> list[str]:
+        """The labels of rows that learn nothing: the base rates and the true probabilities."""
+        return [row.label for row in self.rows if row.model in ("Constant", "Oracle")]
 
     @cached_property
     def table(self) -> dict[str, dict[str, Cell]]:
@@ -236,7 +246,10 @@ class Study:
                 row.label: {metric: self.values(row.label, metric) for metric in self.shown}
                 for row in self.rows
             },
-            Design(self.draws, self.baseline, self.primary, self.rival, self.again, self._noise),
+            Design(
+                *(self.draws, self.baseline, self.primary, self.rival, self.again, self._noise),
+                bounds=self.bounds,
+            ),
         )
 
     @property

@@ -178,7 +178,8 @@ def candidates(
     family try the same values of what they share, and that more trials are the same ones and more.
 
     A CTR and a CVR model as a pair have as many trainings together as another row has trials:
-    ⌊N/2⌋ of the one with the other, and one CTR model more where N is odd.
+    ⌊N/2⌋ of the one with the other, and one CTR model more where N is odd. A row that has nothing
+    to choose is tried as it is, once.
 
     Args:
         request: what was asked for.
@@ -194,6 +195,8 @@ def candidates(
         ranges = Ranges.of(request, row)
     except UsageError as error:
         raise UsageError(f"{row.label}: {error}") from error
+    if not ranges.space:
+        trials = len(ranges.parts) or 1
     found = []
     for number in range(trials - trials // 2 if ranges.parts else trials):
         drawn = ranges.draw(seed, number) if number else {}

@@ -12,6 +12,7 @@ import numpy as np
 from recbole_escm2.experiment.statistics import Cell, Comparison, sample
 from recbole_escm2.experiment.study import Study
 from recbole_escm2.metric_names import score_of, target_of
+from recbole_escm2.report.lift import share_of_lift
 from recbole_escm2.report.notes import (
     BETTER,
     RIVAL_BETTER,
@@ -36,7 +37,7 @@ class Heading:
     """A column of numbers.
 
     Attributes:
-        key: the metric, or a key of :data:`COSTS`.
+        key: the metric, ``share of METRIC``, or a key of :data:`COSTS`.
         name: as it is shown, with the unit.
         arrow: ``↑`` or ``↓`` for the better direction, ``→ 1`` for a target, empty for a cost.
     """
@@ -195,23 +196,38 @@ def layout(study: Study) -> Layout:
     """What the table of a study shows: its columns, training time, epochs and parameters."""
     metrics = [Heading(m, m, direction(m)) for m in study.shown]
     costs = [column for key in COSTS if (column := _cost_column(study, key))]
+    shares = [column for metric in study.primary if (column := _lift_column(study, metric))]
     digits = {metric: decimals(study, metric) for metric in study.shown}
     lines = []
     for n, row in enumerate(study.rows):
         runs, cells = len(study.of(row.label)), study.table[row.label]
         entries = [_entry(cells.get(m), m, digits[m], runs) for m in study.shown]
-        entries += [column[n] for _, column in costs]
+        entries += [column[n] for _, column in (*shares, *costs)]
         first = row.label == study.baseline
         label, planned = one_line(row.label), len(study.seeds)
         lines.append(Line(label, first, row.aa, runs, planned, tuple(entries)))
     return Layout(
-        (*metrics, *(heading for heading, _ in costs)),
+        (*metrics, *(heading for heading, _ in (*shares, *costs))),
         tuple(lines),
         tuple(notes(study)),
         one_line(study.simulated) if study.simulated else None,
         (*_missing_runs(study), *_missing_metrics(study), *_missing_verdicts(study)),
         one_line(study.rival) if study.rival else None,
     )
+
+
+def _lift_column(study: Study, metric: str) -> tuple[Heading, list[Entry]] | None:
+    """A metric's share of the oracle's lift, where the table has both ends of it."""
+    shares = share_of_lift(study, metric)
+    if not shares:
+        return None
+    entries = [
+        Entry(f"{share:.1%}", order=-share)
+        if (share := shares.get(row.label)) is not None
+        else Entry()
+        for row in study.rows
+    ]
+    return Heading(f"share of {metric}", f"{metric}, share of lift", ""), entries
 
 
 def _cost_column(study: Study, key: str) -> tuple[Heading, list[Entry]] | None:

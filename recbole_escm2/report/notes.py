@@ -9,6 +9,7 @@ from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.experiment.statistics import ALPHA, POWER
 from recbole_escm2.experiment.study import Study, part_label
 from recbole_escm2.metric_names import bigger_is_better, is_neutral, target_of
+from recbole_escm2.report.lift import share_of_lift
 
 BETTER, WORSE = "▲", "▼"
 #: The same against the logistic regression.
@@ -96,6 +97,13 @@ def notes(study: Study) -> Iterable[str]:
     if words:
         yield ", ".join(words) + "."
     yield from scope_notes(study.shown)
+    if any(share_of_lift(study, metric) for metric in study.primary):
+        yield (
+            "Share of lift: how far a row's mean is on the way from the constant prediction (0%) "
+            "to the true probabilities (100%), which can't be had where rare ids can't be learned."
+        )
+    if study.bounds:
+        yield f"{', '.join(map(one_line, study.bounds))}: no learners, and so without a verdict."
     if single := _two_models(study):
         yield (
             f"{', '.join(single)}: two models, one of clicks over all impressions and one of "

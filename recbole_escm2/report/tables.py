@@ -18,6 +18,7 @@ from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Compari
 from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.metric_names import bigger_is_better, target_of
 from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
+from recbole_escm2.report.lift import share_of_lift
 from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE, WORSE, one_line
 
 
@@ -87,6 +88,7 @@ def as_json(study: Study) -> dict[str, Any]:
     A number that isn't finite is null, so that strict readers take it.
     """
     shown = layout(study)
+    shares = {metric: share_of_lift(study, metric) for metric in study.shown}
     rows = []
     for row in study.rows:
         metrics = {
@@ -101,6 +103,11 @@ def as_json(study: Study) -> dict[str, Any]:
                 "swept": row.swept,
                 "aa": row.aa,
                 "metrics": metrics,
+                "share_of_lift": {
+                    metric: share[row.label]
+                    for metric, share in shares.items()
+                    if row.label in share
+                },
                 "runs": study.of(row.label),
             }
         )

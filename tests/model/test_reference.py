@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from recbole.utils import FeatureType
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from recbole_escm2.bags import Bags
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.request import read_request
+from recbole_escm2.experiment.trials import candidates
 from recbole_escm2.model.reference.base import pieces
-from recbole_escm2.model.reference.features import OneHot, features_of
+from recbole_escm2.model.reference.features import Feature, OneHot, features_of
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.training import Training
@@ -150,6 +157,58 @@ def test_numbers_have_mean_0_and_variance_1_in_train(settings, tmp_path):
     ages = model._standardised(model.one_hot.of_split(train))[:, [column]].toarray()
     assert ages.mean() == pytest.approx(0, abs=1e-9)
     assert ages.std() == pytest.approx(1, abs=1e-9)
+
+
+def test_weights_of_values_and_what_is_pooled():
+    lengths = torch.tensor([[2, 0, 1]])
+    weights = torch.tensor([0.5, 3.0, 2.0])
+    bag = Bags(("tags",), torch.tensor([4, 1, 4]), weights, lengths)
+    batch = Batch({"user": torch.tensor([1, 0, 2])}, {"tags": bag}, {"tags": 2})
+    features = [Feature("user", FeatureType.TOKEN, 3), Feature("tags", FeatureType.TOKEN_SEQ, 5)]
+    users = [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    values = {
+        "sum": [[0, 3, 0, 0, 0.5], [0, 0, 0, 0, 0], [0, 0, 0, 0, 2]],
+        "mean": [[0, 1.5, 0, 0, 0.25], [0, 0, 0, 0, 0], [0, 0, 0, 0, 2]],
+    }
+    for pooling, expected in values.items():
+        matrix = OneHot(features, pooling).matrix(batch).toarray()
+        np.testing.assert_array_equal(matrix, np.hstack([users, expected]))
+
+
+def test_no_matrix_is_ever_dense():
+    """1,000 impressions of vocabularies of 10^9 ids: 16 terabytes, if zeros were kept."""
+    size, rows = 10**9, 1000
+    ids = torch.randint(size, (rows,), generator=torch.Generator().manual_seed(1))
+    bag = Bags(("b",), ids.repeat(3), None, torch.full((1, rows), 3))
+    batch = Batch({"a": ids}, {"b": bag}, {"b": 3})
+    features = [Feature("a", FeatureType.TOKEN, size), Feature("b", FeatureType.TOKEN_SEQ, size)]
+    tracemalloc.start()
+    matrix = OneHot(features, "mean").matrix(batch)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert matrix.shape == (rows, 2 * size)
+    assert matrix.nnz <= 4 * rows
+    assert peak < 2e6
+
+
+def test_recboles_lr_with_decay_has_the_same_optimum(settings, tmp_path):
+    """λ/2·|w|² over the sum of the losses is weight_decay λ/rows over their mean."""
+    small = {"rows": 40_000, "conversion_rate": 0.1, "behaviours": 20}
+    del settings["numerical_features"]
+    settings |= {"simulation": small, "store_dir": str(tmp_path / "store"), "task": "ctr"}
+    ours = training_of("LogisticRegression", settings, tmp_path, "ali-ccp-sim", l2_penalty=10.0)
+    rows = len(ours.splits["train"].dataset)
+    trained = {"learning_rate": 0.01, "epochs": 60, "stopping_step": 60, "train_batch_size": 1024}
+    by_decay = {}
+    for penalty in (10.0, 0.0):
+        own = {**trained, "sparse_embedding": False, "weight_decay": penalty / rows}
+        recboles = training_of("LR", settings, tmp_path, "ali-ccp-sim", **own)
+        # the last epoch: an early one may be better, and is no optimum
+        scores = [epoch["valid"]["CTR_AUC"] for epoch in recboles.trainer.history]
+        by_decay[penalty] = scores[-1]
+    best = ours.best_valid["CTR_AUC"]
+    assert by_decay[10.0] == pytest.approx(best, abs=0.005)
+    assert abs(by_decay[0.0] - best) > 0.02
 
 
 # ------------------------------------------------------------------ base rates, true probabilities
@@ -317,3 +376,40 @@ def test_a_label_of_one_value_is_said(model, write):
 def test_what_acts_on_gradient_steps_is_refused(model, settings):
     with pytest.raises(UsageError, match=f"{model} is a reference model.* learning_rate does no"):
         run(model, "tiny", config_dict={**settings, "learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("model", "trials"),
+    [("Constant", 1), ("Oracle", 1), ("LightGBM", 6), ("LogisticRegression", 6)],
+)
+def test_a_row_without_ranges_is_tried_once_as_it_is(model, trials, settings):
+    options = {"model": model, "dataset": "tiny", "data_path": settings["data_path"]}
+    for task, models in (("ctr", 1), ("both", 2)):
+        request = read_request({**options, "task": task, "trials": "6"})
+        (row,) = request.rows()
+        tried = candidates(request, row, 6, 1, lambda row, config: config)
+        assert len(tried) == max(trials, models)  # a model of each task
+
+
+def test_in_one_command_with_the_others(program, settings):
+    done = program(
+        "--model=ESMM,DeepFM,LogisticRegression,LightGBM,Constant,Oracle",
+        *("--dataset=tiny", "--task=both", "--seeds=2", "--trials=2", "--epochs=2", "--name=rows"),
+        *(f"--{key}={settings[key]}" for key in ("data_path", "output_dir", "numerical_features")),
+        *("--learning_rate=0.01", "--saved=True"),
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(settings["output_dir"]) / "rows"
+    rows = {row["model"]: row for row in json.loads((folder / "report.json").read_text())["rows"]}
+    assert list(rows) == ["ESMM", "DeepFM", "LogisticRegression", "LightGBM", "Constant", "Oracle"]
+    metrics = {"CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CVR_AUC_ES", "CVR_MAE_ES", "IEB"}
+    for model, row in rows.items():
+        assert len(row["runs"]) == 2
+        assert metrics <= set(row["metrics"])
+        share = row["share_of_lift"]["CTCVR_AUC"]
+        assert share == {"Constant": 0, "Oracle": 1}.get(model, share)
+        for run_of in row["runs"].values():
+            checkpoints = sorted(Path(run_of["run_dir"]).rglob("*.pth"))
+            assert len(checkpoints) == (1 if model == "ESMM" else 2)
+    assert "CTCVR_AUC, share of lift" in done.stdout
+    assert "Constant, Oracle: no learners, and so without a verdict." in done.stdout
