@@ -23,7 +23,7 @@ KEYS = (
     *("seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
 )
 
-_NEVER_SWEPT = NOT_SWEPT | {"columns", "seeds"}
+_NEVER_SWEPT = NOT_SWEPT | {"columns", "config_files", "seeds"}
 
 
 @dataclass(frozen=True)
