@@ -337,7 +337,7 @@ class EntireSpaceDataset(Dataset):
         for name in counts.keys() & set(rows):
             if self.field2type[name] == FeatureType.TOKEN:
                 add(name, rows[name], None)
-        if any(self.field2type[name] == FeatureType.TOKEN_SEQ for name in rows):
+        if any(self.field2type.get(name) == FeatureType.TOKEN_SEQ for name in rows):
             for block in torch.arange(len(rows)).split(_COUNTED_AT_ONCE):
                 for name, bag in rows.batch(block).bags.items():
                     add(name, bag.ids, None)
