@@ -29,9 +29,9 @@ from tqdm import tqdm
 from recbole_escm2.data.checks import (
     RowDigests,
     alike_tokens,
-    check_filled,
     check_schema,
     check_values,
+    empty_field,
     grouped_values,
     idle_numbers,
     is_idle,
@@ -141,6 +141,8 @@ class _Lists:
         self, times: NDArray[np.int64] | None
     ) -> tuple[pa.DictionaryArray, NDArray[np.int64] | None]:
         """The different tokens of each list, and how often each counts that counts so often."""
+        if self.lengths.max(initial=0) <= 1:
+            return self.values, None if times is None else times[self.lengths > 0]
         size = max(len(self.values.dictionary), 1)
         row = np.repeat(np.arange(len(self.lengths)), self.lengths)
         row, code = np.divmod(pd.unique(row * size + codes(self.values)), size)
@@ -417,9 +419,12 @@ class _Build:
                 lists = _Lists.of(column)
                 self.counts[key].add(*lists.once(times))
                 if lists.weights is not None:
-                    each = None if times is None else np.repeat(times, lists.lengths)
-                    often = np.ones(len(lists.weights), np.int64) if each is None else each
-                    self.weight[own.name] += np.dot(lists.weights, often), often.sum()
+                    weights = lists.weights.astype(np.float64)
+                    if times is None:
+                        self.weight[own.name] += weights.sum(), len(weights)
+                    else:
+                        often = np.repeat(times, lists.lengths)
+                        self.weight[own.name] += weights @ often, often.sum()
 
     def _count_joined(self, join: Join, kept: _Kept) -> Numbering:
         """Count the values of a joined table as often as impressions refer to them.
@@ -691,15 +696,17 @@ class _Build:
         part = "train" if self.split else "all"
         rows = self._by_part(self.parts[:, 0])[part]
         for own in self.schema.fields:
+            count = 1  # at least: of lists of fixed size it isn't known
             if own.kind.startswith("token"):
-                check_filled(own.name, fields[own.name]["values"][part], part)
+                count = fields[own.name]["values"][part]
             elif not self.shape[own.name]:
                 count = self.numbers[own.table, own.name].count
-                check_filled(own.name, count, part)
-                if own.name == self.schema.time and count < rows:
+                if own.name == self.schema.time and 0 < count < rows:
                     lacking = f"{rows - count:,} of {rows:,} impressions have no time"
                     text = f"{lacking} ('{own.name}'): they are given the mean of the others"
                     notes.append(("warning", text))
+            if not count:
+                notes.append(("warning", empty_field(own.name, part, self.schema.leave_out)))
             if own.kind.startswith("token") and (said := self._poor(own, fields[own.name], rows)):
                 notes.append(("warning", said))
         for name, numbering in self.numbering.items():
