@@ -24,7 +24,7 @@ from recbole_escm2.experiment.trials import candidates
 from recbole_escm2.keys import KEYS, TRAINING_KEYS
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model.reference.base import pieces
-from recbole_escm2.model.reference.features import Feature, OneHot, features_of
+from recbole_escm2.model.reference.features import Feature, OneHot, features_of, one_number
 from recbole_escm2.model_names import CONTEXT_PACKAGE, REFERENCE_NAMES
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.run import Run
@@ -344,6 +344,28 @@ def test_the_tables_of_tokens_are_counted_by_hand(write, tmp_path):
         [rate(10, 20), np.log1p(20), rate(10, 30), np.log1p(30), y, np.log1p(20), 1],
     ]
     np.testing.assert_allclose(table, expected)
+
+
+def test_numbers_that_are_discretised_or_several():
+    buckets = np.array([[1.0, 3.0], [1.0, 1.0]])
+    several = np.array([[[1.5, 1.0], [2.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    np.testing.assert_array_equal(one_number(buckets), [3, 1])
+    np.testing.assert_array_equal(one_number(several), [2, np.nan])
+    batch = Batch({"b": torch.tensor(buckets), "s": torch.tensor(several)})
+    features = [Feature("b", FeatureType.FLOAT, 4), Feature("s", FeatureType.FLOAT_SEQ, 2)]
+    one_hot = OneHot(features, "mean")
+    expected = [[0, 0, 0, 1, 0, 2], [0, 1, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(one_hot.matrix(batch).toarray(), expected)
+    assert one_hot.numbers.tolist() == [5]  # a bucket isn't brought to mean 0
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LightGBM"])
+def test_a_handful_of_impressions_is_enough(model, write):
+    rows = [(f"u{n % 3}", "i", n % 2, int(n % 4 == 1)) for n in range(24)]
+    header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
+    settings = write("few", header, rows[:10], rows[10:17], rows[17:])
+    outcome = run(model, "few", config_dict={**settings, "task": "both"})
+    assert 0 <= outcome["test_result"]["CTCVR_AUC"] <= 1
 
 
 # ------------------------------------------------------------------ all of them
