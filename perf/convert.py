@@ -2,11 +2,11 @@
 
     python perf/convert.py [--rows N] [--repeats R] [--out FILE]
 
-Simulated raw files (the literature's 18 fields are kept of 23) are converted by
-``recbole_escm2.data.ali_ccp.convert`` and by ``plain_convert.py``, a line-by-line program that does
-the same, in processes of their own and by turns. Timed is the conversion alone, without imports;
-the files are in the page cache. The second table has the peak memory of ours at N and at 2N
-impressions with the same common rows, and what it comes to at full size.
+Simulated raw files (the literature's 18 fields are kept of 23) are converted by the source of
+``recbole_escm2.data.ali_ccp`` with the builder, and by ``plain_convert.py``, a line-by-line program
+that does the same, in processes of their own and by turns. Timed is the conversion alone, without
+imports; the files are in the page cache. The second table has the peak memory of ours at N and at
+2N impressions with the same common rows, and what it comes to at full size.
 
 Goals: at least 10 times the MB/s of plain Python, 30 if possible; memory that doesn't grow with the
 impressions, at most 4 GiB at full size.
@@ -29,17 +29,21 @@ from common import machine, markdown_table, ratios, run_json
 
 from recbole_escm2.data.ali_ccp.raw import FIELDS
 
+MIN_COUNT = 12  # as plain_convert.py has it
 FULL_ROWS, FULL_COMMON_ROWS = 85_300_000, 1_614_000
 
 
 def run_ours(raw: Path, target: Path) -> None:
     """Convert, and print time and memory as JSON."""
-    from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
+    from recbole_escm2.data.ali_ccp.chunks import Options
+    from recbole_escm2.data.ali_ccp.files import find_raw
+    from recbole_escm2.data.ali_ccp.source import read_raw
+    from recbole_escm2.data.build import Rules, build
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     options = Options(tuple(field.name for field in FIELDS if field.literature))
-    convert(find_raw(raw), target, options, {})
+    build(*read_raw(find_raw(raw), options), target, Rules(MIN_COUNT))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak_mb": peak, "imported_mb": imported}))

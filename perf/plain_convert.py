@@ -1,7 +1,7 @@
 """The converter that one would write first: line by line, in plain Python and numpy.
 
-It does what ``recbole_escm2.data.ali_ccp.convert`` does with the same files and options: parses
-every line into dicts, joins the common features, counts what the training impressions have, splits
+It does what ``recbole_escm2.data.ali_ccp`` and the builder do with the same files: parses every
+line into dicts, joins the common features, counts what the training impressions have, splits
 by a hash of sample_id, and writes arrays of ids and weights. Common features are kept once, in
 memory.
 

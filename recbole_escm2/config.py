@@ -20,6 +20,7 @@ from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
+    EVAL_ARGS,
     FAMILY,
     KEY_NEEDS,
     KEYS,
@@ -303,14 +304,11 @@ def _check_distillation(config: Any) -> None:
 
 
 def _check_sampling(config: Any) -> None:
-    _check_mode(config["eval_args"]["mode"])
+    mode = config["eval_args"]["mode"]
+    if wrong := wrong_value("eval_args mode", EVAL_ARGS["mode"], mode, ""):
+        raise UsageError(wrong)
     if config["train_neg_sample_args"]["distribution"] != "none":
         raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
-
-
-def _check_mode(mode: Any) -> None:
-    if any(m != "labeled" for m in (mode.values() if isinstance(mode, dict) else [mode])):
-        raise UsageError(f"eval_args mode must be labeled, got {mode!r}: {AS_THEY_ARE}")
 
 
 def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
@@ -741,14 +739,16 @@ class Config(recbole.config.Config):
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""
         given = self.external_config_dict.get("eval_args", {})
         whole = {**self.internal_config_dict["eval_args"], **given}
-        unknown = [key for key in given if key not in ("split", "order", "group_by", "mode")]
-        if unknown:
-            raise UsageError(
-                f"eval_args has '{unknown[0]}'"
-                f"{did_you_mean(unknown[0], ('split', 'order', 'group_by', 'mode'))}; it takes "
-                "split, order, group_by and mode"
-            )
-        _check_mode(whole["mode"])
+        place = self.place("eval_args")
+        for name in given:
+            if name not in EVAL_ARGS:
+                raise UsageError(
+                    f"{place}eval_args has '{name}'{did_you_mean(name, EVAL_ARGS)}; it takes "
+                    "split, order, group_by and mode"
+                )
+        for name, kind in EVAL_ARGS.items():
+            if wrong := wrong_value(f"eval_args {name}", kind, whole[name], ""):
+                raise UsageError(place + wrong)
         return whole
 
 

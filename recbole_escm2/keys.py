@@ -113,6 +113,54 @@ def _is_tuning_part(value: Any) -> bool:
     )
 
 
+def _are_columns(value: Any) -> bool:
+    """RecBole reads a column once, however often it is named."""
+    of_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return of_names and len({*value}) == len(value)
+
+
+def _by_suffix(value: Any) -> bool:
+    # RecBole's knowledge graphs and social networks have files of their own, which aren't read.
+    files = {"inter", "user", "item", "kg", "link", "net"}
+    return (
+        isinstance(value, dict)
+        and set(value) <= files
+        and all(v == "*" or isinstance(v, list) for v in value.values())
+    )
+
+
+def _is_interval(value: Any) -> bool:
+    """One or several, with ``;`` between them, each from a number to one that is no smaller."""
+    if not isinstance(value, str):
+        return False
+    parts = [re.fullmatch(r"\s*[\[(]([^,]+),([^,]+)[\])]\s*", p) for p in value.split(";")]
+    try:
+        return all(part is not None and float(part[1]) <= float(part[2]) for part in parts)
+    except ValueError:
+        return False
+
+
+def _is_discretization(value: Any) -> bool:
+    """Of a column: ``{method: LD}``, or ``{method: ED, bucket: N}``."""
+    return isinstance(value, dict) and all(
+        isinstance(v, dict)
+        and (v == {"method": "LD"} or set(v) == {"method", "bucket"})
+        and v["method"] in ("LD", "ED")
+        and COUNT.holds(v.get("bucket", 1))
+        for v in value.values()
+    )
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    ((way, how),) = value.items()
+    if way == "LS":
+        return how in ("valid_and_test", "valid_only", "test_only")
+    of_numbers = isinstance(how, list) and all(map(NOT_NEGATIVE.holds, how))
+    return way in ("RS", "TS") and of_numbers and sum(how) > 0
+
+
 def _are_parts(value: Any) -> bool:
     return isinstance(value, list) and all(map(TEXT.holds, value)) and len({*value}) == 3
 
@@ -148,12 +196,9 @@ BETWEEN = _number("a number between 0 and 1", lambda v: 0 < v < 1)
 TO_TEN = _number("a number from 0 to 10", lambda v: 0 <= v <= 10)
 LAYERS = _each("a list of whole numbers >= 1", COUNT.holds)
 COLUMN, FOLDER, TEXT = _text("the name of a column"), _text("a folder"), _text("text")
-COLUMNS = _each("a list of columns", lambda v: isinstance(v, str), empty=True)
-BY_SUFFIX = _mapping("file suffixes to lists of columns", lambda v: v == "*" or isinstance(v, list))
-_INTERVAL = re.compile(r"([\[(]\s*-?[\w.]+\s*,\s*-?[\w.]+\s*[\])]\s*;?\s*)+")
-INTERVAL = Kind(
-    "an interval such as '[5,inf)'", lambda v: isinstance(v, str) and bool(_INTERVAL.fullmatch(v))
-)
+COLUMNS = Kind("a list of different columns", _are_columns)
+BY_SUFFIX = Kind("a mapping of file suffixes (inter, user or item) to lists of columns", _by_suffix)
+INTERVAL = Kind("an interval such as '[5,inf)'", _is_interval)
 AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
 
 
@@ -458,7 +503,10 @@ RECBOLES: Mapping[str, Key] = {
     **dict.fromkeys(("alias_of_user_id", "alias_of_item_id"), Key(COLUMNS, DATA)),
     **dict.fromkeys(("alias_of_entity_id", "alias_of_relation_id"), Key(COLUMNS, DATA | UNUSED)),
     "preload_weight": Key(_mapping("columns to columns", COLUMN.holds), DATA),
-    "discretization": Key(_mapping("columns to methods"), DATA | OPTIONAL),
+    "discretization": Key(
+        Kind("a mapping of columns to {method: LD} or {method: ED, bucket: N}", _is_discretization),
+        DATA | OPTIONAL,
+    ),
 }
 
 #: Of RecBole's models and backbones, where they have them: other models' keys may be called so.
@@ -483,6 +531,19 @@ OF_RECBOLES_MODELS: Mapping[str, Kind] = {
     "teacher": _one_of("CrossNet", "CIN"),
     "phase": _one_of("teacher_training", "distillation", "finetuning"),
     "warm_up": Kind("text", lambda v: isinstance(v, str)),
+}
+
+#: What stands within ``eval_args``.
+EVAL_ARGS: Mapping[str, Kind] = {
+    "split": Kind(
+        "{RS: [0.8, 0.1, 0.1]}, {TS: [0.8, 0.1, 0.1]} or {LS: valid_and_test}", _is_split
+    ),
+    "order": _one_of("RO", "TO"),
+    "group_by": Kind("~ or 'user'", lambda v: str(v).lower() in ("none", "user")),
+    "mode": Kind(
+        f"labeled ({AS_THEY_ARE})",
+        lambda v: all(m == "labeled" for m in (v.values() if isinstance(v, dict) else [v])),
+    ),
 }
 
 KEYS: Mapping[str, Key] = {**OURS, **OF_DATA_SETS, **RECBOLES}

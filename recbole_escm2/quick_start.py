@@ -13,6 +13,7 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
@@ -56,8 +57,9 @@ def run(
     Returns:
         ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
         and ``test_result`` (floats by metric name, unrounded), ``best_epoch`` (None where there
-        were two trainings), ``run_dir``, ``simulated`` (what to say with numbers on simulated data,
-        else None).
+        were two trainings), ``worse_than_constant`` (None, or a ``task`` with its ``log_loss`` on
+        validation and that of a ``constant`` prediction), ``run_dir``, ``simulated`` (what to say
+        with numbers on simulated data, else None).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -98,6 +100,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trained.best_epoch,
+            "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
         }
@@ -105,6 +108,8 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
         write_json(run.folder / RESULT_FILE, content)
         trained.close()
+        if outcome["worse_than_constant"]:
+            getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome
 
 
@@ -277,6 +282,8 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
             "id."
         )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
+    if worse := outcome.get("worse_than_constant"):
+        lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
     return "\n".join(lines)

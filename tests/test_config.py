@@ -451,9 +451,16 @@ def test_a_key_that_is_no_text_is_explained():
         ({"mode": "full"}, "labeled"),
         ({"splitt": {"RS": [8, 1, 1]}}, "split"),
         ({"mode": {"valid": "uni100"}}, "labeled"),
+        ({"split": [8, 1, 1]}, r"split must be .*, got \[8, 1, 1\]"),
+        ({"split": {}}, "split must be .*, got {}"),
+        ({"split": {"RS": ["a", 1, 1]}}, "split must be .*'a'"),
+        ({"split": {"RS": [8, 1, -1]}}, "split must be .*-1"),
+        ({"split": {"XX": [8, 1, 1]}}, "split must be .*XX"),
+        ({"order": "up"}, "order must be 'RO' or 'TO', got 'up'"),
+        ({"group_by": "items"}, "group_by must be ~ or 'user', got 'items'"),
     ],
 )
-def test_eval_args_rank_no_candidates(eval_args, message):
+def test_wrong_eval_args(eval_args, message):
     with pytest.raises(UsageError, match=rf"eval_args.*{message}"):
         config(eval_args=eval_args)
 

@@ -179,6 +179,13 @@ BAD = {
     ),
 }
 BAD["learning_rate"].append(math.inf)
+for bad_columns in ("load_col", "unload_col", "unused_col"):
+    BAD[bad_columns].append({"intre": ["user_id"]})
+BAD["discretization"] += [{"age": {"method": "ED", "bucket": value}} for value in (-3, 0, "many")]
+BAD["discretization"] += [{"age": {"method": value}} for value in ("ED", "XX")]
+BAD["numerical_features"] = [*BAD["numerical_features"], ["age", "age"]]
+for bad_interval in ("user_inter_num_interval", "item_inter_num_interval"):
+    BAD[bad_interval] = [*BAD[bad_interval], "[10,5]", "[a,b]", "[1,2];", "[5,]"]
 BAD["clip_grad_norm"] += [{"max_norm": value} for value in (0, -1, math.nan, math.inf, True)]
 BAD["clip_grad_norm"] += [{"max_norm": 1, "norm_type": value} for value in (0, -2, "max", None)]
 BAD["benchmark_filename"] += [["a", "b"], ["a", "a", "b"], ["a", "b", "c", "d"]]

@@ -27,8 +27,11 @@ import recbole_escm2
 from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, save_table
-from recbole_escm2.data.ali_ccp.convert import Options, convert, find_raw
+from recbole_escm2.data.ali_ccp.chunks import Options
+from recbole_escm2.data.ali_ccp.files import find_raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.data.ali_ccp.source import read_raw
+from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
@@ -349,18 +352,22 @@ def raw_files_of_ali_ccp(trap: Trap) -> None:
     """Archives with members that leave the folder, a truth of pickles, a simulation's JSON."""
     raw = trap.here / "raw"
     simulate(Simulation(rows=300, behaviours=5), raw)
-    options = Options(("101", "205"), min_count=1, validation_share=0.1)
+    options = Options(("101", "205"))
+
+    def convert(folder: Path) -> None:
+        build(*read_raw(find_raw(folder), options), trap.here / "s", Rules())
+
     truth = raw / "truth_train.npy"
     kept = truth.read_bytes()
     bomb = np.empty((300, 3), object)
     bomb[:] = Bomb(trap.trace)
     np.save(truth, bomb, allow_pickle=True)
-    refused(r"truth_train\.npy", convert, find_raw(raw), trap.here / "s", options, {})
+    refused(r"truth_train\.npy", convert, raw)
     truth.write_bytes(kept)
     note = raw / "simulation.json"
     for content in ("[]", '{"note": {}}', "{"):
         note.write_text(content)
-        refused(r"simulation\.json", convert, find_raw(raw), trap.here / "s", options, {})
+        refused(r"simulation\.json", convert, raw)
 
     archives = trap.here / "archives"
     archives.mkdir()
@@ -376,7 +383,7 @@ def raw_files_of_ali_ccp(trap: Trap) -> None:
                 archive.addfile(member, io.BytesIO(content))
             evil = tarfile.TarInfo(str(trap.outside / "evil"))
             archive.addfile(evil, io.BytesIO())
-    convert(find_raw(archives), trap.here / "s", options, {})
+    convert(archives)
     Store(trap.here / "s")
 
 
@@ -460,10 +467,9 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     ratings_of_coat: {"data/sources/coat.py"},
     raw_files_of_ali_ccp: {
         *(
-            "data/ali_ccp/convert.py",
             "data/ali_ccp/files.py",
             "data/ali_ccp/simulate.py",
-            "data/ali_ccp/tables.py",
+            "data/ali_ccp/source.py",
         ),
     },
     yaml_files: {"property_files.py"},

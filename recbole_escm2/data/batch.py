@@ -164,6 +164,10 @@ class Rows:
             return None
         return self._table.column(name, self._rows).numpy()
 
+    def key(self, name: str) -> Tensor:
+        """By what a table is joined, a field or not, int64 ``[rows]``."""
+        return self._table.column(name, self._rows).long()
+
     def _at(self, index: Any) -> Tensor | slice:
         """Positions in the table of positions in here."""
         if isinstance(index, slice):

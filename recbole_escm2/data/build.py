@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from recbole_escm2.data.checks import (
     RowDigests,
+    alike_tokens,
     check_filled,
     check_schema,
     check_values,
@@ -35,11 +36,12 @@ from recbole_escm2.data.checks import (
     idle_numbers,
     is_idle,
     not_joined,
-    numbers_rows,
+    poor_field,
     repeated_keys,
     suspicious_features,
 )
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
+from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
 from recbole_escm2.data.vocabulary import Counts, Numbering, codes, encoded, merged
@@ -108,6 +110,7 @@ def build(
         raise UsageError(f"{target}: no room left on the disk") from error
     for level, text in schema.notes:
         getLogger().debug("%s: %s", level, text)  # the data set says them whenever it is used
+    getLogger().info(f"what was found: {target / REPORT_FILE}")
     return report
 
 
@@ -200,7 +203,7 @@ class _Kept:
         else:
             batches = iter(())
         for batch in batches:
-            for first in range(0, len(batch), _ROWS_AT_ONCE):
+            for first in range(0, max(len(batch), 1), _ROWS_AT_ONCE):
                 yield batch.slice(first, _ROWS_AT_ONCE)
 
     def remove(self) -> None:
@@ -379,12 +382,14 @@ class _Build:
                 columns[self.group.name] = encoded(rows.column(self.group.name))
         for own in self._of(table):
             column = columns[own.name]
-            if own.kind.endswith("seq"):
-                longest = pc.max(pc.list_value_length(column)).as_py() or 0
-                self.longest[own.name] = max(self.longest[own.name], longest)
+            if own.kind == "float_seq":
+                self._note_longest(own, pc.max(pc.list_value_length(column)).as_py() or 0)
             if own.kind.startswith("float"):
                 self.shape[own.name] = _shape(column.type)
         return pa.RecordBatch.from_pydict(columns)
+
+    def _note_longest(self, own: Field, length: int) -> None:
+        self.longest[own.name] = max(self.longest[own.name], length)
 
     def _of(self, table: str) -> list[Field]:
         """The fields that a table of the store has."""
@@ -427,10 +432,10 @@ class _Build:
         references = self._references(join.table, row_of)
         if repeated := int(counted["count"].to_numpy().sum()) - len(counted):
             several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
-            said = repeated_keys(several, join.key, join.table, repeated)
+            said = repeated_keys(several, join, list(self.files[join.table]), repeated)
             self.schema.notes.append(("warning", said))
         asked = merged(_in_order(self.references, join.table))["token"]
-        if len(asked) and not references[1:].any():
+        if len(asked) and len(counted) and not references[1:].any():
             raise not_joined(asked, counted["token"], join, list(self.files[join.table]))
         self.joins[join.table] = {
             "rows": len(counted),
@@ -581,9 +586,10 @@ class _Build:
             else:
                 bag = _Lists.of(column)
                 ids = self._ids(own, bag.values)
+                self._note_longest(own, int(bag.lengths.max(initial=0)))
                 bags.append((bag.lengths, ids, bag.weights))
                 self._tally(own, writer.name, ids, bag.lengths, times)
-        if writer.name == "inter":
+        if writer.name == "inter" and len(rows):
             self.digests.add(self.part, columns, bags)
         writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
 
@@ -613,8 +619,8 @@ class _Build:
     def _numbers(self, own: Field, table: str, column: pa.Array) -> NDArray[np.float64]:
         known = self.numbers[table, own.name]
         values = numbers_of(column, known.mean)
-        if own.name == self.schema.time:  # float32 has 24 bits for a time
-            values = values - known.least
+        if own.name == self.schema.time and not (own.scaled or own.standardized):
+            values = values - known.least  # float32 has 24 bits for a time
         values = self._in_form(own, table, values)
         return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
 
@@ -661,22 +667,22 @@ class _Build:
             {"table": j.table, "key": j.key if self._by_id(j.key) else _row_column(j)}
             for j in schema.joins
         ]
-        self.writer.commit(
-            {
-                **about,
-                "fields": fields,
-                "joins": joins,
-                "group": self.group_column if self.group else None,
-                "time": schema.time,
-                "truth": schema.truth,
-                "truth_parts": schema.truth_parts,
-                "clicks_known": schema.clicks_known,
-                "sizes": self.parts[:, 0].tolist() if self.split else None,
-                "simulated": schema.simulated,
-                "notes": schema.notes,
-                "report": report,
-            }
-        )
+        whole = {
+            **about,
+            "fields": fields,
+            "joins": joins,
+            "group": self.group_column if self.group else None,
+            "time": schema.time,
+            "truth": schema.truth,
+            "truth_parts": schema.truth_parts,
+            "clicks_known": schema.clicks_known,
+            "sizes": self.parts[:, 0].tolist() if self.split else None,
+            "simulated": schema.simulated,
+            "notes": schema.notes,
+            "report": report,
+        }
+        (self.writer.folder / REPORT_FILE).write_text(markdown(whole), encoding="utf-8")
+        self.writer.commit(whole)
         return report
 
     def _check_features(self, fields: Mapping[str, Any]) -> None:
@@ -688,16 +694,25 @@ class _Build:
             if own.kind.startswith("token"):
                 check_filled(own.name, fields[own.name]["values"][part], part)
             elif not self.shape[own.name]:
-                check_filled(own.name, self.numbers[own.table, own.name].count, part)
-            said = None
-            if own.kind == "token" and own.table == own.origin == "inter":
-                said = numbers_rows(own.name, fields[own.name]["seen"], rows)
-            if said:
+                count = self.numbers[own.table, own.name].count
+                check_filled(own.name, count, part)
+                if own.name == self.schema.time and count < rows:
+                    lacking = f"{rows - count:,} of {rows:,} impressions have no time"
+                    text = f"{lacking} ('{own.name}'): they are given the mean of the others"
+                    notes.append(("warning", text))
+            if own.kind.startswith("token") and (said := self._poor(own, fields[own.name], rows)):
+                notes.append(("warning", said))
+        for name, numbering in self.numbering.items():
+            if said := alike_tokens(name, numbering.tokens):
                 notes.append(("warning", said))
         notes += self.digests.notes()
         if said := idle_numbers(self.schema):
             notes.append(("warning", said))
         notes += [("warning", said) for said in self._suspicious(rows)]
+
+    def _poor(self, own: Field, known: Mapping[str, Any], rows: int) -> str | None:
+        values = known["values"]["train" if self.split else "all"]
+        return poor_field(own, known["seen"], values, rows, self.longest[own.name])
 
     def _suspicious(self, size: int) -> Iterator[str]:
         """Of features in the first rows, which are train where the source is split."""

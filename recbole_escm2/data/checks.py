@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,88 @@ from recbole_escm2.bags import Bags
 from recbole_escm2.data.schema import Chunk, Field, Join, Schema
 from recbole_escm2.errors import UsageError, did_you_mean
 
-_LARGEST = float(np.finfo(np.float32).max)  # a store has numbers of 32 bits
+LARGEST = float(np.finfo(np.float32).max)  #: A store has numbers of 32 bits.
 _FEW = 5  # positives, and negatives, without which a label can't be given away
 _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
+_SELDOM = 0.05  # share of the rows below which a field has seldom a value
 _ENOUGH = 100  # rows from which that can be told
+_COLUMN_KEYS = {  # that name columns, and of which kind
+    "numerical_features": "float",
+    "normalize_field": "float",
+    "discretization": "float",
+    "seq_len": "",
+    "alias_of_user_id": "token",
+    "alias_of_item_id": "token",
+}
+_NO_DATA = (".yaml", ".yml", ".md", ".txt", ".json", ".link", ".kg", ".net", ".hyper", ".py")
+_TAIL, _SHOWN_TEXT = 1 << 16, 40  # bytes in which a last line is looked for, characters shown
 _KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
 _SHOWN = 100_000  # rows with the same key that are compared
+
+# --------------------------------------------------------------------------- a text file
+
+
+def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
+    """The error of a file that can't be decoded.
+
+    Args:
+        path: the file.
+        encoding: as it was read; UTF-8 by default.
+        error: what the decoder says.
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+    is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    likely = "utf-16" if is_wide else "cp1252"
+    return UsageError(
+        f"{path} isn't text in {encoding or 'UTF-8'} ({error}): set encoding, for example "
+        f"--encoding={likely}, or save it as UTF-8"
+    )
+
+
+def unended_line(path: Path) -> str | None:
+    """What to say of a text file whose last line has no end; None where it has one."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        tail = file.read()
+        if not tail or tail.endswith((b"\n", b"\r", b"\0")):  # the last of UTF-16
+            return None
+        file.seek(0)
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b"")) + 1
+    last = tail.rpartition(b"\n")[2].decode(errors="replace")
+    return (
+        f"{path}, line {lines:,}: the last line has no end, as if the file was cut there: "
+        f"{last[-_SHOWN_TEXT:]!r}. If it is whole, end it with a line break"
+    )
+
+
+def unread_files(folder: Path, name: str, read: Sequence[Path]) -> str | None:
+    """What to say of files that bear the name of a data set and aren't read; None without any.
+
+    Args:
+        folder: of the data set.
+        name: of the data set.
+        read: the files that are read.
+    """
+    known = {path.name for path in read}
+    others = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.lower().startswith(f"{name.lower()}.")
+        and path.name not in known
+        and path.suffix not in _NO_DATA
+        and not any(path in file.parents for file in read)
+    )
+    if not others:
+        return None
+    return (
+        f"not read: {', '.join(others[:5])} in {folder}, but {', '.join(sorted(known)[:5])} "
+        "(source, benchmark_filename and the names of files decide)"
+    )
+
 
 # --------------------------------------------------------------------------- a schema
 
@@ -44,24 +121,24 @@ def check_schema(schema: Schema) -> None:
         table[own.name] = own.table
 
 
-def check_number_keys(config: Mapping[str, Any], fields: Sequence[Field]) -> None:
-    """Make sure that the keys for columns of numbers name such columns.
+def check_column_keys(config: Mapping[str, Any], schema: Schema) -> None:
+    """Make sure that the keys that name columns name such as there are, and of the right kind.
 
     Raises:
-        UsageError: one names another column, or none.
+        UsageError: one doesn't.
     """
-    kinds = {own.name: own.kind for own in fields}
-    for key in ("numerical_features", "normalize_field"):
+    kinds = {own.name: own.kind for own in schema.fields}
+    for key, kind in _COLUMN_KEYS.items():
         for name in config[key] or ():
+            named = [other for other, own in kinds.items() if own.startswith(kind)]
             if name not in kinds:
-                numbers = [other for other, kind in kinds.items() if kind.startswith("float")]
                 raise UsageError(
-                    f"{key} names '{name}', which is no column{did_you_mean(name, numbers)}. "
-                    f"Columns of numbers: {', '.join(numbers) or 'none'}"
+                    f"{key} names '{name}', which is no column{did_you_mean(name, named)}. "
+                    f"Columns that it may name: {', '.join(named) or 'none'}"
                 )
-            if not kinds[name].startswith("float"):
+            if name not in named:
                 raise UsageError(
-                    f"{key} names '{name}', which is a {kinds[name]}: declare it a float in its "
+                    f"{key} names '{name}', which is a {kinds[name]}: declare it a {kind} in its "
                     "file, or leave it out of the key"
                 )
 
@@ -77,8 +154,8 @@ def idle_numbers(schema: Schema) -> str | None:
     if not idle:
         return None
     return (
-        f"numbers are features where numerical_features names them: {', '.join(idle)} are left "
-        f"out (--numerical_features='[{','.join(idle)}]')"
+        f"numbers are features where numerical_features names them: {', '.join(idle)}, which no "
+        f"model sees now (--numerical_features='[{','.join(idle)}]')"
     )
 
 
@@ -96,7 +173,7 @@ def check_values(fields: Sequence[Field], chunk: Chunk) -> None:
         for bad in _faults(column, own.kind.startswith("float")):
             row, value = bad
             why = (
-                f"a number must lie within ±{_LARGEST:.3g}, and a missing one is left empty"
+                f"a number must lie within ±{LARGEST:.3g}, and a missing one is left empty"
                 if own.kind.startswith("float")
                 else "a NUL character ends a text for some readers, which then take tokens for one"
             )
@@ -110,7 +187,7 @@ def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return
         values = values.dictionary_decode()
-    bad = pc.greater(pc.abs(values.cast(pa.float64())), _LARGEST) if numbers else _has_nul(values)
+    bad = pc.greater(pc.abs(values.cast(pa.float64())), LARGEST) if numbers else _has_nul(values)
     for place in np.flatnonzero(bad.fill_null(False).to_numpy(zero_copy_only=False)):
         yield (int(place) if rows is None else rows[place].as_py()), values[int(place)].as_py()
 
@@ -244,8 +321,12 @@ class RowDigests:
             )
 
     def _named(self, part: str | None) -> str:
-        files = list(self._files.get(part, ()))
-        return ", ".join(files[:2]) + (", …" if len(files) > 2 else "") or str(part)
+        return _some(list(self._files.get(part, ())))
+
+
+def _some(files: Sequence[str]) -> str:
+    """The first files, for a message."""
+    return ", ".join(files[:2]) + (", …" if len(files) > 2 else "")
 
 
 def _are_same(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
@@ -273,15 +354,16 @@ def _repeated_block(own: NDArray[np.uint64]) -> int:
     return most if most >= max(_ENOUGH, len(own) // 100) else 0
 
 
-def repeated_keys(rows: pa.Table, key: str, table: str, repeated: int) -> str:
+def repeated_keys(rows: pa.Table, join: Join, files: Sequence[str], repeated: int) -> str:
     """What to say of rows of a joined table that have one key.
 
     Args:
         rows: those that share their key with another one, in the table's order.
-        key: the column.
-        table: its name.
+        join: the table and the column.
+        files: those of the table.
         repeated: rows beside the first of each key.
     """
+    key = join.key
     first: dict[Any, dict[str, Any]] = {}
     differ: list[tuple[Any, str]] = []
     for row in rows.slice(0, _SHOWN).to_pylist():
@@ -289,7 +371,10 @@ def repeated_keys(rows: pa.Table, key: str, table: str, repeated: int) -> str:
         changed = [name for name in row if row[name] != own[name] and row[name] == row[name]]
         if changed:
             differ.append((row[key], changed[0]))
-    said = f"{repeated:,} rows of '{table}' repeat their {key}: the first row of each counts"
+    said = (
+        f"{repeated:,} rows of '{join.table}' repeat their {key} ({_some(files)}): the first row "
+        "of each counts"
+    )
     if not differ:
         return said
     value, column = differ[0]
@@ -310,7 +395,7 @@ def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> Usag
     """
     has = f", and {there[0].as_py()!r} there" if len(there) else ""
     return UsageError(
-        f"no impression has its {join.key} in '{join.table}' ({', '.join(files[:2])}): for example "
+        f"no impression has its {join.key} in '{join.table}' ({_some(files)}): for example "
         f"{asked[0].as_py()!r} here{has}. The keys must be written the same way in both"
     )
 
@@ -382,14 +467,57 @@ def suspicious_features(
                 break
 
 
-def numbers_rows(name: str, tokens: int, values: int) -> str | None:
-    """What to say of a field with a token of its own in nearly each row; None where it hasn't."""
-    if values < _ENOUGH or tokens < _ALL_DIFFER * values:
+def poor_field(own: Field, tokens: int, values: int, rows: int, longest: int) -> str | None:
+    """What to say of a field of tokens from which little can be learned; None else.
+
+    Args:
+        own: the field.
+        tokens: different ones.
+        values: how many there are in all rows together.
+        rows: impressions.
+        longest: most values that one of them has.
+    """
+    if rows < _ENOUGH:
         return None
-    repeated = f"; {values - tokens:,} rows repeat one" if tokens < values else ""
+    if own.kind == "token_seq" and longest == 1 and tokens > 1:
+        return (
+            f"no row has more than one value of '{own.name}', a {own.kind}: is seq_separator what "
+            "stands between them?"
+        )
+    if own.kind != "token":
+        return None
+    if own.table == own.origin == "inter" and tokens >= _ALL_DIFFER * rows:
+        repeated = f"; {values - tokens:,} rows repeat one" if tokens < values else ""
+        return (
+            f"the field '{own.name}' has {tokens:,} tokens in {rows:,} rows{repeated}: a number of "
+            "rows is no feature, leave it out with unload_col"
+        )
+    if tokens == 1 and values == rows:
+        return f"the field '{own.name}' is the same in all rows: nothing can be learned of it"
+    if values < _SELDOM * rows:
+        return f"the field '{own.name}' has a value in {values:,} of {rows:,} rows only"
+    return None
+
+
+def alike_tokens(name: str, tokens: pa.Array) -> str | None:
+    """What to say of tokens that differ by blanks at their ends alone; None where there are none.
+
+    Args:
+        name: of the field.
+        tokens: each once.
+    """
+    if not pa.types.is_string(tokens.type):
+        return None
+    trimmed = pc.utf8_trim_whitespace(tokens)
+    padded = tokens.filter(pc.not_equal(trimmed, tokens))
+    if not len(padded):
+        return None
+    twins = padded.filter(pc.is_in(pc.utf8_trim_whitespace(padded), value_set=tokens))
+    if not len(twins):
+        return None
     return (
-        f"the field '{name}' has {tokens:,} tokens in {values:,} rows{repeated}: a number of rows "
-        "is no feature, leave it out with unload_col"
+        f"{len(twins):,} tokens of '{name}' differ from another one by blanks at their ends alone, "
+        f"for example {twins[0].as_py()!r}: each has an id of its own"
     )
 
 

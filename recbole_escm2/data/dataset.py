@@ -23,6 +23,7 @@ from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity
 
+_COUNTED_AT_ONCE = 1 << 16
 _SAMPLE_SEED = 2022  # of impression_sample: D stays the same for every seed of a run
 
 
@@ -76,6 +77,8 @@ class EntireSpaceDataset(Dataset):
         self.seed_draws = ""
         #: From how many impressions those of test are drawn, None where they are fixed; likewise.
         self.test_pool: int | None = None
+        #: How often train has each id, where another part has ids that it lacks; likewise.
+        self.seen_ids: dict[str, Tensor] | None = None
         #: What data and which split this is a part of; set by :meth:`build`.
         self.identity: Identity | None = None
         super().__init__(config)
@@ -256,6 +259,19 @@ class EntireSpaceDataset(Dataset):
                 f"eval_args order TO needs the column '{self.time_field}' (TIME_FIELD), and "
                 f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
             )
+        if self.config["eval_args"]["order"] == "TO":
+            kind = self.field2type[self.time_field].value
+            if kind != "float":
+                raise UsageError(
+                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is a "
+                    f"{kind}: declare it a float, in seconds for example"
+                )
+            times = self.inter_feat[self.time_field]
+            if len(times) > 1 and bool((times == times[0]).all()):
+                raise UsageError(
+                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is the "
+                    "same in all rows"
+                )
         presplit = self.file_size_list is not None
         self.seed_draws = seed_draws(self.config, presplit)
         self.test_pool = len(self) if self.seed_draws == "split" else None
@@ -287,9 +303,16 @@ class EntireSpaceDataset(Dataset):
                 f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
                 f"train (column '{self.click_field}'). Nothing can be learned about conversion"
             )
+        if train.truth.click.all() and train.truth.clicks_known:
+            self.logger.warning(
+                f"all {len(train):,} impressions of train are clicked: a log of clicks alone tells "
+                "nothing of what is clicked, CTR is 1 for every impression, and weighting clicks "
+                "by their propensity has nothing to weigh"
+            )
         if self.config["train_space"] == "click":
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
+        self._count_ids(parts)
         return parts
 
     def with_validation(self, share: float | None) -> list[EntireSpaceDataset]:
@@ -297,6 +320,53 @@ class EntireSpaceDataset(Dataset):
         drawn = torch.zeros(len(self), dtype=torch.bool)
         drawn[torch.randperm(len(self))[: round((share or 0) * len(self))]] = True
         return [self.copy(self.inter_feat[rows]) for rows in (~drawn, drawn)]
+
+    def id_counts(self) -> dict[str, Tensor]:
+        """How often the impressions have each id, float64 ``[ids]`` by field of tokens.
+
+        What stands in a joined table counts once for each impression that refers to its row.
+        """
+        vocabularies = self.field2id_token.items()
+        counts = {name: torch.zeros(len(ids), dtype=torch.float64) for name, ids in vocabularies}
+
+        def add(name: str, ids: Tensor, weights: Tensor | None) -> None:
+            if name in counts:
+                counts[name] += torch.bincount(ids, weights, len(counts[name]))
+
+        rows = self.inter_feat
+        for name in counts.keys() & set(rows):
+            if self.field2type[name] == FeatureType.TOKEN:
+                add(name, rows[name], None)
+        if any(self.field2type[name] == FeatureType.TOKEN_SEQ for name in rows):
+            for block in torch.arange(len(rows)).split(_COUNTED_AT_ONCE):
+                for name, bag in rows.batch(block).bags.items():
+                    add(name, bag.ids, None)
+        for key, feat in self._joins:
+            times = torch.bincount(rows.key(key), minlength=len(feat))
+            for block in times.nonzero().squeeze(1).split(_COUNTED_AT_ONCE):
+                batch, weights = feat.batch(block), times[block].double()
+                for name, ids in batch.interaction.items():
+                    if name != key and self.field2type[name] == FeatureType.TOKEN:
+                        add(name, ids, weights)
+                for name, bag in batch.bags.items():
+                    add(name, bag.ids, weights.repeat_interleave(bag.lengths[0]))
+        return counts
+
+    def _count_ids(self, parts: list[EntireSpaceDataset]) -> None:
+        """Say which ids train lacks, and keep how often it has the others where it lacks some."""
+        train, *others = (part.id_counts() for part in parts)
+        for name, own in zip(PARTS[1:], others, strict=True):
+            said = []
+            for field, counts in own.items():
+                unseen = counts[1:][train[field][1:] == 0].sum()
+                if unseen:
+                    said.append(f"{field} {float(unseen / counts[1:].sum()):.2%}")
+            if said:
+                parts[0].seen_ids = train
+                self.logger.warning(
+                    f"{name} has ids that train hasn't, of all values: {', '.join(said)}. They are "
+                    "given the mean of their field's embeddings"
+                )
 
     def _identity(self, parts: list[EntireSpaceDataset]) -> Identity:
         names = ("train", "validation", "test")

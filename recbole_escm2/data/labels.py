@@ -17,7 +17,8 @@ from recbole_escm2.fields import LABEL_KEYS
 # A source that no model asks for features of: RecBole's FeatureSource doesn't know it.
 LABEL_SOURCE = "label"
 
-_MANY = 30  # conversions without a click from which there may be more of them than clicks
+_MANY = 20  # conversions without a click from which there may be more of them than clicks
+_NEARLY_ALL = 0.95
 SHOWN = 5  # faulty rows that a message names
 
 
@@ -146,17 +147,22 @@ class StrayConversions:
             return np.where(stray, 0, conversion), np.ones(len(click), dtype=bool)
         return conversion, ~stray
 
+    def _are_swapped(self) -> bool:
+        with_click = self.conversions - self.count
+        more = self.conversions > 2 * self.clicks or with_click > _NEARLY_ALL * self.clicks
+        return self.count >= _MANY and self.conversions > self.clicks and more
+
     def note(self) -> str | None:
         """What to say of them; None where there are none.
 
         Raises:
-            UsageError: there are, and the choice is ``raise``; or they are to be dropped, are
-                many, and there are more conversions than clicks.
+            UsageError: there are, and the choice is ``raise``; or they are to be dropped, and the
+                columns seem to be each other's: there are twice as many conversions as clicks, or
+                more, and nearly every click has one.
         """
         if not self.count:
             return None
-        too_many = self.count >= _MANY and self.conversions > self.clicks
-        if self._choice == "drop" and too_many:
+        if self._choice == "drop" and self._are_swapped():
             raise UsageError(
                 f"there are {self.conversions:,} conversions and {self.clicks:,} clicks, and a "
                 f"conversion follows a click: {self._places[0]} has one without. Are CLICK_FIELD "

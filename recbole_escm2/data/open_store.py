@@ -13,7 +13,7 @@ from typing import Any
 import recbole
 
 from recbole_escm2.data.build import Rules, build
-from recbole_escm2.data.checks import check_number_keys
+from recbole_escm2.data.checks import check_column_keys, unread_files
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
@@ -96,12 +96,11 @@ def is_simulated(config: Any) -> bool:
 
 
 def _make(config: Any, folder: Path, about: dict[str, Any]) -> None:
-    source: Any = _source(config)
-    if not hasattr(source, "read"):
-        source.write(config, folder, about)
-        return
+    source = _source(config)
     schema, chunks = source.read(config)
-    check_number_keys(config, schema.fields)
+    check_column_keys(config, schema)
+    if said := unread_files(Path(config["data_path"]), config["dataset"], source.files(config)):
+        schema.notes.append(("warning", said))
     build(schema, chunks, folder, _rules(config), about)
 
 

@@ -385,6 +385,8 @@ def making(target: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
         held.__exit__(None, None, None)
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # where it is empty: nothing was made
 
 
 # --------------------------------------------------------------------------- reading

@@ -113,7 +113,8 @@ class Numbering:
             kept = kept.sort_by([("count", "descending"), ("token", "ascending")])
         #: Tokens that were counted at least once, rare ones too.
         self.seen = int(np.count_nonzero(counted["count"]))
-        self._tokens = kept["token"].combine_chunks()
+        #: Those that have an id of their own, in the order of their ids.
+        self.tokens: pa.Array = kept["token"].combine_chunks()
         self._first = 2 if unknown else 1
         self._calls = 0
         self._latest: pa.Array | None = None  # many batches in a row share a dictionary
@@ -126,7 +127,7 @@ class Numbering:
     @property
     def size(self) -> int:
         """Tokens that have an id of their own."""
-        return len(self._tokens)
+        return len(self.tokens)
 
     def ids(self, column: pa.DictionaryArray) -> NDArray[np.int32]:
         """0 where there is no value, 1 for an unknown one, ``[rows]``."""
@@ -138,21 +139,21 @@ class Numbering:
         return self._id_of[codes(column)]  # the last one for -1
 
     def _places(self, tokens: pa.Array) -> NDArray[np.int64]:
-        if tokens.type != self._tokens.type:
-            tokens = tokens.cast(self._tokens.type)
+        if tokens.type != self.tokens.type:
+            tokens = tokens.cast(self.tokens.type)
         self._calls += 1
         if self._calls < _CALLS_WITHOUT_INDEX:  # each of them hashes all tokens
-            places = pc.index_in(tokens, value_set=self._tokens)
+            places = pc.index_in(tokens, value_set=self.tokens)
             return places.fill_null(-1).to_numpy(zero_copy_only=False)
         return self._index.get_indexer(tokens.to_numpy(zero_copy_only=False))
 
     @cached_property
     def _index(self) -> pd.Index:
-        return pd.Index(self._tokens.to_numpy(zero_copy_only=False))
+        return pd.Index(self.tokens.to_numpy(zero_copy_only=False))
 
     def written(self) -> pa.Array:
         """The tokens for a store, as text."""
-        tokens = self._tokens.cast(pa.string())
+        tokens = self.tokens.cast(pa.string())
         return pa.concat_arrays([pa.array([UNKNOWN] * (self._first - 1), pa.string()), tokens])
 
 

@@ -13,6 +13,7 @@ from recbole_escm2.experiment.plan import Experiment, with_tuned_rows
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.runs import Outcome, execute, finished
 from recbole_escm2.experiment.study import Study, Trial, Tuning
+from recbole_escm2.experiment.trials import is_worse
 from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model.entire_space import misspelt_hooks
@@ -119,7 +120,8 @@ def _how(outcome: Outcome, split: str) -> str:
     value = result["test_result" if split == "test" else "best_valid_result"].get(metric)
     on = "" if split == "test" else " on validation"
     shown = f"{metric} {value:.4f}{on}, " if value is not None else ""
-    return f"{shown}{result['epochs']} epochs, {_duration(result['seconds'])}"
+    worse = ", worse than a constant prediction" if is_worse(result) else ""
+    return f"{shown}{result['epochs']} epochs, {_duration(result['seconds'])}{worse}"
 
 
 def _duration(seconds: float) -> str:

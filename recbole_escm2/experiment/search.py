@@ -29,6 +29,7 @@ from recbole_escm2.experiment.trials import (
     SAMPLERS,
     Ranges,
     best_settings,
+    is_worse,
     sampler_of,
     scores_of,
 )
@@ -56,11 +57,12 @@ _PRUNED = "pruned"
 # over one that lives does no harm: a run is done once, and who comes second waits for its result.
 _HEARTBEAT, _GRACE = 2, 20
 _SUBJECT = "subject"
+_WORSE = "worse_than_constant"  # the tasks of the models that are; None: the run as a whole
 _SCORES = "scores"  # of the two models of a pair: metric, score, whether bigger is better
 # What a search notes of a trial, and Optuna.
 _NOTES = {
     **{"reason": str, "run": str, "test_result": dict, _SCORES: dict},
-    **{"retry_history": list, "fixed_params": dict},
+    **{"retry_history": list, "fixed_params": dict, _WORSE: list},
 }
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -391,8 +393,12 @@ class Searcher:
                 epochs = outcome.result["trainings"][0]["epochs"]
                 self._report(outcome.run.row.label, trial, epochs)
             trial.set_user_attr("test_result", outcome.result["test_result"])
+            parts = (None, *self.asked.ranges.parts)
+            worse = [part for part in parts if is_worse(outcome.result, part)]
+            trial.set_user_attr(_WORSE, worse)
             self.study.tell(trial, value, skip_if_finished=True)
-            return f"{self.asked.metric} {value:.4f} on validation"
+            than = ", worse than a constant prediction" if worse else ""
+            return f"{self.asked.metric} {value:.4f} on validation{than}"
         if outcome.reason == _PRUNED:
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             return "pruned"
@@ -455,8 +461,9 @@ def _show(trials: Sequence[FrozenTrial], asked: Search, stopped: bool) -> None:
         return
     if not values:
         raise UsageError(f"no trial has come to its end; see {asked.folder / 'trials.csv'}")
-    bigger = asked.ranges.config["valid_metric_bigger"]
-    best_first = sorted(values, key=values.__getitem__, reverse=bigger)
+    sign = -1 if asked.ranges.config["valid_metric_bigger"] else 1
+    worse = {t.number for t in trials if t.user_attrs.get(_WORSE)}
+    best_first = sorted(values, key=lambda number: (number in worse, sign * values[number]))
     params = {t.number: t.params for t in trials}
     rows = [
         [str(n), f"{values[n]:.4f}", *(_cell(params[n].get(p)) for p in asked.ranges.space)]
@@ -493,7 +500,8 @@ def _tuning(trials: Sequence[FrozenTrial], asked: Search) -> Tuning:
         for t in complete:
             _, score, bigger = t.user_attrs[_SCORES][part] if part else ("", t.value, whole)
             chosen = ranges.chosen(t.params, part)
-            by_row[label].append(Trial(chosen, score, bigger, f"trial {t.number}"))
+            worse = part in t.user_attrs.get(_WORSE, ())
+            by_row[label].append(Trial(chosen, score, bigger, f"trial {t.number}", worse=worse))
     return Tuning(asked.trials, ranges.config["seed"], asked.metric, by_row)
 
 

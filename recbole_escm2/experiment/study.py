@@ -71,6 +71,7 @@ class Trial:
         run: the run's name.
         reason: why there is no score.
         metric: of validation, where it isn't that of all rows.
+        worse: whether a constant prediction is better: the best only where all are.
     """
 
     chosen: Mapping[str, Any]
@@ -79,6 +80,7 @@ class Trial:
     run: str
     reason: str = ""
     metric: str | None = None
+    worse: bool = False
 
 
 def part_label(label: str, task: str) -> str:
@@ -108,7 +110,11 @@ class Tuning:
         """What was best for a row; the row as it is where no trial came to its end."""
         tried = self.by_row[label]
         scored = [trial for trial in tried if trial.score is not None]
-        return max(scored, key=lambda t: (t.score or 0) * (1 if t.bigger else -1), default=tried[0])
+
+        def rank(trial: Trial) -> tuple[bool, float]:
+            return not trial.worse, (trial.score or 0) * (1 if trial.bigger else -1)
+
+        return max(scored, key=rank, default=tried[0])
 
 
 def _test_share(run: Mapping[str, Any]) -> float | None:

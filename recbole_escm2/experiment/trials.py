@@ -123,6 +123,17 @@ def scores_of(result: Mapping[str, Any]) -> dict[str | None, tuple[str, float, b
     return {task: tuple(of_task[name] for name in names) for task, of_task in scored.items()}
 
 
+def is_worse(result: Mapping[str, Any], part: str | None = None) -> bool:
+    """Whether a run, or one of its two models, is worse than a constant prediction.
+
+    Args:
+        result: what its ``result.json`` holds.
+        part: the task of the model.
+    """
+    of_parts = {training["task"]: training for training in result.get("trainings", ())}
+    return bool(of_parts.get(part, result).get("worse_than_constant"))
+
+
 # --------------------------------------------------------------------------- of a benchmark
 
 
@@ -154,7 +165,8 @@ class Candidate:
         scores = scores_of(result)
         metric, score, bigger = scores.get(self.part, scores[None])
         shown = None if self.part is None else metric
-        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown)
+        worse = is_worse(result, self.part)
+        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown, worse=worse)
 
 
 def candidates(

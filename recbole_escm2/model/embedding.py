@@ -121,6 +121,26 @@ def reserved_rows(
     return reserved
 
 
+@torch.no_grad()
+def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
+    """Give ids that training doesn't have the mean of their field's rows, weighted by how often
+    training has each of them. Their own rows are as they were drawn, and mean nothing.
+
+    Args:
+        model: RecBole's, ours, or one that holds parts of theirs.
+        counts: how often training has each id, ``[ids]`` by field; id 0 is no value.
+    """
+    for module in model.modules():
+        for table, fields, offsets in _tables_of_fields(module):
+            for field, first in zip(fields, offsets, strict=True):
+                count = counts.get(field)
+                if count is None or not count[1:].any():
+                    continue
+                rows = table.weight[first + 1 : first + len(count)]
+                share = (count[1:] / count[1:].sum()).to(rows)
+                rows[share == 0] = share @ rows
+
+
 def _tables_of_fields(
     module: Any,
 ) -> Iterator[tuple[nn.Embedding, Sequence[str], Sequence[int]]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from recbole_escm2.config import is_reference, part_config, single_task
+from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceData,
@@ -47,6 +48,8 @@ class Pair:
         self.config = config
         self.run = run
         self.trainings: list[Training] = []
+        #: How the two do on validation, once that was asked.
+        self.beside_constant: BesideConstant | None = None
 
     def fit(self) -> None:
         """Train the CTR model, which stops on its own task, then the CVR model, on the product.
@@ -72,7 +75,8 @@ class Pair:
 
     def validate(self) -> tuple[float, MetricResult]:
         """The score of ``valid_metric`` with both best epochs, and all metrics of validation."""
-        result, _ = self.score("valid")
+        result, predictions = self.score("valid")
+        self.beside_constant = beside_constant(predictions, single_task(self.config))
         metric = self.config["valid_metric"]
         return score_of(metric, result[metric]), result
 

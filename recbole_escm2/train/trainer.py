@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
     EntireSpaceEvaluator,
@@ -33,7 +34,7 @@ from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
-from recbole_escm2.model.embedding import embedding_tables, reserved_rows
+from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
 from recbole_escm2.output import plain, write_json
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
@@ -93,6 +94,8 @@ class EntireSpaceTrainer(Trainer):
         self.loss_names: tuple[str, ...] = ()
         self.best_epoch = -1
         self.verbose = True
+        #: The best epoch on validation, where its log loss can be told.
+        self.beside_constant: BesideConstant | None = None
         #: Propensity weights on the last validation.
         self.weights: WeightDiagnostics | None = None
         # A logged propensity isn't among what is evaluated, so that no method could be asked.
@@ -107,6 +110,7 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        self._seen_ids: dict[str, Tensor] | None = None
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
 
@@ -197,6 +201,7 @@ class EntireSpaceTrainer(Trainer):
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self.identity = train_data._dataset.identity
+        self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
         self.verbose = verbose
@@ -292,6 +297,9 @@ class EntireSpaceTrainer(Trainer):
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, MetricResult]:
         start = perf_counter()
+        if self._seen_ids is not None:
+            self._catch_up()
+            fill_unseen(self.model, self._seen_ids)  # before it is scored and saved
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         if self.valid_metric not in result:
             raise UsageError(
@@ -304,6 +312,9 @@ class EntireSpaceTrainer(Trainer):
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
         if improved:
             self.best_epoch = epoch
+            predictions = self.eval_collector.predictions
+            assert predictions is not None, "they have just been collected"
+            self.beside_constant = beside_constant(predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from logging import getLogger
@@ -13,6 +14,7 @@ from recbole.utils import init_seed
 from recbole_escm2.config import is_entire_space, is_reference, scored_tasks, training_seed
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
+from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.lookup import NAMESAKES
@@ -64,6 +66,13 @@ class Training:
                 f"{config['model']} can't be set up on {config['dataset']}: "
                 f"{type(error).__name__}: {error} (--state=debug logs where)"
             ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not re.search("allocate|out of memory", str(error)):
+                raise
+            raise UsageError(
+                f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "
+                "A smaller embedding_size or mlp_hidden_size may help, or a larger min_count"
+            ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
@@ -81,6 +90,11 @@ class Training:
     def best_epoch(self) -> int | None:
         """The one whose weights are kept."""
         return self.trainer.best_epoch
+
+    @property
+    def beside_constant(self) -> BesideConstant | None:
+        """How its best epoch does on validation, where a log loss can tell."""
+        return self.trainer.beside_constant
 
     @property
     def parameter_count(self) -> int:
@@ -123,6 +137,7 @@ class Training:
             "best_valid_score": float(self.best_score),
             "valid_score_bigger": self.trainer.valid_metric_bigger,
             "best_epoch": self.trainer.best_epoch,
+            "worse_than_constant": worse_than_constant(self.beside_constant),
             "seconds": round(self.seconds, 3),
             "epochs": self.trainer.history,
         }

@@ -13,11 +13,11 @@ from recbole.utils import FeatureSource
 
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
-from recbole_escm2.data.ali_ccp.convert import convert
 from recbole_escm2.data.ali_ccp.files import find_raw
 from recbole_escm2.data.ali_ccp.raw import FIELDS, TRUTH_COLUMNS, skeleton_name, truth_name
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
-from recbole_escm2.data.ali_ccp.source import options
+from recbole_escm2.data.ali_ccp.source import options, read_raw
+from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.store import Store
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.embedding import reserved_rows
@@ -64,7 +64,7 @@ def test_the_users_command(program, tmp_path):
     assert "source files are gone" in again.stderr
 
 
-TINY = {"rows": 2000, "conversion_rate": 0.2, "behaviours": 0}
+TINY = {"rows": 2000, "conversion_rate": 0.2, "behaviours": 20}
 
 
 def stores(folder):
@@ -102,14 +102,13 @@ def test_a_world_makes_the_store_that_its_text_would_make(tmp_path, chosen):
     config = Config("ESMM", "ali-ccp-sim", config_dict=settings)
     drawn = EntireSpaceDataset(config).store.schema
     simulate(Simulation(**TINY), tmp_path / "text")
-    convert(find_raw(tmp_path / "text"), tmp_path / "converted", options(config), {})
+    text = read_raw(find_raw(tmp_path / "text"), options(config))
+    build(*text, tmp_path / "converted", Rules(config["min_count"]))
     read = Store(tmp_path / "converted").schema
     assert len(drawn["tables"]["inter"]["digests"]) > 5
     for part in ("tables", "vocabularies", "fields", "sizes", "joins", "group"):
         assert drawn[part] == read[part]
-    apart = {"options", "seconds"}
-    reports = [{k: v for k, v in one["report"].items() if k not in apart} for one in (drawn, read)]
-    assert reports[0] == reports[1]
+    assert drawn["report"] == read["report"]
     assert drawn["simulated"] == {k: v for k, v in read["simulated"].items() if k != "bytes"}
     for column in TRUTH_COLUMNS:
         contents = [
@@ -139,7 +138,7 @@ def test_a_world_that_was_left_half_made_is_made(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("recbole_escm2.data.ali_ccp.convert.markdown", broken)
+        patched.setattr("recbole_escm2.data.build.markdown", broken)
         with pytest.raises(KeyboardInterrupt):
             EntireSpaceDataset(config)
     assert list((tmp_path / "ali-ccp-sim" / "store").iterdir()) == []
@@ -212,7 +211,7 @@ def test_splits_labels_and_truth(configure, simulated):
     assert len(train) + len(valid) + sum(f.get("left_out", 0) for f in left_out) >= rows
     assert 0.05 < len(valid) / rows < 0.15
     batch = train[torch.arange(5)]
-    assert not {*TRUTH_COLUMNS, "common"} & {*batch}
+    assert not {*TRUTH_COLUMNS, "common:row", "common_feature_index"} & {*batch}
     assert torch.equal(batch["click"], torch.from_numpy(train.truth.click[:5]).float())
 
 
@@ -292,8 +291,15 @@ def test_weights_average_one_in_train(configure):
         ({"feature_fields": "some"}, "feature_fields must be literature, all or a list"),
         ({"feature_fields": ["101", "206", "999"]}, "999"),
         ({"min_count": 0}, "min_count"),
+        ({"min_count": 1.5}, "min_count"),
+        ({"min_count": True}, "min_count"),
         ({"validation_share": 1.5}, "validation_share"),
-        ({"on_bad_line": "ignore"}, "on_bad_line"),
+        ({"validation_share": 1.0}, "validation_share"),
+        ({"validation_share": -0.1}, "validation_share"),
+        ({"validation_share": float("nan")}, "validation_share"),
+        ({"validation_share": "a"}, "validation_share"),
+        ({"on_bad_line": "ignore"}, "on_bad_line must be 'raise' or 'skip'"),
+        ({"conversion_without_click": "keep"}, "conversion_without_click must be 'drop', "),
     ],
     ids=str,
 )

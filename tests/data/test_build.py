@@ -140,6 +140,15 @@ def test_a_row_that_repeats_its_key_is_not_counted(tmp_path):
     assert tokens(store, "age") == [PADDING, UNKNOWN, "old"]
 
 
+def test_a_joined_table_without_a_row_has_no_value(tmp_path):
+    schema = Schema(USERS, LABELS, vocabulary="train", group="user", joins=(JOIN,))
+    none = pa.array([], pa.string())
+    chunks = [chunk("train", user=["u1", "u0"]), chunk(table="user", user=none, age=none)]
+    for name, given_chunks in (("list", chunks), ("stream", iter(chunks))):
+        with pytest.raises(UsageError, match="the field 'age' has no value in any row of train"):
+            built(tmp_path, schema, given_chunks, name)
+
+
 @pytest.mark.parametrize("table", ["inter", "common"])
 def test_rare_users_are_told_apart(tmp_path, table):
     """All have the id of unknown ones, and metrics per user are over each of them."""
@@ -397,5 +406,6 @@ def test_pieces_and_memory_dont_matter(tmp_path_factory, seed, split, min_count)
     for other in folders[1:]:
         assert names == sorted(path.name for path in other.iterdir())
         for name in names:
-            if name != "schema.json":  # means are summed in another order
+            # Means are summed in another order, and notes name the row of a chunk.
+            if name not in ("schema.json", "report.md"):
                 assert (folders[0] / name).read_bytes() == (other / name).read_bytes(), name

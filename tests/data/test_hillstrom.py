@@ -10,6 +10,7 @@ import torch
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
+from recbole_escm2.quick_start import run, show
 
 FEATURES = (
     *("recency", "history_segment", "mens", "womens", "zip_code", "newbie", "channel", "segment"),
@@ -134,6 +135,18 @@ def test_the_command_line_trains(program, metrics_of, tmp_path):
     found = metrics_of(done.stdout)
     assert {"CTR_AUC", "CVR_AUC", "CTCVR_AUC"} <= set(found)
     assert not any("_ES" in name or name.endswith("GAUC") or name == "IEB" for name in found)
+
+
+def test_metrics_that_it_has_no_truth_for_are_said_to_be_left_out(tmp_path, rows):
+    settings = {
+        **{"data_path": str(tmp_path), "output_dir": str(tmp_path / "out"), "epochs": 1},
+        **{"metrics": ["CTR_AUC", "cvr_auc_es", "CTCVR_AUC_RI"], "show_progress": False},
+    }
+    outcome = run("ESMM", "hillstrom", config_dict=settings, saved=False)
+    assert set(outcome["test_result"]) == {"CTR_AUC", "CTCVR_AUC"}  # the valid metric as well
+    said = show(outcome).splitlines()
+    assert "CVR_AUC_ES is left out: the data holds no potential conversions." in said
+    assert "CTCVR_AUC_RI is left out: the data's impressions weren't drawn at random." in said
 
 
 # The file itself isn't passed on; RECBOLE_ESCM2_DATA names a folder that has it.

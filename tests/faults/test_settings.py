@@ -1,10 +1,13 @@
 """Mistakes in settings: each is said in one line with file, line and key, and nothing is left."""
 
+import json
 import re
 from itertools import pairwise
 
 import pytest
 from common import call, refused, small
+
+from recbole_escm2.experiment.study import Trial, Tuning
 
 YAML = {
     "an unknown key": [
@@ -152,3 +155,57 @@ def test_files_of_recboles_users_are_read(data_path, tmp_path, caplog):
     assert done.code == 0, done.err
     (said,) = (line for line in caplog.messages if "nothing here reads" in line)
     assert said.endswith(": loss_type, n_layers, neg_sampling, reg_weight, save_dataset, worker")
+
+
+# ------------------------------------------------------------------ trained to nothing
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": 10},
+        {"learning_rate": 1000, "model": "ESCM2_DR"},
+        {"learning_rate": 100, "learner": "adagrad"},
+        {"learning_rate": 10, "model": "DeepFM", "metrics": "[CTR_AUC]"},
+        {"learning_rate": 10, "model": "LR", "task": "both"},
+    ],
+)
+def test_a_run_that_is_worse_than_a_constant_says_so(settings, data_path, tmp_path):
+    done = call(tmp_path, *small(data_path, epochs=3, train_batch_size=256, **settings))
+    assert done.code == 0, done.err
+    assert "This run is worse than a constant prediction: on validation the log loss" in done.out
+    (run,) = (tmp_path / "output").iterdir()
+    assert "worse than a constant" in (run / "run.log").read_text()
+    worse = json.loads((run / "result.json").read_text())["worse_than_constant"]
+    assert worse["log_loss"] > worse["constant"] > 0
+
+
+def test_a_run_that_has_learned_says_nothing_of_it(data_path, tmp_path):
+    learned = {"epochs": 8, "train_batch_size": 256, "learning_rate": 0.01}
+    done = call(tmp_path, *small(data_path, **learned))
+    assert "constant" not in done.out + done.err
+    (run,) = (tmp_path / "output").iterdir()
+    assert json.loads((run / "result.json").read_text())["worse_than_constant"] is None
+
+
+def test_the_best_is_no_worse_than_a_constant_where_one_is():
+    good, worse = (
+        Trial({}, 0.6, True, "a"),
+        Trial({"learning_rate": 10}, 0.9, True, "b", worse=True),
+    )
+    assert Tuning(2, 1, "CTR_AUC", {"row": [worse, good]}).best("row") is good
+    better = Trial({}, 0.95, True, "c", worse=True)
+    assert Tuning(2, 1, "CTR_AUC", {"row": [worse, better]}).best("row") is better
+
+
+def test_a_search_prefers_what_has_learned(program, data_path, tmp_path):
+    """By Recall whoever calls every impression a click is the best."""
+    (tmp_path / "rates.hyper").write_text("learning_rate choice [0.01, 100]\n")
+    arguments = small(data_path, epochs=4, train_batch_size=256, valid_metric="CTR_Recall")
+    done = program("search", *arguments, "--params_file=rates.hyper", "--trials=2", "--seed=2021")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"1\.0000 on validation, worse than a constant prediction; .*=100$", done.stderr, re.M
+    )
+    (best,) = (tmp_path / "output").glob("search-*/best.yaml")
+    assert "learning_rate: 0.01" in best.read_text()

@@ -97,15 +97,6 @@ def _first_file(folder: Path, name: str) -> Path | None:
     return None
 
 
-def fingerprint(raw: RawFiles) -> dict[str, Any]:
-    """Names, sizes and times of the raw files; it changes when one of them is replaced."""
-    result = {}
-    for path in raw.paths:
-        found = path.stat()
-        result[path.name] = {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-    return result
-
-
 # --------------------------------------------------------------------------- reading
 
 
@@ -202,24 +193,14 @@ def _damage(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: {error.strerror or error}") from error
 
 
-def streams(raw: RawFiles) -> list[list[tuple[str, str, Path]]]:
-    """What can be read at the same time: lists of (split, kind, path), each for one thread.
-
-    The two files of a split are independent and every thread stays with one kind; an archive has
-    both kinds behind each other, so that there is only one stream.
-    """
-    if any("archive" in files for files in raw.files.values()):
-        return [[(s, kind, path) for s in SPLITS for kind, path in raw.files[s].items()]]
-    return [[(split, kind, raw.files[split][kind]) for split in SPLITS] for kind in KINDS]
-
-
-def open_stream(raw: RawFiles, stream: list[tuple[str, str, Path]]) -> Iterator[RawText]:
-    """The texts of a stream; each must be read before the next one is asked for.
+def open_texts(raw: RawFiles) -> Iterator[RawText]:
+    """The texts; each must be read before the next one is asked for.
 
     Raises:
         UsageError: a file is corrupt or cut off, or an archive lacks a text or has it twice.
     """
-    for split, kind, path in stream:
+    named = [(split, *named) for split in SPLITS for named in raw.files[split].items()]
+    for split, kind, path in named:
         truth = Truth(raw.truth[split]) if raw.truth and kind != "common" else None
         with contextlib.ExitStack() as stack:
             with _damage(path):

@@ -92,15 +92,15 @@ class Lines(NamedTuple):
         ]
         return cls(*(np.array(values, dtype) for dtype, values in columns))
 
-    def chosen(self, kept: Array) -> Lines:
-        """Some of the lines, by a mask."""
-        if kept.all():
-            return self
-        of_features = kept[self.line]
-        columns = {name: getattr(self, name)[kept] for name in self._fields[:5]}
-        columns |= {name: getattr(self, name)[of_features] for name in self._fields[5:9]}
-        columns["line"] = (np.cumsum(kept) - 1)[columns["line"]]
-        return Lines(**columns, truth=None if self.truth is None else self.truth[kept])
+    @classmethod
+    def joined(cls, pieces: Sequence[Lines]) -> Lines:
+        """Lines of one text, one piece after the other."""
+        starts = np.cumsum([0, *(len(piece.number) for piece in pieces[:-1])])
+        moved = [p._replace(line=p.line + start) for p, start in zip(pieces, starts, strict=True)]
+        columns: list[Any] = [
+            None if own[0] is None else np.concatenate(own) for own in zip(*moved, strict=True)
+        ]
+        return cls(*columns)
 
 
 class Part:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.data.ali_ccp.convert import REPORT_FILE, Input, Options, build, convert
-from recbole_escm2.data.ali_ccp.files import find_raw
+from recbole_escm2.data.ali_ccp.chunks import CLICK, PURCHASE, Options, Reader, schema_of
+from recbole_escm2.data.ali_ccp.files import RawFiles, find_raw, open_texts
+from recbole_escm2.data.ali_ccp.lines import Text
 from recbole_escm2.data.ali_ccp.raw import FIELDS, KINDS, SPLITS
 from recbole_escm2.data.ali_ccp.simulate import Simulation, draws_of
+from recbole_escm2.data.schema import Chunk, Schema
 from recbole_escm2.errors import UsageError
 
-# What the store's content depends on beside config keys: its rows say whose they are.
-_CONTENT = {"group": "user"}
-_LABELS = {"CLICK_FIELD": "click", "CONVERSION_FIELD": "purchase"}
+_LABELS = {"CLICK_FIELD": CLICK, "CONVERSION_FIELD": PURCHASE}
 
 
 def simulates(config: Any) -> bool:
@@ -76,54 +77,70 @@ def options(config: Any) -> Options:
         chosen = [field.name for field in FIELDS if chosen == "all" or field.literature]
     elif isinstance(chosen, str):
         raise UsageError(f"feature_fields must be literature, all or a list, got {chosen!r}")
-    return Options(
-        feature_fields=tuple(chosen),
-        min_count=config["min_count"],
-        validation_share=config["validation_share"],
-        on_bad_line=config["on_bad_line"],
-        conversion_without_click=config["conversion_without_click"],
-    )
+    keys = ("validation_share", "on_bad_line", "conversion_without_click")
+    return Options(tuple(chosen), **{key: config[key] for key in keys})
 
 
 def settings(config: Any) -> dict[str, Any]:
     """The keys of the conversion, and of the simulation where there is one."""
     chosen, simulation = options(config), _simulation(config)
     simulated = {} if simulation is None else {"simulation": asdict(simulation)}
-    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)} | simulated | _CONTENT
+    return vars(chosen) | {"feature_fields": list(chosen.feature_fields)} | simulated
 
 
-def write(config: Any, target: Path, schema: dict[str, Any]) -> None:
-    """Make the store of the raw files, or of a simulated world, which never becomes text."""
-    simulation, chosen, progress = (
-        _simulation(config),
-        options(config),
-        bool(config["show_progress"]),
-    )
+def read(config: Any) -> tuple[Schema, Iterable[Chunk]]:
+    """The raw files, or a simulated world, which never becomes text.
+
+    Raises:
+        UsageError: the files, or the simulation, aren't as they must be.
+    """
+    simulation = _simulation(config)
     if simulation is None:
-        raw = _raw(config)
-        getLogger().info(f"converting the raw files in {raw}, which happens once")
-        convert(find_raw(raw), target, chosen, schema, progress)
-    else:
-        getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
-        build(simulated(simulation, chosen), target, chosen, schema, progress)
-    getLogger().info(f"what was found: {target / REPORT_FILE}")
+        getLogger().info(f"converting the raw files in {_raw(config)}, which happens once")
+        return read_raw(find_raw(_raw(config)), options(config))
+    getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
+    return read_world(simulation, options(config))
 
 
-def simulated(simulation: Simulation, chosen: Options) -> Input:
+def read_raw(raw: RawFiles, chosen: Options) -> tuple[Schema, Iterable[Chunk]]:
+    """Raw files as what a store is made of.
+
+    Raises:
+        UsageError: the file that describes a simulation isn't one; others are raised by the chunks.
+    """
+    size = sum(path.stat().st_size for files in raw.files.values() for path in files.values())
+    schema = schema_of(chosen, bool(raw.truth), _described(raw), size, "B")
+    raises = chosen.conversion_without_click == "raise"
+    texts = (
+        Text(text, chosen.wanted(text.kind), chosen.on_bad_line, raises) for text in open_texts(raw)
+    )
+    return schema, Reader(chosen, schema).chunks(texts)
+
+
+def read_world(simulation: Simulation, chosen: Options) -> tuple[Schema, Iterable[Chunk]]:
     """A simulated world as what a store is made of.
 
     Raises:
         UsageError: numba isn't installed, or ``conversions_without_click`` can't be had.
     """
+    draws = draws_of(simulation)
     from recbole_escm2.data.ali_ccp.draw import SimulatedPart
 
-    draws = draws_of(simulation)
-    streams = [
-        [
-            SimulatedPart(draws, split, kind, [field.name for field in chosen.targets(kind)])
-            for split in SPLITS
-        ]
-        for kind in KINDS
-    ]
-    rows = sum(draws.rows(kind, split) for kind in KINDS for split in SPLITS)
-    return Input(streams, rows, " rows", draws.about(), truth=True)
+    pairs = [(split, kind) for split in SPLITS for kind in KINDS]
+    parts = [SimulatedPart(draws, split, kind, chosen.wanted(kind)) for split, kind in pairs]
+    size = sum(draws.rows(kind, split) for split, kind in pairs)
+    schema = schema_of(chosen, True, draws.about(), size, " rows")
+    return schema, Reader(chosen, schema).chunks(parts)
+
+
+def _described(raw: RawFiles) -> dict[str, Any] | None:
+    """What is known of a simulation, None where the files are real ones."""
+    if raw.simulation is None:
+        return None
+    try:
+        content = json.loads(raw.simulation.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{raw.simulation}: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("note"), str):
+        raise UsageError(f"{raw.simulation} isn't what a simulation writes")
+    return content

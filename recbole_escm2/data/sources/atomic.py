@@ -18,6 +18,7 @@ from pandas.api.types import union_categoricals
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_escm2.data.checks import LARGEST, unended_line
 from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     SHOWN,
@@ -38,7 +39,7 @@ from recbole_escm2.data.sources.atomic_text import (
     read_header,
 )
 from recbole_escm2.data.sources.pairs import all_pairs
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.keys import DATA_KEYS
 from recbole_escm2.property_files import dataset_names
 
@@ -62,6 +63,10 @@ def read(config: Any) -> tuple[Schema, list[Chunk]]:
     Raises:
         UsageError: as :class:`AtomicFiles`.
     """
+    for key in ("load_col", "unload_col"):
+        for suffix in config[key] or ():
+            if suffix not in ("inter", "user", "item"):
+                raise UsageError(f"{key} is by inter, user and item, got '{suffix}'")
     for key in ("additional_feat_suffix", "preload_weight"):
         if config[key]:
             raise UsageError(f"{key} isn't supported: no model for impressions reads it")
@@ -267,6 +272,8 @@ class AtomicFiles(Dataset):
                     f"is one number, declare it '{column.field}:float'"
                 )
         frame = self._read(path, header, fields, {column.field for column in labels})
+        if said := unended_line(path):
+            self._note(said)
         for column in labels:
             self._check_label(frame, column, path)
         for field in fields:
@@ -304,6 +311,9 @@ class AtomicFiles(Dataset):
             raise fault or UsageError(f"{path}: {error}") from error
         if frame.empty:
             raise UsageError(f"{path} has no row below the header")
+        floats = [field for field in fields if is_number[field] and field not in labels]
+        if not all((frame[field].abs() <= LARGEST)[frame[field].notna()].all() for field in floats):
+            check_numbers(path, header, floats, separator, encoding)
         return frame
 
     def _sequences(self, texts: pd.Series, field: str, path: Path) -> np.ndarray:
@@ -331,11 +341,24 @@ class AtomicFiles(Dataset):
 
     def _check_columns(self, path: Path, header: dict[str, str], source: Any) -> None:
         wanted = (self.config["load_col"] or {}).get(getattr(source, "value", source))
+        left_out = (self.config["unload_col"] or {}).get(getattr(source, "value", source)) or ()
+        for name in left_out:
+            if name not in header:
+                raise UsageError(
+                    f"unload_col names '{name}', which {path} doesn't have"
+                    f"{did_you_mean(name, header)}; it has {', '.join(header)}"
+                )
         missing = [f for f in (wanted or []) if wanted != "*" and f not in header]
         if missing:
             raise UsageError(
                 f"load_col asks for {', '.join(missing)} in {path}, which has {', '.join(header)}"
             )
+        for name in {self.uid_field, self.iid_field}.intersection(header):
+            if header[name] != "token":
+                raise UsageError(
+                    f"{path}: column '{name}' is an id and declared {header[name]}: declare it "
+                    f"'{name}:token'"
+                )
         ids = {FeatureSource.USER: self.uid_field, FeatureSource.ITEM: self.iid_field}
         if source in ids and ids[source] not in header:
             raise UsageError(f"{path} has no column '{ids[source]}', but {', '.join(header)}")
@@ -529,6 +552,11 @@ class AtomicFiles(Dataset):
     def _fill_nan(self) -> None:
         """Of what RecBole cuts into buckets; the builder knows what a missing number becomes."""
         for field in self.config["discretization"] or ():
+            if field not in self.field2type or field not in self.config["numerical_features"]:
+                raise UsageError(
+                    f"discretization names '{field}', which numerical_features doesn't, or no file "
+                    f"has{did_you_mean(field, self.field2type)}"
+                )
             for feat in self.field2feats(field):
                 if self.field2type[field] == FeatureType.FLOAT:
                     feat[field] = feat[field].fillna(feat[field].mean())
@@ -574,9 +602,13 @@ class AtomicFiles(Dataset):
             labels=Labels(**named),
             truth="potential" if there & {labels.potential_conversion, labels.true_cvr} else "none",
             group=self.uid_field,
+            time=self.time_field if self._is_number(self.time_field) else None,
             joins=tuple(Join(name, key) for name, feat, key in sides if feat is not None),
             notes=self.notes,
         )
+
+    def _is_number(self, name: str) -> bool:
+        return name in self.inter_feat and self.field2type[name] == FeatureType.FLOAT
 
     def _field(self, name: str, kind: str, vocabulary: str | None) -> Field:
         source = self.field2source[name]

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from recbole.utils import FeatureType
 
+from recbole_escm2.data.checks import LARGEST, not_text
 from recbole_escm2.data.labels import SHOWN, LabelColumn, label_error
 from recbole_escm2.errors import UsageError
 
 _TYPES = tuple(kind.value for kind in FeatureType)
 _BLOCK = 4 << 20  # bytes that are parsed at once
-# What pandas, and so RecBole, takes for a missing value.
+# What pandas, and so RecBole, takes for a missing number.
 _MISSING = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
     *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
@@ -31,9 +33,7 @@ def read_header(path: Path, separator: str, encoding: str | None) -> dict[str, s
     Raises:
         UsageError: the first line isn't ``name:type`` in every column, or a name stands twice.
     """
-    line = next(_lines(path, encoding), "")
-    if line.startswith("\ufeff"):
-        raise UsageError(f"{path} begins with a byte order mark: save it as UTF-8 without one")
+    line = next(_lines(path, encoding), "").removeprefix("\ufeff")  # as a reader of UTF-8 does
     header: dict[str, str] = {}
     for name in line.split(separator):
         field, _, kind = name.partition(":")
@@ -61,9 +61,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[str]:
             for line in file:
                 yield line.rstrip("\n")
     except UnicodeError as error:
-        raise UsageError(
-            f"{path} isn't text in {encoding or 'UTF-8'} ({error}): set encoding"
-        ) from error
+        raise not_text(path, encoding, error) from error
 
 
 def check_lines(path: Path, columns: int, separator: str, encoding: str | None) -> None:
@@ -107,7 +105,7 @@ def check_whole(path: Path, columns: int, separator: str, encoding: str | None) 
 def check_numbers(
     path: Path, header: Mapping[str, str], fields: list[str], separator: str, encoding: str | None
 ) -> None:
-    """Make sure that columns hold numbers, or nothing.
+    """Make sure that columns hold numbers that have 32 bits, or nothing.
 
     Raises:
         UsageError: a cell doesn't.
@@ -117,13 +115,12 @@ def check_numbers(
         cells = text.split(separator)
         for field in fields:
             cell = cells[place[field]].strip().strip('"') if place[field] < len(cells) else ""
-            try:
-                float("nan" if cell in _MISSING else cell)
-            except ValueError:
+            if cell not in _MISSING and not abs(_number(cell)) <= LARGEST:
+                why = "no number" if math.isnan(_number(cell)) else f"beyond ±{LARGEST:.3g}"
                 raise UsageError(
                     f"{path}, line {number}: column '{field}:{header[field]}' holds {cell!r}, "
-                    "which is no number"
-                ) from None
+                    f"which is {why}. A missing number is left empty"
+                )
 
 
 class UnreadableError(ValueError):
@@ -147,7 +144,8 @@ def read_columns(
         encoding: of the file; UTF-8 by default.
 
     Returns:
-        A frame with the columns in the order of the file; what is missing is NaN.
+        A frame with the columns in the order of the file; what is missing is NaN. Of text that is
+        an empty cell alone: ``NA`` is a token, of a country for example.
 
     Raises:
         UnreadableError: a line has another number of cells than the header, or a number isn't one.
@@ -171,7 +169,6 @@ def read_columns(
                     name[field]: pa.float64() if is_number[field] else category for field in fields
                 },
                 null_values=_MISSING,
-                strings_can_be_null=True,
             ),
         )
     except (pa.ArrowInvalid, UnicodeError) as error:
@@ -201,8 +198,13 @@ def _values(column: pa.ChunkedArray) -> np.ndarray | pd.Categorical:
     whole = column.unify_dictionaries().combine_chunks()
     if isinstance(whole, pa.ChunkedArray):  # without any chunk
         whole = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))
-    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return pd.Categorical.from_codes(codes, categories=whole.dictionary.to_numpy(False))
+    tokens = whole.dictionary
+    codes = whole.indices.to_numpy(zero_copy_only=False)
+    empty = pc.index(tokens, "").as_py()
+    if empty >= 0:
+        tokens = pa.concat_arrays([tokens[:empty], tokens[empty + 1 :]])
+        codes = np.where(codes == empty, -1, codes - (codes > empty))
+    return pd.Categorical.from_codes(codes, categories=tokens.to_numpy(False))
 
 
 def _number(text: str) -> float:

@@ -77,7 +77,7 @@ def csv_batches(
             ),
             parse_options=pa.csv.ParseOptions(ignore_empty_lines=False, delimiter=delimiter),
             convert_options=pa.csv.ConvertOptions(
-                column_types=dict(types), strings_can_be_null=True, include_columns=list(only)
+                column_types=dict(types), include_columns=list(only)
             ),
         )
     return reader.schema, _batches(file, reader, 1 if names else 2)
@@ -86,8 +86,17 @@ def csv_batches(
 def _batches(file: Path, reader: Any, line: int) -> Iterator[tuple[range, pa.RecordBatch]]:
     with _faults(file):
         for batch in reader:
-            yield range(line, line + len(batch)), batch
+            yield range(line, line + len(batch)), _without_empty(batch)
             line += len(batch)
+
+
+def _without_empty(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """An empty cell is no text; ``NA`` is one, of a country for example."""
+    for number, column in enumerate(batch.columns):
+        if pa.types.is_string(column.type):
+            there = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+            batch = batch.set_column(number, batch.schema.names[number], there)
+    return batch
 
 
 @contextlib.contextmanager
@@ -95,4 +104,6 @@ def _faults(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
+        if "UTF8" in str(error) or isinstance(error, UnicodeError):
+            raise UsageError(f"{file} isn't text in UTF-8 ({error}): save it as UTF-8") from error
         raise UsageError(f"{file}: {str(error).replace('Row #', 'line ')}") from error

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 
+from recbole_escm2.data.checks import unended_line
 from recbole_escm2.data.labels import labels_of
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.csv_text import csv_batches
@@ -208,11 +209,14 @@ class _Reader:
         self.config = config
         self.first = first
         found, _ = _open(first, {})
+        if twice := [name for name in found.names if found.names.count(name) > 1]:
+            raise UsageError(f"{first}: the column '{twice[0]}' stands there twice")
         self.types = dict(zip(found.names, found.types, strict=True))
         self.threshold = dict(config["threshold"] or {})
         self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
         self.labels = self._find_labels()
         self.fields = self._find_fields()
+        self.notes: list[tuple[str, str]] = []
 
     def _find_labels(self) -> Labels:
         wanted = vars(labels_of(self.config))
@@ -313,6 +317,7 @@ class _Reader:
             vocabulary="train" if self.config["benchmark_filename"] else "all",
             group=group if group in names else None,
             time=time if time in names else None,
+            notes=self.notes,
         )
 
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
@@ -337,6 +342,8 @@ class _Reader:
                     f"{file}: column '{name}' is of type {own}, and in {self.first} "
                     f"{self.types[name]}"
                 )
+        if is_csv and (said := unended_line(file)):
+            self.notes.append(("warning", said))
         for numbers, batch in batches(columns):
             if len(batch):
                 rows = self._converted(batch)

@@ -1,0 +1,719 @@
+"""Faulty data: refused in one line, or said, with the file, the place and what to do."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from recbole_escm2.data.sources import pairs
+from tests.faults.common import call, on_disk, small
+
+ROWS = 160
+PARTS = ("train", "valid", "test")
+SPLIT = {"benchmark_filename": list(PARTS)}
+
+
+class Made:
+    """Small atomic files of a data set ``tiny``; a test changes their columns first."""
+
+    def __init__(self, data_path):
+        self.data_path = data_path
+        self.folder = data_path / "tiny"
+        self.folder.mkdir(parents=True)
+        self.inter = impressions(0)
+        self.user = {"user_id:token": [f"u{n}" for n in range(8)], "age:float": list(range(20, 28))}
+        self.item = {
+            "item_id:token": [f"i{n}" for n in range(10)],
+            "kind:token": list("abcabcabca"),
+        }
+        self.end = "\n"
+        self.encoding = "utf-8"
+
+    def write(self, suffix, columns):
+        rows = zip(*columns.values(), strict=True)
+        text = "\n".join("\t".join(map(str, row)) for row in [list(columns), *rows])
+        path = self.folder / f"tiny.{suffix}"
+        path.write_bytes((text + self.end).encode(self.encoding))
+        return path
+
+    def write_all(self):
+        if not any(self.folder.glob("*.inter")):
+            self.write("inter", self.inter)
+        self.write("user", self.user)
+        self.write("item", self.item)
+
+    def write_parts(self):
+        for number, part in enumerate(PARTS):
+            self.write(f"{part}.inter", impressions(number))
+        return SPLIT
+
+    def write_table(self, suffix, columns=None):
+        """The impressions as a table instead; a column's name says its type in atomic files."""
+        columns = self.inter if columns is None else columns
+        table = pa.table({name.partition(":")[0]: column for name, column in columns.items()})
+        path = self.folder / f"tiny.{suffix}"
+        if suffix.endswith("csv"):
+            header = ",".join(table.column_names)
+            rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+            path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+        else:
+            pyarrow.parquet.write_table(table, path)
+        return path
+
+    def run(self, folder, **settings):
+        return call(folder, *small(self.data_path, **settings))
+
+
+def impressions(seed):
+    draw = random.Random(seed)
+    click = [int(draw.random() < 0.5) for _ in range(ROWS)]
+    return {
+        "user_id:token": [f"u{draw.randrange(8)}" for _ in range(ROWS)],
+        "item_id:token": [f"i{draw.randrange(10)}" for _ in range(ROWS)],
+        "hour:token": [draw.randrange(24) for _ in range(ROWS)],
+        "click:float": click,
+        "conversion:float": [int(o and draw.random() < 0.5) for o in click],
+    }
+
+
+@pytest.fixture
+def made(tmp_path):
+    return Made(tmp_path / "data")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty working directory."""
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def wrong(made, folder, **settings):
+    """The one line with which a run is refused that leaves neither a store nor anything else."""
+    made_before = on_disk(made.data_path)
+    message = refused_after_log(made, folder, settings)
+    assert on_disk(made.data_path) == made_before
+    return message
+
+
+def refused_after_log(made, folder, settings):
+    """As :func:`refused`, for what is wrong in data: a run's folder and log are there by then."""
+    outcome = made.run(folder, **settings)
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert "Warning: " not in outcome.err
+    shutil.rmtree(folder / "output", ignore_errors=True)
+    return outcome.error
+
+
+def said(made, folder, **settings):
+    """What is logged of data that is trained on."""
+    outcome = made.run(folder, **settings)
+    assert outcome.code == 0, outcome
+    again = made.run(folder, **settings)  # now from the store
+    notes = [line for line in outcome.err.splitlines() if line[2:3] == ":"]
+    return "\n".join(line[9:] for line in notes if line[9:] in again.err)
+
+
+def test_sound_data_has_no_remark(made, folder):
+    made.inter["hour:token"] = [n // 20 for n in range(ROWS)]
+    made.inter["minute:token"] = [n % 20 for n in range(ROWS)]  # so that no two rows are the same
+    made.write_all()
+    text = said(made, folder, numerical_features=["age"])
+    for word in (
+        "repeat",
+        "same",
+        "no end",
+        "gives",
+        "numerical_features",
+        "train hasn't",
+        "twice",
+    ):
+        assert word not in text
+
+
+# ------------------------------------------------------------------ a column in two files
+
+
+@pytest.mark.parametrize(
+    ("of", "suffix", "column"),
+    [
+        ("inter", "user", "age:float"),
+        ("inter", "item", "kind:token"),
+        ("user", "item", "kind:token"),
+    ],
+    ids=str,
+)
+def test_a_column_in_two_files(made, folder, of, suffix, column):
+    columns = getattr(made, of)
+    columns[column] = ["7"] * len(next(iter(columns.values())))
+    made.write_all()
+    name = column.partition(":")[0]
+    message = wrong(made, folder)
+    assert f"tiny.{of} and " in message
+    assert f"tiny.{suffix} both have a column '{name}'" in message
+    assert "unload_col" in message
+    assert made.run(folder, unload_col={of: [name]}).code == 0  # what it says helps
+
+
+# ------------------------------------------------------------------ several rows of one key
+
+
+@pytest.mark.parametrize(
+    ("suffix", "row", "expected"),
+    [
+        ("user", ("u3", 99), "1 of them differ from it, the first where user_id is 'u3', in 'age'"),
+        (
+            "item",
+            ("i0", "z"),
+            "1 of them differ from it, the first where item_id is 'i0', in 'kind'",
+        ),
+        ("user", ("u3", 23), "the first row of each counts"),
+        ("item", ("i9", "a"), "the first row of each counts"),
+    ],
+    ids=str,
+)
+def test_rows_of_one_key(made, folder, suffix, row, expected):
+    for column, value in zip(getattr(made, suffix).values(), row, strict=True):
+        column.append(value)
+    made.write_all()
+    text = said(made, folder)
+    key = f"{suffix}_id"
+    assert f"1 rows of '{suffix}' repeat their {key} (tiny.{suffix})" in text
+    assert expected in text
+    assert ("differ" in expected) == ("differ" in text)
+
+
+# ------------------------------------------------------------------ tokens
+
+
+@pytest.mark.parametrize("token", ["a\0b", "a\0", "\0"], ids=repr)
+@pytest.mark.parametrize("suffix", ["inter", "item", "parquet"])
+def test_a_nul_character(made, folder, token, suffix):
+    if suffix == "item":
+        made.item["kind:token"][2] = token
+    else:
+        made.inter["hour:token"] = ["a", "b", token, *map(str, made.inter["hour:token"][3:])]
+    made.write_table(suffix) if suffix == "parquet" else made.write_all()
+    message = wrong(made, folder)
+    assert f"tiny.{suffix} row 3: column '{'kind' if suffix == 'item' else 'hour'}'" in message
+    assert "NUL" in message
+
+
+@pytest.mark.parametrize("suffix", ["inter", "csv"])
+@pytest.mark.parametrize("token", ["NA", "None", "null", "nan", "N/A"])
+def test_words_for_nothing_are_tokens(made, folder, token, suffix):
+    made.inter["country:token"] = [["DE", token][n % 2] for n in range(ROWS)]
+    made.write_table(suffix) if suffix == "csv" else made.write_all()
+    assert made.run(folder).code == 0
+    (schema,) = made.folder.rglob("schema.json")
+    texts = [path.read_bytes() for path in schema.parent.glob("*.tokens")]
+    assert f"DE{token}".encode() in texts
+
+
+# ------------------------------------------------------------------ parts
+
+
+@pytest.mark.parametrize(
+    "names", [["train"] * 3, ["train", "valid", "train"], ["train", "train", "test"]], ids=str
+)
+def test_one_file_for_two_parts(made, folder, names):
+    made.write_parts()
+    made.write_all()
+    message = wrong(made, folder, benchmark_filename=names)
+    assert f"benchmark_filename must be a list of three different names, got {names}" in message
+
+
+@pytest.mark.parametrize("how", ["copy", "other order", "other form"])
+def test_train_is_test(made, folder, how):
+    settings = made.write_parts()
+    made.write_all()
+    lines = (made.folder / "tiny.train.inter").read_text().splitlines()
+    if how == "other order":
+        lines[1:] = sorted(lines[1:])
+    if how == "other form":
+        lines = [f"{line}.0" if line[-1].isdigit() else line for line in lines]
+    (made.folder / "tiny.test.inter").write_text("\n".join(lines) + "\n")
+    message = wrong(made, folder, **settings)
+    assert "train and test hold the same impressions" in message
+    assert "tiny.test.inter" in message
+
+
+def test_tables_of_two_parts_are_the_same(made, folder):
+    for part in PARTS:
+        made.write_table(f"{part}.parquet", impressions(int(part == "valid")))
+    message = wrong(made, folder, **SPLIT)
+    assert "train and test hold the same impressions" in message
+    assert "tiny.test.parquet" in message
+
+
+@pytest.mark.parametrize("how", ["test in train", "valid in train", "valid is test"])
+def test_parts_overlap(made, folder, how):
+    settings = made.write_parts()
+    part, of = how.replace(" is ", " in ").split(" in ")
+    first, second = (made.folder / f"tiny.{name}.inter" for name in (part, of))
+    lines = second.read_text().splitlines()
+    if of == "train":  # the part was cut out of a log that train has as a whole
+        lines = lines[:60]
+    first.write_text("\n".join(lines) + "\n")
+    made.write_all()
+    text = said(made, folder, **settings)
+    if of == "train":
+        assert f"100% of the impressions of {part} (tiny.{part}.inter) stand in train" in text
+    else:
+        assert "valid and test hold the same impressions" in text
+
+
+@pytest.mark.parametrize("how", ["twice", "each twice", "thrice", "a part of it twice"])
+def test_impressions_that_stand_several_times(made, folder, how):
+    rows = list(range(ROWS))
+    order = {
+        "twice": rows * 2,
+        "each twice": sorted(rows * 2),
+        "thrice": rows * 3,
+        "a part of it twice": rows + rows[:120],
+    }[how]
+    made.inter["minute:token"] = [f"m{n % 150}" for n in rows]
+    made.inter = {name: [column[n] for n in order] for name, column in made.inter.items()}
+    made.write_all()
+    text = said(made, folder)
+    if how.startswith("a part"):
+        assert "120 impressions one after the other stand twice in tiny.inter" in text
+    else:
+        times = 3 if how == "thrice" else 2
+        assert f"each impression stands {times} times in tiny.inter" in text
+
+
+@pytest.mark.parametrize("repeated", [0, 3])
+def test_numbers_of_rows(made, folder, repeated):
+    made.inter["sample_id:token"] = [f"s{n % (ROWS - repeated)}" for n in range(ROWS)]
+    made.write_all()
+    text = said(made, folder)
+    assert f"the field 'sample_id' has {ROWS - repeated} tokens in {ROWS} rows" in text
+    assert ("3 rows repeat one" in text) == bool(repeated)
+    assert "unload_col" in text
+
+
+# ------------------------------------------------------------------ lines
+
+
+@pytest.mark.parametrize("suffix", ["inter", "user", "csv"])
+def test_a_last_line_without_an_end(made, folder, suffix):
+    if suffix == "csv":
+        path, lines = made.write_table("csv"), ROWS + 1
+    else:
+        made.write_all()
+        path, lines = made.folder / f"tiny.{suffix}", (ROWS if suffix == "inter" else 8) + 1
+    path.write_bytes(path.read_bytes()[:-1])
+    text = said(made, folder)
+    assert f"tiny.{suffix}, line {lines}: the last line has no end" in text
+    assert path.read_text().rpartition("\n")[2] in text.encode().decode("unicode_escape")
+
+
+@pytest.mark.parametrize(("suffix", "cut"), [("inter", 5), ("user", 4), ("item", 3)])
+def test_a_last_line_that_lacks_cells(made, folder, suffix, cut):
+    made.write_all()
+    path = made.folder / f"tiny.{suffix}"
+    path.write_bytes(path.read_bytes()[:-cut])
+    message = wrong(made, folder)
+    assert f"tiny.{suffix}" in message
+    assert "line " in message
+
+
+@pytest.mark.parametrize("suffix", ["inter", "user", "item"])
+def test_a_cell_too_many(made, folder, suffix):
+    made.write_all()
+    path = made.folder / f"tiny.{suffix}"
+    lines = path.read_text().splitlines()
+    lines[4] += "\t1"
+    path.write_text("\n".join(lines) + "\n")
+    cells = len(lines[0].split("\t"))
+    message = wrong(made, folder)
+    assert f"tiny.{suffix}, line 5 has {cells + 1} cells, the header {cells}" in message
+
+
+@pytest.mark.parametrize("suffix", ["inter", "user", "csv"])
+def test_a_byte_order_mark(made, folder, suffix):
+    if suffix == "csv":
+        path = made.write_table("csv")
+    else:
+        made.write_all()
+        path = made.folder / f"tiny.{suffix}"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert made.run(folder).code == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "cp1252"])
+def test_another_encoding(made, folder, encoding):
+    made.item["kind:token"][0] = "für"
+    made.encoding = encoding
+    if encoding == "utf-16-be":
+        made.item = {
+            "\ufeffitem_id:token" if n == "item_id:token" else n: c for n, c in made.item.items()
+        }
+    made.write("item", made.item)
+    made.encoding = "utf-8"
+    made.write("inter", made.inter)
+    made.write("user", made.user)
+    message = wrong(made, folder)
+    assert "tiny.item isn't text in UTF-8" in message
+    assert f"--encoding={'cp1252' if encoding == 'cp1252' else 'utf-16'}" in message
+
+
+# ------------------------------------------------------------------ numbers
+
+
+@pytest.mark.parametrize("text", ["inf", "-Infinity", "1e39", "-4e38", "1e999"])
+@pytest.mark.parametrize("suffix", ["user", "inter"])
+def test_a_number_beyond_32_bits(made, folder, text, suffix):
+    made.inter["price:float"] = [text if n == 4 else n for n in range(ROWS)]
+    made.user["age:float"][4] = text
+    (made.user if suffix == "inter" else made.inter).popitem()
+    made.write_all()
+    name = "price" if suffix == "inter" else "age"
+    message = wrong(made, folder, numerical_features=[name])
+    assert f"tiny.{suffix}, line 6: column '{name}:float' holds '{text}'" in message
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("value", [float("inf"), 1e39])
+def test_a_number_of_a_table_beyond_32_bits(made, folder, suffix, value):
+    made.inter["price:float"] = [value if n == 4 else n + 0.5 for n in range(ROWS)]
+    made.write_table(suffix)
+    message = wrong(made, folder, numerical_features=["price"])
+    where = "line 6" if suffix == "csv" else "row 5"
+    assert f"tiny.{suffix} {where}: column 'price' holds {value!r}" in message
+
+
+@pytest.mark.parametrize("names", [["age"], ["age", "price"], ["price"]], ids=str)
+def test_numbers_that_no_key_names(made, folder, names):
+    if "price" in names:
+        made.inter["price:float"] = range(ROWS)
+    if "age" not in names:
+        made.user.popitem()
+    made.write_all()
+    text = said(made, folder)
+    assert "numbers are features where numerical_features names them" in text
+    shown = text.partition("--numerical_features='[")[2].partition("]")[0]
+    assert sorted(shown.split(",")) == sorted(names)
+    assert "numerical_features names" not in said(made, folder, numerical_features=names)
+
+
+@pytest.mark.parametrize("column", ["timestamp:float", "income:float", "born:float"])
+def test_large_numbers_are_features(made, folder, column):
+    draw = random.Random(0)
+    scale = {"timestamp:float": 1.7e9, "income:float": 1e12, "born:float": -1e15}[column]
+    made.inter[column] = [
+        scale * (1 + 1e-6 * (o + draw.random())) for o in made.inter["click:float"]
+    ]
+    made.write_all()
+    name = column.partition(":")[0]
+    settings = {"numerical_features": [name], "learning_rate": 0.05, "epochs": 40}
+    outcome = made.run(folder, **settings)
+    assert float(outcome.out.partition("CTR_AUC: ")[2].split()[0]) > 0.6, outcome
+
+
+@pytest.mark.parametrize("key", ["numerical_features", "normalize_field"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("agee", "did you mean age?"),
+        ("kind", "declare it a float"),
+        ("x", "Columns that it may name: age"),
+    ],
+)
+def test_keys_of_numbers_name_numbers(made, folder, key, name, hint):
+    made.write_all()
+    message = wrong(made, folder, **{key: [name]})
+    assert f"{key} names '{name}'" in message
+    assert hint in message
+
+
+# ------------------------------------------------------------------ features and labels
+
+
+@pytest.mark.parametrize("how", ["click", "conversion", "number", "bag", "missing", "item"])
+def test_a_feature_that_gives_a_label_away(made, folder, how):
+    click, conversion = made.inter["click:float"], made.inter["conversion:float"]
+    column = {
+        "click": ("leak:token", click),
+        "conversion": ("leak:token", [f"c{r}" for r in conversion]),
+        "number": ("leak:float", [o * 30 + n % 7 for n, o in enumerate(click)]),
+        "bag": ("leak:token_seq", [f"a b{o}" for o in click]),
+        "missing": ("leak:token", [f"t{n % 5}" if r else "" for n, r in enumerate(conversion)]),
+        "item": ("leak:token", [f"{'xy'[o]}{n % 20}" for n, o in enumerate(click)]),
+    }[how]
+    made.inter[column[0]] = column[1]
+    made.write_all()
+    text = said(made, folder, numerical_features=["leak"] if how == "number" else None)
+    label = "conversion" if how in ("conversion", "missing") else "click"
+    assert f"the feature 'leak' gives the label '{label}' away" in text
+    assert "unload_col" in text
+
+
+@pytest.mark.parametrize("how", ["constant", "noise", "a number for each row"])
+def test_a_feature_that_gives_nothing_away(made, folder, how):
+    draw = random.Random(1)
+    made.inter["fine:token"] = {
+        "constant": ["x"] * ROWS,
+        "noise": [draw.randrange(5) for _ in range(ROWS)],
+        "a number for each row": list(range(ROWS)),
+    }[how]
+    made.write_all()
+    assert "away" not in said(made, folder)
+
+
+@pytest.mark.parametrize("source", ["inter", "csv", "parquet"])
+def test_labels_that_are_each_others(made, folder, source):
+    made.write_table(source) if source != "inter" else made.write_all()
+    message = wrong(made, folder, CLICK_FIELD="conversion", CONVERSION_FIELD="click")
+    assert "conversions and " in message
+    assert f"tiny.{source}" in message
+    assert "CLICK_FIELD and CONVERSION_FIELD" in message
+
+
+@pytest.mark.parametrize(
+    ("suffix", "column"), [("inter", "hour:token"), ("item", "kind:token"), ("user", "age:float")]
+)
+def test_a_field_without_any_value(made, folder, suffix, column):
+    columns = getattr(made, suffix)
+    columns[column] = [""] * len(columns[column])
+    made.write_all()
+    message = wrong(made, folder)
+    assert f"the field '{column.partition(':')[0]}' has no value in any row" in message
+    assert "unload_col" in message
+
+
+@pytest.mark.parametrize("suffix", ["user", "item"])
+@pytest.mark.parametrize("filtered", [True, False])
+def test_keys_that_are_written_another_way(made, folder, suffix, filtered):
+    key = f"{suffix}_id:token"
+    columns = getattr(made, suffix)
+    columns[key] = [f" {value}" for value in columns[key]]
+    made.write_all()
+    message = wrong(made, folder, filter_inter_by_user_or_item=filtered)
+    if filtered:
+        assert "RecBole's filters leave no row of inter" in message
+    else:
+        assert f"no impression has its {suffix}_id in '{suffix}' (tiny.{suffix})" in message
+    assert "written the same way" in message
+
+
+# ------------------------------------------------------------------ what can be learned
+
+
+@pytest.mark.parametrize("source", ["inter", "csv", "parts"])
+def test_a_log_of_clicks_alone(made, folder, source):
+    settings = {"metrics": ["CVR_AUC"], "valid_metric": "CVR_AUC"}
+    for seed in range(3):
+        rows = impressions(seed)
+        keep = [n for n in range(ROWS) if rows["click:float"][n]]
+        made.inter = {name: [column[n] for n in keep] for name, column in rows.items()}
+        if source == "parts":
+            made.write(f"{PARTS[seed]}.inter", made.inter)
+    if source == "csv":
+        made.write_table("csv")
+    else:
+        made.write_all()
+    text = said(made, folder, model="ESCM2_IPS", **settings, **(SPLIT if source == "parts" else {}))
+    assert "impressions of train are clicked" in text
+    assert "nothing to weigh" in text
+
+
+@pytest.mark.parametrize("kind", ["atomic", "parquet"])
+def test_ids_that_only_test_has(made, folder, kind):
+    for seed, part in enumerate(PARTS):
+        rows = impressions(seed)
+        if part == "test":
+            rows["hour:token"] = [f"late{h}" if h < 12 else h for h in rows["hour:token"]]
+        rows["hour:token"] = list(map(str, rows["hour:token"]))
+        if kind == "atomic":
+            made.write(f"{part}.inter", rows)
+        else:
+            made.write_table(f"{part}.parquet", rows)
+    if kind == "atomic":
+        made.write_all()
+    late = sum(hour.startswith("late") for hour in rows["hour:token"])
+    text = said(made, folder, **SPLIT)
+    assert f"test has ids that train hasn't, of all values: hour {late / ROWS:.2%}." in text
+
+
+@pytest.mark.parametrize("users", [70_000, 5_000])
+def test_more_pairs_than_memory(made, folder, users, monkeypatch):
+    monkeypatch.setattr(pairs, "memory", lambda: 1_000_000_000)
+    made.write(
+        "inter",
+        {
+            "user_id:token": [f"u{n}" for n in range(users)],
+            "item_id:token": [f"i{n}" for n in range(users)],
+            "rating:float": [n % 5 for n in range(users)],
+        },
+    )
+    message = wrong(made, folder, impressions="pairs", threshold={"rating": 3})
+    assert f"{users * users:,} pairs of {users:,} users and {users:,} items" in message
+    assert f"about {users * users * 100 / 1e9:,.0f} GB of memory" in message
+    assert "impressions: rows" in message
+
+
+# ------------------------------------------------------------------ files and keys
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny.users", "Tiny.item", "tiny.csv", "tiny.parquet", "tiny.valid.inter"]
+)
+def test_a_file_that_is_not_read(made, folder, name):
+    made.write_all()
+    shutil.copy(made.folder / "tiny.user", made.folder / name)
+    assert f"not read: {name} in {made.folder}" in said(made, folder)
+
+
+def test_of_two_tables_one_is_read(made, folder):
+    made.write_table("parquet")
+    made.write_table("csv")
+    assert f"not read: tiny.csv in {made.folder}, but tiny.parquet" in said(made, folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("unload_col", {"user": ["agee"]}, "unload_col names 'agee', which "),
+        ("unload_col", {"users": ["age"]}, "unload_col is by inter, user and item, got 'users'"),
+        ("load_col", {"itm": ["kind"]}, "load_col is by inter, user and item, got 'itm'"),
+        ("alias_of_user_id", ["friend"], "alias_of_user_id names 'friend', which is no column"),
+        ("alias_of_item_id", ["age"], "alias_of_item_id names 'age', which is a float"),
+        ("seq_len", {"tagz": 3}, "seq_len names 'tagz', which is no column"),
+        ("discretization", {"agee": {"method": "LD"}}, "discretization names 'agee'"),
+        ("discretization", {"age": {"method": "LD"}}, "which numerical_features doesn't"),
+    ],
+    ids=str,
+)
+def test_keys_of_columns_name_columns(made, folder, key, value, expected):
+    made.write_all()
+    assert expected in wrong(made, folder, **{key: value})
+
+
+@pytest.mark.parametrize("suffix", ["inter", "user", "item"])
+@pytest.mark.parametrize("kind", ["float", "token_seq"])
+def test_an_id_that_is_no_token(made, folder, suffix, kind):
+    name = "item_id" if suffix == "item" else "user_id"
+    columns = {
+        key.replace(f"{name}:token", f"{name}:{kind}"): [str(v).lstrip("ui") for v in column]
+        for key, column in getattr(made, suffix).items()
+    }
+    setattr(made, suffix, columns)
+    made.write_all()
+    message = wrong(made, folder)
+    assert f"tiny.{suffix}: column '{name}' is an id and declared {kind}" in message
+
+
+# ------------------------------------------------------------------ fields of little use
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("x:token", ["a"] * ROWS, "the field 'x' is the same in all rows"),
+        ("x:token", ["a", *[""] * (ROWS - 2), "b"], f"has a value in 2 of {ROWS} rows only"),
+        ("x:token_seq", [f"a{n % 3},b{n % 5}" for n in range(ROWS)], "is seq_separator what"),
+        ("x:token", [("a", " a", "b")[n % 3] for n in range(ROWS)], "for example ' a'"),
+        ("x:token_seq", ["a", *["a b"] * (ROWS - 1)], None),
+        ("x:token", [("a", " b", "c")[n % 3] for n in range(ROWS)], None),
+    ],
+    ids=str,
+)
+def test_fields_of_little_use(made, folder, column, values, expected):
+    made.inter[column] = values
+    made.write_all()
+    text = said(made, folder)
+    if expected is None:
+        assert "'x'" not in text
+    else:
+        (line,) = (line for line in text.splitlines() if expected in line)
+        assert "'x'" in line
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("timestamp:token", [f"2024-01-{n % 28}" for n in range(ROWS)], "is a token: declare it"),
+        ("timestamp:float", [7] * ROWS, "is the same in all rows"),
+        ("timestamp:token_seq", [f"2024 {n}" for n in range(ROWS)], "is a token_seq: declare it"),
+    ],
+    ids=["text", "constant", "list"],
+)
+def test_times_that_order_nothing(made, folder, column, values, expected):
+    made.inter[column] = values
+    made.write_all()
+    order = {"eval_args": "{split: {RS: [8, 1, 1]}, order: TO, group_by: null, mode: labeled}"}
+    assert made.run(folder).code == 0  # the store is there already
+    message = refused_after_log(made, folder, order)
+    assert "eval_args order TO needs times, and 'timestamp' (TIME_FIELD)" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("missing", [1, 40])
+def test_times_that_are_missing(made, folder, missing):
+    made.inter["timestamp:float"] = ["" if n < missing else n for n in range(ROWS)]
+    made.write_all()
+    text = said(made, folder)
+    assert f"{missing} of {ROWS} impressions have no time ('timestamp')" in text
+    assert "numerical_features names them: age," in text  # a time needn't be one
+
+
+# ------------------------------------------------------------------ raw Ali-CCP
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Raw files in the format of Ali-CCP."""
+    folder = tmp_path_factory.mktemp("raw")
+    assert call(folder, "simulate", "--rows=3000", "--out=raw").code == 0
+    return folder / "raw"
+
+
+def rewritten(raw, names, change):
+    for path in raw.glob("*.csv"):
+        if any(name in path.name for name in names):
+            lines = [",".join(change(line.split(","))) for line in path.read_text().splitlines()]
+            path.write_text("\n".join(lines) + "\n")
+
+
+def renamed_field(line):
+    return [
+        *line[:-1],
+        line[-1].replace("\x01205\x02", "\x01299\x02").replace("205\x02", "299\x02"),
+    ]
+
+
+def other_keys(line):
+    return ["f" + line[0][1:], *line[1:]]
+
+
+def swapped_labels(line):
+    return [line[0], line[2], line[1], *line[3:]]
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "expected"),
+    [
+        (["sample_skeleton"], renamed_field, "205"),
+        (["sample_skeleton_train"], renamed_field, "205"),
+        (["common_features"], other_keys, "no impression has its"),
+        (["sample_skeleton"], swapped_labels, "Are CLICK_FIELD and CONVERSION_FIELD"),
+    ],
+    ids=["field renamed", "field renamed in train", "keys of common features", "labels swapped"],
+)
+def test_raw_files_of_ali_ccp(simulated, tmp_path, folder, names, change, expected):
+    raw = tmp_path / "ali-ccp" / "raw"
+    shutil.copytree(simulated, raw)
+    rewritten(raw, names, change)
+    before = on_disk(tmp_path / "ali-ccp")
+    outcome = call(folder, *small(tmp_path, dataset="ali-ccp"))
+    assert outcome.code == 2, outcome
+    assert expected in outcome.error
+    assert on_disk(tmp_path / "ali-ccp") == before
