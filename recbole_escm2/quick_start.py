@@ -107,7 +107,6 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
         write_json(run.folder / RESULT_FILE, content)
-        trained.close()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from recbole_escm2.data.checks import (
     RowDigests,
     alike_tokens,
-    check_filled,
     check_schema,
     check_values,
+    empty_field,
     grouped_values,
     idle_numbers,
     is_idle,
@@ -619,15 +619,17 @@ class _Build:
         part = "train" if self.split else "all"
         rows = self._by_part(self.parts[:, 0])[part]
         for own in self.schema.fields:
+            count = 1  # at least: of lists of fixed size it isn't known
             if own.kind.startswith("token"):
-                check_filled(own.name, fields[own.name]["values"][part], part)
+                count = fields[own.name]["values"][part]
             elif not self.shape[own.name]:
                 count = self.numbers[own.table, own.name].count
-                check_filled(own.name, count, part)
-                if own.name == self.schema.time and count < rows:
+                if own.name == self.schema.time and 0 < count < rows:
                     lacking = f"{rows - count:,} of {rows:,} impressions have no time"
                     text = f"{lacking} ('{own.name}'): they are given the mean of the others"
                     notes.append(("warning", text))
+            if not count:
+                notes.append(("warning", empty_field(own.name, part, self.schema.leave_out)))
             if own.kind.startswith("token") and (said := self._poor(own, fields[own.name], rows)):
                 notes.append(("warning", said))
         for name, numbering in self.numbering.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,20 @@ def check_column_keys(config: Mapping[str, Any], schema: Schema) -> None:
                     f"{key} names '{name}', which is a {kinds[name]}: declare it a {kind} in its "
                     "file, or leave it out of the key"
                 )
+
+
+def check_named(key: str, names: Iterable[str], file: Path, columns: Collection[str]) -> None:
+    """Make sure that a key names columns of a file.
+
+    Raises:
+        UsageError: it names another one.
+    """
+    if missing := [name for name in map(str, names) if name not in columns]:
+        named = ", ".join(f"'{name}'" for name in missing)
+        raise UsageError(
+            f"{key} names {named}, which {file} doesn't have{did_you_mean(missing[0], columns)}; "
+            f"it has {', '.join(columns)}"
+        )
 
 
 def is_idle(own: Field) -> bool:
@@ -373,8 +387,8 @@ def repeated_keys(rows: pa.Table, join: Join, files: Sequence[str], repeated: in
         if changed:
             differ.append((row[key], changed[0]))
     said = (
-        f"{repeated:,} rows of '{join.table}' repeat their {key} ({_some(files)}): the first row "
-        "of each counts"
+        f"{repeated:,} rows of '{join.table}' repeat their {key}: the first row of each counts "
+        f"({_some(files)})"
     )
     if not differ:
         return said
@@ -433,18 +447,24 @@ def unknown_everywhere(fields: Mapping[str, Any]) -> Iterator[str]:
                 yield f"field {name}: no value of {part} is in the vocabulary of train"
 
 
-def check_filled(name: str, values: int, part: str) -> None:
-    """Make sure that a field has a value in some row of a part.
+def empty_field(name: str, part: str, leave_out: str | None) -> str:
+    """What to say of a field without a value in any row of a part.
+
+    Args:
+        name: of the field.
+        part: ``all`` where the source isn't split.
+        leave_out: config key by which it can be left out, None where there is none.
 
     Raises:
-        UsageError: it has none.
+        UsageError: it can be left out.
     """
-    if not values:
-        where = "" if part == "all" else f" of {part}"
-        raise UsageError(
-            f"the field '{name}' has no value in any row{where}. Where that is right, leave it out "
-            "(unload_col; feature_fields of Ali-CCP); else its column or its name is wrong"
-        )
+    where = "" if part == "all" else f" of {part}"
+    said = f"the field '{name}' has no value in any row{where}"
+    if leave_out is None:
+        return said
+    raise UsageError(
+        f"{said}: its column or its name is wrong. Where it isn't, leave it out with {leave_out}"
+    )
 
 
 def grouped_values(columns: Mapping[str, Tensor], bags: Bags | None) -> dict[str, NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from logging import getLevelName
 from typing import Any
 
@@ -151,6 +152,9 @@ class EntireSpaceDataset(Dataset):
     def _show_tables(self) -> None:
         hidden = set(self._label_fields) - {self.click_field, self.conversion_field}
         keys = {join["key"] for join in self.store.schema["joins"]} - self.field2type.keys()
+        # Without the data set itself, which a cycle would keep with its maps and open files.
+        task = self.config["label_task"]
+        label = partial(_label_of, task, self.click_field, self.conversion_field)
         feats = {}
         for name, table in self.store.tables.items():
             view = View(
@@ -158,7 +162,7 @@ class EntireSpaceDataset(Dataset):
                 keys=tuple(key for key in keys if key in table.fields),
                 lengths=self._lengths,
                 scales=self._scales,
-                derived={self.label_field: self._label} if name == "inter" else {},
+                derived={self.label_field: label} if name == "inter" else {},
             )
             feats[name] = Rows(table, view, slice(0, len(table)))
         self.inter_feat = feats.pop("inter")
@@ -169,14 +173,6 @@ class EntireSpaceDataset(Dataset):
         if self.file_size_list is not None:
             self.benchmark_filename_list = ["train", "valid", "test"]
         self.set_field_property(self.label_field, FeatureType.FLOAT, LABEL_SOURCE, 1)
-
-    def _label(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """RecBole has one label; it is that of the task to learn or to score."""
-        task, click = self.config["label_task"], columns[self.click_field]
-        if task == "ctr":
-            return click.clone()
-        conversion = columns[self.conversion_field]
-        return conversion.clone() if task == "cvr" else click * conversion
 
     def _sample_impressions(self) -> None:
         share, total = self.config["impression_sample"], len(self)
@@ -337,7 +333,7 @@ class EntireSpaceDataset(Dataset):
         for name in counts.keys() & set(rows):
             if self.field2type[name] == FeatureType.TOKEN:
                 add(name, rows[name], None)
-        if any(self.field2type[name] == FeatureType.TOKEN_SEQ for name in rows):
+        if any(self.field2type.get(name) == FeatureType.TOKEN_SEQ for name in rows):
             for block in torch.arange(len(rows)).split(_COUNTED_AT_ONCE):
                 for name, bag in rows.batch(block).bags.items():
                     add(name, bag.ids, None)
@@ -437,6 +433,14 @@ class EntireSpaceDataset(Dataset):
         if self.uid_field:
             lines.append(f"{self.user_num - 1:,} users, {self.item_num - 1:,} items")
         return "\n".join([*lines, f"features: {', '.join(features)}"])
+
+
+def _label_of(task: str, click: str, conversion: str, columns: Mapping[str, Tensor]) -> Tensor:
+    """RecBole has one label; it is that of the task to learn or to score."""
+    if task == "ctr":
+        return columns[click].clone()
+    converted = columns[conversion]
+    return converted.clone() if task == "cvr" else columns[click] * converted
 
 
 def _percent(part: int, whole: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,21 @@ def label_error(
         f"{file}: column '{column.field}' must hold {column.wanted} in every row, but "
         f"{', '.join(faults)}{more}"
         + ("" if column.probability else ". An impression without the event has a 0")
+    )
+
+
+def named_as_label(file: Path, field: str, made: bool) -> UsageError:
+    """The error of a column that has the name of a label.
+
+    Args:
+        file: where it stands.
+        field: its name.
+        made: whether the label is the one that is made here.
+    """
+    which = " (LABEL_FIELD, the one that is made here)" if made else ""
+    return UsageError(
+        f"{file}: the column '{field}' has the name of a label{which}. Leave it out with "
+        "unload_col, or give the label another name"
     )
 
 

@@ -135,6 +135,7 @@ class Schema:
         joins: tables beside ``inter``.
         size: how much there is to read, None where that isn't known.
         unit: of the size, for a bar.
+        leave_out: the config key by which a user leaves a field out, None where there is none.
         simulated: what to say with every number on simulated data.
         notes: level and text of what to tell whenever the data is used.
         report: what the source has to report of its own. It may add to this and to ``notes`` until
@@ -153,6 +154,7 @@ class Schema:
     joins: tuple[Join, ...] = ()
     size: int | None = None
     unit: str = " rows"
+    leave_out: str | None = None
     simulated: Mapping[str, Any] | None = None
     notes: list[tuple[str, str]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)

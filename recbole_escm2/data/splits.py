@@ -11,6 +11,24 @@ from numpy.typing import NDArray
 from recbole_escm2.errors import UsageError
 
 
+def part_names(config: Any) -> list[str] | None:
+    """The names that config ``benchmark_filename`` has for train, validation and test.
+
+    Returns:
+        None where a data set isn't split by its files.
+
+    Raises:
+        UsageError: they aren't three.
+    """
+    names: list[str] | None = config["benchmark_filename"]
+    if names is not None and (not isinstance(names, list) or len(names) != 3):
+        raise UsageError(
+            "benchmark_filename must be a list of three names, for train, validation and test, "
+            f"got {names!r}"
+        )
+    return names
+
+
 def seed_draws(config: Any, presplit: bool) -> str:
     """What differs between two seeds, besides what training itself draws.
 

@@ -119,10 +119,19 @@ class EntireSpaceCollector(Collector):
         self._collected = end
 
     def get_data_struct(self) -> EntireSpaceData:
-        """The labels and scores of the split."""
+        """The labels and scores of the split.
+
+        Raises:
+            UsageError: a score isn't finite.
+        """
         assert self._truth is not None, "begin() comes before get_data_struct()"
         assert self._collected == self._scores.shape[1], "a row of scores for each impression"
         scores = self._scores.numpy()
+        if not np.isfinite(scores.sum(dtype=np.float64)):
+            raise UsageError(
+                "the model's predictions aren't finite: its training has diverged. A smaller "
+                "learning_rate, a clip_grad_norm or a propensity_floor above 0 may help"
+            )
         predictions = Predictions(self._truth, dict(zip(self.tasks, scores, strict=True)))
         self.predictions = predictions
         return EntireSpaceData(predictions, self.label_task)

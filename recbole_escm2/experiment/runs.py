@@ -13,8 +13,8 @@ from typing import Any
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
-from recbole_escm2.experiment.worker import OUTPUT_FILE, RUN_FILE, main
-from recbole_escm2.output import make_folder, write_json
+from recbole_escm2.experiment.worker import OUTPUT_FILE, main
+from recbole_escm2.output import make_folder
 from recbole_escm2.threads import spinning_bounded_in_children
 from recbole_escm2.train.run import HISTORY_FILE
 
@@ -54,8 +54,6 @@ class Process:
         if run.folder.is_symlink():
             raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", run.folder)
-        known = ("model", "dataset", "saved", "code", "settings")
-        write_json(run.folder / RUN_FILE, {name: getattr(run, name) for name in known})
         self._process = _server().Process(target=main, args=(run,))
         with spinning_bounded_in_children():
             self._process.start()

@@ -102,11 +102,6 @@ class Pair:
         assert both.predictions is not None
         return result, both.predictions
 
-    def close(self) -> None:
-        """Close what the trainers write into."""
-        for training in self.trainings:
-            training.close()
-
 
 class ProductCollector(EntireSpaceCollector):
     """Gathers pCVR of a split, and gives it with its product with a pCTR that is known already.

@@ -7,11 +7,13 @@ import json
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from recbole_escm2.config import Config, learns_both
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
@@ -43,6 +45,7 @@ class Run:
         whole: the run that this one is a part of; its folder is the parent of this one.
         started: whether a model has begun to learn: from then on the folder is kept.
         parent_is_new: whether the folder that it lies in was made for it.
+        at_end: what is to be closed when the run is at its end, however it comes to it.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Run:
     whole: Run | None = None
     started: bool = False
     parent_is_new: bool = False
+    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
@@ -95,7 +99,7 @@ class Run:
 
     def part(self, name: str) -> Run:
         """One of the trainings that the run is made of."""
-        return Run(self.folder / name, checkpoints=self.checkpoints, whole=self)
+        return Run(self.folder / name, checkpoints=self.checkpoints, whole=self, at_end=self.at_end)
 
     def start(self) -> None:
         """Note that a model begins to learn."""
@@ -153,14 +157,15 @@ class Run:
         try:
             with contextlib.ExitStack() as stack:
                 if not self.saved:
-                    folder = self.folder if self.of_experiment else None
-                    unsaved = tempfile.TemporaryDirectory(dir=folder, prefix="unsaved-")
+                    unsaved = tempfile.TemporaryDirectory(dir=self.folder, prefix="unsaved-")
                     self.checkpoints = Path(stack.enter_context(unsaved))
                 elif config["checkpoint_dir"]:
                     self.checkpoints = Path(config["checkpoint_dir"]).absolute()
                     make_folder("checkpoint_dir", self.checkpoints)
                 stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
                 stack.enter_context(_errors_in_words(config))
+                stack.enter_context(patch.object(threading, "excepthook", _in_thread))
+                stack.enter_context(self.at_end)
                 yield
         except UsageError:
             if not (self.of_experiment or self.started or config["state"] == "debug"):
@@ -175,6 +180,12 @@ def given_settings(config: Config) -> dict[str, Any]:
     """Every config key that isn't a default, as a config file has them, but model and data set."""
     given = plain(config.external_config_dict)
     return {key: value for key, value in given.items() if key not in ("model", "dataset")}
+
+
+def _in_thread(about: Any) -> None:
+    """TensorBoard's thread hands on what the system refuses it, to whom writes next."""
+    if not isinstance(about.exc_value, OSError):
+        threading.__excepthook__(about)
 
 
 @contextlib.contextmanager

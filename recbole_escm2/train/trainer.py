@@ -76,7 +76,7 @@ class EntireSpaceTrainer(Trainer):
             shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
         kept = {key: config[key] for key in shown}
         config.final_config_dict.update(shown)
-        with _tensorboard_in(run.folder) if run else contextlib.nullcontext():
+        with _tensorboard_of(run) if run else contextlib.nullcontext():
             super().__init__(config, model)
         config.final_config_dict.update(kept)
         if run is not None:
@@ -482,10 +482,12 @@ def _progress(batches: Any, title: str, show: bool) -> Any:
     return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
 
 
-def _tensorboard_in(folder: Path) -> contextlib.AbstractContextManager[Any]:
+def _tensorboard_of(run: Run) -> contextlib.AbstractContextManager[Any]:
     """RecBole's Trainer opens its TensorBoard in the working directory, whatever is configured."""
-    return patch.object(
-        recbole.trainer.trainer,
-        "get_tensorboard",
-        lambda logger: SummaryWriter(folder / "tensorboard"),
-    )
+
+    def opened(logger: Any) -> SummaryWriter:
+        writer = SummaryWriter(run.folder / "tensorboard")
+        run.at_end.callback(writer.close)
+        return writer
+
+    return patch.object(recbole.trainer.trainer, "get_tensorboard", opened)

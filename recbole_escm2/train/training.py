@@ -123,10 +123,6 @@ class Training:
         assert predictions is not None, "they have just been collected"
         return result, predictions
 
-    def close(self) -> None:
-        """Close what the trainer writes into."""
-        self.trainer.tensorboard.close()
-
     def about(self) -> dict[str, Any]:
         """What a result file tells of it."""
         return {

@@ -550,12 +550,12 @@ FAULTS = {
     "load_col of a missing column": (
         None,
         {"load_col": {"inter": ["user_id", "item_id", "hour", "row", "day"]}},
-        r"load_col asks for hour, day in .*toy.inter, which has user_id, item_id, row, click",
+        r"load_col names 'hour', 'day', which .*toy.inter .*; it has user_id, item_id, row, click",
     ),
     "load_col of a missing user column": (
         lambda toy: toy.write("user", toy.table[["user_id:token"]].drop_duplicates()),
         {"load_col": {"inter": "*", "user": ["user_id", "age"]}},
-        r"load_col asks for age in .*toy.user, which has user_id$",
+        r"load_col names 'age', which .*toy.user doesn't have; it has user_id$",
     ),
     "number that is none": (
         lambda toy: toy.table.insert(0, "price:float", "cheap"),

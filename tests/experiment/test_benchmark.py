@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.runs import Process, execute, finished
@@ -140,6 +141,48 @@ def test_ctrl_c_stops_the_runs(quick, tmp_path):
     assert process.returncode == 130
     assert "stopped; the same command goes on from here" in said
     assert "Traceback" not in said
+
+
+def begun(tmp_path: Path, quick: tuple[str, ...], said: str, wanted: str) -> subprocess.Popen[str]:
+    """A benchmark of one run that would never end, once a file that it writes is there."""
+    endless = [*quick[:2], *quick[3:], "--epochs=500000", "--stopping_step=500000"]
+    command = [sys.executable, "-m", "recbole_escm2", "--model=ESMM", "--seeds=1", *endless]
+    with open(tmp_path / said, "w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=file, text=True)
+    deadline = time.monotonic() + 120
+    while not re.search(wanted, everything(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return process
+
+
+def everything(tmp_path: Path) -> str:
+    """What benchmarks have said, and the names of the files of their runs."""
+    texts = [file.read_text() for file in tmp_path.glob("said*")]
+    return "\n".join([*texts, *(path.name for path in tmp_path.glob("output/runs/*/*"))])
+
+
+def test_the_runs_of_a_killed_benchmark_end_with_it(quick, tmp_path):
+    process = begun(tmp_path, quick, "said", r"history\.json")
+    process.kill()
+    process.wait()
+    (folder,) = tmp_path.glob("output/runs/*")
+    with FileLock(folder / "lock").acquire(timeout=60):  # held as long as somebody is at the run
+        left = {path.name for path in folder.iterdir()}
+    assert "result.json" not in left
+    assert not any(name.startswith("unsaved-") for name in left)
+
+
+def test_a_start_says_whom_it_waits_for(quick, tmp_path):
+    first = begun(tmp_path, quick, "said1", r"history\.json")
+    second = begun(tmp_path, quick, "said2", "waits")
+    try:
+        said = f"ESMM, seed 2020 waits for process {first.pid}, which is at this run\n"
+        assert said in (tmp_path / "said2").read_text()
+    finally:
+        for process in (first, second):
+            process.terminate()
+        for process in (first, second):
+            process.wait()
 
 
 @pytest.mark.parametrize("model", ["ESMM", "DeepFM"])

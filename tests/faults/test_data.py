@@ -184,7 +184,8 @@ def test_rows_of_one_key(made, folder, suffix, row, expected):
     made.write_all()
     text = said(made, folder)
     key = f"{suffix}_id"
-    assert f"1 rows of '{suffix}' repeat their {key} (tiny.{suffix})" in text
+    counts = "the first row of each counts"
+    assert f"1 rows of '{suffix}' repeat their {key}: {counts} (tiny.{suffix})" in text
     assert expected in text
     assert ("differ" in expected) == ("differ" in text)
 
@@ -582,8 +583,8 @@ def test_of_two_tables_one_is_read(made, folder):
     ("key", "value", "expected"),
     [
         ("unload_col", {"user": ["agee"]}, "unload_col names 'agee', which "),
-        ("unload_col", {"users": ["age"]}, "unload_col is by inter, user and item, got 'users'"),
-        ("load_col", {"itm": ["kind"]}, "load_col is by inter, user and item, got 'itm'"),
+        ("unload_col", {"users": ["age"]}, "unload_col must be a mapping of file suffixes (inter,"),
+        ("load_col", {"itm": ["kind"]}, "load_col must be a mapping of file suffixes (inter,"),
         ("alias_of_user_id", ["friend"], "alias_of_user_id names 'friend', which is no column"),
         ("alias_of_item_id", ["age"], "alias_of_item_id names 'age', which is a float"),
         ("seq_len", {"tagz": 3}, "seq_len names 'tagz', which is no column"),
@@ -691,7 +692,7 @@ def renamed_field(line):
 
 
 def other_keys(line):
-    return ["f" + line[0][1:], *line[1:]]
+    return [line[0][::-1], *line[1:]]
 
 
 def swapped_labels(line):

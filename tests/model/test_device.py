@@ -44,14 +44,15 @@ def trained(configure, folder, device, model, **settings):
     given = acting_settings(find_model(model), {**SMALL, **settings})
     config = configure(model, "shop", **given)
     config["device"] = device
-    training = Training(config, Run(folder))
+    run = Run(folder)
+    training = Training(config, run)
     trainer = training.trainer
     trainer.fit(training.splits["train"], training.splits["valid"], False, False)
     assert {p.device for p in trainer.model.parameters()} == {device}
     trainer.evaluate(training.splits["test"], load_best_model=False)
     losses = [list(epoch["losses"].values()) for epoch in trainer.history]
     scores = trainer.eval_collector.predictions.score
-    training.close()
+    run.at_end.close()
     return losses, {task: score.tolist() for task, score in scores.items()}
 
 

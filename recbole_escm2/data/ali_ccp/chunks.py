@@ -106,6 +106,7 @@ def schema_of(options: Options, truth: bool, simulated: Any, size: int, unit: st
         labels=Labels(CLICK, PURCHASE, **({name: name for name in TRUTH_COLUMNS if truth})),
         truth="potential" if truth else "none",
         vocabulary="train",
+        leave_out="feature_fields",
         order="count",
         group=_USER if _USER in options.feature_fields else None,
         joins=(Join("common", _KEY),),

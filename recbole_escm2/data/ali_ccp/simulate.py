@@ -182,12 +182,18 @@ def draws_of(simulation: Simulation) -> Draws:
     """What a simulation draws.
 
     Raises:
-        UsageError: numba isn't installed, or ``conversions_without_click`` can't be had.
+        UsageError: numba isn't installed or can't keep what it compiles, or
+            ``conversions_without_click`` can't be had.
     """
     try:
         from recbole_escm2.data.ali_ccp.draw import Draws
     except ImportError as error:
         raise UsageError(f"simulating needs numba: pip install numba ({error})") from error
+    except RuntimeError as error:  # numba's, as it is imported
+        raise UsageError(
+            "simulating needs a folder for what is compiled, and neither the package's nor the "
+            f"home's can be written into: name one with NUMBA_CACHE_DIR ({error})"
+        ) from error
     return Draws(simulation)
 
 

@@ -18,7 +18,7 @@ from pandas.api.types import union_categoricals
 from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_escm2.data.checks import LARGEST, unended_line
+from recbole_escm2.data.checks import LARGEST, check_named, unended_line
 from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     SHOWN,
@@ -26,6 +26,7 @@ from recbole_escm2.data.labels import (
     StrayConversions,
     label_columns,
     labels_of,
+    named_as_label,
     numbers,
 )
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Labels, Schema
@@ -33,12 +34,12 @@ from recbole_escm2.data.sources.atomic_text import (
     UnreadableError,
     check_lines,
     check_numbers,
-    check_whole,
     faulty_rows,
     read_columns,
     read_header,
 )
 from recbole_escm2.data.sources.pairs import all_pairs
+from recbole_escm2.data.splits import part_names
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.keys import DATA_KEYS
 from recbole_escm2.property_files import dataset_names
@@ -63,10 +64,6 @@ def read(config: Any) -> tuple[Schema, list[Chunk]]:
     Raises:
         UsageError: as :class:`AtomicFiles`.
     """
-    for key in ("load_col", "unload_col"):
-        for suffix in config[key] or ():
-            if suffix not in ("inter", "user", "item"):
-                raise UsageError(f"{key} is by inter, user and item, got '{suffix}'")
     for key in ("additional_feat_suffix", "preload_weight"):
         if config[key]:
             raise UsageError(f"{key} isn't supported: no model for impressions reads it")
@@ -94,15 +91,9 @@ def files(config: Any) -> list[Path]:
         UsageError: one is missing.
     """
     name, folder = config["dataset"], Path(config["data_path"])
-    parts = config["benchmark_filename"]
     if not folder.is_dir():
         raise UsageError(_missing(config, name, folder))
-    if parts is not None and (not isinstance(parts, list) or len(parts) != 3):
-        raise UsageError(
-            "benchmark_filename must be a list of three names, for train, validation and test, "
-            f"got {parts!r}"
-        )
-    files = [folder / inter_name(config, part) for part in parts or [None]]
+    files = [folder / inter_name(config, part) for part in part_names(config) or (None,)]
     for file in files:
         if not file.is_file():
             raise UsageError(f"data set '{name}': there is no file {file}")
@@ -305,7 +296,7 @@ class AtomicFiles(Dataset):
             check_lines(path, len(header), separator, encoding)
             fault = self._label_fault(path)
             if fault is None:
-                check_whole(path, len(header), separator, encoding)
+                check_lines(path, len(header), separator, encoding, whole=True)
                 floats = [field for field, number in is_number.items() if number]
                 check_numbers(path, header, floats, separator, encoding)
             raise fault or UsageError(f"{path}: {error}") from error
@@ -342,17 +333,8 @@ class AtomicFiles(Dataset):
     def _check_columns(self, path: Path, header: dict[str, str], source: Any) -> None:
         wanted = (self.config["load_col"] or {}).get(getattr(source, "value", source))
         left_out = (self.config["unload_col"] or {}).get(getattr(source, "value", source)) or ()
-        for name in left_out:
-            if name not in header:
-                raise UsageError(
-                    f"unload_col names '{name}', which {path} doesn't have"
-                    f"{did_you_mean(name, header)}; it has {', '.join(header)}"
-                )
-        missing = [f for f in (wanted or []) if wanted != "*" and f not in header]
-        if missing:
-            raise UsageError(
-                f"load_col asks for {', '.join(missing)} in {path}, which has {', '.join(header)}"
-            )
+        check_named("unload_col", left_out, path, header)
+        check_named("load_col", () if wanted in (None, "*") else wanted, path, header)
         for name in {self.uid_field, self.iid_field}.intersection(header):
             if header[name] != "token":
                 raise UsageError(
@@ -367,11 +349,7 @@ class AtomicFiles(Dataset):
         load, unload = self._get_load_and_unload_col(source)
         loaded = set(header if load is None else load) - (unload or set())
         for field in names.intersection(loaded) - (set(self._label_fields) if inter else set()):
-            raise UsageError(
-                f"{path}: the column '{field}' has the name of a label"
-                + (" (LABEL_FIELD, the one that is made here)" if field == self.label_field else "")
-                + ". Leave it out with unload_col, or give the label another name"
-            )
+            raise named_as_label(path, field, made=field == self.label_field)
 
     def _check_label(self, frame: pd.DataFrame, column: LabelColumn, path: Path) -> None:
         if not column.is_valid(frame[column.field].to_numpy()).all():
@@ -601,6 +579,7 @@ class AtomicFiles(Dataset):
             ),
             labels=Labels(**named),
             truth="potential" if there & {labels.potential_conversion, labels.true_cvr} else "none",
+            leave_out="unload_col",
             group=self.uid_field,
             time=self.time_field if self._is_number(self.time_field) else None,
             joins=tuple(Join(name, key) for name, feat, key in sides if feat is not None),

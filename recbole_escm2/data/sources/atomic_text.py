@@ -64,20 +64,22 @@ def _lines(path: Path, encoding: str | None) -> Iterator[str]:
         raise not_text(path, encoding, error) from error
 
 
-def check_lines(path: Path, columns: int, separator: str, encoding: str | None) -> None:
+def check_lines(
+    path: Path, columns: int, separator: str, encoding: str | None, whole: bool = False
+) -> None:
     """Make sure that every line is a row of its own.
 
     Raises:
-        UsageError: there is no row, a line has more cells than the header, or a quote opens in one
-            cell and closes in another, which makes a reader join lines.
+        UsageError: there is no row, a line has more cells than the header (or less, where it must
+            be ``whole``), or a quote opens in one cell and closes in another, which makes a reader
+            join lines.
     """
     any_line = False
     for number, text in lines_below_header(path, encoding):
         any_line = True
-        if text.count(separator) >= columns:
-            raise UsageError(
-                f"{path}, line {number} has {text.count(separator) + 1} cells, the header {columns}"
-            )
+        cells = text.count(separator) + 1
+        if cells > columns or (whole and cells < columns):
+            raise UsageError(f"{path}, line {number} has {cells} cells, the header {columns}")
         if '"' in text:
             for cell in text.split(separator):
                 if cell.startswith('"') and cell.count('"') % 2:
@@ -87,19 +89,6 @@ def check_lines(path: Path, columns: int, separator: str, encoding: str | None) 
                     )
     if not any_line:
         raise UsageError(f"{path} has no row below the header")
-
-
-def check_whole(path: Path, columns: int, separator: str, encoding: str | None) -> None:
-    """Make sure that no line lacks cells.
-
-    Raises:
-        UsageError: one does.
-    """
-    for number, text in lines_below_header(path, encoding):
-        if text.count(separator) + 1 < columns:
-            raise UsageError(
-                f"{path}, line {number} has {text.count(separator) + 1} cells, the header {columns}"
-            )
 
 
 def check_numbers(

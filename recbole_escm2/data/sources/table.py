@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 
-from recbole_escm2.data.checks import unended_line
-from recbole_escm2.data.labels import labels_of
+from recbole_escm2.data.checks import check_named, unended_line
+from recbole_escm2.data.labels import labels_of, named_as_label
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.csv_text import csv_batches
-from recbole_escm2.errors import UsageError, did_you_mean, plain_name
+from recbole_escm2.data.splits import part_names
+from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
 
@@ -114,7 +115,7 @@ def _arrow(table: Any) -> pa.Table:
 
 def _names(config: Any) -> list[list[str]]:
     """For each part the names, without suffix, that its file may have."""
-    name, parts = config["dataset"], config["benchmark_filename"]
+    name, parts = config["dataset"], part_names(config)
     return [[f"{name}.{part}", str(part)] for part in parts] if parts else [[name]]
 
 
@@ -126,11 +127,6 @@ def _path(folder: Path, name: str) -> Path | None:
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
     """Part and path of each table."""
     folder, names = Path(config["data_path"]), _names(config)
-    if len(names) not in (1, 3):
-        raise UsageError(
-            "benchmark_filename must be a list of three names, for train, validation and test, "
-            f"got {config['benchmark_filename']!r}"
-        )
     found = []
     for part, own in zip(PARTS if len(names) == 3 else (None,), names, strict=True):
         path = next(filter(None, (_path(folder, name) for name in own)), None)
@@ -253,13 +249,8 @@ class _Reader:
                 for name in (self.types if names == "*" else names)
             }
         left_out = [str(name) for names in unload.values() for name in names]
-        for key, names in (("load_col", list(origins)), ("unload_col", left_out)):
-            for name in names:
-                if name not in self.types:
-                    raise UsageError(
-                        f"{key} names '{name}', which {self.first} doesn't have"
-                        f"{did_you_mean(name, self.types)}; it has {', '.join(self.types)}"
-                    )
+        check_named("load_col", origins, self.first, self.types)
+        check_named("unload_col", left_out, self.first, self.types)
         return {name: origin for name, origin in origins.items() if name not in left_out}
 
     def _find_fields(self) -> tuple[Field, ...]:
@@ -278,11 +269,7 @@ class _Reader:
                 origins[own] = kind
                 vocabulary |= dict.fromkeys([own, *(config[f"alias_of_{kind}"] or ())], own)
         if config["LABEL_FIELD"] in origins:
-            raise UsageError(
-                f"{self.first}: the column '{config['LABEL_FIELD']}' has the name of a label "
-                "(LABEL_FIELD, the one that is made here). Leave it out with unload_col, or give "
-                "the label another name"
-            )
+            raise named_as_label(self.first, config["LABEL_FIELD"], made=True)
         return tuple(
             self._field(name, origins[name], vocabulary.get(name))
             for name in self.types
@@ -314,6 +301,7 @@ class _Reader:
             self.fields,
             self.labels,
             truth="potential" if known else "none",
+            leave_out="unload_col",
             vocabulary="train" if self.config["benchmark_filename"] else "all",
             group=group if group in names else None,
             time=time if time in names else None,
