@@ -264,10 +264,10 @@ def search_database(trap: Trap) -> None:
         searcher(f"note{number}").study.add_trial(trial)
         refused("wasn't written by a search", searcher, f"note{number}")
     third = searcher("third")
-    (third.asked.folder / "lock").unlink()
-    (third.asked.folder / "lock").symlink_to(trap.victim)
+    (third.plan.folder / "lock").unlink()
+    (third.plan.folder / "lock").symlink_to(trap.victim)
     third.try_again()
-    with sqlite3.connect(third.asked.folder / "study.db") as database:
+    with sqlite3.connect(third.plan.folder / "study.db") as database:
         database.execute("update study_user_attributes set value_json = '[1]'")
     refused("wasn't written by a search", searcher, "third")
 
