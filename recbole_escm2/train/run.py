@@ -59,7 +59,7 @@ class Run:
     whole: Run | None = None
     started: bool = False
     parent_is_new: bool = False
-    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
