@@ -7,6 +7,7 @@ set), config files, ``config_dict``, the command line. What each key may hold is
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from logging import getLogger
@@ -577,6 +578,13 @@ def _no_metric(name: str) -> str:
 # --------------------------------------------------------------------------- configs
 
 
+def _as_written(value: Any) -> Any:
+    """A path or a number of numpy, as Python code may have it, as a config file has it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def restore_numpy_names() -> None:
     """Names that RecBole still uses and numpy has removed (np.float, np.int, np.object, …)."""
     for name, kind in {
@@ -661,7 +669,7 @@ class Config(recbole.config.Config):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: value_of_text(key, value) if isinstance(value, str) else value
+            key: value_of_text(key, value) if isinstance(value, str) else _as_written(value)
             for key, value in config_dict.items()
         }
 
@@ -693,6 +701,11 @@ class Config(recbole.config.Config):
         known = known | FAMILY  # one that is idle is refused later, with the reason
         if "source" in self.external_config_dict:
             known |= OF_DATA_SETS.keys()
+        for key in self.external_config_dict.keys() & {"config_file", "config_files"}:
+            raise UsageError(
+                f"{self.place(key)}{key} isn't read there: config files are named on the command "
+                'line, --config_files="A.yaml B.yaml"'
+            )
         unknown = [key for key in self.external_config_dict if key not in known]
         of_recbole = recbole_keys() if unknown else frozenset()
         for key in unknown:

@@ -6,7 +6,6 @@ and nowhere else.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -71,9 +70,10 @@ def _mapping(wanted: str, test: Callable[[Any], bool] = lambda value: True) -> K
 
 
 def _is_encoding(value: Any) -> bool:
+    """Of text: base64 and rot13 are codecs, too."""
     try:
-        return isinstance(value, str) and bool(codecs.lookup(value))
-    except (LookupError, ValueError):  # of a name with a zero in it
+        return isinstance(value, str) and isinstance("".encode(value), bytes)
+    except (LookupError, ValueError):  # of a name with a zero in it, or one of no use
         return False
 
 
@@ -380,7 +380,7 @@ OURS: Mapping[str, Key] = {
 #: Of data sets that are made or converted: the files of those data sets hold them.
 OF_DATA_SETS: Mapping[str, Key] = {
     "feature_fields": Key(_names("literature, all or a list")),
-    "min_count": Key(COUNT, DATA),
+    "min_count": Key(_whole(1, 2**31, "a whole number from 1 to 2^31 - 1"), DATA),
     "validation_share": Key(BETWEEN),
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to its value")),  # which the source checks
@@ -413,8 +413,6 @@ RECBOLES: Mapping[str, Key] = {
     ),
     "data_path": Key(FOLDER, PLACE | NO_SWEEP),
     "checkpoint_dir": Key(FOLDER, PLACE | NO_SWEEP | OPTIONAL),
-    "config_file": Key(_names("config files"), PLACE),
-    "config_files": Key(_names("config files"), PLACE | NO_SWEEP | OPTIONAL),
     "wandb_project": Key(TEXT, PLACE | OPTIONAL),
     **dict.fromkeys(("show_progress", "log_wandb", "use_gpu"), Key(BOOLEAN, PLACE | OPTIONAL)),
     **dict.fromkeys(("save_dataset", "save_dataloaders"), Key(BOOLEAN, PLACE | OPTIONAL | UNUSED)),
@@ -550,8 +548,8 @@ KEYS: Mapping[str, Key] = {**OURS, **OF_DATA_SETS, **RECBOLES}
 #: That RecBole's code reads although none of its property files holds them.
 UNLISTED = frozenset(
     {
-        *("config_file", "config_files", "dataset", "double_tower", "encoding", "fields", "model"),
-        *("selected_features", "warm_up"),
+        *("dataset", "double_tower", "encoding", "fields", "model", "selected_features"),
+        "warm_up",
     }
 )
 

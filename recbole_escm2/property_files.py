@@ -154,7 +154,10 @@ def read_yaml(path: Any) -> Settings:
     except UsageError as error:
         raise UsageError(f"config file {path}, {error}") from error
     except Exception as error:  # YAML's constructors raise whatever Python's do
-        raise UsageError(f"config file {path} is not YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark else ""
+        said = getattr(error, "problem", None) or error
+        raise UsageError(f"config file {path}{line} is not YAML: {said}") from error
     if settings is not None and not isinstance(settings, dict):
         raise UsageError(f"config file {path} holds no 'key: value' lines")
     for key in settings or {}:

@@ -128,6 +128,13 @@ class EntireSpaceRecommender(BagEmbedding):
             "cvr": config["counterfactual_weight"],
             "ctcvr": config["global_weight"],
         }
+        cvr_weight = self.risk_weight["cvr"] if self.has_counterfactual_risk else 0
+        ctcvr_weight = self.risk_weight["ctcvr"] if self.has_global_risk else 0
+        if not cvr_weight and not ctcvr_weight:
+            getLogger().warning(
+                "counterfactual_weight and global_weight leave nothing but the risk of clicks: "
+                "the CVR tower learns nothing, unless by a risk of the model's own"
+            )
         self.mlp_hidden_size: list[int] = config["mlp_hidden_size"]
         self.dropout_prob: float = config["dropout_prob"]
         self.bag_pooling = config["bag_pooling"]

@@ -385,7 +385,9 @@ class Polars:
         self.to_arrow = lambda: table
 
 
-@pytest.mark.parametrize("kind", [lambda t: t, lambda t: t.to_pandas(), Polars], ids=repr)
+@pytest.mark.parametrize(
+    "kind", [lambda t: t, lambda t: t.to_pandas(), Polars], ids=["arrow", "pandas", "polars"]
+)
 def test_a_table_in_memory_becomes_a_data_set(mine, tmp_path, kind):
     mine.write(impressions())
     expected = mine.dataset()[:]
@@ -411,7 +413,7 @@ def test_parts_in_memory(tmp_path):
     assert [len(part) for part in parts] == [20, 20, 20]
 
 
-@pytest.mark.parametrize("wrong", [[1], pd.Series([1]), "mine"], ids=repr)
+@pytest.mark.parametrize("wrong", [[1], pd.Series([1]), "mine"], ids=["arrow", "pandas", "polars"])
 def test_what_is_no_table_is_refused(tmp_path, wrong):
     with pytest.raises(UsageError, match="table of pandas, Polars or Arrow"):
         save_table(wrong, "mine", tmp_path)

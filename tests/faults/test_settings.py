@@ -4,10 +4,20 @@ import json
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from common import call, refused, small
 
+from recbole_escm2.config import Config
+from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.study import Trial, Tuning
+
+
+@pytest.fixture(autouse=True, scope="module")
+def store(data_path, tmp_path_factory):
+    """What is made of the data once, before anything can be wrong with a run."""
+    assert call(tmp_path_factory.mktemp("first"), *small(data_path)).code == 0
+
 
 YAML = {
     "an unknown key": [
@@ -56,6 +66,30 @@ YAML = {
         ),
         ("learning_rate: 1e400", ", line 1: learning_rate must be a number > 0, got inf"),
         ("epochs: 1e2", ", line 1: epochs must be a whole number >= 1, got 100.0"),
+    ],
+    "files in files": [
+        ("epochs: 1\nconfig_files: b.yaml", ", line 2: config_files isn't read there"),
+        ("config_file: b.yaml", ", line 1: config_file isn't read there"),
+    ],
+    "no YAML": [
+        ("epochs: 1\n seed: 2", ", line 2, is not YAML: mapping values are not allowed here$"),
+        ("epochs: 1\n\tseed: 2", ", line 2, is not YAML: "),
+        ("epochs: 1\nmetrics: [CTR_AUC", ", line 2, is not YAML: "),
+    ],
+    "within eval_args": [
+        ("eval_args: {split: {RS: [a, 1, 1]}}", ", line 1: eval_args split must be .*'a'"),
+        ("eval_args:\n  order: up", ", line 1: eval_args order must be 'RO' or 'TO', got 'up'"),
+        (
+            "eval_args: {splitt: {RS: [8, 1, 1]}}",
+            r", line 1: eval_args has 'splitt' \(did",
+        ),
+    ],
+    "columns, intervals and buckets": [
+        ("load_col: {intre: [user_id]}", ", line 1: load_col must be a mapping of file suffixes"),
+        ("numerical_features: [age, age]", ", line 1: numerical_features must be .* different"),
+        ("user_inter_num_interval: '[10,5]'", ", line 1: user_inter_num_interval must be"),
+        ("val_interval: {hour: '[5,3]'}", ", line 1: val_interval must be"),
+        ("discretization: {age: {method: ED, bucket: -3}}", ", line 1: discretization must be"),
     ],
     "keys that do nothing": [
         (
@@ -117,6 +151,21 @@ LINE = {
         ({"benchmark_filename": "[a, b, '../c']"}, "benchmark_filename can't be '../c'"),
         ({"benchmark_filename": "[a, b, c]"}, r"there is no file .*tiny\.a\.inter"),
     ],
+    "encodings": [
+        ({"encoding": "base64"}, "encoding must be the name of an encoding, got 'base64'"),
+        ({"encoding": "rot13"}, "encoding must be the name of an encoding, got 'rot13'"),
+        ({"encoding": "undefined"}, "encoding must be the name of an encoding|set encoding"),
+    ],
+    "too large": [
+        ({"embedding_size": 10**9}, "ESMM on tiny doesn't fit into memory: .*embedding_size"),
+        ({"mlp_hidden_size": [10**7, 10**7]}, "doesn't fit into memory: .*mlp_hidden_size"),
+        ({"min_count": 10**30}, "min_count must be a whole number from 1 to"),
+    ],
+    "an option that is nearly one": [
+        ({"config_file": "a.yaml"}, r"no config key 'config_file' \(did you mean config_files"),
+        ({"train-batch-size": 5}, r"no config key 'train-batch-size' \(did you mean train_batch"),
+        ({"Epochs": 5}, r"no config key 'Epochs' \(did you mean epochs"),
+    ],
     "numbers": [
         ({"seed": "010"}, "seed must be a whole number .* got '010'"),
         ({"seed": "1:30"}, "seed must be a whole number .* got '1:30'"),
@@ -155,6 +204,36 @@ def test_files_of_recboles_users_are_read(data_path, tmp_path, caplog):
     assert done.code == 0, done.err
     (said,) = (line for line in caplog.messages if "nothing here reads" in line)
     assert said.endswith(": loss_type, n_layers, neg_sampling, reg_weight, save_dataset, worker")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "ESMM", "global_weight": 0},
+        {"model": "ESCM2_DR", "global_weight": 0, "counterfactual_weight": 0},
+        {"model": "Naive", "counterfactual_weight": 0},
+    ],
+)
+def test_weights_that_leave_the_cvr_tower_untrained_are_said(settings, data_path, tmp_path):
+    done = call(tmp_path, *small(data_path, **settings))
+    assert done.code == 0
+    assert "the CVR tower learns nothing" in done.err
+
+
+def test_python_code_has_paths_and_numbers_of_numpy(data_path, tmp_path):
+    given = {"data_path": data_path, "output_dir": tmp_path, "epochs": np.int64(3)}
+    config = Config("ESMM", "tiny", config_dict={**given, "learning_rate": np.float32(0.5)})
+    assert (config["epochs"], config["learning_rate"]) == (3, 0.5)
+    assert config["output_dir"] == str(tmp_path)
+    with pytest.raises(UsageError, match=r"epochs must be a whole number >= 1, got 1\.5"):
+        Config("ESMM", "tiny", config_dict={**given, "epochs": np.float64(1.5)})
+
+
+def test_use_gpu_false_is_the_processor(data_path):
+    """RecBole looks at gpu_id alone."""
+    config = Config("ESMM", "tiny", config_dict={"data_path": data_path, "use_gpu": False})
+    assert config["gpu_id"] == ""
+    assert config["device"].type == "cpu"
 
 
 # ------------------------------------------------------------------ trained to nothing

@@ -52,7 +52,7 @@ OF_ANY_MODEL = {
     },
     "data": {
         *("item_inter_num_interval", "load_col", "multi_value_top_k", "source", "store_dir"),
-        *("min_count", "user_inter_num_interval", "weight_scaler"),
+        *("min_count", "standardize", "user_inter_num_interval", "weight_scaler"),
     },
     "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
     "training": {
@@ -75,7 +75,9 @@ def test_every_key_says_what_it_is_about():
         if file.endswith(".yaml"):
             ours |= set(yaml.safe_load((PROPERTIES / file).read_text("utf-8")))
     others = set().union(*OF_ANY_MODEL.values())
-    of_reference_models = {"l2_penalty"}  # tried in test_reference.py
+    # tried in test_reference.py
+    of_reference_models = {"l2_penalty", "num_leaves", "min_data_in_leaf", "shrinkage_rate"}
+    of_reference_models |= {"rate_smoothing"}
     assert ours == set(OF_MODELS) | others | of_reference_models
     assert not others & set(OF_MODELS)
     assert set(OF_MODELS) | of_reference_models == FAMILY
