@@ -55,7 +55,7 @@ class Scored:
     def ranking(self) -> UserRanking:
         """The rows of known users by user and score: one sort serves every metric per user."""
         if self.user is None:
-            raise NotPredictedError("the data has no user id")
+            raise UndefinedMetricError("the data has no user column (USER_ID_FIELD)")
         if not self.without_user:
             return user_ranking(self.label, self.score, self.user)
         known = self.user != 0

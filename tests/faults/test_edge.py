@@ -377,3 +377,40 @@ def test_a_run_that_fails_closes_what_it_has_opened(data_path, stored, tmp_path)
         assert call(tmp_path, *given).code == 2
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ------------------------------------------------------------------ files and columns
+
+
+def tiny_without(data_path: Path, folder: Path, change) -> list[str]:
+    """Arguments of a run on a copy of ``tiny.inter`` alone, its cells changed row by row."""
+    (folder / "tiny").mkdir()
+    lines = (data_path / "tiny" / "tiny.inter").read_text().splitlines()
+    rows = ["\t".join(change(n, line.split("\t"))) for n, line in enumerate(lines, 1)]
+    (folder / "tiny" / "tiny.inter").write_text("\n".join(rows) + "\n")
+    return small(folder, epochs=1)
+
+
+@pytest.mark.parametrize("metric", ["CTR_GAUC", "CTR_NDCG@5", "CVR_GAUC"])
+def test_metrics_per_user_without_users_say_so(data_path, tmp_path, metric):
+    given = tiny_without(data_path, tmp_path, lambda n, cells: cells[1:])
+    given = [argument for argument in given if not argument.startswith("--metrics")]
+    given += [f"--metrics=[CTR_AUC,{metric}]", "--valid_metric=CTR_AUC"]
+    assert "no column 'user_id' (USER_ID_FIELD)" in call(tmp_path, *given).error
+    outcome = call(tmp_path, *given, "--USER_ID_FIELD=None", "--ITEM_ID_FIELD=None")
+    assert outcome.code == 0, outcome
+    assert f"{metric} is left out: " in outcome.out
+    assert "user" in outcome.out.partition(f"{metric} is left out: ")[2].splitlines()[0]
+
+
+@pytest.mark.parametrize(("column", "name"), [(6, "true_ctr"), (7, "true_cvr")])
+@pytest.mark.parametrize("value", ["nan", "inf", "1.5"])
+def test_a_truth_that_is_no_probability(data_path, tmp_path, column, name, value):
+    def change(n, cells):
+        return [*cells[:column], value, *cells[column + 1 :]] if n == 7 else cells
+
+    given = tiny_without(data_path, tmp_path, change)
+    said = call(tmp_path, *given, "--TRUE_CTR_FIELD=true_ctr", "--TRUE_CVR_FIELD=true_cvr")
+    assert said.code == 2, said
+    assert f"column '{name}' must hold a probability in [0, 1]" in said.error
+    assert "line 7" in said.error
