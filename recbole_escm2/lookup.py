@@ -33,6 +33,13 @@ _OTHER_KINDS = {
     "exlib_recommender": "trained by a library of its own, outside of RecBole's training loop; "
     "gradient-boosted trees on impressions are LightGBM here",
 }
+#: What to say of a model that may be taken for another.
+NAMESAKES = {
+    "LR": "LR is RecBole's logistic regression, which takes gradient steps; LogisticRegression is "
+    "the same model at its optimum, with the penalty that validation chooses",
+    "LightGBM": "LightGBM is this program's, trees on the features of impressions; RecBole's model "
+    "of that name is a general recommender, and isn't run here",
+}
 
 
 def recbole_context_models() -> dict[str, str]:

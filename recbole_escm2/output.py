@@ -291,7 +291,8 @@ def finite(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions of everything that a number may depend on."""
     found = {"python": platform.python_version()}
-    for package in ("recbole-escm2", "recbole", "torch", "numpy", "scipy", "pandas"):
+    ours = ("recbole-escm2", "recbole", "torch", "numpy", "scipy", "pandas")
+    for package in (*ours, "scikit-learn", "lightgbm"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

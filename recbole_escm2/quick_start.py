@@ -238,8 +238,8 @@ def _config_to_score(
     Raises:
         UsageError: something is given that may not, or the model is the user's own and not given.
     """
-    for asked, key in ((model, "model"), (dataset, "dataset")):
-        name = asked if isinstance(asked, str) or asked is None else model_path(asked)
+    for named, key in ((model, "model"), (dataset, "dataset")):
+        name = named if isinstance(named, str) or named is None else model_path(named)
         if name is not None and name != state[key]:
             raise UsageError(f"checkpoint {checkpoint} is of {key} {state[key]}, not of {name}")
     if model is None and ":" in state["model"]:

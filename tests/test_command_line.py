@@ -76,7 +76,10 @@ def test_a_variant_of_ones_own(program, metrics_of, tmp_path):
         (["--model=ESCM2_DR", "--dataset=ali-ccp"], "data set 408.*--dataset=ali-ccp-sim"),
         (["--model=ESMM", *QUICK, "--learning_rat=1"], r"did you mean learning_rate\?"),
         (["--model=ESMM", *QUICK, "--learning_rate=-1"], "learning_rate must be a number > 0"),
-        (["--model=ESMM", *QUICK, "--load_col={inter: [user_id, item_id, nope]}"], "load_col names 'nope'"),
+        (
+            ["--model=ESMM", *QUICK, "--load_col={inter: [user_id, item_id, nope]}"],
+            "load_col names 'nope'",
+        ),
         (["--model=ESMM", *QUICK, "--valid_metric=IEB"], "IEB has no value"),
         (["--model=ESMM", *QUICK, "--eval_args={split: {XX: [1]}}"], "XX"),
         (["--checkpoint=none.pth", "--evaluate"], "there is no such file"),

@@ -49,3 +49,12 @@ def test_an_epoch_may_end_in_a_batch_of_one(model, settings):
     changes = {"train_batch_size": 273, "impression_sample": 0.2562, "epochs": 1}
     outcome = run(model, "tiny", config_dict={**settings, **changes}, saved=False)
     assert 0 <= outcome["test_result"]["CTR_AUC"] <= 1
+
+
+@pytest.mark.parametrize("model", ["DSSM", "FM", "DCN", "WideDeep"])
+@pytest.mark.parametrize("features", [[], ["age"]])
+def test_numbers_that_are_no_features_are_left_alone(model, features, settings):
+    """``age`` of the users, which ``numerical_features`` names or doesn't."""
+    changes = {"numerical_features": features, "epochs": 1}
+    outcome = run(model, "tiny", config_dict={**settings, **changes}, saved=False)
+    assert 0 < outcome["test_result"]["CTR_AUC"] < 1

@@ -75,6 +75,17 @@ def test_a_missing_extra_is_one_sentence_and_nothing_runs(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_whose_library_is_missing_is_one_sentence(core, data_path, tmp_path):
+    done = core("--model=LightGBM", "--dataset=tiny", f"--data_path={data_path}")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: LightGBM needs lightgbm, which isn't installed: pip install 'recbole-escm2[tree]'\n"
+    )
+    assert not list(tmp_path.iterdir())
+    others = core("--model=LogisticRegression", "--dataset=tiny", f"--data_path={data_path}")
+    assert others.returncode == 0, others.stderr
+
+
 def test_the_extras_are_those_of_the_package():
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")

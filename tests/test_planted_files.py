@@ -264,10 +264,10 @@ def search_database(trap: Trap) -> None:
         searcher(f"note{number}").study.add_trial(trial)
         refused("wasn't written by a search", searcher, f"note{number}")
     third = searcher("third")
-    (third.asked.folder / "lock").unlink()
-    (third.asked.folder / "lock").symlink_to(trap.victim)
+    (third.plan.folder / "lock").unlink()
+    (third.plan.folder / "lock").symlink_to(trap.victim)
     third.try_again()
-    with sqlite3.connect(third.asked.folder / "study.db") as database:
+    with sqlite3.connect(third.plan.folder / "study.db") as database:
         database.execute("update study_user_attributes set value_json = '[1]'")
     refused("wasn't written by a search", searcher, "third")
 
@@ -290,6 +290,10 @@ def schema_of_a_store(trap: Trap) -> None:
         [],
     ):
         (folder / SCHEMA).write_text(json.dumps({**whole, "tables": tables}))
+        with pytest.raises(NoStoreError):
+            Store(folder)
+    for files in ({"../../../outside/victim": "0"}, {"inter.rows": ["0"]}, ["inter.rows"]):
+        (folder / SCHEMA).write_text(json.dumps({**whole, "files": files}))
         with pytest.raises(NoStoreError):
             Store(folder)
     (folder / SCHEMA).write_text("[" * 100_000)
@@ -461,8 +465,8 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     run_folder: {"experiment/runs.py", "experiment/worker.py", "train/run.py"},
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
-    schema_of_a_store: {"data/store.py"},
-    atomic_files: {"data/sources/atomic_text.py", "data/checks.py", "identity.py"},
+    schema_of_a_store: {"data/store.py", "identity.py"},
+    atomic_files: {"data/checks.py", "data/sources/atomic_text.py"},
     table_files: {"data/sources/csv_text.py", "data/sources/table.py"},
     ratings_of_coat: {"data/sources/coat.py"},
     raw_files_of_ali_ccp: {

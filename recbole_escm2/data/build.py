@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -36,21 +35,31 @@ from recbole_escm2.data.checks import (
     idle_numbers,
     is_idle,
     not_joined,
+    not_matched,
     poor_field,
     repeated_keys,
     suspicious_features,
+    unknown_everywhere,
+)
+from recbole_escm2.data.columns import (
+    Lists,
+    Numbers,
+    numbers_of,
+    padded,
+    row_by_row,
+    shape_of,
+    with_codes,
 )
 from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
 from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
-from recbole_escm2.data.vocabulary import Counts, Numbering, codes, encoded, merged
+from recbole_escm2.data.vocabulary import Counts, Numbering, encoded, merged
 from recbole_escm2.errors import UsageError
 
 _ROWS_AT_ONCE = 1 << 16
 _LOOKED_AT = 100_000  # rows of train in which features are compared with labels
 _AHEAD = 2  # chunks that are read while one is built
-_UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _PLACE: dict[str | None, int] = {None: 0, "train": 0, "valid": 1, "test": 2}
 
 
@@ -114,54 +123,6 @@ def build(
     return report
 
 
-# --------------------------------------------------------------------------- columns
-
-
-@dataclass(frozen=True)
-class _Lists:
-    """A column of lists: how many values each row has, and all of them one after the other."""
-
-    lengths: NDArray[np.int32]
-    values: pa.Array
-    weights: NDArray[np.float32] | None = None
-
-    @classmethod
-    def of(cls, column: pa.Array) -> _Lists:
-        if pa.types.is_map(column.type):
-            pair = [("id", column.type.key_type), ("weight", column.type.item_type)]
-            column = column.cast(pa.list_(pa.struct(pair)))
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        values = column.flatten()
-        if not pa.types.is_struct(values.type):
-            return cls(lengths.astype(np.int32), values)
-        tokens, weights = values.flatten()
-        return cls(lengths.astype(np.int32), tokens, numbers_of(weights, 1.0, np.float32))
-
-    def once(
-        self, times: NDArray[np.int64] | None
-    ) -> tuple[pa.DictionaryArray, NDArray[np.int64] | None]:
-        """The different tokens of each list, and how often each counts that counts so often."""
-        if self.lengths.max(initial=0) <= 1:
-            return self.values, None if times is None else times[self.lengths > 0]
-        size = max(len(self.values.dictionary), 1)
-        row = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        row, code = np.divmod(pd.unique(row * size + codes(self.values)), size)
-        tokens = pa.DictionaryArray.from_arrays(pa.array(code), self.values.dictionary)
-        return tokens, None if times is None else times[row]
-
-
-def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDArray[Any]:
-    """A column of numbers, with something else for null and NaN; ``[rows, *shape]``."""
-    if pa.types.is_fixed_size_list(column.type):
-        there = column.is_valid().to_numpy(zero_copy_only=False)
-        inner = numbers_of(column.flatten(), missing, dtype)  # of the lists that are there
-        whole = np.full((len(column), column.type.list_size, *inner.shape[1:]), missing, dtype)
-        whole[there] = inner.reshape(-1, *whole.shape[1:])
-        return whole
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return np.where(np.isnan(values), missing, values).astype(dtype)
-
-
 # --------------------------------------------------------------------------- rows in between
 
 
@@ -217,44 +178,6 @@ class _Kept:
 # --------------------------------------------------------------------------- the build
 
 
-class _Numbers:
-    """Of a column of numbers: how many, mean and deviation, the least and the largest one."""
-
-    def __init__(self) -> None:
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
-        self.least, self.largest = np.inf, -np.inf
-
-    def add(self, column: pa.Array) -> None:
-        values = numbers_of(column, np.nan)
-        known = values[~np.isnan(values)]
-        if not known.size:
-            return
-        # Chan et al.'s update: squares of a time in seconds would have no digit left for its spread
-        mean, count = float(known.mean()), self.count + known.size
-        shift = mean - self.mean
-        self._squares += float(((known - mean) ** 2).sum())
-        self._squares += shift**2 * self.count * known.size / count
-        self.mean += shift * known.size / count
-        self.count = count
-        self.least = min(self.least, float(known.min()))
-        self.largest = max(self.largest, float(known.max()))
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation; 1 where all numbers are the same."""
-        deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
-        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
-
-    def standardized(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """With mean 0 and standard deviation 1."""
-        return (values - self.mean) / self.deviation
-
-    def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """In [0, 1], as RecBole normalises; those that all are the same become 1."""
-        width = self.largest - self.least
-        return (values - self.least) / width if width > 0 else np.ones_like(values)
-
-
 class _Build:
     """The state of one build.
 
@@ -272,7 +195,7 @@ class _Build:
         self.strays = StrayConversions(rules.conversion_without_click)
         self.labels = label_columns(schema.labels)
         self.counts: dict[tuple[str, str], Counts] = defaultdict(lambda: Counts(self.unknown))
-        self.numbers: dict[tuple[str, str], _Numbers] = defaultdict(_Numbers)
+        self.numbers: dict[tuple[str, str], Numbers] = defaultdict(Numbers)
         #: By table and part: keys of the impressions, keys of the joined rows.
         self.references: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(True))
         self.keys: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(True))
@@ -374,7 +297,7 @@ class _Build:
 
     def _encoded(self, rows: pa.RecordBatch, table: str) -> pa.RecordBatch:
         """Only the columns that a store has, tokens as dictionaries."""
-        columns = {own.name: _with_codes(rows.column(own.name), own) for own in self._of(table)}
+        columns = {own.name: with_codes(rows.column(own.name), own) for own in self._of(table)}
         for join in self.schema.joins:
             if join.key not in columns and table in ("inter", join.table):
                 columns[join.key] = encoded(rows.column(join.key))
@@ -387,7 +310,7 @@ class _Build:
             if own.kind == "float_seq":
                 self._note_longest(own, pc.max(pc.list_value_length(column)).as_py() or 0)
             if own.kind.startswith("float"):
-                self.shape[own.name] = _shape(column.type)
+                self.shape[own.name] = shape_of(column.type)
         return pa.RecordBatch.from_pydict(columns)
 
     def _note_longest(self, own: Field, length: int) -> None:
@@ -414,9 +337,9 @@ class _Build:
             elif own.kind.startswith("float") and not self.shape[own.name]:
                 if times is not None:
                     column = column.filter(pa.array(times > 0))
-                self.numbers[key].add(_Lists.of(column).values if own.kind != "float" else column)
+                self.numbers[key].add(Lists.of(column).values if own.kind != "float" else column)
             elif own.kind == "token_seq":
-                lists = _Lists.of(column)
+                lists = Lists.of(column)
                 self.counts[key].add(*lists.once(times))
                 if lists.weights is not None:
                     weights = lists.weights.astype(np.float64)
@@ -585,18 +508,18 @@ class _Build:
                 columns[own.name] = self._numbers(own, writer.name, column)
             elif own.kind == "float_seq":
                 width = max(self.longest[own.name], 1)
-                lists = _Lists.of(column)
+                lists = Lists.of(column)
                 values = self._in_form(own, writer.name, numbers_of(lists.values, 0.0))
-                columns[own.name] = _padded(values, lists.lengths, width, own.numerical)
+                columns[own.name] = padded(values, lists.lengths, width, own.numerical)
             else:
-                bag = _Lists.of(column)
+                bag = Lists.of(column)
                 ids = self._ids(own, bag.values)
                 self._note_longest(own, int(bag.lengths.max(initial=0)))
                 bags.append((bag.lengths, ids, bag.weights))
                 self._tally(own, writer.name, ids, bag.lengths, times)
         if writer.name == "inter" and len(rows):
             self.digests.add(self.part, columns, bags)
-        writer.append(columns, *(_row_by_row(bags, writer.layout.weighted) if bags else ()))
+        writer.append(columns, *(row_by_row(bags, writer.layout.weighted) if bags else ()))
 
     def _tally(
         self,
@@ -707,14 +630,15 @@ class _Build:
                     notes.append(("warning", text))
             if not count:
                 notes.append(("warning", empty_field(own.name, part, self.schema.leave_out)))
-            if own.kind.startswith("token") and (said := self._poor(own, fields[own.name], rows)):
-                notes.append(("warning", said))
+            elif own.kind.startswith("token"):
+                said = self._poor(own, fields[own.name], rows)
+                notes += [("warning", said)] if said else []
         for name, numbering in self.numbering.items():
-            if said := alike_tokens(name, numbering.tokens):
-                notes.append(("warning", said))
+            if alike := alike_tokens(name, numbering.tokens):
+                notes.append(("warning", alike))
         notes += self.digests.notes()
-        if said := idle_numbers(self.schema):
-            notes.append(("warning", said))
+        if idle := idle_numbers(self.schema):
+            notes.append(("warning", idle))
         notes += [("warning", said) for said in self._suspicious(rows)]
 
     def _poor(self, own: Field, known: Mapping[str, Any], rows: int) -> str | None:
@@ -755,7 +679,9 @@ class _Build:
                     "seen": numbering.seen,
                     **dict(zip(("lacking", "values", "unknown"), counted, strict=True)),
                 }
-        self._doubt(fields)
+        rows = self._by_part(self.parts[:, 0])
+        said = [*unknown_everywhere(fields), *not_matched(self.schema.joins, self.joins, rows)]
+        self.schema.notes.extend(("warning", text) for text in said)
         return {
             **self.schema.report,
             "parts": self._by_part(parts),
@@ -768,21 +694,6 @@ class _Build:
         """What is known of each part, for JSON."""
         each = values.tolist() if isinstance(values, np.ndarray) else values
         return dict(zip(PARTS if self.split else ("all",), each, strict=False))
-
-    def _doubt(self, fields: Mapping[str, Any]) -> None:
-        """Warn of what can't be meant: of a part, no token is known, or many rows aren't joined."""
-        rows = self._by_part(self.parts[:, 0])
-        for name, own in fields.items():
-            self.schema.notes.extend(
-                ("warning", f"field {name}: no value of {part} is in the vocabulary of train")
-                for part in rows
-                if 0 < own["values"][part] == own["unknown"][part] and part != "train"
-            )
-        for join in self.schema.joins:
-            for part, unmatched in self.joins[join.table]["unmatched"].items():
-                if unmatched > _UNMATCHED * rows[part]:
-                    said = f"{unmatched:,} of {rows[part]:,} impressions ({part}) have no row in"
-                    self.schema.notes.append(("warning", f"{said} '{join.table}' by {join.key}"))
 
 
 def _ahead(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -848,64 +759,3 @@ def _first_rows(
         before = np.maximum.accumulate(np.append(seen, ids))
         yield rows.filter(pa.array(ids > before[:-1]))
         seen = int(before[-1])
-
-
-def _shape(kind: pa.DataType) -> tuple[int, ...]:
-    """Of one value of a column of numbers, or of a list of them."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _shape(kind.value_type)
-    if pa.types.is_fixed_size_list(kind):
-        return (kind.list_size, *_shape(kind.value_type))
-    return ()
-
-
-def _with_codes(column: pa.Array, own: Field) -> pa.Array:
-    """A column with tokens as dictionaries; in a list, without what is no value."""
-    if own.kind == "token":
-        return encoded(column)
-    if own.kind != "token_seq":
-        return column
-    lists = _Lists.of(column)
-    tokens, lengths, weights = encoded(lists.values), lists.lengths, lists.weights
-    if tokens.null_count:
-        there = tokens.is_valid().to_numpy(zero_copy_only=False)
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        lengths = np.bincount(row[there], minlength=len(lengths)).astype(np.int32)
-        tokens = tokens.filter(pa.array(there))
-        weights = None if weights is None else weights[there]
-    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
-    if not own.weighted:
-        return pa.ListArray.from_arrays(offsets, tokens)
-    weights = np.ones(len(tokens), np.float32) if weights is None else weights
-    pairs = pa.StructArray.from_arrays([tokens, pa.array(weights)], ["id", "weight"])
-    return pa.ListArray.from_arrays(offsets, pairs)
-
-
-def _padded(
-    values: NDArray[np.float64], lengths: NDArray[np.int32], width: int, numerical: bool
-) -> NDArray[np.float32]:
-    """Lists of numbers, or of pairs of a number and 1, with zeros behind, ``[rows, width, …]``."""
-    if numerical:
-        values = np.stack([values, np.ones_like(values)], axis=-1)
-    padded = np.zeros((len(lengths), width, *values.shape[1:]), np.float32)
-    padded[np.arange(width) < lengths[:, None]] = values
-    return padded
-
-
-def _row_by_row(
-    bags: Sequence[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32] | None]],
-    weighted: bool,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32] | None]:
-    """Lengths ``[rows, bags]``, ids and weights ``[values]``: from bag by bag to row by row."""
-    lengths = np.stack([own for own, _, _ in bags], axis=1)
-    ends = lengths.ravel().cumsum(dtype=np.int64).reshape(lengths.shape)
-    starts = ends - lengths
-    ids = np.empty(int(lengths.sum()), np.int32)
-    weights = np.ones(len(ids), np.float32) if weighted else None
-    for bag, (own, values, own_weights) in enumerate(bags):
-        shift = starts[:, bag] - (own.cumsum(dtype=np.int64) - own)
-        place = np.repeat(shift, own) + np.arange(len(values))
-        ids[place] = values
-        if weights is not None and own_weights is not None:
-            weights[place] = own_weights
-    return lengths.astype(np.int32), ids, weights

@@ -37,6 +37,7 @@ _COLUMN_KEYS = {  # that name columns, and of which kind
 _NO_DATA = (".yaml", ".yml", ".md", ".txt", ".json", ".link", ".kg", ".net", ".hyper", ".py")
 _TAIL, _SHOWN_TEXT = 1 << 16, 40  # bytes in which a last line is looked for, characters shown
 _KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
+_UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _SHOWN = 100_000  # rows with the same key that are compared
 
 # --------------------------------------------------------------------------- a text file
@@ -414,7 +415,36 @@ def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> Usag
     )
 
 
+def not_matched(
+    joins: Sequence[Join], found: Mapping[str, Any], rows: Mapping[str, int]
+) -> Iterator[str]:
+    """What to say of joins that many impressions of a part have no row in.
+
+    Args:
+        joins: of the schema.
+        found: of each joined table, ``unmatched`` impressions by part.
+        rows: impressions by part.
+    """
+    for join in joins:
+        for part, unmatched in found[join.table]["unmatched"].items():
+            if unmatched > _UNMATCHED * rows[part]:
+                said = f"{unmatched:,} of {rows[part]:,} impressions ({part}) have no row in"
+                yield f"{said} '{join.table}' by {join.key}"
+
+
 # --------------------------------------------------------------------------- features
+
+
+def unknown_everywhere(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of fields of which train knows no value of another part.
+
+    Args:
+        fields: of each ``values`` and ``unknown`` ones by part.
+    """
+    for name, own in fields.items():
+        for part, values in own["values"].items():
+            if 0 < values == own["unknown"][part] and part not in ("train", "all"):
+                yield f"field {name}: no value of {part} is in the vocabulary of train"
 
 
 def empty_field(name: str, part: str, leave_out: str | None) -> str:
@@ -499,7 +529,7 @@ def poor_field(own: Field, tokens: int, values: int, rows: int, longest: int) ->
     """
     if rows < _ENOUGH:
         return None
-    if own.kind == "token_seq" and longest == 1 and tokens > 1:
+    if own.kind == "token_seq" and not own.weighted and longest == 1 and tokens > 1:
         return (
             f"no row has more than one value of '{own.name}', a {own.kind}: is seq_separator what "
             "stands between them?"

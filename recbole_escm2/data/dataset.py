@@ -149,6 +149,18 @@ class EntireSpaceDataset(Dataset):
                 "alone are learned by a model of RecBole's own with task: ctr, such as DeepFM"
             )
 
+    def fields(self, ftype: Any = None, source: Any = None) -> list[str]:
+        """As RecBole's, without the numbers that are no features where features are asked for.
+
+        RecBole's DSSM would make room for them in its towers.
+        """
+        names: list[str] = super().fields(ftype, source)
+        if ftype is not None or source is None:
+            return names
+        numeric = (FeatureType.FLOAT, FeatureType.FLOAT_SEQ)
+        used = {*self.config["numerical_features"], self.label_field}
+        return [n for n in names if n in used or self.field2type[n] not in numeric]
+
     def _show_tables(self) -> None:
         hidden = set(self._label_fields) - {self.click_field, self.conversion_field}
         keys = {join["key"] for join in self.store.schema["joins"]} - self.field2type.keys()

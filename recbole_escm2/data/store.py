@@ -599,12 +599,14 @@ class Store:
         if not isinstance(files, dict):
             raise NoStoreError(f"{self.folder / SCHEMA} isn't as it must be: it has no files")
         for name, digest in files.items():
-            path = self.folder / plain_name(name, "a file of a store")
             try:
+                path = self.folder / plain_name(name, "a file of a store")
                 if file_digest(path) != digest:
                     raise NoStoreError(f"{path} isn't as it was written")
             except OSError as error:
-                raise NoStoreError(f"{path}: {error.strerror}") from error
+                raise NoStoreError(f"{self.folder}: {error}") from error
+            except UsageError as error:
+                raise NoStoreError(f"{self.folder / SCHEMA}: {error}") from error
 
 
 def _state(file: Path) -> tuple[int, ...] | None:

@@ -51,8 +51,8 @@ def _own_files(model: type) -> set[Path]:
         if file is None or file in files or not folders & {*file.parents}:
             continue
         files.add(file)
-        found = (sys.modules.get(name) for name in _imported(file, module.__package__ or ""))
-        todo += [imported for imported in found if imported is not None]
+        modules = (sys.modules.get(name) for name in _imported(file, module.__package__ or ""))
+        todo += [imported for imported in modules if imported is not None]
     return files
 
 

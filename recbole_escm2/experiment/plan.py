@@ -190,10 +190,10 @@ def _with_aa_row(about: Mapping[str, Any], rows: Sequence[Row], seeds: Seeds) ->
     return wanted
 
 
-def _columns(asked: Any, config: Config) -> list[str]:
-    if asked is None:
+def _columns(given: Any, config: Config) -> list[str]:
+    if given is None:
         return list(dict.fromkeys([*DEFAULT_COLUMNS, config["valid_metric"]]))
-    names = [str(name) for name in (asked if isinstance(asked, list) else split_list(str(asked)))]
+    names = [str(name) for name in (given if isinstance(given, list) else split_list(str(given)))]
     for name in names:
         if not is_metric(name):
             close = did_you_mean(name, METRIC_NAMES)

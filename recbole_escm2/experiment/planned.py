@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def plan_run(
     known = {
         "model": model_path(config.model_class),
         "code": code,
-        "versions": [__version__, recbole.__version__, torch.__version__, np.__version__],
+        "versions": [
+            *(__version__, recbole.__version__, torch.__version__, np.__version__),
+            *map(version, getattr(config.model_class, "libraries", ())),
+        ],
         "threads": threads,
         "data": _data(config, own),
         "config": {k: _number(v) for k, v in effective.items() if k not in _WITHOUT_EFFECT},

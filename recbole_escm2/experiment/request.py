@@ -71,8 +71,8 @@ class Request:
             used.update(keys)
             settings = {**self._both_tasks(entry), **entry.settings}
             for values in itertools.product(*(self.sweep[key] for key in keys)):
-                asked = dict(zip(keys, values, strict=True))
-                swept = self.acting(replace(entry, settings={**settings, **asked}), asked)
+                given = dict(zip(keys, values, strict=True))
+                swept = self.acting(replace(entry, settings={**settings, **given}), given)
                 shown = ", ".join(f"{key}={value}" for key, value in swept.items())
                 label = f"{entry.label}, {shown}" if shown else entry.label
                 tuned = {**settings, **swept}
@@ -92,8 +92,8 @@ class Request:
             backbones: that it may have; by default those that were asked for.
         """
         if not backbones:
-            asked = () if "backbone" in entry.settings else self.sweep.get("backbone", ())
-            backbones = asked or [self._backbone(entry)]
+            given = () if "backbone" in entry.settings else self.sweep.get("backbone", ())
+            backbones = given or [self._backbone(entry)]
         return has_effect(key, find_model(entry.model), self.dataset, tuple(map(str, backbones)))
 
     def _backbone(self, entry: Row) -> str:
@@ -244,31 +244,31 @@ def read_request(options: Mapping[str, str]) -> Request:
         UsageError: whatever is wrong with them.
     """
     options = dict(options)
-    asked = _from_file(options.pop("benchmark", None))
-    asked |= {key: _option(key, options.pop(key)) for key in KEYS if key in options}
-    for key in asked.keys() & {"aa_row", "fresh", "saved"}:
-        if asked[key] is not None:
-            checked(key, asked[key], BOOLEAN)
-    files = [*_list(asked.pop("config_files", [])), *options.pop("config_files", "").split()]
-    of_file = asked.pop("dataset", None)
+    given = _from_file(options.pop("benchmark", None))
+    given |= {key: _option(key, options.pop(key)) for key in KEYS if key in options}
+    for key in given.keys() & {"aa_row", "fresh", "saved"}:
+        if given[key] is not None:
+            checked(key, given[key], BOOLEAN)
+    files = [*_list(given.pop("config_files", [])), *options.pop("config_files", "").split()]
+    of_file = given.pop("dataset", None)
     dataset = options.pop("dataset", None) or of_file
-    models = options.pop("model", None) or asked.pop("models", None)
-    asked.pop("models", None)
-    sweep = dict(asked.pop("sweep", None) or {})
+    models = options.pop("model", None) or given.pop("models", None)
+    given.pop("models", None)
+    sweep = dict(given.pop("sweep", None) or {})
     for key, text in options.items():
         values = _values(key, text)
         sweep.pop(key, None)  # the command line wins
         if len(values) > 1:
             sweep[key] = [parse_value(value) for value in values]
         else:
-            asked[key] = text
+            given[key] = text
     if "seed" in sweep:
         raise UsageError("several seeds are --seeds=[1,2,3]")
     for key, values in sweep.items():
         if any(value in values[:n] for n, value in enumerate(values)):
             raise UsageError(f"{key} has a value twice: {', '.join(map(str, values))}")
-    settings = {key: value for key, value in asked.items() if key not in KEYS}
-    about = {key: value for key, value in asked.items() if key in KEYS}
+    settings = {key: value for key, value in given.items() if key not in KEYS}
+    about = {key: value for key, value in given.items() if key in KEYS}
     return Request(_models(models, files), dataset, files, settings, sweep, about)
 
 
@@ -283,17 +283,17 @@ def _values(key: str, text: str) -> list[str]:
 def _from_file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
-    asked = read_yaml(Path(path))
-    if "models" not in asked and "model" in asked:
-        asked["models"] = asked.pop("model")
-    if not isinstance(asked.get("models", []), (dict, list, str)):
+    given = read_yaml(Path(path))
+    if "models" not in given and "model" in given:
+        given["models"] = given.pop("model")
+    if not isinstance(given.get("models", []), (dict, list, str)):
         raise UsageError(f"benchmark {path}: models must be a list or a mapping")
-    if not isinstance(asked.get("sweep", {}), (dict, type(None))):
+    if not isinstance(given.get("sweep", {}), (dict, type(None))):
         raise UsageError(f"benchmark {path}: sweep must map config keys to lists of values")
-    for key, values in (asked.get("sweep") or {}).items():
+    for key, values in (given.get("sweep") or {}).items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"benchmark {path}: sweep of {key} must be a list of values")
-    return asked
+    return given
 
 
 def _option(key: str, text: str) -> Any:
@@ -310,18 +310,18 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else str(value or "").split()
 
 
-def _models(asked: Any, files: Sequence[str]) -> list[Row]:
+def _models(given: Any, files: Sequence[str]) -> list[Row]:
     """A row for each entry of ``models``, before any sweep."""
-    if asked is None:
-        asked = next(
+    if given is None:
+        given = next(
             (content["model"] for f in files if "model" in (content := read_yaml(Path(f)))), None
         )
-    if isinstance(asked, str):
-        asked = split_list(asked)
-    if not asked:
+    if isinstance(given, str):
+        given = split_list(given)
+    if not given:
         raise UsageError("which models? --model=NAME,NAME,..., or models: in --benchmark=FILE")
     rows = []
-    for label, settings in asked.items() if isinstance(asked, dict) else ((m, {}) for m in asked):
+    for label, settings in given.items() if isinstance(given, dict) else ((m, {}) for m in given):
         if not isinstance(settings, (dict, type(None))):
             raise UsageError(f"models: {label} must be followed by a mapping of config keys")
         settings = dict(settings or {})

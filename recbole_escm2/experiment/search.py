@@ -136,15 +136,15 @@ def search(options: Mapping[str, str]) -> int:
     Raises:
         UsageError: something that the caller can mend.
     """
-    asked = make_search(options)
-    make_folder("output_dir", asked.folder)
+    plan = make_search(options)
+    make_folder("output_dir", plan.folder)
     stopped = False
     with _quiet():
-        searcher = Searcher(asked)
+        searcher = Searcher(plan)
         searcher.try_again()
         say(
-            f"{asked.ranges.row.model} on {asked.ranges.config['dataset']}: {asked.trials} trials, "
-            f"{len(searcher.trials())} are done; {', '.join(asked.ranges.space)}"
+            f"{plan.ranges.row.model} on {plan.ranges.config['dataset']}: {plan.trials} trials, "
+            f"{len(searcher.trials())} are done; {', '.join(plan.ranges.space)}"
         )
         try:
             with terminated_as_interrupted():
@@ -152,7 +152,7 @@ def search(options: Mapping[str, str]) -> int:
         except KeyboardInterrupt:
             stopped = True
             say("stopped; the same command goes on from here")
-        _show(searcher.results(), asked, stopped)
+        _show(searcher.results(), plan, stopped)
     return 130 if stopped else 0
 
 
@@ -207,55 +207,55 @@ class Searcher:
     """A search at work, perhaps with others on the same study.
 
     Args:
-        asked: the search.
+        plan: the search.
 
     Raises:
         UsageError: the storage can't be had, or its study is of something else.
     """
 
-    def __init__(self, asked: Search) -> None:
-        self.asked = asked
+    def __init__(self, plan: Search) -> None:
+        self.plan = plan
         self._at_work: dict[str, optuna.Trial] = {}  # by the label of its run's row
         self._reported: dict[str, int] = {}  # validations of it that the pruner knows
         with self._alone():  # Optuna doesn't expect two to make one database
             self._open()
-        self._study_id = self.storage.get_study_id_from_name(asked.name)
+        self._study_id = self.storage.get_study_id_from_name(plan.name)
 
     def _open(self) -> None:
         """The study, made where there is none."""
-        asked = self.asked
-        bigger = asked.ranges.config["valid_metric_bigger"]
-        prunes = asked.pruner == "median"
+        plan = self.plan
+        bigger = plan.ranges.config["valid_metric_bigger"]
+        prunes = plan.pruner == "median"
         try:
             self.storage = RDBStorage(
-                asked.url,
+                plan.url,
                 heartbeat_interval=_HEARTBEAT,
                 grace_period=_GRACE,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
             )
             self.study = optuna.create_study(
                 storage=self.storage,
-                study_name=asked.name,
+                study_name=plan.name,
                 direction="maximize" if bigger else "minimize",
                 pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
             trials, about = self.study.get_trials(deepcopy=False), self.study.user_attrs
         except Exception as error:  # each database has errors of its own
-            raise UsageError(f"storage {asked.url}: {error}") from error
-        before, subject = about.get(_SUBJECT), asked.subject()
+            raise UsageError(f"storage {plan.url}: {error}") from error
+        before, subject = about.get(_SUBJECT), plan.subject()
         if not isinstance(before, dict | None):
-            raise UsageError(f"storage {asked.url} wasn't written by a search")
+            raise UsageError(f"storage {plan.url} wasn't written by a search")
         if before is None:
             self.study.set_user_attr(_SUBJECT, subject)
         elif before != subject:
             changed = ", ".join(key for key in subject if before.get(key) != subject[key])
             raise UsageError(
-                f"the search '{asked.name}' was begun with other {changed}: trials of both can't "
+                f"the search '{plan.name}' was begun with other {changed}: trials of both can't "
                 "be compared. Give this one another --name"
             )
         for trial in trials:
-            _check_trial(trial, asked)
+            _check_trial(trial, plan)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Those in some states, by default those that are over; not what was queued again."""
@@ -294,7 +294,7 @@ class Searcher:
         signs_of_life.start()
         try:
             while True:
-                for outcome in execute(runs, self.asked.jobs, watch=self._watch):
+                for outcome in execute(runs, self.plan.jobs, watch=self._watch):
                     self._tell(self._at_work.pop(outcome.run.row.label), outcome)
                 if not self._wait_for_others():
                     return
@@ -317,7 +317,7 @@ class Searcher:
 
     def _alone(self) -> Any:
         """While it is held no other search counts, or asks for, a trial."""
-        return lock(self.asked.folder / "lock")
+        return lock(self.plan.folder / "lock")
 
     def _wait_for_others(self) -> bool:
         """Whether there is a trial to do again, which a search that is no more was at."""
@@ -332,18 +332,18 @@ class Searcher:
 
         A proposal whose run is finished, in this search or in a benchmark, is told at once.
         """
-        asked = self.asked
+        plan = self.plan
         while True:
             with self._alone():
                 fail_stale_trials(self.study)
                 number = len(self.trials(*_OVER, TrialState.RUNNING))
-                if number >= asked.trials:
+                if number >= plan.trials:
                     return None
-                self.study.sampler = sampler_of(asked.sampler, asked.ranges.config["seed"], number)
-                trial = self.study.ask(asked.ranges.space)
+                self.study.sampler = sampler_of(plan.sampler, plan.ranges.config["seed"], number)
+                trial = self.study.ask(plan.ranges.space)
                 self._give_sign_of_life(trial)
             try:
-                run = asked.run_of(trial.number, trial.params)
+                run = plan.run_of(trial.number, trial.params)
             except UsageError:  # the ranges are wrong
                 self.study.tell(trial, state=TrialState.FAIL)
                 raise
@@ -363,7 +363,7 @@ class Searcher:
 
     def _report(self, label: str, trial: optuna.Trial, epochs: Sequence[Mapping[str, Any]]) -> bool:
         """Tell the pruner what is new among a run's validations, and whether anything is."""
-        metric, known = self.asked.metric, self._reported.get(label, 0)
+        metric, known = self.plan.metric, self._reported.get(label, 0)
         validated = [epoch for epoch in epochs if "valid" in epoch]
         for epoch in validated[known:]:
             trial.report(score_of(metric, epoch["valid"][metric]), epoch["epoch"])
@@ -380,25 +380,25 @@ class Searcher:
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in trial.params.items()
         )
-        say(f"[{over}/{self.asked.trials}] trial {number}: {how}; {chosen}")
+        say(f"[{over}/{self.plan.trials}] trial {number}: {how}; {chosen}")
 
     def _note(self, trial: optuna.Trial, outcome: Outcome) -> str:
         """Write down how a trial ended, and say it."""
         if outcome.result is not None:
             value, scores = outcome.result["best_valid_score"], scores_of(outcome.result)
-            if self.asked.ranges.parts:  # two trainings have no common validation
-                of_parts = {part: scores[part] for part in self.asked.ranges.parts}
+            if self.plan.ranges.parts:  # two trainings have no common validation
+                of_parts = {part: scores[part] for part in self.plan.ranges.parts}
                 trial.set_user_attr(_SCORES, of_parts)
             else:
                 epochs = outcome.result["trainings"][0]["epochs"]
                 self._report(outcome.run.row.label, trial, epochs)
             trial.set_user_attr("test_result", outcome.result["test_result"])
-            parts = (None, *self.asked.ranges.parts)
+            parts = (None, *self.plan.ranges.parts)
             worse = [part for part in parts if is_worse(outcome.result, part)]
             trial.set_user_attr(_WORSE, worse)
             self.study.tell(trial, value, skip_if_finished=True)
             than = ", worse than a constant prediction" if worse else ""
-            return f"{self.asked.metric} {value:.4f} on validation{than}"
+            return f"{self.plan.metric} {value:.4f} on validation{than}"
         if outcome.reason == _PRUNED:
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             return "pruned"
@@ -407,14 +407,14 @@ class Searcher:
         return f"failed: {outcome.reason} (log: {outcome.run.folder / OUTPUT_FILE})"
 
 
-def _check_trial(trial: FrozenTrial, asked: Search) -> None:
+def _check_trial(trial: FrozenTrial, plan: Search) -> None:
     """A database may say which of the ranges' values were tried, and how that went, no more.
 
     Raises:
         UsageError: the trial has other keys or values.
     """
-    space, noted = asked.ranges.space, {**trial.user_attrs, **trial.system_attrs}
-    scores, parts = noted.get(_SCORES, {}), asked.ranges.parts
+    space, noted = plan.ranges.space, {**trial.user_attrs, **trial.system_attrs}
+    scores, parts = noted.get(_SCORES, {}), plan.ranges.parts
     wrong = [name for name, kind in _NOTES.items() if not isinstance(noted.get(name, kind()), kind)]
     if not wrong and not all(type(n) is int for n in noted.get("retry_history", ())):
         wrong.append("retry_history")
@@ -422,11 +422,11 @@ def _check_trial(trial: FrozenTrial, asked: Search) -> None:
         right = [*scores] == [*parts] and all(map(_is_score, scores.values()))
         wrong += [] if right else [_SCORES]
     if wrong:
-        raise UsageError(f"storage {asked.url} wasn't written by a search: {wrong[0]}")
+        raise UsageError(f"storage {plan.url} wasn't written by a search: {wrong[0]}")
     for key, value in [*trial.params.items(), *noted.get("fixed_params", {}).items()]:
         if key not in space or not _within(value, space[key]):
             raise UsageError(
-                f"the search '{asked.name}' holds a trial with {key} = {value!r}, which isn't in "
+                f"the search '{plan.name}' holds a trial with {key} = {value!r}, which isn't in "
                 "its ranges: no search has written it. Give this one another --name"
             )
 
@@ -448,38 +448,38 @@ def _within(value: Any, values: BaseDistribution) -> bool:
 # --------------------------------------------------------------------------- what came out
 
 
-def _show(trials: Sequence[FrozenTrial], asked: Search, stopped: bool) -> None:
+def _show(trials: Sequence[FrozenTrial], plan: Search, stopped: bool) -> None:
     """Write trials and best settings, and print the first of them.
 
     Raises:
         UsageError: there is none, though nobody stopped the search.
     """
-    write_whole(asked.folder / "trials.csv", _trials_csv(trials, asked))
+    write_whole(plan.folder / "trials.csv", _trials_csv(trials, plan))
     # A pruned trial has a value too: its last one.
     values = {t.number: t.value or 0.0 for t in trials if t.state == TrialState.COMPLETE}
     if not values and stopped:
         return
     if not values:
-        raise UsageError(f"no trial has come to its end; see {asked.folder / 'trials.csv'}")
-    sign = -1 if asked.ranges.config["valid_metric_bigger"] else 1
+        raise UsageError(f"no trial has come to its end; see {plan.folder / 'trials.csv'}")
+    sign = -1 if plan.ranges.config["valid_metric_bigger"] else 1
     worse = {t.number for t in trials if t.user_attrs.get(_WORSE)}
     best_first = sorted(values, key=lambda number: (number in worse, sign * values[number]))
     params = {t.number: t.params for t in trials}
     rows = [
-        [str(n), f"{values[n]:.4f}", *(_cell(params[n].get(p)) for p in asked.ranges.space)]
+        [str(n), f"{values[n]:.4f}", *(_cell(params[n].get(p)) for p in plan.ranges.space)]
         for n in best_first[:_SHOWN_TRIALS]
     ]
-    print(table(["trial", asked.metric, *asked.ranges.space], rows))
-    label = asked.ranges.row.label
-    tuning = _tuning(trials, asked)
-    if asked.ranges.parts:
-        best = {part: tuning.best(part_label(label, part)) for part in asked.ranges.parts}
+    print(table(["trial", plan.metric, *plan.ranges.space], rows))
+    label = plan.ranges.row.label
+    tuning = _tuning(trials, plan)
+    if plan.ranges.parts:
+        best = {part: tuning.best(part_label(label, part)) for part in plan.ranges.parts}
         which = " and ".join(f"{part.upper()} model of {one.run}" for part, one in best.items())
     else:
-        which = f"trial {best_first[0]}, {asked.metric} {values[best_first[0]]:.6f}"
-    file = asked.folder / "best.yaml"
-    settings = best_settings(tuning, label, asked.ranges.config)
-    write_whole(file, _best_yaml(settings, f"{len(trials)} trials on validation: {which}", asked))
+        which = f"trial {best_first[0]}, {plan.metric} {values[best_first[0]]:.6f}"
+    file = plan.folder / "best.yaml"
+    settings = best_settings(tuning, label, plan.ranges.config)
+    write_whole(file, _best_yaml(settings, f"{len(trials)} trials on validation: {which}", plan))
     counts = {state: sum(t.state == state for t in trials) for state in _OVER}
     print(
         f"\n{counts[TrialState.COMPLETE]} trials completed, {counts[TrialState.PRUNED]} pruned, "
@@ -488,9 +488,9 @@ def _show(trials: Sequence[FrozenTrial], asked: Search, stopped: bool) -> None:
     )
 
 
-def _tuning(trials: Sequence[FrozenTrial], asked: Search) -> Tuning:
+def _tuning(trials: Sequence[FrozenTrial], plan: Search) -> Tuning:
     """The trials that have come to their end as those of a benchmark's tuning."""
-    ranges = asked.ranges
+    ranges = plan.ranges
     by_row: dict[str, list[Trial]] = {}
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     whole = bool(ranges.config["valid_metric_bigger"])
@@ -502,15 +502,15 @@ def _tuning(trials: Sequence[FrozenTrial], asked: Search) -> Tuning:
             chosen = ranges.chosen(t.params, part)
             worse = part in t.user_attrs.get(_WORSE, ())
             by_row[label].append(Trial(chosen, score, bigger, f"trial {t.number}", worse=worse))
-    return Tuning(asked.trials, ranges.config["seed"], asked.metric, by_row)
+    return Tuning(plan.trials, ranges.config["seed"], plan.metric, by_row)
 
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _trials_csv(trials: Sequence[FrozenTrial], asked: Search) -> str:
-    space, own = asked.ranges.space, f"valid_{asked.metric}"
+def _trials_csv(trials: Sequence[FrozenTrial], plan: Search) -> str:
+    space, own = plan.ranges.space, f"valid_{plan.metric}"
     tests = dict.fromkeys(name for t in trials for name in t.user_attrs.get("test_result", ()))
     # of the two models of a pair, each of which has what chooses it
     parts = [
@@ -535,10 +535,10 @@ def _trials_csv(trials: Sequence[FrozenTrial], asked: Search) -> str:
     return csv_text([*columns, *(f"test_{name}" for name in tests)], lines)
 
 
-def _best_yaml(settings: Mapping[str, Any], which: str, asked: Search) -> str:
-    row = asked.ranges.row
+def _best_yaml(settings: Mapping[str, Any], which: str, plan: Search) -> str:
+    row = plan.ranges.row
     best = replace(row, label="best", settings={**row.settings, **settings})
-    config = asked.ranges.request.config(best)
+    config = plan.ranges.request.config(best)
     content = {"model": model_path(config.model_class), "dataset": config["dataset"]}
     content |= {k: v for k, v in plain(config.external_config_dict).items() if k not in content}
     head = f"# The best of {which}.\n"

@@ -127,10 +127,10 @@ def read_seeds(about: Mapping[str, Any], configs: Iterable[Config], trials: int)
     return Seeds(of_table, worlds, of_tuning if trials > 1 else None, share)
 
 
-def _seed_list(asked: Any, first: int) -> list[int]:
-    if not isinstance(asked, list | tuple):
-        return list(range(first, first + checked("seeds", asked, COUNT)))
-    seeds = [checked("seeds", seed, NATURAL) for seed in asked]
+def _seed_list(given: Any, first: int) -> list[int]:
+    if not isinstance(given, list | tuple):
+        return list(range(first, first + checked("seeds", given, COUNT)))
+    seeds = [checked("seeds", seed, NATURAL) for seed in given]
     if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= _SEEDS:
         raise UsageError(
             f"seeds must be a number, or a list of different ones below 2^31, got {seeds!r}"
@@ -138,16 +138,16 @@ def _seed_list(asked: Any, first: int) -> list[int]:
     return seeds
 
 
-def _tuning_seed(asked: Any, seeds: Sequence[int], worlds: bool) -> int:
+def _tuning_seed(given: Any, seeds: Sequence[int], worlds: bool) -> int:
     """What is asked for, else the first from 1 on that is no row's."""
-    if asked is None:
+    if given is None:
         return next(seed for seed in range(1, len(seeds) + 2) if seed not in seeds)
-    if worlds and asked in seeds:
+    if worlds and given in seeds:
         raise UsageError(
-            f"tuning_seed {asked} is one of the seeds: settings would be tuned in the world that "
+            f"tuning_seed {given} is one of the seeds: settings would be tuned in the world that "
             "it tests in. Give another --tuning_seed"
         )
-    return checked("tuning_seed", asked, NATURAL)
+    return checked("tuning_seed", given, NATURAL)
 
 
 def aa_row(rows: Sequence[Row], baseline: str) -> Row:

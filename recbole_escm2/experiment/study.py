@@ -189,8 +189,8 @@ class Study:
 
     def values(self, label: str, metric: str) -> dict[int, float]:
         """A test metric of a row by seed, of the runs that have it."""
-        found = {seed: result["test_result"].get(metric) for seed, result in self.of(label).items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {seed: run["test_result"].get(metric) for seed, run in self.of(label).items()}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     @cached_property
     def shown(self) -> list[str]:
@@ -256,12 +256,12 @@ class Study:
     def comparisons(self) -> list[tuple[str, str, str, Comparison]]:
         """All that have a verdict or should have one: row, other row and metric, A/A rows too."""
         return [
-            (label, other, metric, found)
+            (label, other, metric, compared)
             for label, cells in self.table.items()
             for metric, cell in cells.items()
             if metric in self.primary
-            for other, found in ((self.baseline, cell.comparison), (self.rival, cell.rival))
-            if found is not None and other is not None
+            for other, compared in ((self.baseline, cell.comparison), (self.rival, cell.rival))
+            if compared is not None and other is not None
         ]
 
     @property

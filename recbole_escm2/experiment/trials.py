@@ -197,7 +197,7 @@ def candidates(
         raise UsageError(f"{row.label}: {error}") from error
     if not ranges.space:
         trials = len(ranges.parts) or 1
-    found = []
+    listed = []
     for number in range(trials - trials // 2 if ranges.parts else trials):
         drawn = ranges.draw(seed, number) if number else {}
         parts = ranges.parts if number < trials // 2 else ranges.parts[:1]
@@ -207,8 +207,8 @@ def candidates(
         run = plan(tried, part_config(config, parts[0]) if len(parts) == 1 else config)
         for part in parts or (None,):
             label = row.label if part is None else part_label(row.label, part)
-            found.append(Candidate(label, ranges.chosen(drawn, part), run, part))
-    return found
+            listed.append(Candidate(label, ranges.chosen(drawn, part), run, part))
+    return listed
 
 
 def best_settings(tuning: Tuning, label: str, config: Config) -> dict[str, Any]:

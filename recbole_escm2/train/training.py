@@ -17,6 +17,7 @@ from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
+from recbole_escm2.lookup import NAMESAKES
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import train_as_the_family
@@ -74,8 +75,9 @@ class Training:
             ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
+        counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
-            f"{self.parameter_count:,} parameters on {config['device']}; "
+            f"{counted}on {config['device']}; "
             f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
         )
 
@@ -143,6 +145,8 @@ def _log_start(config: Any, task: str | None) -> None:
     of_task = f" as {task.upper()} model" if task else ""
     seeds = f"seed {config['seed']}" + (f", training_seed {seed}" if seed != config["seed"] else "")
     logger.info(f"{config['model']}{of_task} on {config['dataset']}, {seeds}")
+    if (sentence := NAMESAKES.get(config["model"])) and not of_task.startswith(" as CVR"):
+        logger.info(sentence)
     cores, threads = usable_cores(), torch.get_num_threads()
     logger.info(f"{threads} thread{'s' * (threads > 1)}; the process may use {cores} cores")
     if threads > 1 and not spinning_is_bounded():

@@ -102,7 +102,12 @@ def _kuai_users(path, users, rng):
         cells = [
             *(user, rng.choice(["full_active", "high_active", "UNKNOWN"]), rng.randint(0, 1), 0, 1),
             *(rng.randint(0, 500), '"(0,10]"', rng.randint(0, 9), '"[1,10)"', 0, "0"),
-            *(rng.randint(15, 4000), "730+", *(rng.randint(0, 4) for _ in range(17)), ""),
+            *(
+                rng.randint(15, 4000),
+                "730+",
+                *(rng.randint(0, 4) for _ in range(17)),
+                user % 2 or "",
+            ),
         ]
         lines.append(",".join(map(str, cells)))
     path.write_text("\n".join(lines) + "\n")

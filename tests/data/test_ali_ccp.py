@@ -215,6 +215,11 @@ def test_splits_labels_and_truth(configure, simulated):
     assert torch.equal(batch["click"], torch.from_numpy(train.truth.click[:5]).float())
 
 
+def test_nothing_is_wrong_with_simulated_files(configure):
+    notes = EntireSpaceDataset(configure()).store.schema["notes"]
+    assert [text for level, text in notes if level == "warning"] == []
+
+
 def test_the_truth_of_train_is_a_weight_for_the_oracle_alone(configure):
     for choice, shown in (("ctr_tower", set()), ("oracle", {"true_ctr"})):
         train, valid, _ = EntireSpaceDataset(configure("ESCM2_IPS", propensity=choice)).build()

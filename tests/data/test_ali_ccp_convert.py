@@ -279,7 +279,7 @@ def digest(folder):
 @pytest.fixture
 def few_values(monkeypatch):
     """A field without a value is refused; the few lines of a test don't have all of them."""
-    monkeypatch.setattr(build_module, "check_filled", lambda name, values, part: None)
+    monkeypatch.setattr(build_module, "empty_field", lambda name, part, leave_out: name)
 
 
 @pytest.mark.parametrize("unclicked", ["drop", "unconvert"])
@@ -790,7 +790,12 @@ def test_duplicate_and_missing_keys(tmp_path, caplog):
     assert (join["repeated"], join["rows"]) == (1, rows - 1)
     assert join["unmatched"]["test"] >= 3
     warnings = " ".join(said(store, "warning"))
-    assert "1 rows of 'common' repeat their common_feature_index: the first row" in warnings
+    files = "common_features_train.csv, common_features_test.csv"
+    said_first = (
+        "1 rows of 'common' repeat their common_feature_index: the first row of each counts"
+    )
+    assert f"{said_first} ({files})" in warnings
+    assert f"the first where common_feature_index is 'train {key}'" in warnings
     assert "impressions (test) have no row in 'common' by common_feature_index" in warnings
     assert all(warning in caplog.text for warning in said(store, "warning"))
 

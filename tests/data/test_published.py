@@ -91,6 +91,13 @@ def test_the_command_line_trains(program, metrics_of, tmp_path, name):
     assert ("CTCVR_AUC" in found) == (name != "kuairec")
 
 
+@pytest.mark.parametrize("name", ["yahoo-r3", "kuairec", "kuairand-pure"])
+def test_users_and_items_have_names(tmp_path, write, name):
+    write(name)
+    with pytest.raises(UsageError, match=f"data set '{name}' needs a USER_ID_FIELD, got None"):
+        load(tmp_path, name, USER_ID_FIELD=None, ITEM_ID_FIELD=None)
+
+
 # --- ratings ---------------------------------------------------------------------------------
 
 

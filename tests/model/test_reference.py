@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ from recbole_escm2.data.batch import Batch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import read_request
 from recbole_escm2.experiment.trials import candidates
+from recbole_escm2.keys import KEYS, TRAINING_KEYS
+from recbole_escm2.lookup import find_model
 from recbole_escm2.model.reference.base import pieces
-from recbole_escm2.model.reference.features import Feature, OneHot, features_of
+from recbole_escm2.model.reference.features import Feature, OneHot, features_of, one_number
+from recbole_escm2.model_names import CONTEXT_PACKAGE, REFERENCE_NAMES
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.training import Training
@@ -82,7 +86,7 @@ def test_the_optimum_of_two_groups(write, tmp_path):
     """w_a = −w_b = w by symmetry of the penalty, each group with its own equation."""
     rows = two_groups(60, 45, 40, 4)
     header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
-    settings = write("two", header, rows, rows, [*rows, ("new", "i", 1, 0)])
+    settings = write("two", header, rows, rows[1:], [*rows[:-1], ("new", "i", 1, 0)])
     penalty = 2.0
     training = training_of("LogisticRegression", settings, tmp_path, "two", l2_penalty=penalty)
     model, vocabulary = training.trainer.model, training.splits["train"].dataset.field2id_token
@@ -266,7 +270,7 @@ def test_a_row_of_train_has_a_rate_that_its_own_label_is_not_in(write, tmp_path)
     rows = [(f"u{n}", "ab"[n % 2], int(c), 0) for n, c in enumerate(rng.random(2000) < 0.3)]
     test = [(f"new{n}", "ab"[n % 2], int(c), 0) for n, c in enumerate(rng.random(500) < 0.3)]
     header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
-    settings = write("once", header, rows, test, test)
+    settings = write("once", header, rows, test, test[1:])
     training = training_of("LightGBM", settings, tmp_path, "once", task="ctr", epochs=30)
     model = training.trainer.model
     train = training.splits["train"].dataset
@@ -322,7 +326,7 @@ def test_the_tables_of_tokens_are_counted_by_hand(write, tmp_path):
     rows = [
         (u, i, " ".join(t.split(":")[0] for t in tags.split()), o, r) for u, i, tags, o, r in rows
     ]
-    settings = write("hand", header, rows, rows, rows)
+    settings = write("hand", header, rows, rows[1:], rows[:-1])
     training = training_of("LightGBM", settings, tmp_path, "hand", rate_smoothing=2.0, epochs=1)
     model, split = training.trainer.model, training.splits["test"].dataset
     rates = model._rates(model._whole(model.seen), model._whole(model.positive))
@@ -340,6 +344,28 @@ def test_the_tables_of_tokens_are_counted_by_hand(write, tmp_path):
         [rate(10, 20), np.log1p(20), rate(10, 30), np.log1p(30), y, np.log1p(20), 1],
     ]
     np.testing.assert_allclose(table, expected)
+
+
+def test_numbers_that_are_discretised_or_several():
+    buckets = np.array([[1.0, 3.0], [1.0, 1.0]])
+    several = np.array([[[1.5, 1.0], [2.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    np.testing.assert_array_equal(one_number(buckets), [3, 1])
+    np.testing.assert_array_equal(one_number(several), [2, np.nan])
+    batch = Batch({"b": torch.tensor(buckets), "s": torch.tensor(several)})
+    features = [Feature("b", FeatureType.FLOAT, 4), Feature("s", FeatureType.FLOAT_SEQ, 2)]
+    one_hot = OneHot(features, "mean")
+    expected = [[0, 0, 0, 1, 0, 2], [0, 1, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(one_hot.matrix(batch).toarray(), expected)
+    assert one_hot.numbers.tolist() == [5]  # a bucket isn't brought to mean 0
+
+
+@pytest.mark.parametrize("model", ["LogisticRegression", "LightGBM"])
+def test_a_handful_of_impressions_is_enough(model, write):
+    rows = [(f"u{n % 3}", "i", n % 2, int(n % 4 == 1)) for n in range(24)]
+    header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
+    settings = write("few", header, rows[:10], rows[10:17], rows[17:])
+    outcome = run(model, "few", config_dict={**settings, "task": "both"})
+    assert 0 <= outcome["test_result"]["CTCVR_AUC"] <= 1
 
 
 # ------------------------------------------------------------------ all of them
@@ -367,7 +393,7 @@ def test_a_label_of_one_value_is_said(model, write):
     header = ["user_id:token", "item_id:token", "click:float", "conversion:float"]
     train = [("u", "i", n % 2, 0) for n in range(20)]
     valid = [("u", "i", n % 2, int(n % 4 == 1)) for n in range(20)]
-    settings = write("none", header, train, valid, valid)
+    settings = write("none", header, train, valid, valid[1:])
     with pytest.raises(UsageError, match="its label is 0 in all 10 impressions"):
         run(model, "none", config_dict={**settings, "task": "cvr"})
 
@@ -413,3 +439,20 @@ def test_in_one_command_with_the_others(program, settings):
             assert len(checkpoints) == (1 if model == "ESMM" else 2)
     assert "CTCVR_AUC, share of lift" in done.stdout
     assert "Constant, Oracle: no learners, and so without a verdict." in done.stdout
+
+
+def test_keys_act_where_they_are_declared_to():
+    for name in REFERENCE_NAMES:
+        own = find_model(name).config_keys
+        assert {key for key, declared in KEYS.items() if name in declared.acts_on} <= own
+        assert own <= TRAINING_KEYS
+
+
+def test_names_that_may_be_taken_for_others(settings, caplog):
+    with caplog.at_level("INFO"):
+        run("LightGBM", "tiny", config_dict={**settings, "task": "both", "epochs": 1}, saved=False)
+    assert caplog.text.count("RecBole's model of that name is a general recommender") == 1
+    assert find_model("LightGBM").__module__.startswith("recbole_escm2.")
+    with pytest.raises(UsageError, match="trees on impressions are LightGBM here"):
+        find_model("XGBoost")
+    assert find_spec(f"{CONTEXT_PACKAGE}.lightgbm") is None  # stock RecBole keeps its own

@@ -258,11 +258,13 @@ def _features(lines: Lines, wanted: Sequence[Field], further: Counter[str]) -> d
 
 def _keys(key: NDArray[Any], split: str) -> pa.Array:
     """Keys that join within a split only."""
-    own = np.empty((len(key), 1 + KEY_DIGITS), np.uint8)
-    own[:, 0] = ord(split[1])
-    digits = key.astype(f"S{KEY_DIGITS}").view(np.uint8)
-    own[:, 1:] = digits.reshape(len(key), KEY_DIGITS)
-    return pa.array(own.view(f"S{1 + KEY_DIGITS}").ravel())
+    prefix = np.frombuffer(f"{split} ".encode(), np.uint8)
+    own = np.empty((len(key), len(prefix) + KEY_DIGITS), np.uint8)
+    own[:, : len(prefix)] = prefix
+    own[:, len(prefix) :] = (
+        key.astype(f"S{KEY_DIGITS}").view(np.uint8).reshape(len(key), KEY_DIGITS)
+    )
+    return pa.array(own.view(f"S{own.shape[1]}").ravel())
 
 
 def sample_hash(sample: NDArray[np.uint64]) -> NDArray[np.uint64]:

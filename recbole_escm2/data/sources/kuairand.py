@@ -44,7 +44,8 @@ class KuaiRandPure(RawFiles):
             )
         }
     )
-    keys = ("USER_ID_FIELD", "ITEM_ID_FIELD", "CLICK_FIELD", "CONVERSION_FIELD")
+    named = ("USER_ID_FIELD", "ITEM_ID_FIELD")
+    keys = (*named, "CLICK_FIELD", "CONVERSION_FIELD")
 
     def read(self, config: Any) -> tuple[Schema, Iterator[Chunk]]:
         """Each row of a log is an impression.

@@ -76,6 +76,7 @@ class RatingPairs(RawFiles):
         *("protocol", "threshold", "USER_ID_FIELD", "ITEM_ID_FIELD", "CLICK_FIELD"),
         *("CONVERSION_FIELD", "POTENTIAL_CONVERSION_FIELD", "PROPENSITY_FIELD"),
     )
+    named = ("USER_ID_FIELD", "ITEM_ID_FIELD")
     #: What a rating is called in the key ``threshold``.
     rating = "rating"
     #: Whether users might have chosen the pairs that were shown at random. Clicks on these can be

@@ -20,12 +20,22 @@ class RawFiles:
     #: Config keys that the content of the store depends on.
     keys: tuple[str, ...] = ()
 
+    #: Config keys that must name something.
+    named: tuple[str, ...] = ()
+
     def simulates(self, config: Any) -> bool:
         """Files are what they are."""
         return False
 
     def settings(self, config: Any) -> dict[str, Any]:
-        """The values of :attr:`keys`."""
+        """The values of :attr:`keys`.
+
+        Raises:
+            UsageError: one of :attr:`named` names nothing.
+        """
+        for key in self.named:
+            if config[key] is None:
+                raise UsageError(f"data set '{config['dataset']}' needs a {key}, got None")
         return {key: config[key] for key in self.keys}
 
     def files(self, config: Any) -> list[Path]:

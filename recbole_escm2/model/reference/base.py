@@ -33,6 +33,8 @@ class ReferenceRecommender(AbstractRecommender):
     input_type = InputType.POINTWISE
     #: Config keys that act on it, of those that not every model has.
     config_keys: ClassVar[frozenset[str]] = frozenset()
+    #: Packages that fit it, beside those that all runs depend on.
+    libraries: ClassVar[tuple[str, ...]] = ()
     #: How many steps there are at most.
     steps: int = 1
 

@@ -35,6 +35,7 @@ class LightGBM(ReferenceRecommender):
     model: no impressions with two labels can be learned by it.
     """
 
+    libraries = ("lightgbm",)
     config_keys = frozenset(
         {
             *("epochs", "stopping_step", "num_leaves", "min_data_in_leaf", "shrinkage_rate"),

@@ -38,6 +38,7 @@ class LogisticRegression(ReferenceRecommender):
     ``LR`` with ``weight_decay`` λ/rows has the same optimum, toward which it takes gradient steps.
     """
 
+    libraries = ("scikit-learn",)
     config_keys = frozenset({"l2_penalty", "bag_pooling", "stopping_step"})
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -29,8 +29,8 @@ class Oracle(ReferenceRecommender):
             if dataset.inter_feat.apart(config[key]) is None:
                 raise UsageError(
                     f"Oracle predicts the true probabilities, which data set '{config['dataset']}' "
-                    f"doesn't know (it has no column {key}): simulated ones do (ml-100k-semi, "
-                    "ali-ccp-sim). Leave this row out"
+                    f"doesn't know (it has no column '{config[key]}', {key}): simulated ones do "
+                    "(ml-100k-semi, ali-ccp-sim). Leave this row out"
                 )
         self.tasks = tasks
         self._left = torch.zeros(0)
