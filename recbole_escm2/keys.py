@@ -433,7 +433,7 @@ RECBOLES: Mapping[str, Key] = {
     "eval_step": Key(COUNT, TRAINING),
     "stopping_step": Key(NATURAL, TRAINING),
     "clip_grad_norm": Key(
-        Kind("a mapping of max_norm and norm_type (numbers > 0), as torch's,", _is_clipping),
+        Kind("a mapping of max_norm and norm_type (numbers > 0), as torch's", _is_clipping),
         TRAINING,
     ),
     "weight_decay": Key(NOT_NEGATIVE, TRAINING | OPTIONAL),
