@@ -150,12 +150,13 @@ _VARIANCES = {
         "(Nadeau and Bengio, 2003). They are about training on other data of this kind and size."
     ),
     "weights": (
-        "All seeds have one test set and draw initial weights. The variance of a primary metric, "
-        "or of a difference in it, is s²/n over the seeds plus that of the test rows, from their "
-        "influence values summed by user and by item where the data has them, which more seeds "
-        "don't make smaller; t has Satterthwaite's degrees of freedom. Verdicts are about models "
-        "trained on this one training set. The intervals of other columns hold for other initial "
-        "weights on the same test rows."
+        "All seeds have one test set; they draw initial weights, and the validation rows where the "
+        "data doesn't have any of its own. The variance of a primary metric, or of a difference in "
+        "it, is s²/n over the seeds plus that of the test rows, from their influence values summed "
+        "by user and by item where the data has them, which more seeds don't make smaller; t has "
+        "Satterthwaite's degrees of freedom. Verdicts are about models trained on this one "
+        "training set. The intervals of other columns hold for other initial weights on the same "
+        "test rows."
     ),
     "world": (
         "Each seed draws a new world: the variance of a mean over n seeds is s²/n, and t has n - 1 "
