@@ -162,7 +162,7 @@ class _Kept:
         if self._folder is None:
             batches = iter([chunk.rows for chunk in self._chunks.get((table, part), ())])
         elif (table, part) in self._files:
-            batches = iter(pa.ipc.open_stream(pa.memory_map(str(self._path(table, part)))))
+            batches = iter(pa.ipc.open_stream(pa.OSFile(str(self._path(table, part)))))
         else:
             batches = iter(())
         for batch in batches:

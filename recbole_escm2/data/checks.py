@@ -20,6 +20,7 @@ from recbole_escm2.data.schema import Chunk, Field, Join, Schema
 from recbole_escm2.errors import UsageError, did_you_mean
 
 LARGEST = float(np.finfo(np.float32).max)  #: A store has numbers of 32 bits.
+_FEW_ROWS = 10  # of a part, which chance may give another one as well
 _FEW = 5  # positives, and negatives, without which a label can't be given away
 _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
@@ -345,8 +346,8 @@ def _some(files: Sequence[str]) -> str:
 
 
 def _are_same(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
-    """Whether two parts hold the same rows, in whatever order."""
-    return 0 < len(one) == len(other) and bool((np.sort(one) == np.sort(other)).all())
+    """Whether two parts hold the same rows, in whatever order; few may by chance."""
+    return _FEW_ROWS < len(one) == len(other) and bool((np.sort(one) == np.sort(other)).all())
 
 
 def _mixed(digest: Any, word: NDArray[np.uint64]) -> NDArray[np.uint64]:

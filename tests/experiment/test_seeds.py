@@ -34,10 +34,11 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "few").mkdir()
     header = "user_id:token\titem_id:token\trating:float\n"
     (folder / "few" / "few.inter").write_text(header + "".join(rows))
-    rows = [f"u{n % 7}\ti{n % 5}\t{n % 2}\t{int(n % 4 == 1)}\n" for n in range(40)]
     (folder / "cut").mkdir()
     header = "user_id:token\titem_id:token\tclick:float\tconversion:float\n"
-    for part in ("train", "valid", "test"):
+    for shift, part in enumerate(("train", "valid", "test")):
+        own = ((n % 7, (n + shift) % 5, n % 2, int(n % 4 == 1)) for n in range(40))
+        rows = ["u{}\ti{}\t{}\t{}\n".format(*row) for row in own]
         (folder / "cut" / f"cut.{part}.inter").write_text(header + "".join(rows))
     return folder
 
@@ -207,7 +208,12 @@ def test_a_result_says_what_a_seed_draws(asked, case, alone, pool, monkeypatch):
 def test_a_report_says_what_was_tuned_on(asked, monkeypatch):
     plan = make_experiment(asked("one data set", trials="2", seeds="2", model="ESMM"))
     results = {"test_result": {"CTR_AUC": 0.5}, "valid_metric": "CTR_AUC", "simulated": None}
-    tried = {**results, "best_valid_score": 0.5, "valid_score_bigger": True, "trainings": [{}]}
+    tried = {
+        **results,
+        "best_valid_score": 0.5,
+        "valid_score_bigger": True,
+        "trainings": [{"task": "ctr"}],
+    }
     outcomes = {run.name: Outcome(run, results) for run in plan.runs}
     outcomes |= {
         run.name: Outcome(run, tried) for run in (candidate.run for candidate in plan.tuning)

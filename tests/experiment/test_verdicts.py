@@ -438,7 +438,8 @@ class TestRefusals:
         test = {"CTCVR_LogLoss": 0.1}
         results = {k: {**r, "test_result": test} for k, r in one.results.items()}
         said = self.refused(replace(one, results=results))
-        assert "known for CTR_AUC, CVR_AUC, CTCVR_AUC, CVR_AUC_ES alone" in said
+        known = "CTR_AUC, CVR_AUC, CTCVR_AUC, CVR_AUC_ES, CTR_AUC_RI, CVR_AUC_RI, CTCVR_AUC_RI"
+        assert f"known for {known} alone" in said
 
 
 def test_verdicts_on_a_fixed_test_set_are_of_one_training_set():

@@ -15,7 +15,8 @@ from tests.faults.common import call, small
 @pytest.fixture
 def made(data_path, tmp_path):
     """A copy of ``tiny`` with its store; the folder of the store."""
-    shutil.copytree(data_path / "tiny", tmp_path / "tiny")
+    without = shutil.ignore_patterns("store")  # which another test may have made
+    shutil.copytree(data_path / "tiny", tmp_path / "tiny", ignore=without)
     assert call(tmp_path, *small(tmp_path)).code == 0
     (schema,) = (tmp_path / "tiny").rglob("schema.json")
     return schema.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ def read_world(simulation: Simulation, chosen: Options) -> tuple[Schema, Iterabl
     parts = [SimulatedPart(draws, split, kind, chosen.wanted(kind)) for split, kind in pairs]
     size = sum(draws.rows(kind, split) for split, kind in pairs)
     schema = schema_of(chosen, True, draws.about(), size, " rows")
+    schema = replace(schema, leave_out=None)  # a world may have no behaviour
     return schema, Reader(chosen, schema).chunks(parts)
 
 
