@@ -58,7 +58,7 @@ from recbole_escm2.data.vocabulary import Counts, Numbering, encoded, merged
 from recbole_escm2.errors import UsageError
 
 _ROWS_AT_ONCE = 1 << 16
-_LOOKED_AT = 100_000  # rows of train in which features are compared with labels
+_STRETCHES, _STRETCH = 100, 1000  # of rows of train in which features are compared with labels
 _AHEAD = 2  # chunks that are read while one is built
 _PLACE: dict[str | None, int] = {None: 0, "train": 0, "valid": 1, "test": 2}
 
@@ -646,14 +646,22 @@ class _Build:
         return poor_field(own, known["seen"], values, rows, self.longest[own.name])
 
     def _suspicious(self, size: int) -> Iterator[str]:
-        """Of features in the first rows, which are train where the source is split."""
+        """Of features in the first rows, which are train where the source is split.
+
+        Args:
+            size: number of those rows. Of many, stretches are read: rows far apart would map most
+                of a table's pages.
+        """
         if not size:
             return
         tables = {
             name: Table(self.writer.folder, name, entry)
             for name, entry in self.writer.tables.items()
         }
-        rows = torch.arange(0, size, -(-size // _LOOKED_AT))
+        rows = torch.arange(size)
+        if size > _STRETCHES * _STRETCH:
+            starts = torch.linspace(0, size - _STRETCH, _STRETCHES, dtype=torch.float64).long()
+            rows = (starts[:, None] + torch.arange(_STRETCH)).flatten()
         features = grouped_values(*tables["inter"].gather(rows))
         for join in self.schema.joins:
             key = join.key if self._by_id(join.key) else _row_column(join)

@@ -37,7 +37,7 @@ _COLUMN_KEYS = {  # that name columns, and of which kind
 }
 _NO_DATA = (".yaml", ".yml", ".md", ".txt", ".json", ".link", ".kg", ".net", ".hyper", ".py")
 _TAIL, _SHOWN_TEXT = 1 << 16, 40  # bytes in which a last line is looked for, characters shown
-_KEPT = 4 << 20  # rows of a part whose digests are kept to compare them
+_KEPT = 1 << 20  # rows of a part whose digests are kept to compare them
 _UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _SHOWN = 100_000  # rows with the same key that are compared
 
