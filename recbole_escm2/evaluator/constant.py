@@ -34,7 +34,7 @@ class BesideConstant(NamedTuple):
         return (
             f"worse than a constant prediction: on validation the log loss of {self.task} is "
             f"{self.log_loss:.4g}, that of the share of positives in train {self.constant:.4g}. "
-            "Another learning_rate or more epochs may help"
+            "Other settings (learning_rate, epochs, a penalty) may help"
         )
 
 
