@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -40,19 +39,12 @@ class ReferenceTrainer(EntireSpaceTrainer):
         self.row_adam = None
         return _NoOptimizer()
 
-    def _train_epoch(
-        self,
-        train_data: Any,
-        epoch_idx: int,
-        loss_func: Any = None,
-        show_progress: bool = False,
-    ) -> tuple[float, ...]:
-        start = perf_counter()
-        if self.run is not None:
-            self.run.start()
+    def _learn(
+        self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
+    ) -> dict[str, float]:
         if self._steps is None:
             self._steps = iter(self.model.fit_steps(train_data.dataset))
-        return self._end_epoch(epoch_idx, start, dict(next(self._steps)))
+        return dict(next(self._steps))
 
     def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
         if eval_data:

@@ -227,6 +227,19 @@ class EntireSpaceTrainer(Trainer):
         start = perf_counter()
         if self.run is not None:
             self.run.start()
+        means = self._learn(train_data, epoch_idx, loss_func, show_progress)
+        self.loss_names = tuple(means)
+        seconds = perf_counter() - start
+        self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
+        if self.verbose:
+            shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
+            self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
+        return tuple(means.values())
+
+    def _learn(
+        self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
+    ) -> dict[str, float]:
+        """What an epoch does; returns the mean of each loss."""
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
@@ -239,20 +252,7 @@ class EntireSpaceTrainer(Trainer):
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0.0) + loss.detach()
                 self._optimize(losses, scaler)
-        means = {name: float(total) / len(train_data) for name, total in totals.items()}
-        return self._end_epoch(epoch_idx, start, means)
-
-    def _end_epoch(
-        self, epoch_idx: int, start: float, means: dict[str, float]
-    ) -> tuple[float, ...]:
-        """Note what training in an epoch gave."""
-        self.loss_names = tuple(means)
-        seconds = perf_counter() - start
-        self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
-        if self.verbose:
-            shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
-            self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
-        return tuple(means.values())
+        return {name: float(total) / len(train_data) for name, total in totals.items()}
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
         if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
