@@ -81,12 +81,12 @@ class LightGBM(ReferenceRecommender):
         self.rate.fill_(label.mean())
         self.seen.copy_(torch.from_numpy(seen.sum(axis=0)))
         self.positive.copy_(torch.from_numpy(positive.sum(axis=0)))
-        rates = self._rates(self._whole(self.seen) - seen, self._whole(self.positive) - positive)
+        others = self._whole(self.seen) - seen, self._whole(self.positive) - positive
         table = np.empty((len(train), self._width()), np.float32)
         start = 0
         for batch in pieces(train):
             end = start + len(batch)
-            table[start:end] = self._table(batch, rates, fold[start:end])
+            table[start:end] = self._table(batch, *others, fold[start:end])
             start = end
         settings = {**self.settings, "num_threads": torch.get_num_threads()}
         booster = lightgbm.Booster(settings, lightgbm.Dataset(table, label, params=settings))
@@ -101,8 +101,8 @@ class LightGBM(ReferenceRecommender):
             yield {name: loss}
 
     def predict(self, interaction: Any) -> Tensor:
-        rates = self._rates(self._whole(self.seen), self._whole(self.positive))
-        table = self._table(interaction, rates, np.zeros(len(interaction), np.int64))
+        known = self._whole(self.seen), self._whole(self.positive)
+        table = self._table(interaction, *known, np.zeros(len(interaction), np.int64))
         return torch.from_numpy(self._trees().predict(table, num_threads=torch.get_num_threads()))
 
     @property
@@ -151,21 +151,24 @@ class LightGBM(ReferenceRecommender):
         return buffer.cpu().numpy()[np.newaxis]
 
     def _rates(self, seen: NDArray[Any], positive: NDArray[Any]) -> NDArray[Any]:
-        """Of each token, drawn toward the base rate, ``[folds, columns]``."""
+        """Of tokens, each drawn toward the base rate; of any shape."""
         return (positive + self.smoothing * self.rate.item()) / (seen + self.smoothing)
 
     def _width(self) -> int:
         return sum(map(_columns, self.one_hot.features)) + len(self.numbers)
 
-    def _table(self, batch: Any, rates: NDArray[Any], fold: NDArray[Any]) -> NDArray[Any]:
+    def _table(
+        self, batch: Any, seen: NDArray[Any], positive: NDArray[Any], fold: NDArray[Any]
+    ) -> NDArray[Any]:
         """The columns that the trees split by, ``[batch, columns]``; NaN where there is no value.
 
         Args:
             batch: impressions.
-            rates: of each token, ``[folds, tokens]``.
+            seen: impressions of each token from which its rate is, ``[folds, tokens]``.
+            positive: those with a positive label, likewise.
             fold: whose rate an impression has, ``[batch]``.
         """
-        seen, rows = np.log1p(self.seen.cpu().numpy()), len(batch)
+        often, rows = self.seen.cpu().numpy(), len(batch)
         columns: list[NDArray[Any]] = []
         for feature, start in zip(self.one_hot.features, self.one_hot.starts, strict=True):
             block = self.one_hot.block(batch, feature)
@@ -173,7 +176,9 @@ class LightGBM(ReferenceRecommender):
             column = start + block.indices
             weight = np.bincount(row, block.data, rows)
             known = np.where(weight > 0, weight, np.nan)
-            for value in (rates[fold[row], column], seen[column]):
+            place = fold[row], column
+            rate = self._rates(seen[place], positive[place])
+            for value in (rate, np.log1p(often[column])):
                 columns.append(np.bincount(row, block.data * value, rows) / known)
             columns += [weight] if _columns(feature) == 3 else []
         for feature in self.numbers:
