@@ -8,7 +8,6 @@ is the vocabularies, the keys of joins and a few numbers per row of a joined tab
 
 from __future__ import annotations
 
-import errno
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,13 +109,8 @@ def build(
             names file and row.
     """
     check_schema(schema)
-    try:
-        with StoreWriter(target) as writer:
-            report = _Build(schema, rules, writer).run(chunks, dict(about or {}))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UsageError(f"{target}: no room left on the disk") from error
+    with StoreWriter(target) as writer:
+        report = _Build(schema, rules, writer).run(chunks, dict(about or {}))
     for level, text in schema.notes:
         getLogger().debug("%s: %s", level, text)  # the data set says them whenever it is used
     getLogger().info(f"what was found: {target / REPORT_FILE}")

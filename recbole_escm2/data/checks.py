@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
+from recbole_escm2.data.columns import list_of_pairs
 from recbole_escm2.data.schema import Chunk, Field, Join, Schema
 from recbole_escm2.errors import UsageError, did_you_mean
 
@@ -210,9 +211,7 @@ def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
 
 def _leaves(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     """The values in a column of lists, and the row of each; None where each row is one value."""
-    if pa.types.is_map(column.type):
-        pair = [("id", column.type.key_type), ("weight", column.type.item_type)]
-        column = column.cast(pa.list_(pa.struct(pair)))
+    column = list_of_pairs(column)
     if pa.types.is_struct(column.type):
         column = column.field(0)
     if not (
@@ -238,7 +237,7 @@ def _has_nul(texts: pa.Array) -> pa.Array:
 class RowDigests:
     """Digests of impressions, by which those that are there twice are known.
 
-    Of each part those of the first rows are kept, four million at most.
+    Of each part those of the first rows are kept, about a million at most.
     """
 
     def __init__(self) -> None:

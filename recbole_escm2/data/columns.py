@@ -26,9 +26,7 @@ class Lists:
 
     @classmethod
     def of(cls, column: pa.Array) -> Lists:
-        if pa.types.is_map(column.type):
-            pair = [("id", column.type.key_type), ("weight", column.type.item_type)]
-            column = column.cast(pa.list_(pa.struct(pair)))
+        column = list_of_pairs(column)
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         values = column.flatten()
         if not pa.types.is_struct(values.type):
@@ -47,6 +45,14 @@ class Lists:
         row, code = np.divmod(pd.unique(row * size + codes(self.values)), size)
         tokens = pa.DictionaryArray.from_arrays(pa.array(code), self.values.dictionary)
         return tokens, None if times is None else times[row]
+
+
+def list_of_pairs(column: pa.Array) -> pa.Array:
+    """A column of maps as one of lists of (id, weight); any other one as it is."""
+    if not pa.types.is_map(column.type):
+        return column
+    pair = [("id", column.type.key_type), ("weight", column.type.item_type)]
+    return column.cast(pa.list_(pa.struct(pair)))
 
 
 def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDArray[Any]:
