@@ -12,7 +12,7 @@ from typing import Any, cast
 from recbole_escm2.config import Config, idle_keys, known_keys, model_defaults, why_idle
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind
+from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind, wrong_value
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.property_files import parse_value, read_yaml
@@ -209,8 +209,8 @@ def checked(key: str, value: Any, kind: Kind) -> Any:
     Raises:
         UsageError: it is none of its kind.
     """
-    if not kind.holds(value):
-        raise UsageError(f"{key} must be {kind.wanted}, got {value!r}")
+    if wrong := wrong_value(key, kind, value, default=""):
+        raise UsageError(wrong)
     return value
 
 
