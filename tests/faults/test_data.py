@@ -8,9 +8,9 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from common import call, on_disk, small
 
 from recbole_escm2.data.sources import pairs
-from tests.faults.common import call, on_disk, small
 
 ROWS = 160
 PARTS = ("train", "valid", "test")

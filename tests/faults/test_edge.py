@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import Outcome, call, on_disk, refused, small
 
 from recbole_escm2.data import store as store_module
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
@@ -20,7 +21,6 @@ from recbole_escm2.data.store import Store, making
 from recbole_escm2.output import alone, beside, write_json, write_whole
 from recbole_escm2.quick_start import run
 from recbole_escm2.train import trainer
-from tests.faults.common import Outcome, call, on_disk, refused, small
 
 SIMULATION = ("simulate", "--rows=3000", "--behaviours=5")
 

@@ -7,9 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from common import call, small
 
 from recbole_escm2.identity import file_digest
-from tests.faults.common import call, small
 
 
 @pytest.fixture
