@@ -13,7 +13,7 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
+from recbole_escm2.evaluator.constant import worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
@@ -281,8 +281,6 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
             "id."
         )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
-    if worse := outcome.get("worse_than_constant"):
-        lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
     return "\n".join(lines)
