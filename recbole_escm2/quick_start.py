@@ -198,7 +198,7 @@ def evaluate_checkpoint(
     for file in config_file_list:
         given.update(read_yaml(Path(file)))
     given.update(config_dict or {})
-    config = _config_to_score(checkpoint, state, model, dataset, given, command_line)
+    config = config_to_score(checkpoint, state, model, dataset, given, command_line)
     run = Run.of(config)
     with run.at_work(config):
         for key, value in state["places"].items():
@@ -225,7 +225,7 @@ def evaluate_checkpoint(
     return outcome
 
 
-def _config_to_score(
+def config_to_score(
     checkpoint: str | Path,
     state: Mapping[str, Any],
     model: str | type | None,

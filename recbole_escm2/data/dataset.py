@@ -80,6 +80,8 @@ class EntireSpaceDataset(Dataset):
         self.test_pool: int | None = None
         #: How often train has each id, where another part has ids that it lacks; likewise.
         self.seen_ids: dict[str, Tensor] | None = None
+        #: How often train has each id, with train alone; likewise.
+        self.train_ids: dict[str, Tensor] = {}
         #: What data and which split this is a part of; set by :meth:`build`.
         self.identity: Identity | None = None
         super().__init__(config)
@@ -363,6 +365,7 @@ class EntireSpaceDataset(Dataset):
     def _count_ids(self, parts: list[EntireSpaceDataset]) -> None:
         """Say which ids train lacks, and keep how often it has the others where it lacks some."""
         train, *others = (part.id_counts() for part in parts)
+        parts[0].train_ids = train
         for name, own in zip(PARTS[1:], others, strict=True):
             said = []
             for field, counts in own.items():

@@ -69,7 +69,7 @@ def files(config: Any) -> list[Path]:
     Raises:
         UsageError: one is missing.
     """
-    return [file for _, path in _tables(config) for file in _files_of(path)]
+    return [file for _, path in _tables(config) for file in files_of(path)]
 
 
 def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
@@ -94,13 +94,13 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     for part, own in parts.items():
         path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
         with beside(path) as unfinished:
-            pa.parquet.write_table(_arrow(own), unfinished)
+            pa.parquet.write_table(arrow_table(own), unfinished)
             if not path.is_file() or path.read_bytes() != unfinished.read_bytes():
                 os.replace(unfinished, path)
     return name
 
 
-def _arrow(table: Any) -> pa.Table:
+def arrow_table(table: Any) -> pa.Table:
     if hasattr(table, "to_arrow"):  # Polars
         table = table.to_arrow()
     elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
@@ -137,7 +137,7 @@ def _tables(config: Any) -> list[tuple[str | None, Path]]:
     return parts
 
 
-def _files_of(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """The file, or the files of a folder, in the order of their names."""
     if not path.is_dir():
         return [path]
@@ -147,7 +147,7 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
-def _open(
+def open_table(
     file: Path, types: Mapping[str, pa.DataType]
 ) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
     """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
@@ -189,7 +189,7 @@ def read(config: Any) -> tuple[Schema, Iterator[Chunk]]:
         raise UsageError("impressions: pairs makes D of atomic files; a table's rows are D")
     tables = _tables(config)
     getLogger().info(f"reading {', '.join(path.name for _, path in tables)}")
-    reader = _Reader(config, _files_of(tables[0][1])[0])
+    reader = _Reader(config, files_of(tables[0][1])[0])
     return reader.schema(), reader.chunks(tables)
 
 
@@ -204,7 +204,7 @@ class _Reader:
     def __init__(self, config: Any, first: Path) -> None:
         self.config = config
         self.first = first
-        header, _ = _open(first, {})
+        header, _ = open_table(first, {})
         if twice := [name for name in header.names if header.names.count(name) > 1]:
             raise UsageError(f"{first}: the column '{twice[0]}' stands there twice")
         self.types = dict(zip(header.names, header.types, strict=True))
@@ -311,13 +311,13 @@ class _Reader:
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
         """All rows, file by file."""
         for part, path in tables:
-            for file in _files_of(path):
+            for file in files_of(path):
                 yield from self._chunks_of(file, part)
 
     def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
         is_csv = file.suffix == ".csv"
         types = self._csv_types() if is_csv else {}
-        header, batches = _open(file, types)
+        header, batches = open_table(file, types)
         made = {self.labels.conversion} if self.threshold else set()
         labels = set(filter(None, vars(self.labels).values()))
         columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
@@ -350,7 +350,7 @@ class _Reader:
     def _converted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for own in self.fields:
-            columns[own.name] = _as_numbers(columns[own.name], own.kind)
+            columns[own.name] = as_numbers(columns[own.name], own.kind)
         if self.threshold:
             ((field, least),) = self.threshold.items()
             converted = pc.greater_equal(columns.pop(field).cast(pa.float64()), float(least))
@@ -364,7 +364,7 @@ def _is_own_kind(kind: pa.DataType) -> bool:
     return pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
 
 
-def _as_numbers(column: pa.Array, kind: str) -> pa.Array:
+def as_numbers(column: pa.Array, kind: str) -> pa.Array:
     """What the builder takes: times in seconds, lists of any size, text as text."""
     own = column.type
     if kind == "float":
