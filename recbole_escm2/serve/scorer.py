@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.data.encoding import Fault, part_of
-from recbole_escm2.data.sources.table import arrow_table
+from recbole_escm2.data.sources.table_files import as_arrow
 from recbole_escm2.errors import UsageError
 from recbole_escm2.keys import PAIR
 from recbole_escm2.metric_names import ALL_TASKS
@@ -97,7 +97,7 @@ class Scorer:
         Raises:
             UsageError: a column is missing, or holds what the model can't read; it says where.
         """
-        rows = arrow_table(table)
+        rows = as_arrow(table)
         self.encoders[0].check_columns(rows.column_names, "the table")
         parts: dict[str, list[NDArray[np.float32]]] = {task: [] for task in self.tasks}
         for start in range(0, rows.num_rows, self.block):
