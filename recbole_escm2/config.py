@@ -479,6 +479,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     _derive_metrics(config, external)
+    _derive_saved(config)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -526,6 +527,16 @@ def _derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
     config["valid_metric"] = _shown_name(config["valid_metric"], config["topk"])
+
+
+def _derive_saved(config: Any) -> None:
+    """The splits whose predictions are kept, as a list; test, whose numbers are shown, is last."""
+    asked = config["save_predictions"]
+    if isinstance(asked, str):
+        asked = [name.strip() for name in asked.split(",")]
+    elif isinstance(asked, bool):
+        asked = ["test"] if asked else []
+    config["save_predictions"] = [name for name in ("valid", "test") if name in asked]
 
 
 def _shown_name(metric: str, topk: list[int]) -> str:

@@ -17,6 +17,7 @@ from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.influence import keep_influence
+from recbole_escm2.evaluator.prediction_file import keep_predictions
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
@@ -85,7 +86,10 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
+        if "valid" in config["save_predictions"]:
+            _keep_predictions(config, run, trained, "valid", trained.score("valid")[1])
         test_result, predictions = trained.score("test")
+        _keep_predictions(config, run, trained, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
@@ -115,6 +119,19 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
 def _items(part: Any) -> Any:
     """The item of each impression, where impressions have one."""
     return None if part.iid_field is None else part.inter_feat[part.iid_field].numpy()
+
+
+def _keep_predictions(
+    config: Config,
+    run: Run,
+    trained: Training | Pair,
+    split: str,
+    predictions: Predictions,
+) -> None:
+    """Write the predictions of the split that was scored last, where they are asked for."""
+    if split in config["save_predictions"]:
+        part, trainer = trained.splits[split].dataset, trained.trainings[-1].trainer
+        keep_predictions(run.folder, split, part, predictions, trainer.propensity())
 
 
 def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
@@ -210,7 +227,13 @@ def evaluate_checkpoint(
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        test_result = trainer.evaluate(test, False, show_progress=config["show_progress"])
+        for split in dict.fromkeys([*config["save_predictions"], "test"]):
+            test_result = trainer.evaluate(
+                training.splits[split], False, show_progress=config["show_progress"]
+            )
+            predictions = trainer.eval_collector.predictions
+            assert predictions is not None, "they have just been collected"
+            _keep_predictions(config, run, training, split, predictions)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {

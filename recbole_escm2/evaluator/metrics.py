@@ -43,6 +43,7 @@ __all__ = [
     "pr_auc",
     "recall",
     "recall_at_k",
+    "user_auc",
     "user_ranking",
 ]
 
@@ -433,18 +434,23 @@ def gauc(ranking: UserRanking) -> float:
     Raises:
         UndefinedMetricError: No user has both classes.
     """
+    areas = user_auc(ranking)
+    both = ~np.isnan(areas)
+    if not both.any():
+        raise UndefinedMetricError(f"no user with both classes among {areas.size:,} users")
+    weight = np.add.reduceat(ranking.rows, ranking.first)[both]
+    return float(np.sum(weight * areas[both]) / np.sum(weight))
+
+
+def user_auc(ranking: UserRanking) -> Floats:
+    """AUC within each user, in ascending order of user, NaN where one has one class, ``[U]``."""
     first, positive = ranking.first, ranking.positives
     negative = ranking.rows - positive
     twice_won = np.add.reduceat(negative * (2 * _before(positive, first) + positive), first)
-    positives = np.add.reduceat(positive, first)
-    negatives = np.add.reduceat(negative, first)
-    both = (positives > 0) & (negatives > 0)
-    if not both.any():
-        raise UndefinedMetricError(f"no user with both classes among {first.size:,} users")
-    positives, negatives = positives[both], negatives[both]
-    weight = positives + negatives
-    user_auc = twice_won[both] / (2 * positives * negatives)
-    return float(np.sum(weight * user_auc) / np.sum(weight))
+    pairs = np.add.reduceat(positive, first) * np.add.reduceat(negative, first)
+    areas = np.full(first.size, np.nan)
+    np.divide(twice_won, 2 * pairs, out=areas, where=pairs > 0)
+    return areas
 
 
 def ndcg_at_k(ranking: UserRanking, k: int) -> float:

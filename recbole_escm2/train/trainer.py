@@ -334,11 +334,21 @@ class EntireSpaceTrainer(Trainer):
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
 
-    def _weigh(self) -> WeightDiagnostics | None:
-        """The propensity weights on the split that was scored last, of a model that has them."""
+    def propensity(self) -> NDArray[Any] | None:
+        """ô on the split that was scored last, ``[|D|]``; None where nothing is weighed by it.
+
+        Of a model that weighs clicks in a way of its own it is what they are divided by.
+        """
         predictions = self.eval_collector.predictions
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
+            return None
+        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+
+    def _weigh(self) -> WeightDiagnostics | None:
+        """The propensity weights on the split that was scored last, of a model that has them."""
+        predictions = self.eval_collector.predictions
+        if self.propensity() is None or predictions is None:
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,

@@ -61,7 +61,7 @@ OF_ANY_MODEL = {
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
-        "topk",
+        *("save_predictions", "topk"),
     },
     "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
 }
