@@ -434,23 +434,26 @@ def gauc(ranking: UserRanking) -> float:
     Raises:
         UndefinedMetricError: No user has both classes.
     """
-    areas = user_auc(ranking)
-    both = ~np.isnan(areas)
-    if not both.any():
-        raise UndefinedMetricError(f"no user with both classes among {areas.size:,} users")
-    weight = np.add.reduceat(ranking.rows, ranking.first)[both]
-    return float(np.sum(weight * areas[both]) / np.sum(weight))
+    each, weight = user_auc(ranking)
+    return float(np.sum(weight * each) / np.sum(weight))
 
 
-def user_auc(ranking: UserRanking) -> Floats:
-    """AUC within each user, in ascending order of user, NaN where one has one class, ``[U]``."""
+def user_auc(ranking: UserRanking) -> tuple[Floats, Ints]:
+    """AUC and number of rows of each user with both classes, in ascending order of user, ``[U]``.
+
+    Raises:
+        UndefinedMetricError: No user has both classes.
+    """
     first, positive = ranking.first, ranking.positives
     negative = ranking.rows - positive
     twice_won = np.add.reduceat(negative * (2 * _before(positive, first) + positive), first)
-    pairs = np.add.reduceat(positive, first) * np.add.reduceat(negative, first)
-    areas = np.full(first.size, np.nan)
-    np.divide(twice_won, 2 * pairs, out=areas, where=pairs > 0)
-    return areas
+    positives = np.add.reduceat(positive, first)
+    negatives = np.add.reduceat(negative, first)
+    both = (positives > 0) & (negatives > 0)
+    if not both.any():
+        raise UndefinedMetricError(f"no user with both classes among {first.size:,} users")
+    positives, negatives = positives[both], negatives[both]
+    return twice_won[both] / (2 * positives * negatives), positives + negatives
 
 
 def ndcg_at_k(ranking: UserRanking, k: int) -> float:

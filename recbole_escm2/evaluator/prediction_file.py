@@ -160,11 +160,13 @@ def metrics_by_user(predictions: Predictions, field: str, tokens: Any) -> pa.Tab
     for metric, space in _BY_USER.items():
         try:
             scored = predictions.scored(space)
-            areas = user_auc(scored.ranking)
+            areas, _ = user_auc(scored.ranking)
         except (UndefinedMetricError, NotPredictedError):
             continue
         assert scored.user is not None
+        owner = np.searchsorted(users, scored.user)
+        positives, rows = (np.bincount(owner, w, len(users)) for w in (scored.label, None))
         own = np.full(len(users), np.nan)
-        own[np.searchsorted(users, np.unique(scored.user[scored.user != 0]))] = areas
+        own[(users != 0) & (positives > 0) & (positives < rows)] = areas
         columns[metric] = pa.array(own, from_pandas=True)
     return pa.table(columns).filter(pa.array(users != 0))
