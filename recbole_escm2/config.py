@@ -422,6 +422,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     derive_metrics(config, external)
     _derive_saved(config)
+    _derive_groups(config)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -443,6 +444,13 @@ def _weight_field(config: Any) -> str | None:
         raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")
     field: str = config[key]
     return field
+
+
+def _derive_groups(config: Any) -> None:
+    """What impressions are put into groups by, as a list, each once."""
+    asked = config["by"] or []
+    names = asked.split(",") if isinstance(asked, str) else asked
+    config["by"] = list(dict.fromkeys(name.strip() for name in names))
 
 
 def _derive_saved(config: Any) -> None:

@@ -26,6 +26,7 @@ from recbole_escm2.evaluator.evaluator import (
     EntireSpaceEvaluator,
     MetricResult,
 )
+from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
 from recbole_escm2.keys import PLACE_KEYS
@@ -312,9 +313,7 @@ class EntireSpaceTrainer(Trainer):
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
         if improved:
             self.best_epoch = epoch
-            predictions = self.eval_collector.predictions
-            assert predictions is not None, "they have just been collected"
-            self.beside_constant = beside_constant(predictions, self.label_task)
+            self.beside_constant = beside_constant(self.predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
@@ -333,6 +332,13 @@ class EntireSpaceTrainer(Trainer):
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of the split that was scored last."""
+        predictions = self.eval_collector.predictions
+        assert predictions is not None, "a split is scored before"
+        return predictions
 
     def propensity(self) -> NDArray[Any] | None:
         """ô on the split that was scored last, ``[|D|]``; None where nothing is weighed by it.
@@ -361,9 +367,7 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        predictions = self.eval_collector.predictions
-        assert predictions is not None, "a split is scored before"
-        propensity = np.asarray(predictions.propensity, dtype=np.float64)
+        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
         return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(
