@@ -228,6 +228,29 @@ class EntireSpaceDataset(Dataset):
                 batch.add(joined)
         return batch[0] if one else batch
 
+    def values(self, field: str, rows: slice = slice(None)) -> Tensor:
+        """A column with one value an impression, also where it stands in a joined table.
+
+        Args:
+            field: its name.
+            rows: which impressions; all by default.
+
+        Returns:
+            Ids int64, numbers float32, ``[rows]``.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        chosen = self.inter_feat[rows]
+        if field in chosen:
+            column: Tensor = chosen[field]
+            return column
+        for key, feat in self._joins:
+            if field in feat:
+                joined: Tensor = feat[chosen.key(key)][field]
+                return joined
+        raise KeyError(field)
+
     # ------------------------------------------------------------------ splits
 
     def _change_feat_format(self) -> None:

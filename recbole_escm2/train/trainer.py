@@ -27,6 +27,7 @@ from recbole_escm2.evaluator.evaluator import (
     EntireSpaceEvaluator,
     MetricResult,
 )
+from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
 from recbole_escm2.keys import PLACE_KEYS
@@ -335,9 +336,7 @@ class EntireSpaceTrainer(Trainer):
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
         if improved:
             self.best_epoch = epoch
-            predictions = self.eval_collector.predictions
-            assert predictions is not None, "they have just been collected"
-            self.beside_constant = beside_constant(predictions, self.label_task)
+            self.beside_constant = beside_constant(self.predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
@@ -357,11 +356,28 @@ class EntireSpaceTrainer(Trainer):
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
 
-    def _weigh(self) -> WeightDiagnostics | None:
-        """The propensity weights on the split that was scored last, of a model that has them."""
+    @property
+    def predictions(self) -> Predictions:
+        """Of the split that was scored last."""
+        predictions = self.eval_collector.predictions
+        assert predictions is not None, "a split is scored before"
+        return predictions
+
+    def propensity(self) -> NDArray[Any] | None:
+        """ô on the split that was scored last, ``[|D|]``; None where nothing is weighed by it.
+
+        Of a model that weighs clicks in a way of its own it is what they are divided by.
+        """
         predictions = self.eval_collector.predictions
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
+            return None
+        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+
+    def _weigh(self) -> WeightDiagnostics | None:
+        """The propensity weights on the split that was scored last, of a model that has them."""
+        predictions = self.eval_collector.predictions
+        if self.propensity() is None or predictions is None:
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
@@ -374,9 +390,7 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        predictions = self.eval_collector.predictions
-        assert predictions is not None, "a split is scored before"
-        propensity = np.asarray(predictions.propensity, dtype=np.float64)
+        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
         return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(
