@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, date, datetime
 from enum import Flag, auto
 from typing import Any, NamedTuple
 
@@ -157,8 +158,29 @@ def _is_split(value: Any) -> bool:
     ((way, how),) = value.items()
     if way == "LS":
         return how in ("valid_and_test", "valid_only", "test_only")
+    if way == "TIME" and isinstance(how, list) and len(how) in (1, 2):
+        return all(moment(value) is not None for value in how)
     of_numbers = isinstance(how, list) and all(map(NOT_NEGATIVE.holds, how))
+    if way == "TIME":
+        return of_numbers and len(how) == 3 and sum(how) > 0
     return way in ("RS", "TS") and of_numbers and sum(how) > 0
+
+
+def moment(value: Any) -> float | None:
+    """A time as a number: seconds since 1970 of a date, a number as it is; None for neither.
+
+    Args:
+        value: a number in the unit of ``TIME_FIELD``, or a date as ISO 8601 has it, of UTC where
+            it names no zone: ``2020-01-31``, ``2020-01-31 18:00``.
+    """
+    if _is_number(value):
+        return float(value) if math.isfinite(value) else None
+    text = value.isoformat() if isinstance(value, date) else value
+    try:
+        found = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _are_parts(value: Any) -> bool:
@@ -301,6 +323,8 @@ OURS: Mapping[str, Key] = {
     "weight_scaler": Key(_one_of("mean", "raw")),
     "standardize": Key(BOOLEAN, DATA),
     # Split
+    "keep_together": Key(COLUMN, OPTIONAL),
+    "folds": Key(_whole(2), OPTIONAL),
     "tuning_part": Key(
         Kind(
             "a mapping of share (between 0 and 1), seed and role (trial or comparison)",
@@ -534,7 +558,9 @@ OF_RECBOLES_MODELS: Mapping[str, Kind] = {
 #: What stands within ``eval_args``.
 EVAL_ARGS: Mapping[str, Kind] = {
     "split": Kind(
-        "{RS: [0.8, 0.1, 0.1]}, {TS: [0.8, 0.1, 0.1]} or {LS: valid_and_test}", _is_split
+        "{RS: [0.8, 0.1, 0.1]}, {TIME: ['2020-01-01', '2020-02-01']}, {TIME: [0.8, 0.1, 0.1]}, "
+        "{TS: [0.8, 0.1, 0.1]} or {LS: valid_and_test}",
+        _is_split,
     ),
     "order": _one_of("RO", "TO"),
     "group_by": Kind("~ or 'user'", lambda v: str(v).lower() in ("none", "user")),

@@ -46,7 +46,7 @@ class Seeds:
     tuning_share: float = 0.5
 
     def draws(self, config: Config) -> str:
-        """``world``, ``split`` or ``weights``, see :func:`seed_draws`."""
+        """``world``, ``split``, ``fold`` or ``weights``, see :func:`seed_draws`."""
         return "world" if self.worlds else seed_draws(config, _presplit(config))
 
     def settings(self, row: Row, config: Config, seed: int, trial: bool = False) -> dict[str, Any]:
@@ -67,7 +67,8 @@ class Seeds:
         if row.aa:
             set_for_all = config["training_seed"]
             own["training_seed"] = other_training_seed(seed if set_for_all is None else set_for_all)
-        if self.of_tuning is not None and self.draws(config) == "split":
+        self._check_folds(row, config)
+        if self.of_tuning is not None and self.draws(config) in ("split", "fold"):
             try:
                 check_tuning_part(config, _presplit(config), self.tuning_share)
             except UsageError as error:
@@ -76,6 +77,16 @@ class Seeds:
             part = {"share": self.tuning_share, "seed": self.of_tuning, "role": role}
             own["tuning_part"] = part
         return own
+
+    def _check_folds(self, row: Row, config: Config) -> None:
+        """Each seed tests on a fold of its own."""
+        folds, seeds = config["folds"], self.of_table
+        if folds and len({seed % folds for seed in seeds}) < len(seeds):
+            raise UsageError(
+                f"{row.label}: folds {folds}: a seed tests on fold seed mod {folds}, and two of the "
+                f"seeds {', '.join(map(str, seeds))} on the same one: give no more seeds than "
+                "folds, one after the other (--seeds)"
+            )
 
     def about_worlds(self) -> str | None:
         """What to say of them before anything runs."""

@@ -149,6 +149,13 @@ _VARIANCES = {
         "n_test/n_train), with n_test/n_train = {share:.3g}, and t has n - 1 degrees of freedom "
         "(Nadeau and Bengio, 2003). They are about training on other data of this kind and size."
     ),
+    "fold": (
+        "Cross-validation: each seed tests on a fold of its own of one partition, and trains on "
+        "the others, so that training rows overlap. Intervals and tests allow for that: the "
+        "variance of a mean over n folds is s²(1/n + n_test/n_train), with n_test/n_train = "
+        "{share:.3g}, and t has n - 1 degrees of freedom (Nadeau and Bengio, 2003; for folds "
+        "Bouckaert and Frank, 2004). They are about training on other data of this kind and size."
+    ),
     "weights": (
         "All seeds have one test set; they draw initial weights, and the validation rows where the "
         "data doesn't have any of its own. The variance of a primary metric, or of a difference in "
