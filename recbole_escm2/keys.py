@@ -184,7 +184,11 @@ def moment(value: Any) -> float | None:
 
 
 def _are_parts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(TEXT.holds, value)) and len({*value}) == 3
+    return (
+        isinstance(value, list)
+        and all(map(TEXT.holds, value))
+        and len({*value}) == len(value) in (2, 3)
+    )
 
 
 def _is_path(value: Any) -> bool:
@@ -325,6 +329,7 @@ OURS: Mapping[str, Key] = {
     # Split
     "keep_together": Key(COLUMN, OPTIONAL),
     "folds": Key(_whole(2), OPTIONAL),
+    "validation_share": Key(BETWEEN, OPTIONAL),
     "tuning_part": Key(
         Kind(
             "a mapping of share (between 0 and 1), seed and role (trial or comparison)",
@@ -405,7 +410,6 @@ OURS: Mapping[str, Key] = {
 OF_DATA_SETS: Mapping[str, Key] = {
     "feature_fields": Key(_names("literature, all or a list")),
     "min_count": Key(_whole(1, 2**31, "a whole number from 1 to 2^31 - 1"), DATA),
-    "validation_share": Key(BETWEEN),
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to its value")),  # which the source checks
     "simulation_seed": Key(SEED),
@@ -482,7 +486,9 @@ RECBOLES: Mapping[str, Key] = {
     "metric_decimal_place": Key(NATURAL, SCORING | UNUSED),
     # Files
     "dataset": Key(_text("the name of a data set"), NO_SWEEP),
-    "benchmark_filename": Key(Kind("a list of three different names", _are_parts), DATA),
+    "benchmark_filename": Key(
+        Kind("a list of three different names, or of two without validation,", _are_parts), DATA
+    ),
     **dict.fromkeys(("field_separator", "seq_separator"), Key(TEXT, DATA | NO_SWEEP)),
     "encoding": Key(Kind("the name of an encoding", _is_encoding), DATA),
     **dict.fromkeys(

@@ -25,6 +25,7 @@ from recbole_escm2.data.splits import (
     check_split,
     check_tuning_part,
     fold_of,
+    has_validation,
     in_words,
     is_grouped,
     moments_of,
@@ -286,7 +287,11 @@ class EntireSpaceDataset(Dataset):
             if presplit and not len(parts[1]):
                 parts[:2] = parts[0].with_validation(self.config["validation_share"])
         if len(parts) != 3:
-            raise UsageError(f"eval_args must split D in three parts, got {len(parts)}")
+            raise UsageError(
+                f"eval_args must split D in three parts, got {len(parts)}; one without validation "
+                "has a 0 in the middle, as in {RS: [0.8, 0, 0.2]}"
+            )
+        validates = has_validation(self.config, self.file_size_list)
         identity = self._identity(parts)
         for name, part in zip(PARTS, parts, strict=True):
             part.identity = identity
@@ -295,7 +300,7 @@ class EntireSpaceDataset(Dataset):
         for part in parts:
             part.truth = replace(part.truth, train_rate=rates)
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
-            if len(part) == 0:
+            if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.data.schema import PARTS
 from recbole_escm2.errors import UsageError
 from recbole_escm2.keys import moment as moment_of
 
@@ -21,18 +22,44 @@ def part_names(config: Any) -> list[str] | None:
     """The names that config ``benchmark_filename`` has for train, validation and test.
 
     Returns:
-        None where a data set isn't split by its files.
+        None where a data set isn't split by its files; two where there is no validation.
 
     Raises:
-        UsageError: they aren't three.
+        UsageError: they are neither two nor three.
     """
     names: list[str] | None = config["benchmark_filename"]
-    if names is not None and (not isinstance(names, list) or len(names) != 3):
+    if names is not None and (not isinstance(names, list) or len(names) not in (2, 3)):
         raise UsageError(
             "benchmark_filename must be a list of three names, for train, validation and test, "
-            f"got {names!r}"
+            f"or of two without validation, got {names!r}"
         )
     return names
+
+
+def named_parts(config: Any) -> list[tuple[str | None, str | None]]:
+    """Part and name in ``benchmark_filename`` of each file; a single (None, None) without it."""
+    names = part_names(config)
+    if names is None:
+        return [(None, None)]
+    parts = PARTS if len(names) == len(PARTS) else (PARTS[0], PARTS[-1])
+    return list(zip(parts, names, strict=True))
+
+
+def has_validation(config: Any, sizes: Sequence[int] | None) -> bool:
+    """Whether some impressions are to validate, by which an epoch is chosen.
+
+    Args:
+        config: that says how D is split.
+        sizes: of the parts, where the source has parts of its own: files, or Ali-CCP's test.
+    """
+    if sizes is not None:
+        return sizes[1] > 0 or bool(config["validation_share"])
+    way, how = way_of(config)
+    if way == "LS":
+        return bool(how != "test_only")
+    if way == "TIME" and len(how) < len(PARTS):
+        return len(how) == 2
+    return len(how) != len(PARTS) or how[1] > 0
 
 
 def way_of(config: Any) -> tuple[str, Any]:
@@ -61,6 +88,11 @@ def check_split(config: Any, presplit: bool) -> None:
         raise UsageError(
             "eval_args split TIME has the same moments for all, and group_by user splits each "
             "user's rows: leave group_by out, or choose {RS: [0.8, 0.1, 0.1]} with order TO"
+        )
+    if config["validation_share"] and not presplit:
+        raise UsageError(
+            "validation_share is the share of train that validates where the data has a test of "
+            f"its own; here eval_args says it: split {{{way}: {how}}}"
         )
     for key in ("folds", "keep_together"):
         if config[key] is None:

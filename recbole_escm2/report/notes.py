@@ -65,6 +65,8 @@ def notes(study: Study) -> Iterable[str]:
     chosen = sorted({run["valid_metric"] for run in runs if run.get("valid_metric")})
     chosen_by = f" (chosen by {', '.join(chosen)})" if chosen else ""
     at_best = f"at the best epoch on validation{chosen_by}"
+    if all("best_valid_score" in run and run["best_valid_score"] is None for run in runs):
+        at_best = "after the last epoch, of a number fixed in advance (no validation)"
     if seeds == 1:
         yield (
             f"Test metrics of a single seed ({study.seeds[0]}) {at_best}: with one seed there is "

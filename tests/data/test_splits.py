@@ -4,10 +4,13 @@ import logging
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_escm2.config import Config
+from recbole_escm2.data import EntireSpaceDataset, save_table
 from recbole_escm2.data.splits import Ordered, fold_of, seed_draws
 from recbole_escm2.errors import UsageError
 
@@ -261,3 +264,58 @@ def test_folds_have_each_row_in_one_part(together, folds, seed):
     assert sorted(np.concatenate(parts)) == list(range(rows))
     tests = [fold(k)[2] for k in range(folds)]
     assert sorted(np.concatenate(tests)) == list(range(rows))
+
+
+# --- without validation ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_args": {"split": {"RS": [0.8, 0, 0.2]}}},
+        {"eval_args": {"split": {"RS": [0.8, 0, 0.2]}, "order": "TO"}},
+        {"eval_args": {"split": {"RS": [0.8, 0, 0.2]}}, "keep_together": "user_id"},
+        {"eval_args": {"split": {"RS": [1, 0, 1]}}, "folds": 5},
+        {"eval_args": {"split": {"LS": "test_only"}}},
+        by_time("2018-01-25"),
+        by_time(0.8, 0, 0.2),
+    ],
+    ids=str,
+)
+def test_a_split_may_have_no_validation(daily, rows_of, settings):
+    train, valid, test = daily.build(**settings)
+    assert len(valid) == 0
+    assert len(test) == (
+        6 if "LS" in str(settings) else 10 if "user_id" in settings.values() else 12
+    )
+    assert sorted(rows_of(train, test)) == list(range(N))
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_two_files_are_train_and_test(toy, rows_of, share):
+    toy.write("one.inter", toy.table[:40])
+    toy.write("two.inter", toy.table[40:])
+    parts = toy.build(benchmark_filename=["one", "two"], validation_share=share, seed=3)
+    assert [len(part) for part in parts] == ([40, 0, 20] if share is None else [30, 10, 20])
+    assert sorted(rows_of(*parts[:2])) == list(range(40))
+    assert rows_of(parts[2]) == list(range(40, 60))
+    assert parts[0].seed_draws == "weights"
+
+
+def test_two_tables_are_train_and_test(tmp_path):
+    frame = pd.DataFrame({"item_id": [f"i{i % 7}" for i in range(40)], "click": [0, 1] * 20})
+    parts = {"train": frame[:30], "test": frame[30:]}
+    save_table(parts, "mine", tmp_path)
+    config = Config(
+        "DeepFM",
+        "mine",
+        config_dict={"data_path": str(tmp_path), "benchmark_filename": ["train", "test"]},
+    )
+    assert [len(part) for part in EntireSpaceDataset(config).build()] == [30, 0, 10]
+
+
+def test_a_share_of_train_needs_a_test_of_its_own(toy):
+    with pytest.raises(
+        UsageError, match=r"validation_share .*eval_args says it: split \{RS: \[0.8"
+    ):
+        toy.build(validation_share=0.1)

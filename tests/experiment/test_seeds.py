@@ -147,7 +147,7 @@ def test_seeds_test_on_folds_of_their_own(asked):
     tests = {run.seed: rows_of(parts_of(run)[2]) for run in plan.runs}
     assert sorted(map(len, tests.values())) == [1333, 1333, 1334]
     assert len(set.union(*tests.values())) == 4000
-    with pytest.raises(UsageError, match="folds 3: .*two of the seeds 2020, 2021, 2022, 2023 on"):
+    with pytest.raises(UsageError, match=r"folds 3: .*two of the seeds 2020, 2021, 2022, 2023 on"):
         make_experiment(asked("one data set", folds="3", seeds="4"))
 
 
