@@ -188,7 +188,7 @@ for bad_interval in ("user_inter_num_interval", "item_inter_num_interval"):
     BAD[bad_interval] = [*BAD[bad_interval], "[10,5]", "[a,b]", "[1,2];", "[5,]"]
 BAD["clip_grad_norm"] += [{"max_norm": value} for value in (0, -1, math.nan, math.inf, True)]
 BAD["clip_grad_norm"] += [{"max_norm": 1, "norm_type": value} for value in (0, -2, "max", None)]
-BAD["benchmark_filename"] += [["a", "b"], ["a", "a", "b"], ["a", "b", "c", "d"]]
+BAD["benchmark_filename"] += [["a", "a"], ["a"], ["a", "a", "b"], ["a", "b", "c", "d"]]
 
 #: Of RecBole's models: one that has the key, and wrong values.
 BAD_OF_MODELS = {
