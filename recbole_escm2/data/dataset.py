@@ -373,22 +373,22 @@ class EntireSpaceDataset(Dataset):
 
     def _times(self, way: str) -> NDArray[np.float64]:
         """The time of each impression, ``[|D|]``."""
-        asked = "eval_args split TIME" if way == "TIME" else "eval_args order TO"
+        split = "eval_args split TIME" if way == "TIME" else "eval_args order TO"
         if self.time_field not in self.inter_feat:
             raise UsageError(
-                f"{asked} needs the column '{self.time_field}' (TIME_FIELD), and "
+                f"{split} needs the column '{self.time_field}' (TIME_FIELD), and "
                 f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
             )
-        times = self.inter_feat.apart(self.store.schema["exact_time"])
+        times = self.inter_feat.columnar(self.store.schema["exact_time"])
         if times is None:
             kind = self.field2type[self.time_field].value
             raise UsageError(
-                f"{asked} needs times, and '{self.time_field}' (TIME_FIELD) is a "
+                f"{split} needs times, and '{self.time_field}' (TIME_FIELD) is a "
                 f"{kind}: declare it a float, in seconds for example"
             )
         if len(times) > 1 and (times == times[0]).all():
             raise UsageError(
-                f"{asked} needs times, and '{self.time_field}' (TIME_FIELD) is the same in all rows"
+                f"{split} needs times, and '{self.time_field}' (TIME_FIELD) is the same in all rows"
             )
         return np.asarray(times)
 
@@ -398,7 +398,7 @@ class EntireSpaceDataset(Dataset):
         if name is None:
             return None
         if name == self.uid_field and group is not None:  # rare users are told apart there
-            return np.asarray(self.inter_feat.apart(group))
+            return np.asarray(self.inter_feat.columnar(group))
         kind = self.field2type.get(name)
         if name not in self.inter_feat or kind != FeatureType.TOKEN:
             raise UsageError(
@@ -490,7 +490,7 @@ class EntireSpaceDataset(Dataset):
 
     def _labels(self) -> Truth:
         config, group = self.config, self.store.schema["group"]
-        column = self.inter_feat.apart
+        column = self.inter_feat.columnar
         return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),

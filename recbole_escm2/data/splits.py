@@ -1,4 +1,4 @@
-"""How D is split, what a seed draws of it, and impressions that are kept apart for tuning."""
+"""How D is split, what a seed draws of it, and impressions that are reserved for tuning."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def check_split(config: Any, presplit: bool) -> None:
             )
         if config["tuning_part"]:
             raise UsageError(
-                f"{key} leaves no impressions that can be kept for tuning: tune without {key}, and "
+                f"{key} leaves no impressions that can be reserved for tuning: tune without {key}, and "
                 "give the settings"
             )
 
@@ -132,7 +132,7 @@ def seed_draws(config: Any, presplit: bool) -> str:
 
 
 def check_tuning_part(config: Any, presplit: bool, share: float) -> None:
-    """Whether a share of the impressions can be kept apart for tuning.
+    """Whether a share of the impressions can be reserved for tuning.
 
     Raises:
         UsageError: not by this split, or not so many; the message says what can be.
@@ -142,14 +142,14 @@ def check_tuning_part(config: Any, presplit: bool, share: float) -> None:
             f"folds {config['folds']}: each impression is tested on by some seed, so that none is "
             "left to tune on. Tune with a random split (leave folds out), and give the settings"
         )
-    asked, (way, ratios) = config["eval_args"], way_of(config)
+    eval_args, (way, ratios) = config["eval_args"], way_of(config)
     drawn = way == "RS" and not is_grouped(config) and config["keep_together"] is None
     if seed_draws(config, presplit) == "weights" or not drawn:
         raise UsageError(
-            "impressions that no seed tests on can be kept apart for tuning only where impressions "
+            "impressions that no seed tests on can be reserved for tuning only where impressions "
             "are split at random by ratio (eval_args split RS, order RO, no group_by, no "
-            f"keep_together), got {asked['split']}, order {asked['order']}, "
-            f"group_by {asked['group_by']}, keep_together {config['keep_together']}"
+            f"keep_together), got {eval_args['split']}, order {eval_args['order']}, "
+            f"group_by {eval_args['group_by']}, keep_together {config['keep_together']}"
         )
     test = ratios[-1] / sum(ratios)
     if test >= 1 - share:
@@ -271,18 +271,18 @@ def moments_of(how: Sequence[Any], first: float, last: float) -> list[float]:
     """
     if len(how) == 3:
         shares = np.cumsum(how) / sum(how)
-        found = [first + (last - first) * float(share) for share in shares[:2]]
-        return found[1:] if how[1] == 0 else found
-    found = [moment for moment in map(moment_of, how) if moment is not None]
-    if found != sorted(set(found)):
+        moments = [first + (last - first) * float(share) for share in shares[:2]]
+        return moments[1:] if how[1] == 0 else moments
+    moments = [at for at in map(moment_of, how) if at is not None]
+    if moments != sorted(set(moments)):
         raise UsageError(f"eval_args split TIME: validation begins before test, got {list(how)}")
-    for given, at in zip(how, found, strict=True):
+    for given, at in zip(how, moments, strict=True):
         if not first < at <= last:
             raise UsageError(
                 f"eval_args split TIME: {given} has impressions on one side only. They are from "
                 f"{in_words(first)} to {in_words(last)}; dates are for times in seconds since 1970"
             )
-    return found
+    return moments
 
 
 def in_words(time: float) -> str:
@@ -295,7 +295,7 @@ def in_words(time: float) -> str:
 def with_tuning_part(
     positions: NDArray[np.int64], part: Mapping[str, Any], test: int
 ) -> tuple[NDArray[np.int64], int]:
-    """The order in which to split impressions of which some are kept apart for tuning.
+    """The order in which to split impressions of which some are reserved for tuning.
 
     Those are a random share of D by a seed of their own. A trial has nothing else; a run of the
     comparison draws test, the last rows of its order, from the others and may train and validate

@@ -129,7 +129,7 @@ def test_in_the_order_of_time_a_moment_is_in_one_part(toy, rows_of, shares):
         ({"keep_together": "timestamp"}, "keep_together must name a column of tokens"),
         (
             {"keep_together": "user_id", "tuning_part": {"share": 0.5, "seed": 1, "role": "trial"}},
-            "keep_together leaves no impressions that can be kept for tuning",
+            "keep_together leaves no impressions that can be reserved for tuning",
         ),
     ],
 )
