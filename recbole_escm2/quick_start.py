@@ -51,6 +51,8 @@ def run(
 ) -> dict[str, Any]:
     """Train a model with early stopping on validation and score the best epoch on test.
 
+    A split without validation has neither: the last of ``epochs`` is scored.
+
     A single-task model with ``task: both`` is a :class:`~recbole_escm2.train.pair.Pair`.
 
     Args:
@@ -64,11 +66,11 @@ def run(
             result. By default a new one in ``output_dir``.
 
     Returns:
-        ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
-        and ``test_result`` (floats by metric name, unrounded), ``best_epoch`` (None where there
-        were two trainings), ``worse_than_constant`` (None, or a ``task`` with its ``log_loss`` on
-        validation and that of a ``constant`` prediction), ``run_dir``, ``simulated`` (what to say
-        with numbers on simulated data, else None).
+        ``best_valid_score`` (of ``valid_metric``, None without validation), ``valid_score_bigger``,
+        ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
+        (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
+        ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
+        ``simulated`` (what to say with numbers on simulated data, else None).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -107,7 +109,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             f"training and evaluation took {seconds:.1f}s; all of it is in {run.folder}"
         )
         outcome = {
-            "best_valid_score": float(best_score),
+            "best_valid_score": None if best_score is None else float(best_score),
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": best_valid,
             "test_result": test_result,

@@ -24,6 +24,7 @@ from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
 from recbole_escm2.experiment.runs import Outcome, Process, execute, finished
+from recbole_escm2.experiment.seeds import check_tunable
 from recbole_escm2.experiment.study import Trial, Tuning, part_label
 from recbole_escm2.experiment.trials import (
     SAMPLERS,
@@ -137,6 +138,7 @@ def search(options: Mapping[str, str]) -> int:
         UsageError: something that the caller can mend.
     """
     plan = make_search(options)
+    check_tunable(plan.ranges.config, "search")
     make_folder("output_dir", plan.folder)
     stopped = False
     with _quiet():

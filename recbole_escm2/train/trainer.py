@@ -115,6 +115,7 @@ class EntireSpaceTrainer(Trainer):
         self._has_saved = False
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
         self._seen_ids: dict[str, Tensor] | None = None
+        self._has_no_validation = False
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
 
@@ -204,6 +205,7 @@ class EntireSpaceTrainer(Trainer):
         """
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
+        self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
         self._kept = kept_of(train_data._dataset)
         self._seen_ids = train_data._dataset.seen_ids
@@ -214,11 +216,13 @@ class EntireSpaceTrainer(Trainer):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
+        if not valid_data:
+            self.best_epoch = self.epochs - 1
         if self._has_saved:
             train = train_data._dataset
             file = Path(self.saved_model_file)
             finish_checkpoint(file, lambda state: self._about_best(state, train))
-        if verbose and self.best_epoch >= 0:
+        if verbose and valid_data and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
             self.logger.warning(self.weights.warning)
@@ -252,6 +256,8 @@ class EntireSpaceTrainer(Trainer):
         if self.run is not None:
             self.run.start()
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
+        if self._has_no_validation:
+            self._fill_unseen()
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
         self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
@@ -259,6 +265,12 @@ class EntireSpaceTrainer(Trainer):
             shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
             self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
         return tuple(means.values())
+
+    def _fill_unseen(self) -> None:
+        """Give ids that train lacks their embeddings, before the model is scored and saved."""
+        if self._seen_ids is not None:
+            self._catch_up()
+            fill_unseen(self.model, self._seen_ids)
 
     def _learn(
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
@@ -321,9 +333,7 @@ class EntireSpaceTrainer(Trainer):
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, MetricResult]:
         start = perf_counter()
-        if self._seen_ids is not None:
-            self._catch_up()
-            fill_unseen(self.model, self._seen_ids)  # before it is scored and saved
+        self._fill_unseen()
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         if self.valid_metric not in result:
             raise UsageError(

@@ -21,9 +21,9 @@ import pyarrow.parquet
 
 from recbole_escm2.data.checks import check_named, unended_line
 from recbole_escm2.data.labels import labels_of, named_as_label
-from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
+from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
-from recbole_escm2.data.splits import part_names
+from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
@@ -60,7 +60,7 @@ def takes(config: Any) -> bool:
 def files(config: Any) -> list[Path]:
     """The files of a data set: ``NAME.parquet``, or ``.csv``, ``.arrow`` or ``.feather``.
 
-    With ``benchmark_filename`` there are three of them, ``NAME.train.parquet`` or
+    With ``benchmark_filename`` there is one for each part, ``NAME.train.parquet`` or
     ``train.parquet``. Each may be a folder of parts.
 
     Raises:
@@ -73,7 +73,7 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     """Make a data set of a table in memory: ``run("ESMM", save_table(table, "mine"))``.
 
     Args:
-        table: of pandas, Polars or Arrow; or a mapping of three, ``train``, ``valid`` and
+        table: of pandas, Polars or Arrow; or a mapping of them, ``train``, ``valid`` and
             ``test``, to be used with ``benchmark_filename: [train, valid, test]``.
         name: of the data set.
         data_path: folder above that of the data set, as the config key ``data_path``.
@@ -100,12 +100,6 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
 # --------------------------------------------------------------------------- files
 
 
-def _names(config: Any) -> list[list[str]]:
-    """For each part the names, without suffix, that its file may have."""
-    name, parts = config["dataset"], part_names(config)
-    return [[f"{name}.{part}", str(part)] for part in parts] if parts else [[name]]
-
-
 def _path(folder: Path, name: str) -> Path | None:
     there = (folder / f"{name}{suffix}" for suffix in FORMATS)
     return next((path for path in there if path.exists()), None)
@@ -113,9 +107,10 @@ def _path(folder: Path, name: str) -> Path | None:
 
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
     """Part and path of each table."""
-    folder, names = Path(config["data_path"]), _names(config)
+    folder, whole = Path(config["data_path"]), config["dataset"]
     parts = []
-    for part, own in zip(PARTS if len(names) == 3 else (None,), names, strict=True):
+    for part, name in named_parts(config):
+        own = [whole] if name is None else [f"{whole}.{name}", str(name)]
         path = next(filter(None, (_path(folder, name) for name in own)), None)
         if path is None:
             wanted = " or ".join(f"{name}{suffix}" for name in own for suffix in FORMATS)
