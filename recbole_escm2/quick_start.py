@@ -13,6 +13,11 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.calibration import (
+    Calibration,
+    about_calibration,
+    calibration_rows,
+)
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
@@ -22,13 +27,20 @@ from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
-from recbole_escm2.output import plain, versions, write_json
+from recbole_escm2.output import plain, table, versions, write_json
 from recbole_escm2.property_files import read_yaml
+from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
+
+#: What to say with the numbers of a checkpoint that its run would have calibrated.
+NOT_CALIBRATED = (
+    "the run of this checkpoint was to end with a calibration, and was cut short before it: these "
+    "numbers are of uncalibrated predictions"
+)
 
 
 def run(
@@ -59,7 +71,8 @@ def run(
         and ``test_result`` (floats by metric name, unrounded), ``best_epoch`` (None where there
         were two trainings), ``worse_than_constant`` (None, or a ``task`` with its ``log_loss`` on
         validation and that of a ``constant`` prediction), ``run_dir``, ``simulated`` (what to say
-        with numbers on simulated data, else None).
+        with numbers on simulated data, else None), ``calibrated`` (None, or what
+        :func:`~recbole_escm2.evaluator.calibration.about_calibration` has).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -85,7 +98,12 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
-        test_result, predictions = trained.score("test")
+        calibration_map = calibrate(trained, config)
+        test_result, uncalibrated = trained.score("test")
+        predictions, about = uncalibrated, None
+        if calibration_map is not None:
+            about = about_calibration(calibration_map, test_result, uncalibrated)
+            test_result, predictions = score_calibrated(calibration_map, uncalibrated, config)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
@@ -103,9 +121,14 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
+            "calibrated": about,
         }
-        content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
-        content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
+        content = _about_run(config, trained) | outcome | _about_training(trained, uncalibrated)
+        content |= (
+            {"calibration": calibration(predictions)}
+            | _about_scoring(config, test_result)
+            | {"seconds": round(seconds, 3)}
+        )
         write_json(run.folder / RESULT_FILE, content)
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
@@ -146,7 +169,6 @@ def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
         if weighted
         else None,
-        "calibration": calibration(predictions),
         "overlap": overlap(predictions),
     }
 
@@ -211,6 +233,15 @@ def evaluate_checkpoint(
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
         test_result = trainer.evaluate(test, False, show_progress=config["show_progress"])
+        about = None
+        if state.get("calibration"):
+            calibration_map = Calibration.of_state(state["calibration"])
+            uncalibrated = trainer.eval_collector.predictions
+            assert uncalibrated is not None, "they have just been collected"
+            about = about_calibration(calibration_map, test_result, uncalibrated)
+            test_result, _ = score_calibrated(calibration_map, uncalibrated, config)
+        elif config["calibrate"]:
+            getLogger().warning(NOT_CALIBRATED)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -219,6 +250,7 @@ def evaluate_checkpoint(
             "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
             "run_dir": str(run.folder),
+            "calibrated": about,
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
@@ -281,8 +313,19 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
             "id."
         )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
+    if about := outcome.get("calibrated"):
+        lines += _calibration_lines(about, result)
     if worse := outcome.get("worse_than_constant"):
         lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
     return "\n".join(lines)
+
+
+def _calibration_lines(about: Mapping[str, Any], result: MetricResult) -> list[str]:
+    """The test metrics that calibration is about, before and after it."""
+    rows = calibration_rows(about, result)
+    lines = ["", f"Calibration ({about['method']}, fitted to validation)", ""]
+    lines += [table(["metric", "before", "after"], rows), ""]
+    lines += [f"p{task.upper()} stays as it is: {why}." for task, why in about["left"].items()]
+    return [*lines, f"{about['note']}."] if about["note"] else lines
