@@ -234,8 +234,8 @@ def remove_abandoned(target: Path) -> None:
     with contextlib.suppress(OSError):
         for left in list(target.parent.glob(f"{glob.escape(target.name)}.*.unfinished*")):
             place = left.with_name(left.name.removesuffix(".lock"))
-            held = lock(_lock_of(place))
             with contextlib.suppress(OSError, Timeout):  # somebody else's, or at work
+                held = lock(_lock_of(place))
                 held.acquire(timeout=0)
                 _remove(place, held)
 

@@ -16,7 +16,7 @@ import recbole
 import torch
 
 from recbole_escm2 import __version__
-from recbole_escm2.config import Config, learns_both
+from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import identity, open_store
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.study import Row
@@ -24,6 +24,7 @@ from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
 from recbole_escm2.output import plain
+from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.run import Run, given_settings
 
 # Config keys that change no number of a run; the data is known by the fingerprint of its store.

@@ -6,10 +6,10 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.config import single_task
 from recbole_escm2.evaluator.calibration import Calibration
 from recbole_escm2.evaluator.evaluator import EntireSpaceData, EntireSpaceEvaluator, MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
+from recbole_escm2.tasks import single_task
 from recbole_escm2.train.checkpoint import add_calibration
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.training import Training

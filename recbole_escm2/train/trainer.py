@@ -19,7 +19,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
@@ -36,6 +35,7 @@ from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
 from recbole_escm2.output import plain, write_json
+from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
     load_checkpoint,
