@@ -42,13 +42,13 @@ from recbole_escm2.errors import NO_ROOM, UsageError, plain_name
 from recbole_escm2.identity import digest_of, file_digest
 from recbole_escm2.output import alone, beside
 
-FORMAT = 5
+FORMAT = 6
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
 
 _START_WORDS = 2  # a row's place in the bags is an int64
-_APART = ("uint8", "int32", "float32")
+_APART = ("uint8", "int32", "float32", "float64")
 _KINDS = ("int", "float")
 
 
@@ -537,6 +537,11 @@ class Vocabulary(Sequence[str]):
         starts = [0, *ends]
         decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
         return np.array([PADDING, *decoded])
+
+    def plain(self) -> dict[str, Tensor]:
+        """All tokens but the padding: their UTF-8 ``text``, uint8 ``[bytes]``, and where each
+        ``ends`` in it, int64 ``[tokens]``."""
+        return {"text": torch.tensor(self._text), "ends": torch.tensor(self._ends)}
 
     @property
     def unknown(self) -> int | None:

@@ -21,9 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
-from recbole_escm2.experiment.planned import PlannedRun, plan_run
+from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
 from recbole_escm2.experiment.runs import Outcome, Process, execute, finished
+from recbole_escm2.experiment.seeds import check_tunable
 from recbole_escm2.experiment.study import Trial, Tuning, part_label
 from recbole_escm2.experiment.trials import (
     SAMPLERS,
@@ -116,7 +117,7 @@ class Search:
         threads = threads_of(self.jobs) if threads is None else threads
         row = self.ranges.tried(f"trial {number}", values)
         config = self.ranges.request.config(row)
-        return plan_run(row, config, {"seed": config["seed"]}, threads)
+        return plan_run(row, config, {"seed": config["seed"], **OF_TRIALS}, threads)
 
     def subject(self) -> dict[str, str]:
         """What trials of one study have in common; with anything else they can't be compared."""
@@ -140,6 +141,7 @@ def search(options: Mapping[str, str]) -> int:
         UsageError: something that the caller can mend.
     """
     plan = make_search(options)
+    check_tunable(plan.ranges.config, "search")
     make_folder("output_dir", plan.folder)
     stopped = False
     with _quiet():
