@@ -184,9 +184,11 @@ def test_rows_of_one_key(made, folder, suffix, row, expected):
     made.write_all()
     text = said(made, folder)
     key = f"{suffix}_id"
+    place = f"tiny.{suffix} row {len(column)}"
     counts = "the first row of each counts"
-    assert f"1 rows of '{suffix}' repeat their {key}: {counts} (tiny.{suffix})" in text
+    assert f"1 rows of '{suffix}' repeat their {key}: {counts} ({place})" in text
     assert expected in text
+    assert ("differ" in expected) == (f"' ({place})" in text)
     assert ("differ" in expected) == ("differ" in text)
 
 
