@@ -22,7 +22,7 @@ from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
-from recbole_escm2.output import plain, versions, write_json
+from recbole_escm2.output import plain_data, versions, write_json
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
@@ -158,7 +158,7 @@ def _about_scoring(config: Config, result: MetricResult) -> dict[str, Any]:
         "decision_threshold": result.threshold,
         "impressions_without_user": result.without_user,
         "versions": versions(),
-        "config": plain(config.final_config_dict),
+        "config": plain_data(config.final_config_dict),
     }
 
 
@@ -248,7 +248,7 @@ def config_to_score(
             f"chooses no code that is run: if it is yours, say so with --model={state['model']}"
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
-    trained = {k: v for k, v in plain(state["settings"]).items() if k not in withheld}
+    trained = {k: v for k, v in plain_data(state["settings"]).items() if k not in withheld}
     trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
     which = model or state["model"], dataset or state["dataset"], None

@@ -159,9 +159,9 @@ class Rows:
         values = self._table.column(index, self._rows)
         return values.clone() if values.is_floating_point() else values.long()
 
-    def apart(self, name: str | None) -> Any:
+    def columnar(self, name: str | None) -> Any:
         """A column that has a file of its own, as numpy array; None where there is none."""
-        if name is None or name not in self._table.layout.apart:
+        if name is None or name not in self._table.layout.columnar:
             return None
         return self._table.column(name, self._rows).numpy()
 

@@ -47,7 +47,7 @@ from recbole_escm2.data.columns import (
     shape_of,
     with_codes,
 )
-from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
+from recbole_escm2.data.labels import UnclickedConversions, check_labels, label_columns
 from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
@@ -184,7 +184,7 @@ class _Build:
         self.rules = rules
         self.writer = writer
         self.unknown = schema.vocabulary == "train" or rules.min_count > 1
-        self.strays = StrayConversions(rules.conversion_without_click)
+        self.unclicked = UnclickedConversions(rules.conversion_without_click)
         self.labels = label_columns(schema.labels)
         self.counts: dict[tuple[str, str], Counts] = defaultdict(lambda: Counts(self.unknown))
         self.numbers: dict[tuple[str, str], Numbers] = defaultdict(Numbers)
@@ -258,7 +258,7 @@ class _Build:
         kept.complete()
         if not self.parts[:, 0].sum():
             raise UsageError("the data has no impression")
-        if note := self.strays.note():
+        if note := self.unclicked.note():
             self.schema.notes.append(("warning", note))
 
     def _is_counted(self, part: str | None) -> bool:
@@ -276,7 +276,7 @@ class _Build:
         click = values[names.click]
         rows, keep, conversion = chunk.rows, None, np.zeros(len(click))
         if names.conversion is not None:
-            conversion, keep = self.strays.settle(click, values[names.conversion], chunk.place)
+            conversion, keep = self.unclicked.apply(click, values[names.conversion], chunk.place)
             values[names.conversion] = conversion
         for field, numbers in values.items():
             place = rows.schema.get_field_index(field)
@@ -354,9 +354,9 @@ class _Build:
             several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
             said = repeated_keys(several, join, list(self.files[join.table]), repeated)
             self.schema.notes.append(("warning", said))
-        asked = merged(_in_order(self.references, join.table))["token"]
-        if len(asked) and len(counted) and not references[1:].any():
-            raise not_joined(asked, counted["token"], join, list(self.files[join.table]))
+        referenced = merged(_in_order(self.references, join.table))["token"]
+        if len(referenced) and len(counted) and not references[1:].any():
+            raise not_joined(referenced, counted["token"], join, list(self.files[join.table]))
         self.joins[join.table] = {
             "rows": len(counted),
             "repeated": repeated,
@@ -375,14 +375,14 @@ class _Build:
 
     def _references(self, table: str, row_of: Numbering) -> NDArray[np.int64]:
         """How many impressions of each part have each row of a joined table, ``[rows, parts]``."""
-        found = np.zeros((len(row_of), len(PARTS)), np.int64)
+        impressions = np.zeros((len(row_of), len(PARTS)), np.int64)
         for (own, part), counts in self.references.items():
             if own == table:
                 counted = merged(counts.pieces)
                 rows = row_of.ids(encoded(counted["token"]))
-                np.add.at(found[:, _PLACE[part]], rows, counted["count"].to_numpy())
-        found[0] = self.parts[:, 0] - found[1:].sum(axis=0)  # also those without a key
-        return found
+                np.add.at(impressions[:, _PLACE[part]], rows, counted["count"].to_numpy())
+        impressions[0] = self.parts[:, 0] - impressions[1:].sum(axis=0)  # also those without a key
+        return impressions
 
     def _number(self) -> None:
         pieces: dict[str, list[pa.Table]] = {}
@@ -451,16 +451,16 @@ class _Build:
 
     def _layout(self, table: str) -> Layout:
         kind = {"token": "int", "float": "float", "float_seq": "float"}
-        columns, bags, apart = [], [], {}
+        columns, bags, columnar = [], [], {}
         if table == "inter":
             labels = self.schema.labels
             columns = [Column(n, "float") for n in (labels.click, labels.conversion) if n]
             columns += [Column(_row_column(j)) for j in self.schema.joins if not self._by_id(j.key)]
-            apart = {
+            columnar = {
                 label.field: "float32" if label.probability else "uint8" for label in self.labels
             }
             if self.group is not None:
-                apart[self.group_column] = "int32"
+                columnar[self.group_column] = "int32"
         for own in self._of(table):
             if own.kind == "token_seq":
                 bags.append(own.name)
@@ -472,7 +472,7 @@ class _Build:
                 shape = (max(self.longest[own.name], 1), *shape)
             columns.append(Column(own.name, kind[own.kind], shape))
         weighted = any(own.weighted for own in self._of(table))
-        return Layout(tuple(columns), tuple(bags), weighted, apart)
+        return Layout(tuple(columns), tuple(bags), weighted, columnar)
 
     def _append(
         self,
@@ -675,7 +675,7 @@ class _Build:
         return {
             **self.schema.report,
             "parts": self._by_part(parts),
-            "conversions_without_click": self.strays.count,
+            "conversions_without_click": self.unclicked.count,
             "fields": fields,
             "joins": self.joins,
         }

@@ -409,7 +409,7 @@ class EntireSpaceDataset(Dataset):
 
     def _labels(self) -> Truth:
         config, group = self.config, self.store.schema["group"]
-        column = self.inter_feat.apart
+        column = self.inter_feat.columnar
         return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),

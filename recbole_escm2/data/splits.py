@@ -1,4 +1,4 @@
-"""What a seed draws of a data set, and impressions that are kept apart for tuning."""
+"""What a seed draws of a data set, and impressions that are reserved for tuning."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def seed_draws(config: Any, presplit: bool) -> str:
 
 
 def check_tuning_part(config: Any, presplit: bool, share: float) -> None:
-    """Whether a share of the impressions can be kept apart for tuning.
+    """Whether a share of the impressions can be reserved for tuning.
 
     Raises:
         UsageError: not by this split, or not so many; the message says what can be.
     """
-    asked = config["eval_args"]
-    ratios = asked["split"].get("RS") if isinstance(asked["split"], dict) else None
-    grouped = str(asked["group_by"]).lower() != "none"
+    eval_args = config["eval_args"]
+    ratios = eval_args["split"].get("RS") if isinstance(eval_args["split"], dict) else None
+    grouped = str(eval_args["group_by"]).lower() != "none"
     if seed_draws(config, presplit) == "weights" or grouped or not isinstance(ratios, list):
         raise UsageError(
-            "impressions that no seed tests on can be kept apart for tuning only where impressions "
+            "impressions that no seed tests on can be reserved for tuning only where impressions "
             "are split at random by ratio (eval_args split RS, order RO, no group_by), got "
-            f"{asked['split']}, order {asked['order']}, group_by {asked['group_by']}"
+            f"{eval_args['split']}, order {eval_args['order']}, group_by {eval_args['group_by']}"
         )
     test = ratios[-1] / sum(ratios)
     if test >= 1 - share:
@@ -70,7 +70,7 @@ def check_tuning_part(config: Any, presplit: bool, share: float) -> None:
 def with_tuning_part(
     positions: NDArray[np.int64], part: Mapping[str, Any], test: int
 ) -> tuple[NDArray[np.int64], int]:
-    """The order in which to split impressions of which some are kept apart for tuning.
+    """The order in which to split impressions of which some are reserved for tuning.
 
     Those are a random share of D by a seed of their own. A trial has nothing else; a run of the
     comparison draws test, the last rows of its order, from the others and may train and validate

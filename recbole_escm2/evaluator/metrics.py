@@ -477,8 +477,8 @@ def recall_at_k(ranking: UserRanking, k: int) -> float:
         UndefinedMetricError: No user has a positive.
     """
     depth = _depth(ranking, k)
-    found, positives = _expected_gain(ranking, np.arange(depth + 1.0))
-    return float(np.mean(found / positives))
+    hits, positives = _expected_gain(ranking, np.arange(depth + 1.0))
+    return float(np.mean(hits / positives))
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[np.generic]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_escm2.config import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import Encoder, Known
 from recbole_escm2.data.stand_in import StandInDataset
@@ -19,6 +18,7 @@ from recbole_escm2.model.embedding import with_unknown_rows
 from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import hold_loose_weights, pool_all_values
 from recbole_escm2.quick_start import config_to_score
+from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.train.checkpoint import SUPPORT_STEPS, load_checkpoint, load_weights
 from recbole_escm2.train.trainer import CUT_SHORT
 

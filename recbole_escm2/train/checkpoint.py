@@ -123,7 +123,7 @@ def support_of(pctr: Callable[[Any], Tensor], train: Any) -> Tensor:
         pctr: of a batch, ``[batch]``.
         train: the training part.
     """
-    clicks = np.flatnonzero(train.inter_feat.apart(train.click_field))
+    clicks = np.flatnonzero(train.inter_feat.columnar(train.click_field))
     rows = torch.from_numpy(clicks[:: -(-len(clicks) // _CLICKS)])
     found = torch.cat([pctr(train[block]) for block in rows.split(_CLICKS_AT_ONCE)])
     shares = np.linspace(0, 1, SUPPORT_STEPS + 1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_escm2.config import is_reference, part_config, single_task
+from recbole_escm2.config import part_config
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
@@ -20,6 +20,7 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Array, Predictions
 from recbole_escm2.keys import PAIR
 from recbole_escm2.metric_names import ALL_TASKS, score_of
+from recbole_escm2.tasks import is_reference, single_task
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 from recbole_escm2.train.training import Training

@@ -23,7 +23,7 @@ class ReferenceTrainer(EntireSpaceTrainer):
     """Validates each step of a fit, keeps the best, and stops, as for models with epochs.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         model: the model.
         run: whose folder takes all files.
     """

@@ -19,7 +19,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.config import metric_for, scored_tasks, single_task
 from recbole_escm2.data.encoding import kept_of
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
@@ -36,7 +35,8 @@ from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import plain, versions, write_json
+from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
     load_checkpoint,
@@ -429,8 +429,10 @@ class EntireSpaceTrainer(Trainer):
         state = {
             "model": model_path(self.config.model_class),
             "dataset": self.config["dataset"],
-            "settings": plain({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
-            "places": plain({k: v for k, v in external.items() if k in ("data_path", "store_dir")}),
+            "settings": plain_data({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
+            "places": plain_data(
+                {k: v for k, v in external.items() if k in ("data_path", "store_dir")}
+            ),
             "data": self.identity,
             "epoch": epoch,
             "training_ended": False,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.config import is_entire_space, is_reference, scored_tasks, training_seed
+from recbole_escm2.config import training_seed
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
@@ -21,6 +21,7 @@ from recbole_escm2.lookup import NAMESAKES
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import train_as_the_family
+from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
 from recbole_escm2.train.reference import ReferenceTrainer
 from recbole_escm2.train.run import Run

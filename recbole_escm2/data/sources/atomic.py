@@ -23,7 +23,7 @@ from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     SHOWN,
     LabelColumn,
-    StrayConversions,
+    UnclickedConversions,
     label_columns,
     labels_of,
     named_as_label,
@@ -120,7 +120,7 @@ class AtomicFiles(Dataset):
     RecBole's: filters, missing numbers, normalisation, discretisation.
 
     Args:
-        config: a settled config.
+        config: a complete config.
 
     Raises:
         UsageError: a file, a column or a label isn't as it must be; the message says where.
@@ -457,13 +457,13 @@ class AtomicFiles(Dataset):
 
     def _settle_conversions_without_click(self) -> None:
         """Before RecBole's filters, which count impressions."""
-        strays = StrayConversions(self.config["conversion_without_click"])
-        conversion, stays = strays.settle(
+        unclicked = UnclickedConversions(self.config["conversion_without_click"])
+        conversion, stays = unclicked.apply(
             self.inter_feat[self.click_field].to_numpy(),
             self.inter_feat[self.conversion_field].to_numpy(),
             self._place,
         )
-        if note := strays.note():
+        if note := unclicked.note():
             self._note(note)
             self.inter_feat[self.conversion_field] = conversion
             self._keep(np.flatnonzero(stays))
@@ -604,13 +604,15 @@ class AtomicFiles(Dataset):
         sizes = [len(self.inter_feat)]
         if self.benchmark_filename_list is not None:
             parts, sizes = list(PARTS), self.file_size_list
-        inter, found, start = self._arrow(self.inter_feat), [], 0
+        inter, chunks, start = self._arrow(self.inter_feat), [], 0
         for part, name, rows in zip(
             parts, self.benchmark_filename_list or [None], sizes, strict=True
         ):
             own = inter.slice(start, rows)
             numbers = self._numbers.get("inter_feat")
-            found.append(Chunk(own, part=part, file=inter_name(self.config, name), numbers=numbers))
+            chunks.append(
+                Chunk(own, part=part, file=inter_name(self.config, name), numbers=numbers)
+            )
             start += rows
         for name in ("user", "item"):
             if (feat := getattr(self, f"{name}_feat")) is not None:
@@ -618,8 +620,8 @@ class AtomicFiles(Dataset):
                     f"{self.config['dataset']}.{name}",
                     self._numbers.get(f"{name}_feat"),
                 )
-                found.append(Chunk(self._arrow(feat), name, file=file, numbers=numbers))
-        return found
+                chunks.append(Chunk(self._arrow(feat), name, file=file, numbers=numbers))
+        return chunks
 
     def _arrow(self, feat: pd.DataFrame) -> pa.RecordBatch:
         return pa.RecordBatch.from_pydict(

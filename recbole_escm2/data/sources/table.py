@@ -127,24 +127,24 @@ def _path(folder: Path, name: str) -> Path | None:
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
     """Part and path of each table."""
     folder, names = Path(config["data_path"]), _names(config)
-    found = []
+    parts = []
     for part, own in zip(PARTS if len(names) == 3 else (None,), names, strict=True):
         path = next(filter(None, (_path(folder, name) for name in own)), None)
         if path is None:
             wanted = " or ".join(f"{name}{suffix}" for name in own for suffix in FORMATS)
             raise UsageError(f"data set '{config['dataset']}': there is no {wanted} in {folder}")
-        found.append((part, path))
-    return found
+        parts.append((part, path))
+    return parts
 
 
 def files_of(path: Path) -> list[Path]:
     """The file, or the files of a folder, in the order of their names."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
-    if not found:
+    files = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
+    if not files:
         raise UsageError(f"{path} is a folder without any *{path.suffix} file")
-    return found
+    return files
 
 
 def open_table(
@@ -152,8 +152,8 @@ def open_table(
 ) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
     """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
     if file.suffix == ".csv":
-        found, batches = csv_batches(file, types)
-        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
+        header, batches = csv_batches(file, types)
+        return header, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
     try:
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
     except (pa.ArrowException, OSError) as error:
@@ -197,17 +197,17 @@ class _Reader:
     """The columns of a data set's tables, by those of its first file.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         first: the file.
     """
 
     def __init__(self, config: Any, first: Path) -> None:
         self.config = config
         self.first = first
-        found, _ = open_table(first, {})
-        if twice := [name for name in found.names if found.names.count(name) > 1]:
+        header, _ = open_table(first, {})
+        if twice := [name for name in header.names if header.names.count(name) > 1]:
             raise UsageError(f"{first}: the column '{twice[0]}' stands there twice")
-        self.types = dict(zip(found.names, found.types, strict=True))
+        self.types = dict(zip(header.names, header.types, strict=True))
         self.threshold = dict(config["threshold"] or {})
         self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
         self.labels = self._find_labels()
@@ -216,26 +216,26 @@ class _Reader:
 
     def _find_labels(self) -> Labels:
         wanted = vars(labels_of(self.config))
-        found = {role: name for role, name in wanted.items() if name in self.types}
+        there = {role: name for role, name in wanted.items() if name in self.types}
         if len(self.threshold) > 1 or not self.threshold.keys() <= self.types.keys():
             raise UsageError(
                 f"threshold must name one column of {self.first}, which has "
                 f"{', '.join(self.types)}; got {self.threshold}"
             )
-        if "click" not in found:
+        if "click" not in there:
             raise UsageError(
                 f"{self.first} has no column '{wanted['click']}' (CLICK_FIELD); it has "
                 f"{', '.join(self.types)}. Name the column with --CLICK_FIELD"
             )
-        if "conversion" in found:
+        if "conversion" in there:
             self.threshold = {}
         elif self.threshold:
-            found["conversion"] = wanted["conversion"]
+            there["conversion"] = wanted["conversion"]
         elif "CONVERSION_FIELD" in self.config.external_config_dict and wanted["conversion"]:
             raise UsageError(
                 f"{self.first} has no column '{wanted['conversion']}' (CONVERSION_FIELD)"
             )
-        return Labels(**found)
+        return Labels(**there)
 
     def _origins(self) -> dict[str, str]:
         """``inter``, ``user`` or ``item`` of each column to read, as ``load_col`` says."""
@@ -277,13 +277,13 @@ class _Reader:
         )
 
     def _field(self, name: str, origin: str, vocabulary: str | None) -> Field:
-        found = _kind_of(self.types[name])
-        if found is None:
+        kind_here = _kind_of(self.types[name])
+        if kind_here is None:
             raise UsageError(
                 f"{self.first}: column '{name}' is of type {self.types[name]}, which is neither a "
                 "token, a number nor a list of them; leave it out with unload_col"
             )
-        kind, weighted = found
+        kind, weighted = kind_here
         if name in self.numeric and not weighted:
             kind = kind.replace("token", "float")
         if kind.startswith("float") and not origin.endswith("_id"):
@@ -317,14 +317,14 @@ class _Reader:
     def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
         is_csv = file.suffix == ".csv"
         types = self._csv_types() if is_csv else {}
-        found, batches = open_table(file, types)
+        header, batches = open_table(file, types)
         made = {self.labels.conversion} if self.threshold else set()
         labels = set(filter(None, vars(self.labels).values()))
         columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
         for name in columns:
-            if name not in found.names:
+            if name not in header.names:
                 raise UsageError(f"{file} lacks the column '{name}' of {self.first}")
-            own = found.field(name).type
+            own = header.field(name).type
             if name not in types and _kind_of(own) != _kind_of(self.types[name]):
                 raise UsageError(
                     f"{file}: column '{name}' is of type {own}, and in {self.first} "
@@ -392,8 +392,8 @@ def _kind_of(kind: pa.DataType) -> tuple[str, bool] | None:
         inner = kind.value_type
         if types.is_struct(inner):
             return ("token_seq", True) if inner.num_fields == 2 else None
-        found = _kind_of(inner)
-        return None if found is None or found[0].endswith("seq") else (f"{found[0]}_seq", False)
+        own = _kind_of(inner)
+        return None if own is None or own[0].endswith("seq") else (f"{own[0]}_seq", False)
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     is_token = text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)
     return ("token", False) if is_token else None

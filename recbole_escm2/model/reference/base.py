@@ -25,7 +25,7 @@ class ReferenceRecommender(AbstractRecommender):
     :meth:`fit_steps` here. It computes with numpy, on the processor.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         dataset: train, with a vocabulary for each token field.
     """
 
