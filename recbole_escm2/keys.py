@@ -114,6 +114,24 @@ def _is_tuning_part(value: Any) -> bool:
     )
 
 
+def _are_splits(value: Any) -> bool:
+    """Written without brackets too: one, or with a comma between them."""
+    names = value.split(",") if isinstance(value, str) else value
+    of_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return isinstance(value, bool) or (
+        of_names and {name.strip() for name in names} <= {"valid", "test"}
+    )
+
+
+def _are_groupings(value: Any) -> bool:
+    """Written without brackets too: one, or with a comma between them."""
+    names = value.split(",") if isinstance(value, str) else value
+    return isinstance(names, list) and all(
+        isinstance(name, str) and re.fullmatch(r"\s*[^:\s]+(:[1-9]\d{0,3})?\s*", name)
+        for name in names
+    )
+
+
 def _are_columns(value: Any) -> bool:
     """RecBole reads a column once, however often it is named."""
     of_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
@@ -351,6 +369,17 @@ OURS: Mapping[str, Key] = {
         SCORING,
     ),
     "calibration_bins": Key(COUNT, SCORING),
+    "by": Key(
+        Kind(
+            "item_popularity, item_clicks, pctr, propensity or a field, as NAME or NAME:N with N "
+            "groups, or a list of such",
+            _are_groupings,
+        ),
+        SCORING | NO_SWEEP | OFTEN,
+    ),
+    "save_predictions": Key(
+        Kind("True (test), False, or a list of valid and test", _are_splits), SCORING | NO_SWEEP
+    ),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
     # Reference models

@@ -64,6 +64,8 @@ BAD = {
     "conversion_without_click": ["keep", None, True],
     "decision_threshold": [-0.1, 1.1, "median", True, None],
     "calibration_bins": [0, 10.0, "ten"],
+    "by": [5, {"hour": 4}, "hour:", "hour:0", "hour:x", ["hour", 3], ":4", "a b"],
+    "save_predictions": ["train", ["test", "all"], 1, {"test": True}, None],
     "embedding_size": [0, 16.0, "wide", True, None],
     "mlp_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
     "dropout_prob": [1, -0.1, "half", None],

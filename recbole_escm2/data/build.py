@@ -43,8 +43,6 @@ from recbole_escm2.data.checks import (
 from recbole_escm2.data.columns import (
     Lists,
     Numbers,
-    numbers_of,
-    padded,
     row_by_row,
     shape_of,
     with_codes,
@@ -513,12 +511,11 @@ class _Build:
                 ids = columns[own.name] = self._ids(own, column)
                 self._tally(own, writer.name, ids[ids > 0], (ids > 0).astype(np.int32), times)
             elif own.kind == "float":
-                columns[own.name] = self._numbers(own, writer.name, column)
+                known, is_time = self.numbers[writer.name, own.name], own.name == self.schema.time
+                columns[own.name] = known.column(column, own, is_time)
             elif own.kind == "float_seq":
-                width = max(self.longest[own.name], 1)
-                lists = Lists.of(column)
-                values = self._in_form(own, writer.name, numbers_of(lists.values, 0.0))
-                columns[own.name] = padded(values, lists.lengths, width, own.numerical)
+                known, width = self.numbers[writer.name, own.name], max(self.longest[own.name], 1)
+                columns[own.name] = known.lists(Lists.of(column), own, width)
             else:
                 bag = Lists.of(column)
                 ids = self._ids(own, bag.values)
@@ -552,20 +549,6 @@ class _Build:
     def _ids(self, own: Field, column: pa.DictionaryArray) -> NDArray[np.int32]:
         return self.numbering[own.vocabulary or own.name].ids(column)
 
-    def _numbers(self, own: Field, table: str, column: pa.Array) -> NDArray[np.float64]:
-        known = self.numbers[table, own.name]
-        values = numbers_of(column, known.mean)
-        if own.name == self.schema.time and not (own.scaled or own.standardized):
-            values = values - known.least  # float32 has 24 bits for a time
-        values = self._in_form(own, table, values)
-        return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
-
-    def _in_form(self, own: Field, table: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        known = self.numbers[table, own.name]
-        if own.scaled:
-            return known.scaled(values)
-        return known.standardized(values) if own.standardized else values
-
     # ------------------------------------------------------------------ what is known of it
 
     def _commit(self, about: dict[str, Any]) -> dict[str, Any]:
@@ -593,9 +576,14 @@ class _Build:
                 total, count = self.weight[own.name]
                 mean = total / count if count else 1.0
                 entry["scale"] = mean if mean and np.isfinite(mean) else 1.0
-            if own.standardized:
+            if own.kind.startswith("float"):
                 known = self.numbers[own.table, own.name]
-                entry |= {"mean": known.mean, "deviation": known.deviation}
+                flags = ("numerical", "scaled", "standardized")
+                entry |= {flag: getattr(own, flag) for flag in flags}
+                entry["numbers"] = known.as_dict()
+                entry["discretized"] = bool(self.shape[own.name])
+                if own.standardized:
+                    entry |= {"mean": known.mean, "deviation": known.deviation}
             fields.append(entry)
         report = self._report()
         self._check_features(report["fields"])

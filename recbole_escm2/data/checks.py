@@ -186,15 +186,20 @@ def check_values(fields: Sequence[Field], chunk: Chunk) -> None:
         UsageError: one isn't, or has; the message says in which row and column.
     """
     for own in fields:
-        column = chunk.rows.column(own.name)
-        for bad in _faults(column, own.kind.startswith("float")):
-            row, value = bad
-            why = (
-                f"a number must lie within ±{LARGEST:.3g}, and a missing one is left empty"
-                if own.kind.startswith("float")
-                else "a NUL character ends a text for some readers, which then take tokens for one"
-            )
+        for row, value, why in faulty_values(chunk.rows.column(own.name), own):
             raise UsageError(f"{chunk.place(row)}: column '{own.name}' holds {value!r}: {why}")
+
+
+def faulty_values(column: pa.Array, own: Field) -> Iterator[tuple[int, Any, str]]:
+    """Row and value of each one that :func:`check_values` refuses, and why."""
+    is_number = own.kind.startswith("float")
+    why = (
+        f"a number must lie within ±{LARGEST:.3g}, and a missing one is left empty"
+        if is_number
+        else "a NUL character ends a text for some readers, which then take tokens for one"
+    )
+    for row, value in _faults(column, is_number):
+        yield row, value, why
 
 
 def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:

@@ -93,6 +93,8 @@ class EntireSpaceDataset(Dataset):
         self.test_pool: int | None = None
         #: How often train has each id, where another part has ids that it lacks; likewise.
         self.seen_ids: dict[str, Tensor] | None = None
+        #: How often train has each id, with train alone; likewise.
+        self.train_ids: dict[str, Tensor] = {}
         #: What data and which split this is a part of; set by :meth:`build`.
         self.identity: Identity | None = None
         super().__init__(config)
@@ -238,6 +240,29 @@ class EntireSpaceDataset(Dataset):
             for joined in self._joined(batch.keys | batch.interaction):
                 batch.add(joined)
         return batch[0] if one else batch
+
+    def values(self, field: str, rows: slice = slice(None)) -> Tensor:
+        """A column with one value an impression, also where it stands in a joined table.
+
+        Args:
+            field: its name.
+            rows: which impressions; all by default.
+
+        Returns:
+            Ids int64, numbers float32, ``[rows]``.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        chosen = self.inter_feat[rows]
+        if field in chosen:
+            column: Tensor = chosen[field]
+            return column
+        for key, feat in self._joins:
+            if field in feat:
+                joined: Tensor = feat[chosen.key(key)][field]
+                return joined
+        raise KeyError(field)
 
     # ------------------------------------------------------------------ splits
 
@@ -447,6 +472,7 @@ class EntireSpaceDataset(Dataset):
     def _count_ids(self, parts: list[EntireSpaceDataset]) -> None:
         """Say which ids train lacks, and keep how often it has the others where it lacks some."""
         train, *others = (part.id_counts() for part in parts)
+        parts[0].train_ids = train
         for name, own in zip(PARTS[1:], others, strict=True):
             said = []
             for field, counts in own.items():

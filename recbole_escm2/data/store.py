@@ -538,6 +538,11 @@ class Vocabulary(Sequence[str]):
         decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
         return np.array([PADDING, *decoded])
 
+    def plain(self) -> dict[str, Tensor]:
+        """All tokens but the padding: their UTF-8 ``text``, uint8 ``[bytes]``, and where each
+        ``ends`` in it, int64 ``[tokens]``."""
+        return {"text": torch.tensor(self._text), "ends": torch.tensor(self._ends)}
+
     @property
     def unknown(self) -> int | None:
         """The id of tokens that train doesn't know; None where there is none for them."""

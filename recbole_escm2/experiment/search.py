@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
-from recbole_escm2.experiment.planned import PlannedRun, plan_run
+from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
 from recbole_escm2.experiment.runs import Outcome, Process, execute, finished
 from recbole_escm2.experiment.seeds import check_tunable
@@ -114,7 +114,7 @@ class Search:
         threads = threads_of(self.jobs) if threads is None else threads
         row = self.ranges.tried(f"trial {number}", values)
         config = self.ranges.request.config(row)
-        return plan_run(row, config, {"seed": config["seed"]}, threads)
+        return plan_run(row, config, {"seed": config["seed"], **OF_TRIALS}, threads)
 
     def subject(self) -> dict[str, str]:
         """What trials of one study have in common; with anything else they can't be compared."""

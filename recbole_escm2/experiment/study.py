@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.evaluator.clusters import Noise, cluster_variance
 from recbole_escm2.evaluator.influence import Influence, NoInfluenceError
 from recbole_escm2.experiment.statistics import (
     Cell,
     Comparison,
     Design,
     Draws,
-    Noise,
-    cluster_variance,
     tabulate,
 )
 from recbole_escm2.metric_names import primary_metrics

@@ -16,6 +16,7 @@ from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.evaluator.groups import check_groups
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import NAMESAKES
@@ -140,9 +141,7 @@ class Training:
     def score(self, split: str) -> tuple[MetricResult, Predictions]:
         """The metrics of the best epoch on a split, and what it predicts there."""
         result = self.trainer.evaluate(self.splits[split], show_progress=self.show_progress)
-        predictions = self.trainer.eval_collector.predictions
-        assert predictions is not None, "they have just been collected"
-        return result, predictions
+        return result, self.trainer.predictions
 
     def about(self) -> dict[str, Any]:
         """What a result file tells of it."""
@@ -217,6 +216,7 @@ def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
     init_seed(seed, config["reproducibility"])
     dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
+    check_groups(config["by"], splits["test"].dataset)
     logger.info(str(dataset))
     for name, loader in splits.items():
         logger.info(f"{name:5} {loader.dataset.summary()}")

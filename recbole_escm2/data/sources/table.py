@@ -8,7 +8,7 @@ maps or lists of (token, weight) structs have weights. A row is an impression.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -22,14 +22,11 @@ import pyarrow.parquet
 from recbole_escm2.data.checks import check_named, unended_line
 from recbole_escm2.data.labels import labels_of, named_as_label
 from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
-from recbole_escm2.data.sources.csv_text import csv_batches
+from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
 from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
-
-#: Formats by the suffix of a file, or of a folder of parts.
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
 
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
@@ -69,7 +66,7 @@ def files(config: Any) -> list[Path]:
     Raises:
         UsageError: one is missing.
     """
-    return [file for _, path in _tables(config) for file in _files_of(path)]
+    return [file for _, path in _tables(config) for file in table_files(path)]
 
 
 def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
@@ -94,20 +91,10 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     for part, own in parts.items():
         path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
         with beside(path) as unfinished:
-            pa.parquet.write_table(_arrow(own), unfinished)
+            pa.parquet.write_table(as_arrow(own), unfinished)
             if not path.is_file() or path.read_bytes() != unfinished.read_bytes():
                 os.replace(unfinished, path)
     return name
-
-
-def _arrow(table: Any) -> pa.Table:
-    if hasattr(table, "to_arrow"):  # Polars
-        table = table.to_arrow()
-    elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
-        table = pa.Table.from_pandas(table, preserve_index=False)
-    if not isinstance(table, pa.Table):
-        raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
-    return table
 
 
 # --------------------------------------------------------------------------- files
@@ -132,42 +119,6 @@ def _tables(config: Any) -> list[tuple[str | None, Path]]:
     return parts
 
 
-def _files_of(path: Path) -> list[Path]:
-    """The file, or the files of a folder, in the order of their names."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
-    if not files:
-        raise UsageError(f"{path} is a folder without any *{path.suffix} file")
-    return files
-
-
-def _open(
-    file: Path, types: Mapping[str, pa.DataType]
-) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
-    """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
-    if file.suffix == ".csv":
-        header, batches = csv_batches(file, types)
-        return header, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
-    try:
-        data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{file}: {error}") from error
-    return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
-
-
-def _counted(
-    file: Path, batches: Iterator[pa.RecordBatch]
-) -> Iterator[tuple[range, pa.RecordBatch]]:
-    first = 1
-    try:
-        for batch in batches:
-            yield range(first, first + len(batch)), batch
-            first += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{file}: {error}") from error
-
-
 # --------------------------------------------------------------------------- reading
 
 
@@ -184,7 +135,7 @@ def read(config: Any) -> tuple[Schema, Iterator[Chunk]]:
         raise UsageError("impressions: pairs makes D of atomic files; a table's rows are D")
     tables = _tables(config)
     getLogger().info(f"reading {', '.join(path.name for _, path in tables)}")
-    reader = _Reader(config, _files_of(tables[0][1])[0])
+    reader = _Reader(config, table_files(tables[0][1])[0])
     return reader.schema(), reader.chunks(tables)
 
 
@@ -199,7 +150,7 @@ class _Reader:
     def __init__(self, config: Any, first: Path) -> None:
         self.config = config
         self.first = first
-        header, _ = _open(first, {})
+        header, _ = open_table(first, {})
         if twice := [name for name in header.names if header.names.count(name) > 1]:
             raise UsageError(f"{first}: the column '{twice[0]}' stands there twice")
         self.types = dict(zip(header.names, header.types, strict=True))
@@ -306,13 +257,13 @@ class _Reader:
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
         """All rows, file by file."""
         for part, path in tables:
-            for file in _files_of(path):
+            for file in table_files(path):
                 yield from self._chunks_of(file, part)
 
     def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
         is_csv = file.suffix == ".csv"
         types = self._csv_types() if is_csv else {}
-        header, batches = _open(file, types)
+        header, batches = open_table(file, types)
         made = {self.labels.conversion} if self.threshold else set()
         labels = set(filter(None, vars(self.labels).values()))
         columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
@@ -345,7 +296,7 @@ class _Reader:
     def _converted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for own in self.fields:
-            columns[own.name] = _as_numbers(columns[own.name], own.kind)
+            columns[own.name] = as_numbers(columns[own.name], own.kind)
         if self.threshold:
             ((field, least),) = self.threshold.items()
             converted = pc.greater_equal(columns.pop(field).cast(pa.float64()), float(least))
@@ -359,7 +310,7 @@ def _is_own_kind(kind: pa.DataType) -> bool:
     return pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
 
 
-def _as_numbers(column: pa.Array, kind: str) -> pa.Array:
+def as_numbers(column: pa.Array, kind: str) -> pa.Array:
     """What the builder takes: times in seconds, lists of any size, text as text."""
     own = column.type
     if kind == "float":

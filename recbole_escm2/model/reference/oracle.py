@@ -22,6 +22,8 @@ class Oracle(ReferenceRecommender):
         UsageError: the data doesn't know them.
     """
 
+    scores_new_rows = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         tasks = {"ctr": ("ctr",), "cvr": ("cvr",), "ctcvr": ("ctr", "cvr")}[self.task]
