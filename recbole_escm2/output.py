@@ -38,7 +38,7 @@ def make_run_dir(config: Any) -> Path:
     Raises:
         UsageError: it can't be made.
     """
-    settings = plain({**config.internal_config_dict, **config.external_config_dict})
+    settings = plain_data({**config.internal_config_dict, **config.external_config_dict})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     stem = "-".join(
         [config["model"], config["dataset"], digest, datetime.now().strftime("%Y%m%d-%H%M%S")]
@@ -185,12 +185,12 @@ def _cell(value: Any) -> Any:
     return f"'{text}"
 
 
-def plain(value: Any) -> Any:
-    """The value with everything that isn't plain data turned into text."""
+def plain_data(value: Any) -> Any:
+    """The value as YAML and JSON have it: lists, dicts, numbers, text; all else becomes text."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
+        return [plain_data(item) for item in value]
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float):
@@ -290,12 +290,12 @@ def finite(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a number may depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     ours = ("recbole-escm2", "recbole", "torch", "numpy", "scipy", "pandas")
     for package in (*ours, "scikit-learn", "lightgbm"):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:

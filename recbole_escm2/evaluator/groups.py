@@ -130,7 +130,7 @@ def _by_item(by: str, count: int, train: EntireSpaceDataset, part: EntireSpaceDa
     field, of_clicks = part.iid_field, parsed(by)[0] == CLICKS
     assert field is not None, "check_groups has seen it"
     ids = train.values(field).numpy()
-    counted = ids[train.inter_feat.apart(train.click_field) > 0] if of_clicks else ids
+    counted = ids[train.inter_feat.columnar(train.click_field) > 0] if of_clicks else ids
     times = np.bincount(counted, minlength=len(part.field2id_token[field]))
     what = "clicks" if of_clicks else "impressions"
     cuts = quantiles(times[ids], count)
@@ -153,7 +153,7 @@ def _by_chance(
     """By pCTR, or by the propensity of the data, or else pCTR; None where there is neither."""
     logged = predictions.truth.propensity
     if logged is None:
-        logged = part.inter_feat.apart(part.config["PROPENSITY_FIELD"])
+        logged = part.inter_feat.columnar(part.config["PROPENSITY_FIELD"])
     if parsed(by)[0] == PROPENSITY and logged is not None:
         values, what = logged, "the propensity of the data"
     elif "ctr" in predictions.score:
