@@ -10,13 +10,15 @@ from typing import Any
 from recbole_escm2.plugin import register, register_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "register_model"]
+__all__ = ["__version__", "register_model", "score"]
 
 register()
 
 
 def __getattr__(name: str) -> Any:
-    """A module of the package, loaded when it is asked for: ``recbole_escm2.quick_start.run``."""
+    """``score``, or a module (``recbole_escm2.quick_start.run``), loaded when it is asked for."""
+    if name == "score":
+        return importlib.import_module(f"{__name__}.scoring.score").score
     if not name.startswith("_"):
         try:
             return importlib.import_module(f"{__name__}.{name}")
