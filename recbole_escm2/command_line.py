@@ -132,8 +132,9 @@ fit into memory (8 bytes a row and column, and a few times that for sorting).
                        potential conversions
   --metrics=METRIC,... instead of those of a run
   --topk=K,...         of NDCG@K and Recall@K (10)
-  --decision_threshold=P  from which F1 and Recall predict a positive, or {{ctr: P, cvr: P, ctcvr: P}};
-                       by default each task's share of positives in these rows
+  --decision_threshold=P  from which F1 and Recall predict a positive, of all tasks or by task,
+                       {{ctr: P, cvr: P, ctcvr: P}}; by default the task's share of positives
+                       in these rows
   --calibration_bins=N of ECE (10)
   --CLICK_FIELD=NAME   and CONVERSION_FIELD, USER_ID_FIELD, ITEM_ID_FIELD,
                        POTENTIAL_CONVERSION_FIELD, TRUE_CTR_FIELD, TRUE_CVR_FIELD, pctr, pcvr,
