@@ -546,8 +546,8 @@ def user_recall(ranking: UserRanking, k: int) -> Floats:
         UndefinedMetricError: No user has a positive.
     """
     depth = _depth(ranking, k)
-    found, positives = _expected_gain(ranking, np.arange(depth + 1.0))
-    return found / positives
+    hits, positives = _expected_gain(ranking, np.arange(depth + 1.0))
+    return hits / positives
 
 
 def _mean(values: Floats) -> float:

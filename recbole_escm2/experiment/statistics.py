@@ -68,17 +68,22 @@ class Draws:
     """What each seed draws anew, which decides what the variance of a mean over seeds is.
 
     Attributes:
-        kind: ``split``, ``weights`` or ``world``.
+        kind: ``split``, ``fold``, ``weights`` or ``world``.
 
             - ``split``: seeds split one data set, so that their training and test rows overlap.
               Variance of the mean of n numbers: s²(1/n + n_test/n_train), n - 1 degrees of freedom
               (Nadeau & Bengio, Inference for the generalization error, Machine Learning 52, 2003).
+            - ``fold``: one of the folds of one partition, so that test rows are apart and training
+              rows overlap, which no estimator of the variance from one cross-validation can see
+              (Bengio & Grandvalet, JMLR 5, 2004). The same variance as for ``split`` (Bouckaert &
+              Frank, Evaluating the replicability of significance tests, PAKDD 2004), for k folds
+              s²(1/k + 1/(k - 1)) and a little more where a part of the rest validates.
             - ``weights``: one test set, and training rows that are the same but for a validation
               part; seeds draw initial weights. Variance: s²/n + :class:`Noise` of the test rows,
               which no number of seeds makes smaller, with Satterthwaite's degrees of freedom
               (Biometrics Bulletin 2, 1946). It is about models trained on this one training set.
             - ``world``: everything. Variance s²/n, n - 1 degrees of freedom: the paired t test.
-        test_share: n_test / n_train, for ``split``.
+        test_share: n_test / n_train, for ``split`` and ``fold``.
         refused: why nothing can be said beyond the mean; empty where something can.
     """
 
@@ -97,7 +102,7 @@ class Draws:
         values = np.asarray(numbers, dtype=np.float64)
         mean, count = float(values.mean()), len(values)
         spread = float(values.var(ddof=1)) if np.ptp(values) > 0 else 0.0
-        if self.kind == "split":
+        if self.kind in ("split", "fold"):
             spread *= 1 / count + self.test_share
         else:
             spread /= count

@@ -62,7 +62,7 @@ OF_ANY_MODEL = {
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
-        "topk",
+        *("by", "save_predictions", "topk"),
     },
     "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
 }
