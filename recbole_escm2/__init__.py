@@ -7,10 +7,11 @@ RecBole nor torch is loaded for it.
 import importlib
 from typing import Any
 
+from recbole_escm2.metric_names import metric
 from recbole_escm2.plugin import register, register_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "register_model", "score"]
+__all__ = ["__version__", "load", "metric", "register_model", "score"]
 
 register()
 
