@@ -13,6 +13,11 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.calibration import (
+    Calibration,
+    about_calibration,
+    calibration_rows,
+)
 from recbole_escm2.evaluator.catalogue import Setting
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
@@ -31,14 +36,21 @@ from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.output import plain_data, table, versions, write_json
 from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import read_yaml
+from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
+
+#: What to say with the numbers of a checkpoint that its run would have calibrated.
+NOT_CALIBRATED = (
+    "the run of this checkpoint was to end with a calibration, and was cut short before it: these "
+    "numbers are of uncalibrated predictions"
+)
 
 
 def run(
@@ -71,7 +83,8 @@ def run(
         ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
         (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
         ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
-        ``simulated`` (what to say with numbers on simulated data, else None).
+        ``simulated`` (what to say with numbers on simulated data, else None), ``calibrated`` (None,
+        or what :func:`~recbole_escm2.evaluator.calibration.about_calibration` has).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -97,9 +110,12 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
+        calibrator = calibrate(trained, config)
         if "valid" in config["save_predictions"]:
-            _keep_predictions(config, run, trained, "valid", trained.score("valid")[1])
-        test_result, predictions = trained.score("test")
+            valid = _calibrated(config, calibrator, *trained.score("valid"))
+            _keep_predictions(config, run, trained, "valid", valid[1])
+        raw_result, uncalibrated = trained.score("test")
+        test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
         _keep_predictions(config, run, trained, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
@@ -119,13 +135,31 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "simulated": test.simulated,
             "run_dir": str(run.folder),
             **_groups(config, run, trained.splits, test_result, predictions),
+            "calibrated": about,
         }
-        content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
-        content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
+        content = _about_run(config, trained) | outcome | _about_training(trained, uncalibrated)
+        content |= (
+            {"calibration": calibration(predictions)}
+            | _about_scoring(config, test_result)
+            | {"seconds": round(seconds, 3)}
+        )
         write_json(run.folder / RESULT_FILE, content)
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome
+
+
+def _calibrated(
+    config: Config,
+    calibrator: Calibration | None,
+    result: MetricResult,
+    predictions: Predictions,
+) -> tuple[MetricResult, Predictions, dict[str, Any] | None]:
+    """Metrics and predictions of a split after calibration, and what that changed."""
+    if calibrator is None:
+        return result, predictions, None
+    about = about_calibration(calibrator, result, predictions)
+    return *score_calibrated(calibrator, predictions, config), about
 
 
 def _items(part: Any) -> Any:
@@ -193,7 +227,6 @@ def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
         if weighted
         else None,
-        "calibration": calibration(predictions),
         "overlap": overlap(predictions),
     }
 
@@ -257,11 +290,19 @@ def evaluate_checkpoint(
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        for split in dict.fromkeys([*config["save_predictions"], "test"]):
-            test_result = trainer.evaluate(
+        calibrator = None
+        if state.get("calibration"):
+            calibrator = Calibration.of_state(state["calibration"])
+        elif config["calibrate"]:
+            getLogger().warning(NOT_CALIBRATED)
+        for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
+            result = trainer.evaluate(
                 training.splits[split], False, show_progress=config["show_progress"]
             )
-            _keep_predictions(config, run, training, split, trainer.predictions)
+            test_result, predictions, about = _calibrated(
+                config, calibrator, result, trainer.predictions
+            )
+            _keep_predictions(config, run, training, split, predictions)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -270,7 +311,8 @@ def evaluate_checkpoint(
             "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
             "run_dir": str(run.folder),
-            **_groups(config, run, training.splits, test_result, trainer.predictions),
+            **_groups(config, run, training.splits, test_result, predictions),
+            "calibrated": about,
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
@@ -334,6 +376,8 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
             "id."
         )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
+    if about := outcome.get("calibrated"):
+        lines += _calibration_lines(about, result)
     if worse := outcome.get("worse_than_constant"):
         lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
@@ -341,3 +385,12 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     if groups := outcome.get("groups"):
         lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)
+
+
+def _calibration_lines(about: Mapping[str, Any], result: MetricResult) -> list[str]:
+    """The test metrics that calibration is about, before and after it."""
+    rows = calibration_rows(about, result)
+    lines = ["", f"Calibration ({about['method']}, fitted to validation)", ""]
+    lines += [table(["metric", "before", "after"], rows), ""]
+    lines += [f"p{task.upper()} stays as it is: {why}." for task, why in about["left"].items()]
+    return [*lines, f"{about['note']}."] if about["note"] else lines
