@@ -2,8 +2,8 @@
 
 #: Names of the models that RecBole's look-ups find.
 MODEL_NAMES = (
-    *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "DCMT", "AITM", "Naive", "MTL_IMP"),
-    *("MTL_EIB", "MTL_IPS", "MTL_DR"),
+    *("ESMM", "ESCM2_IPS", "ESCM2_DR", "ESCM2_MRDR", "ESCM2_DR_BIAS", "ESCM2_DR_MSE"),
+    *("DCMT", "AITM", "Naive", "MTL_IMP", "MTL_EIB", "MTL_IPS", "MTL_DR"),
 )
 #: What the others are compared with: found by our program alone, since RecBole has a LightGBM.
 REFERENCE_NAMES = ("LogisticRegression", "LightGBM", "Constant", "Oracle")

@@ -12,8 +12,8 @@ Each raises ``ValueError`` where shapes differ (broadcasting would silently aver
 impressions) or where there is no impression.
 
 Sources: ESMM (Ma et al., SIGIR 2018), Multi-IPW and Multi-DR (Zhang et al., WWW 2020), DR-JL
-(Wang et al., ICML 2019), MRDR (Guo et al., SIGIR 2021), ESCM² (Wang et al., SIGIR 2022), DCMT
-(Zhu et al., ICDE 2023).
+(Wang et al., ICML 2019), MRDR (Guo et al., SIGIR 2021), ESCM² (Wang et al., SIGIR 2022), DR-BIAS
+(Dai et al., KDD 2022), DCMT (Zhu et al., ICDE 2023).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "click_space_risk",
     "ctcvr_risk",
     "ctr_risk",
+    "dr_bias_imputation_risk",
     "dr_risk",
     "imputation_risk",
     "ips_risk",
@@ -269,3 +270,24 @@ def mrdr_imputation_risk(
     weight = _clicked_over_propensity(click, propensity)
     variance = _of_clicked(1 - probability.detach(), click)
     return (weight.square() * variance * residual.square()).mean()
+
+
+def dr_bias_imputation_risk(
+    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+) -> Tensor:
+    """Imputation risk of DR-BIAS: (1/|D|) Σ o·(1 − ô)²/ô³·(δ − δ̂)² (Dai et al., KDD 2022).
+
+    The DR risk errs by (o/ô − 1)(δ − δ̂) on an impression; this is its square over the clicks, each
+    of which counts 1/ô, so it wants δ̂ right where the propensity is small, more than
+    :func:`mrdr_imputation_risk` does. An impression with ô = 1 counts nothing.
+
+    Args:
+        error: δ for each impression, ``[|D|]``; detached here: it is the target.
+        imputed_error: δ̂ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``, by which the DR risk divides; detached here.
+    """
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    residual = _of_clicked(error.detach() - imputed_error, click)
+    weight = _clicked_over_propensity(click, propensity)
+    return (weight * (weight - 1).square() * residual.square()).mean()

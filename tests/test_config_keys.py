@@ -47,6 +47,7 @@ BAD = {
     "min_data_in_leaf": NOT_COUNTS,
     "shrinkage_rate": [0, 1.1, -1, "slow", True, None],
     "rate_smoothing": [0, -1, math.inf, "strong", True, None],
+    "bias_share": [-0.1, 1.1, "half", True, None],
     "calibrator_weight": [-0.1, math.inf, "low", True, None],
     "backbone": ["", 1, ["mmoe"], None],
     "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
@@ -233,6 +234,7 @@ BACKBONES = ("DCN", "AutoInt", "xDeepFM", "PNN", "FiGNN", "EulerNet", "AFM", "DC
 
 #: Where a key acts, if not on ESCM2_DR and any data set.
 ACTING = {
+    "bias_share": ("ESCM2_DR_MSE", "toy"),
     "calibrator_weight": ("AITM", "toy"),
     "counterfactual_prior_weight": ("DCMT", "toy"),
     **dict.fromkeys(("task", *keys.PART_SETTINGS), ("DeepFM", "toy")),

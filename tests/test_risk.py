@@ -13,6 +13,7 @@ from recbole_escm2.risk import (
     click_space_risk,
     ctcvr_risk,
     ctr_risk,
+    dr_bias_imputation_risk,
     dr_risk,
     imputation_risk,
     ips_risk,
@@ -139,6 +140,8 @@ def test_weighted_risks_by_hand():
     assert imputation_risk(error, imputed, click, propensity).item() == 0.5625
     # (0.25²·0.75/0.25² + 1²·0.5/0.5²) / 4
     assert mrdr_imputation_risk(error, imputed, click, propensity).item() == 0.6875
+    # (0.25²·0.75²/0.25³ + 1²·0.5²/0.5³) / 4
+    assert dr_bias_imputation_risk(error, imputed, click, propensity).item() == 1.0625
     # (0.5/0.25 + 2/0.5) / (1/0.25 + 1/0.5), and (0.5 + 2) / 2
     assert snips_risk(error, click, propensity).item() == 1.0
     assert click_space_risk(error, click).item() == 1.25
@@ -213,6 +216,19 @@ def test_dr_risk_equals_reference(batch):
     error, imputed, click, propensity = map(np.array, batch)
     size = np.mean(imputed + click * (error + imputed) / propensity)
     assert risk == approx(dr_reference(*batch), abs_=RTOL * size + TINY)
+
+
+@many
+@given(weighted_rows)
+def test_dr_bias_imputation_risk_equals_reference(batch):
+    error, imputed, click, propensity = map(np.array, batch)
+    expected = np.mean(
+        click * (1 - propensity) ** 2 / propensity**3 * (error - imputed) ** 2, dtype=np.float64
+    )
+    # 1/ô − 1 in float32 loses what ô near 1 has of it
+    lost = np.mean(click * 2.0**-22 * (error - imputed) ** 2)
+    risk = dr_bias_imputation_risk(*map(tensor, batch)).item()
+    assert risk == approx(expected, 1e-5, abs_=lost + TINY)
 
 
 @many
@@ -396,6 +412,7 @@ def weighted_risks(error, imputed, click, propensity):
         "dr": dr_risk(error, imputed, click, propensity),
         "imputation": imputation_risk(error, imputed, click, propensity),
         "mrdr": mrdr_imputation_risk(error, imputed, click, propensity),
+        "dr_bias": dr_bias_imputation_risk(error, imputed, click, propensity),
         "snips": snips_risk(error, click, propensity),
         "naive": click_space_risk(error, click),
     }
@@ -412,6 +429,7 @@ def test_gradient_reaches_what_it_should_and_nothing_else():
         "dr": [True, True, False],
         "imputation": [False, True, False],
         "mrdr": [False, True, False],
+        "dr_bias": [False, True, False],
         "snips": [True, False, False],
         "naive": [True, False, False],
     }
@@ -453,6 +471,7 @@ def test_without_a_click_only_the_imputed_error_is_left():
         "dr": 1.1875,
         "imputation": 0.0,
         "mrdr": 0.0,
+        "dr_bias": 0.0,
         "snips": 0.0,
         "naive": 0.0,
     }
@@ -473,6 +492,7 @@ RISKS = {
     dr_risk: 4,
     imputation_risk: 4,
     mrdr_imputation_risk: 4,
+    dr_bias_imputation_risk: 4,
 }
 EACH_INPUT = [(risk, i) for risk, inputs in RISKS.items() for i in range(inputs)]
 

@@ -4,6 +4,8 @@ from recbole_escm2.model.aitm import AITM
 from recbole_escm2.model.dcmt import DCMT
 from recbole_escm2.model.entire_space import EntireSpaceRecommender, Impressions
 from recbole_escm2.model.escm2_dr import ESCM2_DR
+from recbole_escm2.model.escm2_dr_bias import ESCM2_DR_BIAS
+from recbole_escm2.model.escm2_dr_mse import ESCM2_DR_MSE
 from recbole_escm2.model.escm2_ips import ESCM2_IPS
 from recbole_escm2.model.escm2_mrdr import ESCM2_MRDR
 from recbole_escm2.model.esmm import ESMM
@@ -15,7 +17,7 @@ from recbole_escm2.model.naive import Naive
 
 #: All of them, in the order in which they are listed.
 MODELS: tuple[type[EntireSpaceRecommender], ...] = (
-    *(ESMM, ESCM2_IPS, ESCM2_DR, ESCM2_MRDR, DCMT, AITM, Naive),
+    *(ESMM, ESCM2_IPS, ESCM2_DR, ESCM2_MRDR, ESCM2_DR_BIAS, ESCM2_DR_MSE, DCMT, AITM, Naive),
     *(MTL_IMP, MTL_EIB, MTL_IPS, MTL_DR),
 )
 
@@ -23,6 +25,8 @@ __all__ = [
     "AITM",
     "DCMT",
     "ESCM2_DR",
+    "ESCM2_DR_BIAS",
+    "ESCM2_DR_MSE",
     "ESCM2_IPS",
     "ESCM2_MRDR",
     "ESMM",

@@ -22,6 +22,7 @@ from recbole_escm2.train.trainer import EntireSpaceTrainer
 OF_MODELS = {
     "backbone": "shared_bottom",
     "bag_pooling": "sum",
+    "bias_share": 1.0,
     "bottom_hidden_size": [12],
     "calibrator_weight": 3.0,
     "counterfactual_prior_weight": 1.0,

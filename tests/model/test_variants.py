@@ -168,6 +168,37 @@ def test_mrdr_needs_no_imputation_where_a_click_is_certain(build):
     assert risk.item() == 0
 
 
+# ------------------------------------------------------------------ DR-BIAS, DR-MSE
+
+
+@pytest.mark.parametrize("imputation", ["error", "label"])
+def test_dr_bias_differs_from_dr_in_the_weight_of_the_imputation_risk_only(pair, imputation):
+    settings = {"imputation": imputation, "propensity_floor": 0.3}
+    of_bias, dr, batch = pair("ESCM2_DR_BIAS", "ESCM2_DR", **settings)
+    impressions, of_dr = of_bias.impressions(batch), dr.impressions(batch)
+    assert torch.equal(of_bias.dr_risk(impressions), dr.dr_risk(of_dr))
+    ours = cvr_logit_gradient(of_bias.imputation_risk(impressions), impressions, "imputation")
+    theirs = cvr_logit_gradient(dr.imputation_risk(of_dr), of_dr, "imputation")
+    propensity = impressions.propensity
+    torch.testing.assert_close(ours, theirs * (1 - propensity) ** 2 / propensity**2)
+    assert theirs[impressions.click > 0].all()
+
+
+@pytest.mark.parametrize(("share", "other"), [(1.0, "ESCM2_DR_BIAS"), (0.0, "ESCM2_MRDR")])
+def test_dr_mse_ends_in_dr_bias_and_in_mrdr(pair, share, other):
+    settings = {"imputation": "label", "propensity_floor": 0.3}
+    mse, end, batch = pair("ESCM2_DR_MSE", other, bias_share=share, **settings)
+    assert mse.task_risks(batch) == end.task_risks(batch)
+
+
+def test_dr_mse_mixes_the_two_imputation_risks(pair):
+    mse, of_bias, batch = pair("ESCM2_DR_MSE", "ESCM2_DR_BIAS", bias_share=0.25)
+    _, mrdr, _ = pair("ESCM2_DR_MSE", "ESCM2_MRDR")
+    mrdr.load_state_dict(mse.state_dict())
+    risks = [m.imputation_risk(m.impressions(batch)).item() for m in (mse, of_bias, mrdr)]
+    assert risks[0] == pytest.approx(0.25 * risks[1] + 0.75 * risks[2], rel=1e-5)
+
+
 # ------------------------------------------------------------------ DCMT
 
 
