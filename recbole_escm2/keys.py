@@ -376,6 +376,12 @@ OURS: Mapping[str, Key] = {
     "imputation_schedule": Key(
         _one_of("joint", "alternate"), OFTEN, ("ESCM2_DR",), "has no imputation"
     ),
+    "balancing_weight": Key(
+        NOT_NEGATIVE, acts_on=("BalancedPropensity",), idle="balances no propensity"
+    ),
+    "balancing_floor": Key(BETWEEN, acts_on=("BalancedPropensity",), idle="balances no propensity"),
+    "conversion_weight": Key(NOT_NEGATIVE, acts_on=("DDPO",), idle="has no soft labels"),
+    "cvr_weight_limit": Key(POSITIVE, acts_on=("NISE",), idle="doesn't weigh risks by each other"),
     "bias_share": Key(SHARE, acts_on=("ESCM2_DR_MSE",), idle="mixes no imputation risks"),
     "calibrator_weight": Key(NOT_NEGATIVE, acts_on=("AITM",), idle="has no calibrator"),
     "counterfactual_prior_weight": Key(

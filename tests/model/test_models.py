@@ -466,6 +466,10 @@ KEYS = {
     "counterfactual_prior_weight": WEIGHT,
     "calibrator_weight": WEIGHT,
     "bias_share": (0.9, [-0.1, 1.1, True, "x", None]),
+    "balancing_weight": WEIGHT,
+    "balancing_floor": (0.9, [0, 1, True, "x", None]),
+    "conversion_weight": WEIGHT,
+    "cvr_weight_limit": (0.1, [0, -1, math.inf, True, "x", None]),
     "propensity_floor": (0.9, [-0.1, 1, math.nan, True, "x", None]),
     "propensity": ("field", ["logged", "", 1, None]),
     "propensity_normalization": ("snips", ["SNIPS", "", 1, True]),
@@ -477,6 +481,10 @@ MODEL_OF = {
     "counterfactual_prior_weight": "DCMT",
     "calibrator_weight": "AITM",
     "bias_share": "ESCM2_DR_MSE",
+    "balancing_weight": "ESCM2_IPS_V2",
+    "balancing_floor": "ESCM2_IPS_V2",
+    "conversion_weight": "DDPO",
+    "cvr_weight_limit": "NISE",
 }
 BOTTOM_KEYS = (
     "bottom_hidden_size",
