@@ -427,6 +427,8 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     derive_metrics(config, external)
+    _derive_saved(config)
+    _derive_groups(config)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -448,6 +450,23 @@ def _weight_field(config: Any) -> str | None:
         raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")
     field: str = config[key]
     return field
+
+
+def _derive_groups(config: Any) -> None:
+    """What impressions are put into groups by, as a list, each once."""
+    asked = config["by"] or []
+    names = asked.split(",") if isinstance(asked, str) else asked
+    config["by"] = list(dict.fromkeys(name.strip() for name in names))
+
+
+def _derive_saved(config: Any) -> None:
+    """The splits whose predictions are kept, as a list; test, whose numbers are shown, is last."""
+    asked = config["save_predictions"]
+    if isinstance(asked, str):
+        asked = [name.strip() for name in asked.split(",")]
+    elif isinstance(asked, bool):
+        asked = ["test"] if asked else []
+    config["save_predictions"] = [name for name in ("valid", "test") if name in asked]
 
 
 # --------------------------------------------------------------------------- configs
