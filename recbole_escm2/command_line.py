@@ -109,7 +109,8 @@ the best settings are written as a config file that --config_files takes.
   --storage=URL        of Optuna's storage (an SQLite file in that folder)
   any config key       of all trials
 """
-_FLAGS = ("help", "version", "evaluate")
+#: What stands alone, with the value that it then has.
+_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True"}
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
 
@@ -134,7 +135,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
         else:
             key, equals, value = argument[2:].partition("=")
             if not equals and key in _FLAGS:
-                value = ""
+                value = _FLAGS[key]
             elif not equals:
                 waiting = key
                 continue

@@ -324,6 +324,11 @@ OURS: Mapping[str, Key] = {
     "calibration_bins": Key(COUNT, SCORING),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "resume": Key(
+        Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
+        PLACE | NO_SWEEP,
+    ),
+    "save_interval": Key(NOT_NEGATIVE, PLACE | OPTIONAL),
     # Reference models
     "l2_penalty": Key(
         Kind("a number > 0, or a falling list of such", _is_path),

@@ -26,6 +26,7 @@ from recbole_escm2.output import plain, versions, write_json
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
+from recbole_escm2.train.resume import new_or_unfinished
 from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
@@ -65,7 +66,10 @@ def run(
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    return train_and_test(config, Run.of(config, saved, folder))
+    alone = folder is None
+    return train_and_test(
+        config, new_or_unfinished(config, saved) if alone else Run.of(config, saved, folder)
+    )
 
 
 def train_and_test(config: Config, run: Run) -> dict[str, Any]:
@@ -107,6 +111,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
         write_json(run.folder / RESULT_FILE, content)
+        run.forget_progress()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome

@@ -96,6 +96,8 @@ BAD = {
     "topk": [[], [0], [-1], 0, "ten", None, [5, 2.5], [True], ["a"], (5, 10)],
     "eval_args": ["RO", 5, ["split"]],
     "output_dir": ["", 7, None],
+    "resume": ["", 1, [True]],
+    "save_interval": NOT_NEGATIVE,
     "ratings": ["", 7, None],
     "completion_rank": [-1, 1.5, "full", None],
     "completion_regularization": [0, -1, math.inf, None],

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import recbole
+import torch
+from filelock import FileLock
+
+from recbole_escm2 import __version__
 from recbole_escm2.config import Config, learns_both
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
-from recbole_escm2.keys import PAIR
+from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
-from recbole_escm2.output import logging_to, make_folder, make_run_dir, plain
+from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain
+from recbole_escm2.train.code import code_of
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
 #: Written anew after each validation: what a watcher of the run can read.
 HISTORY_FILE = "history.json"
 LOG_FILE = "run.log"
+#: How far a training has come, as long as it isn't done; see :mod:`~recbole_escm2.train.progress`.
+PROGRESS_FILE = "progress.pth"
+#: Held by the process that is at the run.
+LOCK_FILE = "lock"
+#: Where the checkpoints are that nobody keeps, as long as the run isn't done.
+_UNSAVED = "unsaved"
+# Config keys that change no number of a run.
+_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass
@@ -46,6 +63,10 @@ class Run:
         started: whether a model has begun to learn: from then on the folder is kept.
         parent_is_new: whether the folder that it lies in was made for it.
         at_end: what is to be closed when the run is at its end, however it comes to it.
+        goes_on: whether it was begun before, so that its trainings go on from their progress.
+        about: what its numbers depend on, where its folder's name doesn't tell it all.
+        held: the lock of a run by itself, once this process has it.
+        notes: what to log at its beginning.
     """
 
     folder: Path
@@ -60,6 +81,10 @@ class Run:
     started: bool = False
     parent_is_new: bool = False
     at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
+    goes_on: bool = False
+    about: Callable[[], Mapping[str, Any]] = field(default=dict, compare=False)
+    held: FileLock | None = field(default=None, compare=False)
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
@@ -73,16 +98,19 @@ class Run:
         Raises:
             UsageError: the folder can't be made.
         """
-        parent_is_new = not Path(config["output_dir"]).exists()
+        parent = Path(config["output_dir"]).absolute()
+        parent_is_new, about = not parent.exists(), about_run(config, saved)
+        of_experiment = folder is not None
         return cls(
-            folder=make_run_dir(config) if folder is None else folder.absolute(),
+            folder=(folder or make_run_dir(parent, stem(config, about))).absolute(),
             model=model_path(config.model_class),
             dataset=config["dataset"],
             settings=given_settings(config),
             parts=PAIR if learns_both(config) else (),
             saved=saved,
-            of_experiment=folder is not None,
+            of_experiment=of_experiment,
             parent_is_new=parent_is_new,
+            about=cache(lambda: {**about, **code_and_versions(config.model_class)}),
         )
 
     @property
@@ -99,13 +127,30 @@ class Run:
 
     def part(self, name: str) -> Run:
         """One of the trainings that the run is made of."""
-        return Run(self.folder / name, checkpoints=self.checkpoints, whole=self, at_end=self.at_end)
+        return Run(
+            self.folder / name,
+            checkpoints=self.checkpoints,
+            whole=self,
+            at_end=self.at_end,
+            goes_on=self.goes_on,
+            about=self.about,
+        )
 
     def start(self) -> None:
         """Note that a model begins to learn."""
         self.started = True
         if self.whole is not None:
             self.whole.start()
+
+    def progress_files(self) -> list[Path]:
+        """Of its trainings, as far as they have begun and the run isn't done."""
+        return sorted(self.folder.rglob(PROGRESS_FILE))
+
+    def forget_progress(self) -> None:
+        """Remove what only going on would need."""
+        for file in self.progress_files():
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / _UNSAVED, ignore_errors=True)
 
     def is_done(self) -> bool:
         """Whether it has its result, and its checkpoints where they are to be kept."""
@@ -156,9 +201,11 @@ class Run:
             config["show_progress"] = sys.stderr.isatty()
         try:
             with contextlib.ExitStack() as stack:
+                if not self.of_experiment:
+                    stack.enter_context(self._locked())
                 if not self.saved:
-                    unsaved = tempfile.TemporaryDirectory(dir=self.folder, prefix="unsaved-")
-                    self.checkpoints = Path(stack.enter_context(unsaved))
+                    self.checkpoints = self.folder / _UNSAVED
+                    make_folder("output_dir", self.checkpoints)
                 elif config["checkpoint_dir"]:
                     self.checkpoints = Path(config["checkpoint_dir"]).absolute()
                     make_folder("checkpoint_dir", self.checkpoints)
@@ -166,6 +213,8 @@ class Run:
                 stack.enter_context(_errors_in_words(config))
                 stack.enter_context(patch.object(threading, "excepthook", _in_thread))
                 stack.enter_context(self.at_end)
+                for note in self.notes:
+                    getLogger().info(note)
                 yield
         except UsageError:
             if not (self.of_experiment or self.started or config["state"] == "debug"):
@@ -174,6 +223,50 @@ class Run:
                     with contextlib.suppress(OSError):  # another run has begun in it
                         self.folder.parent.rmdir()
             raise
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """While it is held, others know that a process is at the run."""
+        held = self.held or lock(self.folder / LOCK_FILE)
+        with held:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                held.release(force=True)
+
+
+def about_run(config: Config, saved: bool) -> dict[str, Any]:
+    """What tells a run from another one before its code is read: model, data set and settings."""
+    return {
+        "model": model_path(config.model_class),
+        "dataset": config["dataset"],
+        "saved": saved,
+        "config": effective(config.final_config_dict),
+    }
+
+
+def code_and_versions(model_class: type) -> dict[str, Any]:
+    """What runs: digest of the code, and versions."""
+    versions = [__version__, recbole.__version__, str(torch.__version__), np.__version__]
+    libraries = getattr(model_class, "libraries", ())
+    return {"code": code_of(model_class), "versions": [*versions, *map(version, libraries)]}
+
+
+def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a number depends on; 1 and 1.0 are one."""
+    return {k: _number(v) for k, v in plain(settings).items() if k not in _WITHOUT_EFFECT}
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def stem(config: Config, about: Mapping[str, Any]) -> str:
+    """What the names of the folders of runs with these settings begin with."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return "-".join([config["model"], config["dataset"], digest[:8]])
 
 
 def given_settings(config: Config) -> dict[str, Any]:

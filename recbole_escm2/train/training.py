@@ -112,7 +112,7 @@ class Training:
         )
         assert best_valid is not None, "a validation comes after the first epoch at the latest"
         self.best_valid = best_valid
-        self.seconds = time.perf_counter() - started
+        self.seconds = self.trainer.seconds_before + time.perf_counter() - started
 
     def validate(self) -> tuple[float, MetricResult]:
         """The score of ``valid_metric`` in the best epoch, and all metrics of that validation."""

@@ -63,7 +63,9 @@ OF_ANY_MODEL = {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
         "topk",
     },
-    "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
+    "files and terminal": {
+        *("checkpoint_dir", "output_dir", "resume", "save_interval", "show_progress"),
+    },
 }
 CASES = [(model.__name__, bottom) for model in MODELS for bottom in ("separate", "ple")]
 CASES += [("ESCM2_DR", b) for b in ("shared_bottom", "mmoe", "LR", "FM", "FFM", "DeepFM", "AFM")]
