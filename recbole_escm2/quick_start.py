@@ -13,16 +13,25 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.catalogue import Setting
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.evaluator.groups import (
+    by_group,
+    groupings,
+    groups_text,
+    keep_groups,
+    missing_notes,
+)
 from recbole_escm2.evaluator.influence import keep_influence
+from recbole_escm2.evaluator.prediction_file import keep_predictions
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
-from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
-from recbole_escm2.output import plain, versions, write_json
+from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
+from recbole_escm2.output import plain_data, versions, write_json
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
@@ -43,6 +52,8 @@ def run(
 ) -> dict[str, Any]:
     """Train a model with early stopping on validation and score the best epoch on test.
 
+    A split without validation has neither: the last of ``epochs`` is scored.
+
     A single-task model with ``task: both`` is a :class:`~recbole_escm2.train.pair.Pair`.
 
     Args:
@@ -56,11 +67,11 @@ def run(
             result. By default a new one in ``output_dir``.
 
     Returns:
-        ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
-        and ``test_result`` (floats by metric name, unrounded), ``best_epoch`` (None where there
-        were two trainings), ``worse_than_constant`` (None, or a ``task`` with its ``log_loss`` on
-        validation and that of a ``constant`` prediction), ``run_dir``, ``simulated`` (what to say
-        with numbers on simulated data, else None).
+        ``best_valid_score`` (of ``valid_metric``, None without validation), ``valid_score_bigger``,
+        ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
+        (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
+        ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
+        ``simulated`` (what to say with numbers on simulated data, else None).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -89,7 +100,10 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
+        if "valid" in config["save_predictions"]:
+            _keep_predictions(config, run, trained, "valid", trained.score("valid")[1])
         test_result, predictions = trained.score("test")
+        _keep_predictions(config, run, trained, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
@@ -99,7 +113,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             f"training and evaluation took {seconds:.1f}s; all of it is in {run.folder}"
         )
         outcome = {
-            "best_valid_score": float(best_score),
+            "best_valid_score": None if best_score is None else float(best_score),
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": best_valid,
             "test_result": test_result,
@@ -107,6 +121,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
+            **_groups(config, run, trained.splits, test_result, predictions),
         }
         content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
@@ -120,6 +135,37 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
 def _items(part: Any) -> Any:
     """The item of each impression, where impressions have one."""
     return None if part.iid_field is None else part.inter_feat[part.iid_field].numpy()
+
+
+def _keep_predictions(
+    config: Config,
+    run: Run,
+    trained: Training | Pair,
+    split: str,
+    predictions: Predictions,
+) -> None:
+    """Write the predictions of the split that was scored last, where they are asked for."""
+    if split in config["save_predictions"]:
+        part, trainer = trained.splits[split].dataset, trained.trainings[-1].trainer
+        keep_predictions(run.folder, split, part, predictions, trainer.propensity())
+
+
+def _groups(
+    config: Config,
+    run: Run,
+    splits: Mapping[str, Any],
+    result: MetricResult,
+    predictions: Predictions,
+) -> dict[str, Any]:
+    """The test metrics by group, where they are asked for, which are kept as CSV as well."""
+    if not config["by"]:
+        return {}
+    train, test = (splits[name].dataset for name in ("train", "test"))
+    names = [name for name in result if metric_of(name) is not None]
+    made = groupings(config["by"], train, test, predictions)
+    content = by_group(made, predictions, names, Setting.of(config), _items(test))
+    keep_groups(run.folder, content)
+    return {"groups": content}
 
 
 def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
@@ -163,7 +209,7 @@ def _about_scoring(config: Config, result: MetricResult) -> dict[str, Any]:
         "decision_threshold": result.threshold,
         "impressions_without_user": result.without_user,
         "versions": versions(),
-        "config": plain(config.final_config_dict),
+        "config": plain_data(config.final_config_dict),
     }
 
 
@@ -203,7 +249,7 @@ def evaluate_checkpoint(
     for file in config_file_list:
         given.update(read_yaml(Path(file)))
     given.update(config_dict or {})
-    config = _config_to_score(checkpoint, state, model, dataset, given, command_line)
+    config = config_to_score(checkpoint, state, model, dataset, given, command_line)
     run = Run.of(config)
     with run.at_work(config):
         for key, value in state["places"].items():
@@ -215,7 +261,11 @@ def evaluate_checkpoint(
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        test_result = trainer.evaluate(test, False, show_progress=config["show_progress"])
+        for split in dict.fromkeys([*config["save_predictions"], "test"]):
+            test_result = trainer.evaluate(
+                training.splits[split], False, show_progress=config["show_progress"]
+            )
+            _keep_predictions(config, run, training, split, trainer.predictions)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -224,13 +274,14 @@ def evaluate_checkpoint(
             "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
             "run_dir": str(run.folder),
+            **_groups(config, run, training.splits, test_result, trainer.predictions),
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
     return outcome
 
 
-def _config_to_score(
+def config_to_score(
     checkpoint: str | Path,
     state: Mapping[str, Any],
     model: str | type | None,
@@ -253,7 +304,7 @@ def _config_to_score(
             f"chooses no code that is run: if it is yours, say so with --model={state['model']}"
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
-    trained = {k: v for k, v in plain(state["settings"]).items() if k not in withheld}
+    trained = {k: v for k, v in plain_data(state["settings"]).items() if k not in withheld}
     trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
     which = model or state["model"], dataset or state["dataset"], None
@@ -290,4 +341,6 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
         lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
+    if groups := outcome.get("groups"):
+        lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)

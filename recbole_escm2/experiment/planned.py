@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.config import Config, learns_both
+from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import identity, open_store
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
-from recbole_escm2.output import plain
+from recbole_escm2.output import plain_data
+from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.run import Run, code_and_versions, effective, given_settings
+
+#: What a run that is only tried doesn't write, whatever is asked of those of the table.
+OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": []}
 
 
 @dataclass(kw_only=True)
@@ -94,4 +98,4 @@ def _data(config: Config, own: Mapping[str, Any]) -> Any:
         open_store(config)  # so that what is wrong with the data is said before anything runs
     of_run = copy.copy(config)
     of_run.final_config_dict = {**config.final_config_dict, **own}
-    return plain(identity(of_run))
+    return plain_data(identity(of_run))

@@ -22,7 +22,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.constant import BesideConstant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.weights import WeightDiagnostics
-from recbole_escm2.output import plain
+from recbole_escm2.output import plain_data
 from recbole_escm2.train.checkpoint import load_sealed, load_weights, save_checkpoint
 
 # Saving takes at most this share of a training's time, however large its tables are.
@@ -116,11 +116,11 @@ def bookkeeping_of(trainer: Any) -> dict[str, Any]:
     """What a trainer knows beside weights, as plain data."""
     best, beside, weights = trainer.best_valid_result, trainer.beside_constant, trainer.weights
     return {
-        **plain({name: getattr(trainer, name) for name in _OF_TRAINER}),
+        **plain_data({name: getattr(trainer, name) for name in _OF_TRAINER}),
         "train_loss_dict": {epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()},
-        "best_valid_result": best and {"values": plain(dict(best)), **plain(vars(best))},
-        "beside_constant": beside and plain(beside._asdict()),
-        "weights": weights and plain(asdict(weights)),
+        "best_valid_result": best and {"values": plain_data(dict(best)), **plain_data(vars(best))},
+        "beside_constant": beside and plain_data(beside._asdict()),
+        "weights": weights and plain_data(asdict(weights)),
     }
 
 
@@ -156,7 +156,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [str(name), torch.from_numpy(np.asarray(numbers, dtype=np.int64)), *plain(rest)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(numbers, dtype=np.int64)),
+            *plain_data(rest),
+        ],
         "python": random.getstate(),
     }
 

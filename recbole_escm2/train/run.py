@@ -23,11 +23,12 @@ import torch
 from filelock import FileLock
 
 from recbole_escm2 import __version__
-from recbole_escm2.config import Config, learns_both
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
 from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
-from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain
+from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain_data
+from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.code import code_of
 
 #: Written last: a run's folder that has it is complete.
@@ -177,7 +178,8 @@ class Run:
             result = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
-        kinds = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
+        kinds: dict[str, Any] = {"valid_metric": str, "test_result": dict, "epochs": int}
+        kinds["best_valid_score"] = (float, type(None))  # None without validation
         if not isinstance(result, dict) or not all(
             isinstance(result.get(key), kind) for key, kind in kinds.items()
         ):
@@ -256,7 +258,7 @@ def code_and_versions(model_class: type) -> dict[str, Any]:
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
-    return {k: _number(v) for k, v in plain(settings).items() if k not in _WITHOUT_EFFECT}
+    return {k: _number(v) for k, v in plain_data(settings).items() if k not in _WITHOUT_EFFECT}
 
 
 def _number(value: Any) -> Any:
@@ -271,7 +273,7 @@ def stem(config: Config, about: Mapping[str, Any]) -> str:
 
 def given_settings(config: Config) -> dict[str, Any]:
     """Every config key that isn't a default, as a config file has them, but model and data set."""
-    given = plain(config.external_config_dict)
+    given = plain_data(config.external_config_dict)
     return {key: value for key, value in given.items() if key not in ("model", "dataset")}
 
 
