@@ -110,7 +110,7 @@ the best settings are written as a config file that --config_files takes.
   any config key       of all trials
 """
 #: What stands alone, with the value that it then has.
-_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True"}
+_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
 

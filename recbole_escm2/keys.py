@@ -356,6 +356,7 @@ OURS: Mapping[str, Key] = {
     ),
     # Training
     "training_seed": Key(SEED),
+    "final_fit": Key(BOOLEAN, OFTEN),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),
     "sleeping_decay": Key(NOT_NEGATIVE, TRAINING, needs="sparse_embedding"),

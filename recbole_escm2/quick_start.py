@@ -34,6 +34,7 @@ from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary
 from recbole_escm2.output import plain_data, versions, write_json
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.resume import new_or_unfinished
 from recbole_escm2.train.run import RESULT_FILE, Run
@@ -69,8 +70,10 @@ def run(
     Returns:
         ``best_valid_score`` (of ``valid_metric``, None without validation), ``valid_score_bigger``,
         ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
-        (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
-        ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
+        (None where there were two trainings), ``final_fit`` (None, or what the training anew was,
+        whose model test scores, with the test metrics before it), ``worse_than_constant`` (None, or
+        a ``task`` with its ``log_loss`` on validation and that of a ``constant`` prediction),
+        ``run_dir``,
         ``simulated`` (what to say with numbers on simulated data, else None).
 
     Raises:
@@ -103,7 +106,12 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         if "valid" in config["save_predictions"]:
             _keep_predictions(config, run, trained, "valid", trained.score("valid")[1])
         test_result, predictions = trained.score("test")
-        _keep_predictions(config, run, trained, "test", predictions)
+        scored, final = trained, None
+        if config["final_fit"]:
+            scored = final_fit(trained)
+            final = about_final(trained, scored, test_result)
+            test_result, predictions = scored.score("test")
+        _keep_predictions(config, run, scored, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
@@ -118,12 +126,14 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trained.best_epoch,
+            "final_fit": final,
             "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
             **_groups(config, run, trained.splits, test_result, predictions),
         }
-        content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
+        content = _about_run(config, trained) | outcome | _about_training(trained)
+        content |= _about_predictions(scored, predictions)
         content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
         write_json(run.folder / RESULT_FILE, content)
         run.forget_progress()
@@ -184,18 +194,25 @@ def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
     }
 
 
-def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[str, Any]:
-    """What a result file tells of the trainings, and of what they predict on test."""
+def _about_training(trained: Training | Pair) -> dict[str, Any]:
+    """What a result file tells of the trainings."""
     trainings, trainer = trained.trainings, trained.trainings[-1].trainer
-    weighted = trainer.weights is not None
     return {
         "trainings": [training.about() for training in trainings],
         "epochs": sum(len(training.trainer.history) for training in trainings),
         "parameters": sum(training.parameter_count for training in trainings),
         "weights": trainer.weights and trainer.weights.as_dict(),
         "weights_warning": trainer.weights and trainer.weights.warning,
+    }
+
+
+def _about_predictions(scored: Training | Pair, predictions: Predictions) -> dict[str, Any]:
+    """What a result file tells of what was predicted on test."""
+    trainer = scored.trainings[-1].trainer
+    weighs = trainer.propensity() is not None and bool(predictions.truth.click.any())
+    return {
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
-        if weighted
+        if weighs
         else None,
         "calibration": calibration(predictions),
         "overlap": overlap(predictions),
@@ -341,6 +358,13 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
         lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
+    if final := outcome.get("final_fit"):
+        metric, before = final["valid_metric"], final["best_epoch_test_result"]
+        epochs = " and ".join(map(str, final["epochs"]))
+        lines.append(
+            f"Final fit on train and validation, {epochs} epochs. The best epoch on train alone"
+            + (f" had {metric} {before[metric]:.{decimals}f}." if metric in before else ".")
+        )
     if groups := outcome.get("groups"):
         lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)

@@ -329,6 +329,8 @@ class EntireSpaceDataset(Dataset):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )
+        if self.config["fits_validation"]:
+            parts[:2] = self._as_one(*parts[:2])
         train = parts[0]
         self._show_propensity(train)
         if not train.truth.click.any():
@@ -437,6 +439,15 @@ class EntireSpaceDataset(Dataset):
         drawn = torch.zeros(len(self), dtype=torch.bool)
         drawn[torch.randperm(len(self))[: round((share or 0) * len(self))]] = True
         return [self.copy(self.inter_feat[rows]) for rows in (~drawn, drawn)]
+
+    def _as_one(self, train: Any, validation: Any) -> list[EntireSpaceDataset]:
+        """Train with the impressions of validation, and a validation without any."""
+        both = train.copy(train.inter_feat.followed_by(validation.inter_feat))
+        none = validation.copy(validation.inter_feat[:0])
+        for part, name in ((both, PARTS[0]), (none, PARTS[1])):
+            labels = part._labels().of_part(name, self.store.schema)
+            part.truth = replace(labels, train_rate=train.truth.train_rate)
+        return [both, none]
 
     def id_counts(self) -> dict[str, Tensor]:
         """How often the impressions have each id, float64 ``[ids]`` by field of tokens.

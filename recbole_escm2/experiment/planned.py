@@ -21,7 +21,7 @@ from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.run import Run, code_and_versions, effective, given_settings
 
 #: What a run that is only tried doesn't write, whatever is asked of those of the table.
-OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": []}
+OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": [], "final_fit": False}
 
 
 @dataclass(kw_only=True)
@@ -85,6 +85,7 @@ def plan_run(
         parts=PAIR if learns_both(config) else (),
         saved=saved,
         of_experiment=True,
+        selects=own.get("final_fit", config["final_fit"]),
         row=row,
         seed=own["seed"],
         code=known["code"],

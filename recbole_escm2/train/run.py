@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from logging import getLogger
@@ -68,6 +68,8 @@ class Run:
         about: what its numbers depend on, where its folder's name doesn't tell it all.
         held: the lock of a run by itself, once this process has it.
         notes: what to log at its beginning.
+        selects: whether its checkpoint only finds for how long to train anew, see :meth:`final`.
+        kept_at: its checkpoint's file, where that isn't named after its folder.
     """
 
     folder: Path
@@ -86,6 +88,8 @@ class Run:
     about: Callable[[], Mapping[str, Any]] = field(default=dict, compare=False)
     held: FileLock | None = field(default=None, compare=False)
     notes: Sequence[str] = ()
+    selects: bool = False
+    kept_at: Path | None = None
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
@@ -112,6 +116,7 @@ class Run:
             of_experiment=of_experiment,
             parent_is_new=parent_is_new,
             about=cache(lambda: {**about, **code_and_versions(config.model_class)}),
+            selects=config["final_fit"],
         )
 
     @property
@@ -122,9 +127,11 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Its file: a plain name in the run's own folder, the run's name elsewhere."""
+        if self.kept_at is not None:
+            return self.kept_at
         if self.checkpoints is None:
-            return self.folder / "checkpoint.pth"
-        return self.checkpoints / f"{self.name}.pth"
+            return self.folder / ("selected.pth" if self.selects else "checkpoint.pth")
+        return self.checkpoints / f"{self.name}{'-selected' * self.selects}.pth"
 
     def part(self, name: str) -> Run:
         """One of the trainings that the run is made of."""
@@ -135,7 +142,13 @@ class Run:
             at_end=self.at_end,
             goes_on=self.goes_on,
             about=self.about,
+            selects=self.selects,
         )
+
+    def final(self) -> Run:
+        """The training anew, on validation too, whose checkpoint is the one that is kept."""
+        kept_at = replace(self, selects=False).checkpoint
+        return replace(self.part("final"), kept_at=kept_at)
 
     def start(self) -> None:
         """Note that a model begins to learn."""
@@ -151,6 +164,9 @@ class Run:
         """Remove what only going on would need."""
         for file in self.progress_files():
             file.unlink(missing_ok=True)
+        if self.selects:
+            for training in self._trainings():
+                training.checkpoint.unlink(missing_ok=True)
         shutil.rmtree(self.folder / _UNSAVED, ignore_errors=True)
 
     def is_done(self) -> bool:
@@ -162,9 +178,11 @@ class Run:
         return not self.saved or any(map(self._is_saved_in, places))
 
     def _is_saved_in(self, place: Path | None) -> bool:
-        one = Run(self.folder, checkpoints=place)
-        trainings = [one.part(name) for name in self.parts] or [one]
-        return all(training.checkpoint.is_file() for training in trainings)
+        one = Run(self.folder, checkpoints=place, parts=self.parts)
+        return all(training.checkpoint.is_file() for training in one._trainings())
+
+    def _trainings(self) -> list[Run]:
+        return [self.part(name) for name in self.parts] or [self]
 
     def result(self) -> Mapping[str, Any]:
         """What its result file holds.

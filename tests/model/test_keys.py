@@ -58,7 +58,7 @@ OF_ANY_MODEL = {
     "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
-        *("stopping_step", "train_batch_size", "training_seed", "valid_metric"),
+        *("final_fit", "stopping_step", "train_batch_size", "training_seed", "valid_metric"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
