@@ -21,6 +21,7 @@ from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
+    CALIBRATION_KEYS,
     EVAL_ARGS,
     FAMILY,
     KEY_NEEDS,
@@ -245,6 +246,15 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config["calibrate"] and config["final_fit"]:
+        raise UsageError(
+            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+        )
+    if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
+        raise UsageError(
+            f"calibrate_weights weighs the clicks of pCVR by 1/pCTR, and {config['model']} learns "
+            f"{config['task']} alone: leave it out, or set task: both"
+        )
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
@@ -365,7 +375,7 @@ def part_config(config: Config, task: str) -> Config:
     elif task_of(chooses) not in (None, task, *(("ctcvr",) if task == "cvr" else ())):
         scored = "pCVR or the product" if task == "cvr" else "pCTR"
         raise UsageError(f"{key}: valid_metric {chooses} doesn't score {scored}")
-    of_both = ("predict_task", *PART_SETTINGS)
+    of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
     try:

@@ -381,6 +381,10 @@ OURS: Mapping[str, Key] = {
     "save_predictions": Key(
         Kind("True (test), False, or a list of valid and test", _are_splits), SCORING | NO_SWEEP
     ),
+    # Calibration
+    "calibrate": Key(_one_of("isotonic", "platt", "temperature")),
+    "calibrate_weights": Key(Kind("'ips' or left out", lambda v: v == "ips"), needs="calibrate"),
+    "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
     "resume": Key(
@@ -632,6 +636,8 @@ TRAINING_KEYS = _about(TRAINING)
 DATA_KEYS = _about(DATA)
 NOT_SWEPT = _about(NO_SWEEP)
 UNUSED_KEYS = _about(UNUSED)
+#: Of what a run ends with, be it one training or two.
+CALIBRATION_KEYS = ("calibrate", "calibrate_weights", "calibrate_floor")
 #: Keys that do nothing unless another key is set, by the key that they need.
 KEY_NEEDS = {name: key.needs for name, key in KEYS.items() if key.needs}
 #: Keys that act on some models only, and so are refused for the others.

@@ -13,6 +13,11 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.calibration import (
+    Calibration,
+    about_calibration,
+    calibration_rows,
+)
 from recbole_escm2.evaluator.catalogue import Setting
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
@@ -31,8 +36,9 @@ from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.output import plain_data, table, versions, write_json
 from recbole_escm2.property_files import read_yaml
+from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
@@ -40,6 +46,12 @@ from recbole_escm2.train.resume import new_or_unfinished
 from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
+
+#: What to say with the numbers of a checkpoint that its run would have calibrated.
+NOT_CALIBRATED = (
+    "the run of this checkpoint was to end with a calibration, and was cut short before it: these "
+    "numbers are of uncalibrated predictions"
+)
 
 
 def run(
@@ -73,8 +85,9 @@ def run(
         (None where there were two trainings), ``final_fit`` (None, or what the training anew was,
         whose model test scores, with the test metrics before it), ``worse_than_constant`` (None, or
         a ``task`` with its ``log_loss`` on validation and that of a ``constant`` prediction),
-        ``run_dir``,
-        ``simulated`` (what to say with numbers on simulated data, else None).
+        ``run_dir``, ``simulated`` (what to say with numbers on simulated data, else None),
+        ``calibrated`` (None, or what :func:`~recbole_escm2.evaluator.calibration.about_calibration`
+        has).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -103,14 +116,17 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
+        calibrator = calibrate(trained, config)
         if "valid" in config["save_predictions"]:
-            _keep_predictions(config, run, trained, "valid", trained.score("valid")[1])
-        test_result, predictions = trained.score("test")
+            valid = _calibrated(config, calibrator, *trained.score("valid"))
+            _keep_predictions(config, run, trained, "valid", valid[1])
+        raw_result, uncalibrated = trained.score("test")
         scored, final = trained, None
         if config["final_fit"]:
             scored = final_fit(trained)
-            final = about_final(trained, scored, test_result)
-            test_result, predictions = scored.score("test")
+            final = about_final(trained, scored, raw_result)
+            raw_result, uncalibrated = scored.score("test")
+        test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
         _keep_predictions(config, run, scored, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
@@ -131,15 +147,33 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "simulated": test.simulated,
             "run_dir": str(run.folder),
             **_groups(config, run, trained.splits, test_result, predictions),
+            "calibrated": about,
         }
         content = _about_run(config, trained) | outcome | _about_training(trained)
-        content |= _about_predictions(scored, predictions)
-        content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
+        content |= (
+            _about_predictions(scored, uncalibrated)
+            | {"calibration": calibration(predictions)}
+            | _about_scoring(config, test_result)
+            | {"seconds": round(seconds, 3)}
+        )
         write_json(run.folder / RESULT_FILE, content)
         run.forget_progress()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome
+
+
+def _calibrated(
+    config: Config,
+    calibrator: Calibration | None,
+    result: MetricResult,
+    predictions: Predictions,
+) -> tuple[MetricResult, Predictions, dict[str, Any] | None]:
+    """Metrics and predictions of a split after calibration, and what that changed."""
+    if calibrator is None:
+        return result, predictions, None
+    about = about_calibration(calibrator, result, predictions)
+    return *score_calibrated(calibrator, predictions, config), about
 
 
 def _items(part: Any) -> Any:
@@ -214,7 +248,6 @@ def _about_predictions(scored: Training | Pair, predictions: Predictions) -> dic
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
         if weighs
         else None,
-        "calibration": calibration(predictions),
         "overlap": overlap(predictions),
     }
 
@@ -278,11 +311,19 @@ def evaluate_checkpoint(
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        for split in dict.fromkeys([*config["save_predictions"], "test"]):
-            test_result = trainer.evaluate(
+        calibrator = None
+        if state.get("calibration"):
+            calibrator = Calibration.of_state(state["calibration"])
+        elif config["calibrate"]:
+            getLogger().warning(NOT_CALIBRATED)
+        for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
+            result = trainer.evaluate(
                 training.splits[split], False, show_progress=config["show_progress"]
             )
-            _keep_predictions(config, run, training, split, trainer.predictions)
+            test_result, predictions, about = _calibrated(
+                config, calibrator, result, trainer.predictions
+            )
+            _keep_predictions(config, run, training, split, predictions)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -291,7 +332,8 @@ def evaluate_checkpoint(
             "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
             "run_dir": str(run.folder),
-            **_groups(config, run, training.splits, test_result, trainer.predictions),
+            **_groups(config, run, training.splits, test_result, predictions),
+            "calibrated": about,
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
@@ -354,6 +396,8 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
             "id."
         )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
+    if about := outcome.get("calibrated"):
+        lines += _calibration_lines(about, result)
     if worse := outcome.get("worse_than_constant"):
         lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
@@ -368,3 +412,12 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     if groups := outcome.get("groups"):
         lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)
+
+
+def _calibration_lines(about: Mapping[str, Any], result: MetricResult) -> list[str]:
+    """The test metrics that calibration is about, before and after it."""
+    rows = calibration_rows(about, result)
+    lines = ["", f"Calibration ({about['method']}, fitted to validation)", ""]
+    lines += [table(["metric", "before", "after"], rows), ""]
+    lines += [f"p{task.upper()} stays as it is: {why}." for task, why in about["left"].items()]
+    return [*lines, f"{about['note']}."] if about["note"] else lines

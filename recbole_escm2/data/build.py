@@ -43,6 +43,7 @@ from recbole_escm2.data.checks import (
 from recbole_escm2.data.columns import (
     Lists,
     Numbers,
+    numbers_of,
     row_by_row,
     shape_of,
     with_codes,

@@ -108,8 +108,8 @@ def check_split(config: Any, presplit: bool) -> None:
             )
         if config["tuning_part"]:
             raise UsageError(
-                f"{key} leaves no impressions that can be reserved for tuning: tune without {key}, and "
-                "give the settings"
+                f"{key} leaves no impressions that can be reserved for tuning: tune without {key}, "
+                "and give the settings"
             )
 
 

@@ -64,6 +64,7 @@ OF_ANY_MODEL = {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
         *("by", "save_predictions", "topk"),
     },
+    "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
         *("checkpoint_dir", "output_dir", "resume", "save_interval", "show_progress"),
     },

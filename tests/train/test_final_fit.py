@@ -120,3 +120,9 @@ def test_without_validation_there_is_nothing_to_add(settings):
     split = {"eval_args": {"split": {"RS": [0.9, 0, 0.1]}}, "final_fit": True}
     with pytest.raises(UsageError, match="no validation, which final_fit would train on"):
         run("ESMM", "tiny", config_dict={**settings, **split})
+
+
+def test_nothing_is_left_to_calibrate_on(settings):
+    given = {**settings, "final_fit": True, "calibrate": "platt"}
+    with pytest.raises(UsageError, match="calibrate is fitted to validation, which final_fit"):
+        Config("ESMM", "tiny", config_dict=given)
