@@ -113,8 +113,8 @@ def notes(study: Study) -> Iterable[str]:
         )
     if any(run.get("final_fit") for run in runs):
         yield (
-            "Final fit: once validation had chosen the epochs, a model was trained anew for as many "
-            "on train and validation, and that is what test scores."
+            "Final fit: once validation had chosen the epochs, a model was trained anew for as "
+            "many on train and validation, and that is what test scores."
         )
     if any(run.get("seconds") is not None for run in runs):
         threads = sorted({run["threads"] for run in runs if run.get("threads")})
