@@ -140,7 +140,8 @@ fit into memory (8 bytes a row and column, and a few times that for sorting).
                        POTENTIAL_CONVERSION_FIELD, TRUE_CTR_FIELD, TRUE_CVR_FIELD, pctr, pcvr,
                        pctcvr: what a column is called
 """
-_FLAGS = ("help", "version", "evaluate")
+#: What stands alone, with the value that it then has.
+_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
 
@@ -165,7 +166,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
         else:
             key, equals, value = argument[2:].partition("=")
             if not equals and key in _FLAGS:
-                value = ""
+                value = _FLAGS[key]
             elif not equals:
                 waiting = key
                 continue

@@ -247,6 +247,10 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config["calibrate"] and config["final_fit"]:
+        raise UsageError(
+            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+        )
     if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
         raise UsageError(
             f"calibrate_weights weighs the clicks of pCVR by 1/pCTR, and {config['model']} learns "

@@ -357,6 +357,7 @@ OURS: Mapping[str, Key] = {
     ),
     # Training
     "training_seed": Key(SEED),
+    "final_fit": Key(BOOLEAN, OFTEN),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),
     "sleeping_decay": Key(NOT_NEGATIVE, TRAINING, needs="sparse_embedding"),
@@ -387,6 +388,11 @@ OURS: Mapping[str, Key] = {
     "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "resume": Key(
+        Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
+        PLACE | NO_SWEEP,
+    ),
+    "save_interval": Key(NOT_NEGATIVE, PLACE | OPTIONAL),
     # Reference models
     "l2_penalty": Key(
         Kind("a number > 0, or a falling list of such", _is_path),

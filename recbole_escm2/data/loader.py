@@ -37,6 +37,7 @@ class ImpressionLoader:
         self.shuffle = shuffle
         self.with_placeholders = with_placeholders
         self.epoch = 0
+        self._first = 0
 
     @property
     def dataset(self) -> EntireSpaceDataset:
@@ -46,6 +47,11 @@ class ImpressionLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
         self.epoch = epoch
+        self._first = 0
+
+    def begin_at(self, batch: int) -> None:
+        """Leave out the first batches of the passes of this epoch, which are done already."""
+        self._first = batch
 
     def __len__(self) -> int:
         return -(-len(self._dataset) // self.batch_size)
@@ -56,7 +62,7 @@ class ImpressionLoader:
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(rows, generator=generator, dtype=position_dtype(rows))
-        for start in range(0, rows, self.batch_size):
+        for start in range(self._first * self.batch_size, rows, self.batch_size):
             stretch = slice(start, start + self.batch_size)
             batch: Interaction = self._dataset[stretch if order is None else order[stretch]]
             yield (batch, None, None, None) if self.with_placeholders else batch

@@ -63,14 +63,16 @@ OF_ANY_MODEL = {
     "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
-        *("stopping_step", "train_batch_size", "training_seed", "valid_metric"),
+        *("final_fit", "stopping_step", "train_batch_size", "training_seed", "valid_metric"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
         *("by", "save_predictions", "topk"),
     },
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
-    "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
+    "files and terminal": {
+        *("checkpoint_dir", "output_dir", "resume", "save_interval", "show_progress"),
+    },
 }
 # Their parents and DCMT, whose towers they have, are tried on both.
 ON_ONE_BOTTOM = {"ESCM2_DR_BIAS", "ESCM2_DR_MSE", "ESCM2_TDR", "ESCM2_IPS_V2", "ESCM2_DR_V2"}
