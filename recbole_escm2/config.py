@@ -250,6 +250,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
+        raise UsageError(
+            f"eval_step {config['eval_step']} validates after so many epochs, and "
+            f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
+        )
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)

@@ -271,6 +271,7 @@ _PAIR = "pair"  # a single-task model with task: both
 _FAMILY = "EntireSpaceRecommender"
 _NO_TREES = "has no trees"
 _MLPS = ("separate", "shared_bottom", "mmoe", "ple")
+_INITS = ("xavier", "field")
 
 #: Ours; the property files have them in the same order.
 OURS: Mapping[str, Key] = {
@@ -312,6 +313,8 @@ OURS: Mapping[str, Key] = {
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),
     "sleeping_decay": Key(NOT_NEGATIVE, TRAINING, needs="sparse_embedding"),
+    "weight_averaging": Key(BELOW_ONE, TRAINING),
+    "validations_per_epoch": Key(COUNT, TRAINING),
     # Evaluation
     "primary": Key(_names("a list of one or two metrics"), NO_SWEEP),
     "decision_threshold": Key(
@@ -340,6 +343,13 @@ OURS: Mapping[str, Key] = {
     # Entire-space models
     "backbone": Key(_text("the name of a backbone"), acts_on=(_FAMILY,), idle="has no use for it"),
     "embedding_size": Key(COUNT, OFTEN, (*_MLPS, _SINGLE), "with backbone {} embeds nothing"),
+    "embedding_init": Key(
+        Kind("'xavier', 'field' or a number > 0", lambda v: v in _INITS or POSITIVE.holds(v)),
+        acts_on=(_FAMILY,),
+        idle="with backbone {} embeds nothing",
+    ),
+    "embedding_dropout": Key(BELOW_ONE, acts_on=(_FAMILY,), idle="with backbone {} embeds nothing"),
+    "first_order": Key(BOOLEAN, acts_on=_MLPS, idle="with backbone {} says that itself"),
     "mlp_hidden_size": Key(LAYERS, OFTEN, (*_MLPS, _SINGLE), "with backbone {} has no MLP"),
     "bottom_hidden_size": Key(
         LAYERS, acts_on=_MLPS[1:], idle="with backbone {} has no shared layers"

@@ -95,3 +95,22 @@ def test_prepared_loaders(toy, shuffle):
         assert torch.equal(rows, loader.dataset.inter_feat["row"])
         clicks = torch.cat([batch["click"] for batch, *_ in loader])
         assert clicks.tolist() == loader.dataset.truth.click.tolist()
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [(1, [3]), (2, [1, 2]), (3, [1, 1, 1]), (4, [1, 1, 1])],  # of batches; at most one a part
+)
+def test_parts_of_an_epoch_are_its_batches_in_its_order(train, parts, sizes):
+    whole = ImpressionLoader(train, 20, seed=1, shuffle=True)
+    cut = ImpressionLoader(train, 20, seed=1, shuffle=True, parts=parts)
+    assert (cut.parts, cut.batches) == (len(sizes), 3)
+    for epoch in (0, 1, 5):
+        passes = []
+        for part, size in enumerate(sizes):
+            cut.set_epoch(epoch * len(sizes) + part)
+            assert (cut.epoch, cut.part) == (epoch, part)
+            assert len(cut) == size
+            passes += [batch["row"].tolist() for batch in cut]
+        whole.set_epoch(epoch)
+        assert passes == [batch["row"].tolist() for batch in whole]

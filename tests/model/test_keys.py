@@ -28,8 +28,11 @@ OF_MODELS = {
     "ctr_settings": {"learning_rate": 0.1},
     "cvr_settings": {"learning_rate": 0.1},
     "dropout_prob": 0.5,
+    "embedding_dropout": 0.5,
+    "embedding_init": 0.5,
     "embedding_size": 8,
     "extraction_level_num": 1,
+    "first_order": True,
     "global_weight": 3.0,
     "imputation": "label",
     "imputation_schedule": "alternate",
@@ -58,6 +61,7 @@ OF_ANY_MODEL = {
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
         *("stopping_step", "train_batch_size", "training_seed", "valid_metric"),
+        *("validations_per_epoch", "weight_averaging"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
