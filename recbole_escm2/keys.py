@@ -395,6 +395,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to its value")),  # which the source checks
     "simulation_seed": Key(SEED),
+    "interaction_share": Key(_number("a number from 0 to 1", lambda v: 0 <= v <= 1)),
     "obtain": Key(TEXT),
     "customers": Key(_one_of("all", "emailed")),
     "protocol": Key(_one_of("held_out", "literature")),
