@@ -10,9 +10,30 @@ from typing import Any
 from recbole_escm2.plugin import register, register_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "register_model"]
+__all__ = ["__version__", "load", "register_model"]
 
 register()
+
+
+def load(path: Any, model: Any = None, device: Any = None) -> Any:
+    """A trained model that scores new rows, made of its checkpoint alone.
+
+    ``scorer = recbole_escm2.load("output/…")``, then ``scorer.predict(frame)``.
+
+    Args:
+        path: a checkpoint, the folder of a run, or the two checkpoints of a pair.
+        model: the class or ``path.to.module:Class``, where it is the user's own.
+        device: where to compute; by default a GPU where there is one.
+
+    Returns:
+        A :class:`recbole_escm2.serve.scorer.Scorer`.
+
+    Raises:
+        UsageError: there is no checkpoint, or no model can be made of it.
+    """
+    from recbole_escm2.serve.scorer import Scorer
+
+    return Scorer(path, model, device)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
+    CALIBRATION_KEYS,
     EVAL_ARGS,
     FAMILY,
     KEY_NEEDS,
@@ -41,22 +42,27 @@ from recbole_escm2.keys import (
     wrong_value,
 )
 from recbole_escm2.lookup import find_model, model_names, recbole_context_model
-from recbole_escm2.metric_names import (
-    ALL_TASKS,
-    METRIC_NAMES,
-    bigger_is_better,
-    canonical_name,
-    is_metric,
-    is_neutral,
-    statistic_of,
-    task_of,
-)
+from recbole_escm2.metric_names import bigger_is_better, is_metric, task_of
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
     read_yaml,
     recbole_properties,
+)
+from recbole_escm2.tasks import (
+    derive_metrics,
+    is_entire_space,
+    is_of_family,
+    is_reference,
+    learns_both,
+    metric_for,
+    no_metric,
+    product_metric,
+    scored_tasks,
+    shown_name,
+    single_task,
+    trains_on_clicks,
 )
 
 _RECBOLE_MODELS = recbole_properties() / "model"
@@ -125,16 +131,6 @@ def known_keys(model_class: type, dataset: str, properties: Mapping[str, Any]) -
 
 
 # --------------------------------------------------------------------------- keys that do nothing
-
-
-def is_of_family(model_class: type) -> bool:
-    """Whether a model is an entire-space model, which says which keys act on it."""
-    return hasattr(model_class, "acting_keys")
-
-
-def is_reference(model_class: type) -> bool:
-    """Whether a model is what others are compared with, fitted without gradient steps."""
-    return hasattr(model_class, "fit_steps")
 
 
 @cache
@@ -255,6 +251,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             f"eval_step {config['eval_step']} validates after so many epochs, and "
             f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
         )
+    if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
+        raise UsageError(
+            f"calibrate_weights weighs the clicks of pCVR by 1/pCTR, and {config['model']} learns "
+            f"{config['task']} alone: leave it out, or set task: both"
+        )
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
@@ -349,54 +350,6 @@ def _check_sparse(config: Any) -> None:
 # --------------------------------------------------------------------------- what follows from them
 
 
-def is_entire_space(config: Any) -> bool:
-    """Whether the model has three tasks, or RecBole's one."""
-    return is_of_family(config.model_class)
-
-
-def learns_both(config: Any) -> bool:
-    """Whether a single-task model is trained twice: as CTR over D, and as CVR over the clicks."""
-    return not is_entire_space(config) and config["task"] == "both"
-
-
-def scored_tasks(config: Any) -> tuple[str, ...]:
-    """The tasks that the model predicts."""
-    every = is_entire_space(config) or learns_both(config)
-    return ALL_TASKS if every else (config["task"],)
-
-
-def single_task(config: Any) -> str:
-    """The task of ``predict``, which ``LABEL_FIELD`` and RecBole's AUC and LogLoss follow."""
-    every = is_entire_space(config) or learns_both(config)
-    task: str = config["predict_task"] if every else config["task"]
-    return task
-
-
-def metric_for(task: str, name: str) -> str:
-    """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
-    if task_of(name) in (None, task):
-        return name
-    statistic, _ = statistic_of(name)
-    own = f"{task.upper()}_{statistic}"
-    return own if is_metric(own) else f"{task.upper()}_AUC"
-
-
-def product_metric(config: Any) -> str:
-    """What chooses the epoch of the CVR model that is one of two: a metric of pCTR · pCVR.
-
-    ``valid_metric`` where the user has set one that the CVR model can change; of one that it
-    can't, CTR_AUC for example, the same statistic of the product. By default CTCVR_LogLoss: the
-    product ranks as pCTR alone does before pCVR has learned anything, so that an AUC over few
-    conversions may keep just that (``scripts/pair_stopping.py`` compares).
-    """
-    if "valid_metric" not in config.external_config_dict:
-        return "CTCVR_LogLoss"
-    name: str = config["valid_metric"]
-    if (task_of(name) or config["predict_task"]) != "ctr":
-        return name
-    return metric_for("ctcvr", name if task_of(name) else f"CTR_{name}")
-
-
 def part_config(config: Config, task: str) -> Config:
     """The config of one of the two models of ``task: both``: all keys, then those of its own.
 
@@ -419,11 +372,11 @@ def part_config(config: Config, task: str) -> Config:
             product_metric(config) if task == "cvr" else metric_for(task, config["valid_metric"])
         )
     elif not is_metric(str(chooses)):
-        raise UsageError(f"{key}: {_no_metric(str(chooses))}")
+        raise UsageError(f"{key}: {no_metric(str(chooses))}")
     elif task_of(chooses) not in (None, task, *(("ctcvr",) if task == "cvr" else ())):
         scored = "pCVR or the product" if task == "cvr" else "pCTR"
         raise UsageError(f"{key}: valid_metric {chooses} doesn't score {scored}")
-    of_both = ("predict_task", *PART_SETTINGS)
+    of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
     try:
@@ -436,7 +389,7 @@ def part_config(config: Config, task: str) -> Config:
     except UsageError as error:
         raise UsageError(f"{key}: {error}" if config[key] else str(error)) from error
     if chooses != alone:
-        part["valid_metric"] = _shown_name(chooses, part["topk"])
+        part["valid_metric"] = shown_name(chooses, part["topk"])
         part["valid_metric_bigger"] = bigger_is_better(chooses)
     return part
 
@@ -453,11 +406,6 @@ def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:
                 f"of its training: {', '.join(sorted(allowed))}"
             )
         raise UsageError(f"{key} has '{name}', which isn't known here{did_you_mean(name, allowed)}")
-
-
-def trains_on_clicks(config: Any) -> bool:
-    """A single-task CVR model learns in the click space, where its label exists."""
-    return not is_entire_space(config) and config["task"] == "cvr"
 
 
 def training_seed(config: Any) -> int:
@@ -483,7 +431,9 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     if "propensity_normalization" in config:  # as text, none is read as no value
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
-    _derive_metrics(config, external)
+    derive_metrics(config, external)
+    _derive_saved(config)
+    _derive_groups(config)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -507,77 +457,21 @@ def _weight_field(config: Any) -> str | None:
     return field
 
 
-def _derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
-    tasks = scored_tasks(config)
-    if isinstance(config["metrics"], str):
-        config["metrics"] = [config["metrics"]]
-    if "valid_metric" not in external and task_of(config["valid_metric"]) not in (None, *tasks):
-        config["valid_metric"] = f"{tasks[0].upper()}_AUC"
-    for name in (*config["metrics"], config["valid_metric"]):
-        if not is_metric(str(name)):
-            raise UsageError(_no_metric(str(name)))
-    valid_task = task_of(config["valid_metric"])
-    if valid_task not in (None, *tasks):
-        raise UsageError(
-            f"valid_metric {config['valid_metric']} scores {valid_task}, but "
-            f"{config['model']} learns {tasks[0]} (task: {tasks[0]})"
-        )
-    if is_neutral(config["valid_metric"]):
-        raise UsageError(
-            f"valid_metric {config['valid_metric']} knows no better or worse: it can't choose the "
-            "best epoch"
-        )
-    _derive_primary(config)
-    config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
-    config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
-    config["valid_metric"] = _shown_name(config["valid_metric"], config["topk"])
+def _derive_groups(config: Any) -> None:
+    """What impressions are put into groups by, as a list, each once."""
+    asked = config["by"] or []
+    names = asked.split(",") if isinstance(asked, str) else asked
+    config["by"] = list(dict.fromkeys(name.strip() for name in names))
 
 
-def _shown_name(metric: str, topk: list[int]) -> str:
-    """As it is shown, with the first K of several."""
-    name = canonical_name(metric)
-    return name[:-1] + str(topk[0]) if name.partition("@")[2].lower() == "k" else name
-
-
-def _derive_primary(config: Any) -> None:
-    """The metrics that verdicts are about, by their names; None where the data decides."""
-    names = config["primary"]
-    if names is None:
-        return
-    names = names.split(",") if isinstance(names, str) else names
-    names = [str(name).strip() for name in names]
-    for name in names:
-        if not is_metric(name):
-            raise UsageError(f"primary: {_no_metric(name)}")
-        if is_neutral(name) or "@" in canonical_name(name):
-            raise UsageError(
-                f"primary: no verdict can be about {name}: it "
-                + ("knows no better or worse" if is_neutral(name) else "is one metric for each K")
-            )
-    if len(names) > 2:
-        raise UsageError(
-            f"primary takes one or two metrics, got {len(names)}: with each more of them a "
-            "difference has to be larger to be seen"
-        )
-    config["primary"] = list(dict.fromkeys(canonical_name(name) for name in names))
-
-
-def _no_metric(name: str) -> str:
-    task_name = f"CTCVR_{name}"
-    if is_metric(task_name):
-        weights = (
-            ", with a user's impressions as weight, not the positives as in RecBole"
-            if canonical_name(task_name) == "CTCVR_GAUC"
-            else ""
-        )
-        return (
-            f"metric '{name}' ranks RecBole's candidate items; over labeled impressions it is "
-            f"CTR_{name}, CVR_{name} or {task_name}{weights}"
-        )
-    return (
-        f"there is no metric '{name}'{did_you_mean(name, METRIC_NAMES)}. Metrics: "
-        f"{', '.join(METRIC_NAMES)}, AUC, LogLoss, MAE, RMSE"
-    )
+def _derive_saved(config: Any) -> None:
+    """The splits whose predictions are kept, as a list; test, whose numbers are shown, is last."""
+    asked = config["save_predictions"]
+    if isinstance(asked, str):
+        asked = [name.strip() for name in asked.split(",")]
+    elif isinstance(asked, bool):
+        asked = ["test"] if asked else []
+    config["save_predictions"] = [name for name in ("valid", "test") if name in asked]
 
 
 # --------------------------------------------------------------------------- configs

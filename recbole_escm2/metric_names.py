@@ -127,7 +127,7 @@ def canonical_name(name: str) -> str:
     return shown if cut in ("", "k") else f"{shown[:-1]}{int(cut)}"
 
 
-def primary_metrics(defined: Collection[str], asked: Sequence[str] | None = None) -> list[str]:
+def primary_metrics(defined: Collection[str], named: Sequence[str] | None = None) -> list[str]:
     """The metrics that verdicts are about: those that a user names in advance, or two.
 
     The two are CTCVR_AUC and the best measure of CVR that the data defines: over all impressions
@@ -135,9 +135,9 @@ def primary_metrics(defined: Collection[str], asked: Sequence[str] | None = None
 
     Args:
         defined: names of the metrics that have a value.
-        asked: config ``primary``.
+        named: config ``primary``.
     """
-    return list(asked or ["CTCVR_AUC", next(m for m in PRIMARY_CVR if m in (*defined, "CVR_AUC"))])
+    return list(named or ["CTCVR_AUC", next(m for m in PRIMARY_CVR if m in (*defined, "CVR_AUC"))])
 
 
 def metric_of(name: str) -> Metric | None:
@@ -164,6 +164,12 @@ def target_of(name: str) -> float | None:
     """The best value of a metric that is best neither large nor small."""
     metric = metric_of(name)
     return metric.target if metric else None
+
+
+def is_ratio(name: str) -> bool:
+    """Whether half and twice a metric's target are equally far from it."""
+    metric = metric_of(name)
+    return metric is not None and metric.ratio
 
 
 def bigger_is_better(name: str) -> bool:

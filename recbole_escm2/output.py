@@ -38,7 +38,7 @@ def make_run_dir(config: Any) -> Path:
     Raises:
         UsageError: it can't be made.
     """
-    settings = plain({**config.internal_config_dict, **config.external_config_dict})
+    settings = plain_data({**config.internal_config_dict, **config.external_config_dict})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     stem = "-".join(
         [config["model"], config["dataset"], digest, datetime.now().strftime("%Y%m%d-%H%M%S")]
@@ -185,12 +185,12 @@ def _cell(value: Any) -> Any:
     return f"'{text}"
 
 
-def plain(value: Any) -> Any:
-    """The value with everything that isn't plain data turned into text."""
+def plain_data(value: Any) -> Any:
+    """The value as YAML and JSON have it: lists, dicts, numbers, text; all else becomes text."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
+        return [plain_data(item) for item in value]
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float):
@@ -234,8 +234,8 @@ def remove_abandoned(target: Path) -> None:
     with contextlib.suppress(OSError):
         for left in list(target.parent.glob(f"{glob.escape(target.name)}.*.unfinished*")):
             place = left.with_name(left.name.removesuffix(".lock"))
-            held = lock(_lock_of(place))
             with contextlib.suppress(OSError, Timeout):  # somebody else's, or at work
+                held = lock(_lock_of(place))
                 held.acquire(timeout=0)
                 _remove(place, held)
 
@@ -290,16 +290,42 @@ def finite(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a number may depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     ours = ("recbole-escm2", "recbole", "torch", "numpy", "scipy", "pandas")
     for package in (*ours, "scikit-learn", "lightgbm"):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Aligned columns, the first to the left and the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Aligned columns, the first to the left and the others to the right.
+
+    Args:
+        header: one cell a column.
+        rows: of cells.
+        width: columns that don't fit into it go into a further table below.
+    """
+    blocks = _blocks([header, *rows], width)
+    parts = [[[row[0], *(row[n] for n in block)] for row in (header, *rows)] for block in blocks]
+    return "\n\n".join(_aligned(head, under) for head, *under in parts)
+
+
+def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
+    """Columns, the first left out, in groups that fit the width beside the first."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    blocks: list[list[int]] = [[]]
+    used = widths[0]
+    for n, own in enumerate(widths[1:], start=1):
+        if width is not None and blocks[-1] and used + 2 + own > width:
+            blocks.append([])
+            used = widths[0]
+        blocks[-1].append(n)
+        used += 2 + own
+    return blocks
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
     return "\n".join(
         "  ".join(

@@ -59,16 +59,16 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset = arguments.dataset
     pages = arguments.output / "results" if arguments.quick else Path("results")
-    asked = {
+    options_of_run = {
         "benchmark": str(HERE / f"{dataset}-rows.yaml" if dataset in OTHERS else BENCHMARK),
         "dataset": dataset,
         "config_files": str(HERE / f"{dataset}.yaml"),
     }
     quick = {"seeds": "2", "trials": "2", "epochs": "1", "impression_sample": "0.02"}
-    asked |= quick if arguments.quick else {}
+    options_of_run |= quick if arguments.quick else {}
     report, folder = finished_report(
         {
-            **asked,
+            **options_of_run,
             "name": f"results-{dataset}{'-quick' if arguments.quick else ''}",
             "output_dir": str(arguments.output),
             "jobs": str(arguments.jobs),
@@ -80,7 +80,7 @@ def main() -> None:
     shutil.copyfile(folder / "table.csv", beside / "table.csv")
     heading, above = (HERE / f"{dataset}.md").read_text(encoding="utf-8").split("\n", 1)
     shown = (folder / "report.md").read_text(encoding="utf-8")
-    options = [f"--{key}={Path(value).as_posix()}" for key, value in asked.items()]
+    options = [f"--{key}={Path(value).as_posix()}" for key, value in options_of_run.items()]
     page = PAGE.format(
         title=heading.removeprefix("# "),
         dataset=dataset,

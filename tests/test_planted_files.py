@@ -281,11 +281,11 @@ def schema_of_a_store(trap: Trap) -> None:
     folder = open_store(config).folder
     whole = json.loads((folder / SCHEMA).read_text())
     table = whole["tables"]["inter"]
-    apart = {**table["layout"]["apart"], "../../../outside/victim": "uint8"}
+    columnar = {**table["layout"]["columnar"], "../../../outside/victim": "uint8"}
     for tables in (
         {"../../../outside/victim": table},
-        {"inter": {**table, "layout": {**table["layout"], "apart": apart}}},
-        {"inter": {**table, "layout": {**table["layout"], "apart": {"click": "O"}}}},
+        {"inter": {**table, "layout": {**table["layout"], "columnar": columnar}}},
+        {"inter": {**table, "layout": {**table["layout"], "columnar": {"click": "O"}}}},
         {"inter": {**table, "rows": "many"}},
         [],
     ):

@@ -40,11 +40,12 @@ class Batch(Interaction):
         super().__init__(dict(columns))
         self.bags = dict(bags or {})
         self.keys = dict(keys or {})
-        self._lengths = lengths or {}
+        #: Values that padded ids keep, by field.
+        self.lengths = lengths or {}
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str) and index in self.bags and index not in self.interaction:
-            self.interaction[index] = self.bags[index].padded(self._lengths[index])
+            self.interaction[index] = self.bags[index].padded(self.lengths[index])
         if isinstance(index, str):
             return super().__getitem__(index)
         for name in self.bags:
@@ -76,7 +77,7 @@ class Batch(Interaction):
             name: bag.to(device) if selected_field is None or name in selected_field else bag
             for name, bag in self.bags.items()
         }
-        return Batch(moved.interaction, bags, self._lengths)
+        return Batch(moved.interaction, bags, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ class Rows:
         values = self._table.column(index, self._rows)
         return values.clone() if values.is_floating_point() else values.long()
 
-    def apart(self, name: str | None) -> Any:
+    def columnar(self, name: str | None) -> Any:
         """A column that has a file of its own, as numpy array; None where there is none."""
-        if name is None or name not in self._table.layout.apart:
+        if name is None or name not in self._table.layout.columnar:
             return None
         return self._table.column(name, self._rows).numpy()
 

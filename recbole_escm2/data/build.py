@@ -44,12 +44,11 @@ from recbole_escm2.data.columns import (
     Lists,
     Numbers,
     numbers_of,
-    padded,
     row_by_row,
     shape_of,
     with_codes,
 )
-from recbole_escm2.data.labels import StrayConversions, check_labels, label_columns
+from recbole_escm2.data.labels import UnclickedConversions, check_labels, label_columns
 from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
@@ -186,7 +185,7 @@ class _Build:
         self.rules = rules
         self.writer = writer
         self.unknown = schema.vocabulary == "train" or rules.min_count > 1
-        self.strays = StrayConversions(rules.conversion_without_click)
+        self.unclicked = UnclickedConversions(rules.conversion_without_click)
         self.labels = label_columns(schema.labels)
         self.counts: dict[tuple[str, str], Counts] = defaultdict(lambda: Counts(self.unknown))
         self.numbers: dict[tuple[str, str], Numbers] = defaultdict(Numbers)
@@ -212,6 +211,10 @@ class _Build:
         while self.unknown and any(own.name == self.group_column for own in schema.fields):
             self.group_column = f"group-{self.group_column}"
         self.groups: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(False))
+        # A split by time compares times to the second, which float32 doesn't hold for a year.
+        self.exact_time = f"exact-{schema.time}"
+        while any(own.name == self.exact_time for own in schema.fields):
+            self.exact_time = f"exact-{self.exact_time}"
         self.group_of_row: list[NDArray[np.int32]] = []  # where the group is in a joined table
         self.digests = RowDigests()
         self.files: dict[str, dict[str, None]] = defaultdict(dict)  # by table, in their order
@@ -260,7 +263,7 @@ class _Build:
         kept.complete()
         if not self.parts[:, 0].sum():
             raise UsageError("the data has no impression")
-        if note := self.strays.note():
+        if note := self.unclicked.note():
             self.schema.notes.append(("warning", note))
 
     def _is_counted(self, part: str | None) -> bool:
@@ -278,7 +281,7 @@ class _Build:
         click = values[names.click]
         rows, keep, conversion = chunk.rows, None, np.zeros(len(click))
         if names.conversion is not None:
-            conversion, keep = self.strays.settle(click, values[names.conversion], chunk.place)
+            conversion, keep = self.unclicked.apply(click, values[names.conversion], chunk.place)
             values[names.conversion] = conversion
         for field, numbers in values.items():
             place = rows.schema.get_field_index(field)
@@ -356,9 +359,9 @@ class _Build:
             several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
             said = repeated_keys(several, join, list(self.files[join.table]), repeated)
             self.schema.notes.append(("warning", said))
-        asked = merged(_in_order(self.references, join.table))["token"]
-        if len(asked) and len(counted) and not references[1:].any():
-            raise not_joined(asked, counted["token"], join, list(self.files[join.table]))
+        referenced = merged(_in_order(self.references, join.table))["token"]
+        if len(referenced) and len(counted) and not references[1:].any():
+            raise not_joined(referenced, counted["token"], join, list(self.files[join.table]))
         self.joins[join.table] = {
             "rows": len(counted),
             "repeated": repeated,
@@ -377,14 +380,14 @@ class _Build:
 
     def _references(self, table: str, row_of: Numbering) -> NDArray[np.int64]:
         """How many impressions of each part have each row of a joined table, ``[rows, parts]``."""
-        found = np.zeros((len(row_of), len(PARTS)), np.int64)
+        impressions = np.zeros((len(row_of), len(PARTS)), np.int64)
         for (own, part), counts in self.references.items():
             if own == table:
                 counted = merged(counts.pieces)
                 rows = row_of.ids(encoded(counted["token"]))
-                np.add.at(found[:, _PLACE[part]], rows, counted["count"].to_numpy())
-        found[0] = self.parts[:, 0] - found[1:].sum(axis=0)  # also those without a key
-        return found
+                np.add.at(impressions[:, _PLACE[part]], rows, counted["count"].to_numpy())
+        impressions[0] = self.parts[:, 0] - impressions[1:].sum(axis=0)  # also those without a key
+        return impressions
 
     def _number(self) -> None:
         pieces: dict[str, list[pa.Table]] = {}
@@ -441,6 +444,9 @@ class _Build:
                 }
                 if group and group.table == "inter":
                     extra[column] = self._group_number.ids(rows.column(group.name))
+                if self._has_time():
+                    known = self.numbers["inter", str(self.schema.time)]
+                    extra[self.exact_time] = numbers_of(rows.column(self.schema.time), known.mean)
                 for join, numbering in row_of.items():
                     place = numbering.ids(rows.column(join.key))
                     if not self._by_id(join.key):
@@ -451,18 +457,25 @@ class _Build:
                 self.bar.update(len(rows))
         self.writer.close(writer)
 
+    def _has_time(self) -> bool:
+        """Whether each impression has a time of its own that is one number."""
+        name = self.schema.time
+        return any(own.name == name and not self.shape[name] for own in self._of("inter"))
+
     def _layout(self, table: str) -> Layout:
         kind = {"token": "int", "float": "float", "float_seq": "float"}
-        columns, bags, apart = [], [], {}
+        columns, bags, columnar = [], [], {}
         if table == "inter":
             labels = self.schema.labels
             columns = [Column(n, "float") for n in (labels.click, labels.conversion) if n]
             columns += [Column(_row_column(j)) for j in self.schema.joins if not self._by_id(j.key)]
-            apart = {
+            columnar = {
                 label.field: "float32" if label.probability else "uint8" for label in self.labels
             }
             if self.group is not None:
-                apart[self.group_column] = "int32"
+                columnar[self.group_column] = "int32"
+            if self._has_time():
+                columnar[self.exact_time] = "float64"
         for own in self._of(table):
             if own.kind == "token_seq":
                 bags.append(own.name)
@@ -474,7 +487,7 @@ class _Build:
                 shape = (max(self.longest[own.name], 1), *shape)
             columns.append(Column(own.name, kind[own.kind], shape))
         weighted = any(own.weighted for own in self._of(table))
-        return Layout(tuple(columns), tuple(bags), weighted, apart)
+        return Layout(tuple(columns), tuple(bags), weighted, columnar)
 
     def _append(
         self,
@@ -499,12 +512,11 @@ class _Build:
                 ids = columns[own.name] = self._ids(own, column)
                 self._tally(own, writer.name, ids[ids > 0], (ids > 0).astype(np.int32), times)
             elif own.kind == "float":
-                columns[own.name] = self._numbers(own, writer.name, column)
+                known, is_time = self.numbers[writer.name, own.name], own.name == self.schema.time
+                columns[own.name] = known.column(column, own, is_time)
             elif own.kind == "float_seq":
-                width = max(self.longest[own.name], 1)
-                lists = Lists.of(column)
-                values = self._in_form(own, writer.name, numbers_of(lists.values, 0.0))
-                columns[own.name] = padded(values, lists.lengths, width, own.numerical)
+                known, width = self.numbers[writer.name, own.name], max(self.longest[own.name], 1)
+                columns[own.name] = known.lists(Lists.of(column), own, width)
             else:
                 bag = Lists.of(column)
                 ids = self._ids(own, bag.values)
@@ -538,20 +550,6 @@ class _Build:
     def _ids(self, own: Field, column: pa.DictionaryArray) -> NDArray[np.int32]:
         return self.numbering[own.vocabulary or own.name].ids(column)
 
-    def _numbers(self, own: Field, table: str, column: pa.Array) -> NDArray[np.float64]:
-        known = self.numbers[table, own.name]
-        values = numbers_of(column, known.mean)
-        if own.name == self.schema.time and not (own.scaled or own.standardized):
-            values = values - known.least  # float32 has 24 bits for a time
-        values = self._in_form(own, table, values)
-        return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
-
-    def _in_form(self, own: Field, table: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        known = self.numbers[table, own.name]
-        if own.scaled:
-            return known.scaled(values)
-        return known.standardized(values) if own.standardized else values
-
     # ------------------------------------------------------------------ what is known of it
 
     def _commit(self, about: dict[str, Any]) -> dict[str, Any]:
@@ -579,9 +577,14 @@ class _Build:
                 total, count = self.weight[own.name]
                 mean = total / count if count else 1.0
                 entry["scale"] = mean if mean and np.isfinite(mean) else 1.0
-            if own.standardized:
+            if own.kind.startswith("float"):
                 known = self.numbers[own.table, own.name]
-                entry |= {"mean": known.mean, "deviation": known.deviation}
+                flags = ("numerical", "scaled", "standardized")
+                entry |= {flag: getattr(own, flag) for flag in flags}
+                entry["numbers"] = known.as_dict()
+                entry["discretized"] = bool(self.shape[own.name])
+                if own.standardized:
+                    entry |= {"mean": known.mean, "deviation": known.deviation}
             fields.append(entry)
         report = self._report()
         self._check_features(report["fields"])
@@ -595,6 +598,7 @@ class _Build:
             "joins": joins,
             "group": self.group_column if self.group else None,
             "time": schema.time,
+            "exact_time": self.exact_time if self._has_time() else None,
             "truth": schema.truth,
             "truth_parts": schema.truth_parts,
             "clicks_known": schema.clicks_known,
@@ -687,7 +691,7 @@ class _Build:
         return {
             **self.schema.report,
             "parts": self._by_part(parts),
-            "conversions_without_click": self.strays.count,
+            "conversions_without_click": self.unclicked.count,
             "fields": fields,
             "joins": self.joins,
         }

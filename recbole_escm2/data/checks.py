@@ -186,15 +186,20 @@ def check_values(fields: Sequence[Field], chunk: Chunk) -> None:
         UsageError: one isn't, or has; the message says in which row and column.
     """
     for own in fields:
-        column = chunk.rows.column(own.name)
-        for bad in _faults(column, own.kind.startswith("float")):
-            row, value = bad
-            why = (
-                f"a number must lie within ±{LARGEST:.3g}, and a missing one is left empty"
-                if own.kind.startswith("float")
-                else "a NUL character ends a text for some readers, which then take tokens for one"
-            )
+        for row, value, why in faulty_values(chunk.rows.column(own.name), own):
             raise UsageError(f"{chunk.place(row)}: column '{own.name}' holds {value!r}: {why}")
+
+
+def faulty_values(column: pa.Array, own: Field) -> Iterator[tuple[int, Any, str]]:
+    """Row and value of each one that :func:`check_values` refuses, and why."""
+    is_number = own.kind.startswith("float")
+    why = (
+        f"a number must lie within ±{LARGEST:.3g}, and a missing one is left empty"
+        if is_number
+        else "a NUL character ends a text for some readers, which then take tokens for one"
+    )
+    for row, value in _faults(column, is_number):
+        yield row, value, why
 
 
 def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
@@ -399,11 +404,11 @@ def repeated_keys(rows: pa.Table, join: Join, files: Sequence[str], repeated: in
     )
 
 
-def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> UsageError:
+def not_joined(references: Any, there: Any, join: Join, files: Sequence[str]) -> UsageError:
     """The error of a joined table that has none of the keys of the impressions.
 
     Args:
-        asked: keys of the impressions.
+        references: keys of the impressions.
         there: keys of the table.
         join: the table and the column.
         files: those of the table.
@@ -411,22 +416,22 @@ def not_joined(asked: Any, there: Any, join: Join, files: Sequence[str]) -> Usag
     has = f", and {there[0].as_py()!r} there" if len(there) else ""
     return UsageError(
         f"no impression has its {join.key} in '{join.table}' ({_some(files)}): for example "
-        f"{asked[0].as_py()!r} here{has}. The keys must be written the same way in both"
+        f"{references[0].as_py()!r} here{has}. The keys must be written the same way in both"
     )
 
 
 def not_matched(
-    joins: Sequence[Join], found: Mapping[str, Any], rows: Mapping[str, int]
+    joins: Sequence[Join], reports: Mapping[str, Any], rows: Mapping[str, int]
 ) -> Iterator[str]:
     """What to say of joins that many impressions of a part have no row in.
 
     Args:
         joins: of the schema.
-        found: of each joined table, ``unmatched`` impressions by part.
+        reports: of each joined table, ``unmatched`` impressions by part.
         rows: impressions by part.
     """
     for join in joins:
-        for part, unmatched in found[join.table]["unmatched"].items():
+        for part, unmatched in reports[join.table]["unmatched"].items():
             if unmatched > _UNMATCHED * rows[part]:
                 said = f"{unmatched:,} of {rows[part]:,} impressions ({part}) have no row in"
                 yield f"{said} '{join.table}' by {join.key}"
@@ -474,19 +479,19 @@ def grouped_values(columns: Mapping[str, Tensor], bags: Bags | None) -> dict[str
         columns: as :meth:`Table.gather` gives them; a list of numbers is left out.
         bags: likewise.
     """
-    found = {}
+    numbers = {}
     for name, column in columns.items():
         if column.dim() == 1:
-            found[name] = column.numpy()
+            numbers[name] = column.numpy()
         elif column.shape[1:] == (2,):  # a numerical feature and 1, or 1 and its bucket
-            found[name] = column.double().mul(torch.tensor([1.0, 1e6])).sum(1).numpy()
+            numbers[name] = column.double().mul(torch.tensor([1.0, 1e6])).sum(1).numpy()
     for name, bag in bags.split() if bags is not None else ():
         row = np.repeat(np.arange(bag.lengths.shape[1]), bag.lengths[0].numpy())
         digest = _mixed(np.uint64(1), bag.ids.numpy().astype(np.uint64))
         sums = np.zeros(bag.lengths.shape[1], np.uint64)
         np.add.at(sums, row, digest)
-        found[name] = sums
-    return found
+        numbers[name] = sums
+    return numbers
 
 
 def suspicious_features(

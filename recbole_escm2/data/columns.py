@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,21 @@ class Numbers:
         self.count, self.mean, self._squares = 0, 0.0, 0.0
         self.least, self.largest = np.inf, -np.inf
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without the least and the largest one where there is no number."""
+        known = {"count": self.count, "mean": self.mean, "squares": self._squares}
+        return known | ({"least": self.least, "largest": self.largest} if self.count else {})
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Numbers:
+        """What :meth:`as_dict` gave, to the last bit."""
+        numbers = cls()
+        numbers.count, numbers.mean = int(content["count"]), float(content["mean"])
+        numbers._squares = float(content["squares"])
+        numbers.least = float(content.get("least", np.inf))
+        numbers.largest = float(content.get("largest", -np.inf))
+        return numbers
+
     def add(self, column: pa.Array) -> None:
         values = numbers_of(column, np.nan)
         known = values[~np.isnan(values)]
@@ -103,6 +118,32 @@ class Numbers:
         """In [0, 1], as RecBole normalises; those that all are the same become 1."""
         width = self.largest - self.least
         return (values - self.least) / width if width > 0 else np.ones_like(values)
+
+    def in_form(self, values: NDArray[np.float64], own: Field) -> NDArray[np.float64]:
+        """As a field says: scaled, standardized, or as they are."""
+        if own.scaled:
+            return self.scaled(values)
+        return self.standardized(values) if own.standardized else values
+
+    def column(self, column: pa.Array, own: Field, since_first: bool) -> NDArray[np.float64]:
+        """A column of one number a row as a batch has it, ``[rows]`` or ``[rows, 2]``.
+
+        Args:
+            column: null and NaN become the mean.
+            own: its field.
+            since_first: whether the least number is subtracted from one that stays as it is, since
+                float32 has 24 bits for a time.
+        """
+        values = numbers_of(column, self.mean)
+        if since_first and not (own.scaled or own.standardized):
+            values = values - self.least
+        values = self.in_form(values, own)
+        return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
+
+    def lists(self, lists: Lists, own: Field, width: int) -> NDArray[np.float32]:
+        """A column of any number of numbers a row, padded, ``[rows, width]`` or ``[…, 2]``."""
+        values = self.in_form(numbers_of(lists.values, 0.0), own)
+        return padded(values, lists.lengths, width, own.numerical)
 
 
 def shape_of(kind: pa.DataType) -> tuple[int, ...]:

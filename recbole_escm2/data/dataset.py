@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLevelName
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
@@ -19,7 +20,19 @@ from recbole_escm2.data.batch import Batch, Rows, View
 from recbole_escm2.data.labels import LABEL_SOURCE, label_columns, labels_of
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.schema import PARTS
-from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
+from recbole_escm2.data.splits import (
+    Ordered,
+    check_split,
+    check_tuning_part,
+    fold_of,
+    has_validation,
+    in_words,
+    is_grouped,
+    moments_of,
+    seed_draws,
+    way_of,
+    with_tuning_part,
+)
 from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity
@@ -80,6 +93,8 @@ class EntireSpaceDataset(Dataset):
         self.test_pool: int | None = None
         #: How often train has each id, where another part has ids that it lacks; likewise.
         self.seen_ids: dict[str, Tensor] | None = None
+        #: How often train has each id, with train alone; likewise.
+        self.train_ids: dict[str, Tensor] = {}
         #: What data and which split this is a part of; set by :meth:`build`.
         self.identity: Identity | None = None
         super().__init__(config)
@@ -226,6 +241,29 @@ class EntireSpaceDataset(Dataset):
                 batch.add(joined)
         return batch[0] if one else batch
 
+    def values(self, field: str, rows: slice = slice(None)) -> Tensor:
+        """A column with one value an impression, also where it stands in a joined table.
+
+        Args:
+            field: its name.
+            rows: which impressions; all by default.
+
+        Returns:
+            Ids int64, numbers float32, ``[rows]``.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        chosen = self.inter_feat[rows]
+        if field in chosen:
+            column: Tensor = chosen[field]
+            return column
+        for key, feat in self._joins:
+            if field in feat:
+                joined: Tensor = feat[chosen.key(key)][field]
+                return joined
+        raise KeyError(field)
+
     # ------------------------------------------------------------------ splits
 
     def _change_feat_format(self) -> None:
@@ -262,36 +300,23 @@ class EntireSpaceDataset(Dataset):
         Raises:
             UsageError: no click in train, or a split without an impression.
         """
-        if self.config["eval_args"]["order"] == "TO" and self.time_field not in self.inter_feat:
-            raise UsageError(
-                f"eval_args order TO needs the column '{self.time_field}' (TIME_FIELD), and "
-                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
-            )
-        if self.config["eval_args"]["order"] == "TO":
-            kind = self.field2type[self.time_field].value
-            if kind != "float":
-                raise UsageError(
-                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is a "
-                    f"{kind}: declare it a float, in seconds for example"
-                )
-            times = self.inter_feat[self.time_field]
-            if len(times) > 1 and bool((times == times[0]).all()):
-                raise UsageError(
-                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is the "
-                    "same in all rows"
-                )
         presplit = self.file_size_list is not None
+        check_split(self.config, presplit)
         self.seed_draws = seed_draws(self.config, presplit)
         self.test_pool = len(self) if self.seed_draws == "split" else None
         if part := self.config["tuning_part"]:
             check_tuning_part(self.config, presplit, part["share"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config["seed"])
-            parts = super().build()
+            parts: list[Any] = super().build() if presplit else self._split()
             if presplit and not len(parts[1]):
                 parts[:2] = parts[0].with_validation(self.config["validation_share"])
         if len(parts) != 3:
-            raise UsageError(f"eval_args must split D in three parts, got {len(parts)}")
+            raise UsageError(
+                f"eval_args must split D in three parts, got {len(parts)}; one without validation "
+                "has a 0 in the middle, as in {RS: [0.8, 0, 0.2]}"
+            )
+        validates = has_validation(self.config, self.file_size_list)
         identity = self._identity(parts)
         for name, part in zip(PARTS, parts, strict=True):
             part.identity = identity
@@ -300,7 +325,7 @@ class EntireSpaceDataset(Dataset):
         for part in parts:
             part.truth = replace(part.truth, train_rate=rates)
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
-            if len(part) == 0:
+            if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )
@@ -322,6 +347,90 @@ class EntireSpaceDataset(Dataset):
             parts[0].truth = None
         self._count_ids(parts)
         return parts
+
+    def _split(self) -> list[Any]:
+        """What ``eval_args``, ``folds`` and ``keep_together`` make of D; RecBole does the rest."""
+        config, (way, how) = self.config, way_of(self.config)
+        ordered = config["eval_args"]["order"] == "TO"
+        times = self._times(way) if ordered or way == "TIME" else None
+        if way == "TIME":
+            assert times is not None
+            return self._of_rows(self._by_moment(times, how))
+        if way != "RS" or is_grouped(config) or len(how) != 3:
+            return super().build()
+        together = self._together()
+
+        def ends(rows: int) -> list[int]:
+            shares = how[:2] if config["folds"] else how
+            return self._calcu_split_ids(tot=rows, ratios=[s / sum(shares) for s in shares])
+
+        if config["folds"]:
+            shuffled = torch.randperm
+            rows = len(self), config["folds"], config["seed"]
+            return self._of_rows(fold_of(together, *rows, ends, shuffled))
+        if times is not None:
+            parts = Ordered.by_time(times).cut(ends(len(self)))
+            self._say_moments([float(times[part[0]]) for part in parts[1:] if len(part)])
+            return self._of_rows(parts)
+        if together is not None:
+            drawn = Ordered.at_random(together, len(self), torch.randperm)
+            return self._of_rows(drawn.cut(ends(len(self))))
+        return super().build()
+
+    def _of_rows(self, parts: Sequence[NDArray[np.int64]]) -> list[EntireSpaceDataset]:
+        self._drop_unused_col()
+        return [self.copy(self.inter_feat[rows]) for rows in parts]
+
+    def _by_moment(self, times: NDArray[np.float64], how: Sequence[Any]) -> list[Any]:
+        """Train, validation and test of a split TIME: a moment's impressions are after it."""
+        moments = moments_of(how, float(times.min()), float(times.max()))
+        self._say_moments(moments)
+        part = np.searchsorted(moments, times, side="right")
+        if len(moments) == 1:
+            part *= 2
+        return [np.flatnonzero(part == number) for number in range(len(PARTS))]
+
+    def _say_moments(self, moments: Sequence[float]) -> None:
+        """When validation and test begin, for the log."""
+        named = PARTS[-len(moments) :]
+        said = (f"{name} from {in_words(at)}" for name, at in zip(named, moments, strict=True))
+        self.logger.info(f"split by time ({self.time_field}): {', '.join(said)}")
+
+    def _times(self, way: str) -> NDArray[np.float64]:
+        """The time of each impression, ``[|D|]``."""
+        split = "eval_args split TIME" if way == "TIME" else "eval_args order TO"
+        if self.time_field not in self.inter_feat:
+            raise UsageError(
+                f"{split} needs the column '{self.time_field}' (TIME_FIELD), and "
+                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
+            )
+        times = self.inter_feat.columnar(self.store.schema["exact_time"])
+        if times is None:
+            kind = self.field2type[self.time_field].value
+            raise UsageError(
+                f"{split} needs times, and '{self.time_field}' (TIME_FIELD) is a "
+                f"{kind}: declare it a float, in seconds for example"
+            )
+        if len(times) > 1 and (times == times[0]).all():
+            raise UsageError(
+                f"{split} needs times, and '{self.time_field}' (TIME_FIELD) is the same in all rows"
+            )
+        return np.asarray(times)
+
+    def _together(self) -> NDArray[np.int64] | None:
+        """What config ``keep_together`` names of each impression, 0 where it has no value."""
+        name, group = self.config["keep_together"], self.store.schema["group"]
+        if name is None:
+            return None
+        if name == self.uid_field and group is not None:  # rare users are told apart there
+            return np.asarray(self.inter_feat.columnar(group))
+        kind = self.field2type.get(name)
+        if name not in self.inter_feat or kind != FeatureType.TOKEN:
+            raise UsageError(
+                f"keep_together must name a column of tokens of the impressions, got '{name}'; "
+                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
+            )
+        return self.inter_feat[name].numpy()
 
     def with_validation(self, share: float | None) -> list[EntireSpaceDataset]:
         """Train and validation, which is a random share; nothing where no share is given."""
@@ -363,6 +472,7 @@ class EntireSpaceDataset(Dataset):
     def _count_ids(self, parts: list[EntireSpaceDataset]) -> None:
         """Say which ids train lacks, and keep how often it has the others where it lacks some."""
         train, *others = (part.id_counts() for part in parts)
+        parts[0].train_ids = train
         for name, own in zip(PARTS[1:], others, strict=True):
             said = []
             for field, counts in own.items():
@@ -406,7 +516,7 @@ class EntireSpaceDataset(Dataset):
 
     def _labels(self) -> Truth:
         config, group = self.config, self.store.schema["group"]
-        column = self.inter_feat.apart
+        column = self.inter_feat.columnar
         return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),

@@ -126,7 +126,7 @@ def named_as_label(file: Path, field: str, made: bool) -> UsageError:
     )
 
 
-class StrayConversions:
+class UnclickedConversions:
     """Conversions without a click, which a user wants dropped, unconverted or refused.
 
     Args:
@@ -143,7 +143,7 @@ class StrayConversions:
         self._places: list[str] = []
         self.count = self.clicks = self.conversions = 0
 
-    def settle(
+    def apply(
         self, click: np.ndarray, conversion: np.ndarray, place: Callable[[int], str]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The conversion label, and which impressions stay, ``[rows]`` each.
@@ -155,13 +155,13 @@ class StrayConversions:
         """
         self.clicks += int(click.sum())
         self.conversions += int(conversion.sum())
-        stray = (click == 0) & (conversion == 1)
-        rows = np.flatnonzero(stray)
+        unclicked = (click == 0) & (conversion == 1)
+        rows = np.flatnonzero(unclicked)
         self._places += [place(int(row)) for row in rows[: SHOWN - len(self._places)]]
         self.count += len(rows)
         if self._choice == "unconvert":
-            return np.where(stray, 0, conversion), np.ones(len(click), dtype=bool)
-        return conversion, ~stray
+            return np.where(unclicked, 0, conversion), np.ones(len(click), dtype=bool)
+        return conversion, ~unclicked
 
     def _are_swapped(self) -> bool:
         with_click = self.conversions - self.count

@@ -19,7 +19,7 @@ from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.identity import file_digest
-from recbole_escm2.output import plain
+from recbole_escm2.output import plain_data
 
 #: Config keys on which every store depends, whatever its source.
 OF_EVERY_SOURCE = ("min_count", "conversion_without_click")
@@ -134,8 +134,8 @@ def _source(config: Any) -> Source:
 
 def _of_name(name: str) -> Source:
     module, _, own = SOURCES[name].partition(":")
-    found: Any = importlib.import_module(module)
-    source: Source = getattr(found, own) if own else found
+    loaded: Any = importlib.import_module(module)
+    source: Source = getattr(loaded, own) if own else loaded
     return source
 
 
@@ -147,7 +147,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "format": FORMAT,
         "recbole": recbole.__version__,
         **{key: config[key] for key in OF_EVERY_SOURCE},
-        **plain(_of_name(source).settings(config)),
+        **plain_data(_of_name(source).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest
@@ -175,11 +175,11 @@ def _stored(folder: Path) -> Store | None:
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    found = file.stat()
+    state = file.stat()
     return {
         "file": file.name,
-        "bytes": found.st_size,
-        "modified": found.st_mtime_ns,
+        "bytes": state.st_size,
+        "modified": state.st_mtime_ns,
         "digest": file_digest(file),
     }
 

@@ -42,13 +42,13 @@ from recbole_escm2.errors import NO_ROOM, UsageError, plain_name
 from recbole_escm2.identity import digest_of, file_digest
 from recbole_escm2.output import alone, beside
 
-FORMAT = 4
+FORMAT = 6
 SCHEMA = "schema.json"
 PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
 
 _START_WORDS = 2  # a row's place in the bags is an int64
-_APART = ("uint8", "int32", "float32")
+_APART = ("uint8", "int32", "float32", "float64")
 _KINDS = ("int", "float")
 
 
@@ -87,13 +87,13 @@ class Layout:
         columns: packed side by side in a row.
         bags: multi-valued fields, in the order in which a row's values lie.
         weighted: whether each value of a bag has a weight.
-        apart: numpy dtype by column that has a file of its own.
+        columnar: numpy dtype by column that has a file of its own.
     """
 
     columns: tuple[Column, ...]
     bags: tuple[str, ...] = ()
     weighted: bool = False
-    apart: Mapping[str, str] = field(default_factory=dict)
+    columnar: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -122,7 +122,7 @@ class Layout:
             "columns": [[c.name, c.kind, list(c.shape)] for c in self.columns],
             "bags": list(self.bags),
             "weighted": self.weighted,
-            "apart": dict(self.apart),
+            "columnar": dict(self.columnar),
         }
 
     @classmethod
@@ -133,8 +133,8 @@ class Layout:
             ValueError: a type that no column has.
         """
         columns = tuple(Column(n, kind, tuple(shape)) for n, kind, shape in content["columns"])
-        layout = cls(columns, tuple(content["bags"]), content["weighted"], content["apart"])
-        kinds = {column.kind for column in columns} | {*layout.apart.values()}
+        layout = cls(columns, tuple(content["bags"]), content["weighted"], content["columnar"])
+        kinds = {column.kind for column in columns} | {*layout.columnar.values()}
         if unknown := kinds - {*_KINDS, *_APART}:
             raise ValueError(f"there are no columns of type {unknown}")
         return layout
@@ -160,7 +160,7 @@ class TableWriter:
         self._digests: dict[str, Any] = {}
         self._files: dict[str, BinaryIO] = {
             part: open(folder / plain_name(f"{name}.{part}", "a column"), "wb")  # noqa: SIM115
-            for part in ("rows", *(("bags",) if layout.bags else ()), *layout.apart)
+            for part in ("rows", *(("bags",) if layout.bags else ()), *layout.columnar)
         }
 
     def append(
@@ -173,7 +173,7 @@ class TableWriter:
         """Add rows.
 
         Args:
-            columns: by name, packed ones and those apart, each ``[rows, *shape]``.
+            columns: by name, packed and columnar ones, each ``[rows, *shape]``.
             counts: ``[rows, bags]``, the number of values of each bag.
             ids: ``[values]``, row by row and within a row bag by bag.
             weights: ``[values]``, where the layout is weighted.
@@ -199,7 +199,7 @@ class TableWriter:
                 rows, column.words
             )
         self._files["rows"].write(packed.data if rows else b"")
-        for name, kind in layout.apart.items():
+        for name, kind in layout.columnar.items():
             own = np.ascontiguousarray(columns[name], dtype=np.dtype(kind))
             if name not in layout.place:
                 self._digest(name, own)
@@ -414,8 +414,9 @@ class Table:
 
         #: All rows, int32 ``[rows, words]``.
         self.packed = mapped("rows", "int32", self.rows, self.layout.words)
-        self._apart = {
-            column: mapped(column, dtype, self.rows) for column, dtype in self.layout.apart.items()
+        self._columnar = {
+            column: mapped(column, dtype, self.rows)
+            for column, dtype in self.layout.columnar.items()
         }
         self._bag_values = torch.empty(0)
         if self.layout.bags:
@@ -427,13 +428,13 @@ class Table:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of all columns and bags; what is only apart is not among them."""
+        """Names of all columns and bags; what is only columnar is not among them."""
         return (*self.layout.bags, *self._column)
 
     def column(self, name: str, rows: Tensor | slice) -> Tensor:
-        """A column of fixed width of some rows, ``[rows, *shape]``; int32, float32 or as apart."""
-        if name in self._apart:
-            return _chosen(self._apart[name], rows)
+        """A column of fixed width of some rows, ``[rows, *shape]``; int32, float32 or as stored."""
+        if name in self._columnar:
+            return _chosen(self._columnar[name], rows)
         place = self.layout.place[name]
         words = self.packed[:, place : place + self._column[name].words]
         return self._value(_chosen(words, rows), self._column[name])
@@ -499,11 +500,9 @@ def _mapped(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> NDAr
     size = int(np.prod(shape, dtype=np.int64))
     try:
         with open(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size * np.dtype(dtype).itemsize:
-                raise NoStoreError(
-                    f"{path} has {found:,} bytes instead of {size * np.dtype(dtype).itemsize:,}"
-                )
+            there, wanted = os.fstat(file.fileno()).st_size, size * np.dtype(dtype).itemsize
+            if there != wanted:
+                raise NoStoreError(f"{path} has {there:,} bytes instead of {wanted:,}")
             if not size:  # which can't be mapped
                 return np.empty(shape, dtype)
             return np.memmap(file, dtype, "c", shape=shape)
@@ -538,6 +537,11 @@ class Vocabulary(Sequence[str]):
         starts = [0, *ends]
         decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
         return np.array([PADDING, *decoded])
+
+    def plain(self) -> dict[str, Tensor]:
+        """All tokens but the padding: their UTF-8 ``text``, uint8 ``[bytes]``, and where each
+        ``ends`` in it, int64 ``[tokens]``."""
+        return {"text": torch.tensor(self._text), "ends": torch.tensor(self._ends)}
 
     @property
     def unknown(self) -> int | None:
@@ -612,7 +616,7 @@ class Store:
 def _state(file: Path) -> tuple[int, ...] | None:
     """What tells a file from one that has taken its place."""
     try:
-        found = file.stat()
+        state = file.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns

@@ -141,7 +141,7 @@ class EntireSpaceEvaluator(Evaluator):
     """Computes the metrics of a config, unrounded; what the data can't define is left out.
 
     Args:
-        config: a settled config.
+        config: a complete config.
     """
 
     def __init__(self, config: Any) -> None:

@@ -127,7 +127,7 @@ class Influence:
 
 def influence_values(predictions: Predictions, metrics: Sequence[str]) -> dict[str, Array]:
     """Influence values of those metrics that have them, float32, ``[rows of the metric]``."""
-    found = {}
+    by_metric = {}
     for metric in metrics:
         if metric in _SPACES:
             try:
@@ -135,8 +135,8 @@ def influence_values(predictions: Predictions, metrics: Sequence[str]) -> dict[s
                 values = auc_influence(rows.classes, rows.label, rows.score)
             except (UndefinedMetricError, NotPredictedError):
                 continue
-            found[metric] = values.astype(np.float32)
-    return found
+            by_metric[metric] = values.astype(np.float32)
+    return by_metric
 
 
 def keep_influence(

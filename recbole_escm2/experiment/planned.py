@@ -16,18 +16,21 @@ import recbole
 import torch
 
 from recbole_escm2 import __version__
-from recbole_escm2.config import Config, learns_both
+from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import identity, open_store
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
-from recbole_escm2.output import plain
+from recbole_escm2.output import plain_data
+from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.run import Run, given_settings
 
 # Config keys that change no number of a run; the data is known by the fingerprint of its store.
 _WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
+#: What a run that is only tried doesn't write, whatever is asked of those of the table.
+OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": []}
 
 
 @dataclass(kw_only=True)
@@ -74,7 +77,7 @@ def plan_run(
     """
     needed = [*columns, *(config["primary"] or ("CTCVR_AUC", *PRIMARY_CVR))]
     metrics = list(dict.fromkeys([*config["metrics"], *needed]))
-    effective = {**plain(config.final_config_dict), "metrics": sorted(metrics), **own}
+    effective = {**plain_data(config.final_config_dict), "metrics": sorted(metrics), **own}
     code = code_of(config.model_class)
     known = {
         "model": model_path(config.model_class),
@@ -115,4 +118,4 @@ def _data(config: Config, own: Mapping[str, Any]) -> Any:
         open_store(config)  # so that what is wrong with the data is said before anything runs
     of_run = copy.copy(config)
     of_run.final_config_dict = {**config.final_config_dict, **own}
-    return plain(identity(of_run))
+    return plain_data(identity(of_run))

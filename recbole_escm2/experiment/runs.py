@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from functools import cache
+from multiprocessing import forkserver, util
+from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
-from recbole_escm2.output import make_folder
+from recbole_escm2.output import beside, make_folder
 from recbole_escm2.threads import spinning_bounded_in_children
 from recbole_escm2.train.run import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
+# Of a folder for sockets, whose paths the system takes up to some 104 bytes long, with 32 of them
+# for what multiprocessing puts into the folder.
+_LONGEST_FOLDER = 70
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,7 @@ def _server() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([main.__module__])
+    _hold_temporary_folder()
     # While it imports, Ctrl-C would be its own too, and end in a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -152,3 +161,21 @@ def _server() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@cache  # once a process
+def _hold_temporary_folder() -> None:
+    """Put multiprocessing's temporary folder, with the server's socket, where the next process
+    finds and removes it should this one be killed."""
+    target = Path(tempfile.gettempdir()) / f"escm2-{os.getuid()}"
+    if len(os.fsencode(target)) > _LONGEST_FOLDER - len(".01234567.unfinished"):
+        return
+    held = contextlib.ExitStack()
+    folder = held.enter_context(beside(target))
+    util.Finalize(None, held.close, exitpriority=-200)  # after the folder's own, which has -100
+    folder.mkdir(mode=0o700)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before

@@ -21,9 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
-from recbole_escm2.experiment.planned import PlannedRun, plan_run
+from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
 from recbole_escm2.experiment.runs import Outcome, Process, execute, finished
+from recbole_escm2.experiment.seeds import check_tunable
 from recbole_escm2.experiment.study import Trial, Tuning, part_label
 from recbole_escm2.experiment.trials import (
     SAMPLERS,
@@ -37,7 +38,7 @@ from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.keys import COUNT
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import score_of
-from recbole_escm2.output import csv_text, lock, make_folder, plain, table, write_whole
+from recbole_escm2.output import csv_text, lock, make_folder, plain_data, table, write_whole
 from recbole_escm2.property_files import parse_value
 from recbole_escm2.threads import threads_of
 
@@ -113,7 +114,7 @@ class Search:
         threads = threads_of(self.jobs) if threads is None else threads
         row = self.ranges.tried(f"trial {number}", values)
         config = self.ranges.request.config(row)
-        return plan_run(row, config, {"seed": config["seed"]}, threads)
+        return plan_run(row, config, {"seed": config["seed"], **OF_TRIALS}, threads)
 
     def subject(self) -> dict[str, str]:
         """What trials of one study have in common; with anything else they can't be compared."""
@@ -137,6 +138,7 @@ def search(options: Mapping[str, str]) -> int:
         UsageError: something that the caller can mend.
     """
     plan = make_search(options)
+    check_tunable(plan.ranges.config, "search")
     make_folder("output_dir", plan.folder)
     stopped = False
     with _quiet():
@@ -540,6 +542,8 @@ def _best_yaml(settings: Mapping[str, Any], which: str, plan: Search) -> str:
     best = replace(row, label="best", settings={**row.settings, **settings})
     config = plan.ranges.request.config(best)
     content = {"model": model_path(config.model_class), "dataset": config["dataset"]}
-    content |= {k: v for k, v in plain(config.external_config_dict).items() if k not in content}
+    content |= {
+        k: v for k, v in plain_data(config.external_config_dict).items() if k not in content
+    }
     head = f"# The best of {which}.\n"
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -16,13 +16,14 @@ from optuna.distributions import (
 )
 from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_escm2.config import Config, is_reference
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.request import Request, has_effect
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import KEY_NEEDS, PLACE_KEYS
 from recbole_escm2.lookup import find_model
 from recbole_escm2.property_files import PROPERTIES, parse_value
+from recbole_escm2.tasks import is_reference
 
 Space: TypeAlias = dict[str, BaseDistribution]
 

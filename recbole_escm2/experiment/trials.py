@@ -11,13 +11,14 @@ from typing import Any
 
 import optuna
 
-from recbole_escm2.config import Config, learns_both, part_config
+from recbole_escm2.config import Config, part_config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.request import Request
 from recbole_escm2.experiment.space import Space, ranges_of, settings_of
 from recbole_escm2.experiment.study import Row, Trial, Tuning, part_label
 from recbole_escm2.keys import PAIR, PART_SETTINGS
+from recbole_escm2.tasks import learns_both
 
 SAMPLERS = ("tpe", "random")
 

@@ -173,6 +173,47 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
                 rows[share == 0] = share @ rows
 
 
+@torch.no_grad()
+def with_unknown_rows(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    added: Mapping[str, int],
+    counts: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Weights of a model that has a row more for each field whose unknown ids had none.
+
+    The row is the mean of its field's rows, weighted by how often training has each of them, as
+    that of an id that training lacks (:func:`fill_unseen`).
+
+    Args:
+        model: with the rows.
+        weights: of the model without them, by name.
+        added: rows more, 0 or 1, by field.
+        counts: how often training has each id, ``[ids]`` by field, without the row.
+
+    Returns:
+        By name; a table that isn't as training had it stays as it is.
+    """
+    grown = dict(weights)
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for module in model.modules():
+        for table, fields, _ in _tables_of_fields(module):
+            sizes = [len(counts[field]) for field in fields]
+            for name in names[id(table.weight)]:
+                own = weights.get(name)
+                if not isinstance(own, Tensor) or own.dim() != 2 or len(own) != sum(sizes):
+                    continue
+                rows = []
+                for field, part in zip(fields, own.split(sizes), strict=True):
+                    share = counts[field][1:] / counts[field][1:].sum().clamp(min=1)
+                    mean = (share.to(part) @ part[1:]).unsqueeze(0)
+                    rows += [part, *[mean] * added[field]]
+                grown[name] = torch.cat(rows)
+    return grown
+
+
 def _tables_of_fields(
     module: Any,
 ) -> Iterator[tuple[nn.Embedding, Sequence[str], Sequence[int]]]:

@@ -185,7 +185,7 @@ class EntireSpaceRecommender(BagEmbedding):
         if labels := self._label_fields.intersection(features):
             raise UsageError(
                 f"the label field {', '.join(sorted(labels))} is among the features of "
-                f"{dataset.dataset_name}: load it with EntireSpaceDataset, which keeps labels apart"
+                f"{dataset.dataset_name}: load it with EntireSpaceDataset, which leaves labels out"
             )
         if not features:
             raise UsageError(

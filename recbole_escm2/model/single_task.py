@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.layers import FMFirstOrderLinear
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_escm2.model.backbone import RECBOLE, FirstOrderLinear
 from recbole_escm2.model.embedding import BagEmbedding
@@ -50,6 +50,18 @@ def pool_all_values(model: ContextRecommender, pooling: str) -> bool:
     model.bag_pooling = pooling
     traits = RECBOLE.get(kind.__name__)
     return traits is None or traits.own_embedding is None
+
+
+def hold_loose_weights(model: nn.Module) -> None:
+    """Make weights that a model holds as bare tensors its buffers, so that a checkpoint has them.
+
+    RecBole's FwFM draws such weights, which no optimizer finds: they stay as they were drawn.
+    """
+    for module in model.modules():
+        loose = {n: v for n, v in vars(module).items() if isinstance(v, Tensor) and v.requires_grad}
+        for name, value in loose.items():
+            delattr(module, name)
+            module.register_buffer(name, value.detach())
 
 
 def make_tables_sparse(model: ContextRecommender, batch: Any) -> list[str]:
@@ -95,6 +107,7 @@ def train_as_the_family(model: ContextRecommender, config: Any, batch: Any) -> l
         A sentence for each thing in which it goes on differing.
     """
     remains = []
+    hold_loose_weights(model)
     pooled = pool_all_values(model, config["bag_pooling"])
     if not pooled and model.token_seq_field_names:
         remains.append(

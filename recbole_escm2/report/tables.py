@@ -205,15 +205,9 @@ def text(study: Study, width: int | None = None) -> str:
     """
     shown = layout(study)
     head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
-    blocks = [
-        output.table(
-            [head[0], *(head[n] for n in block)], [[r[0], *(r[n] for n in block)] for r in rows]
-        )
-        for block in _blocks([head, *rows], width)
-    ]
     problems = [str(problem) for problem in shown.problems]
     under = [*_first(shown), *shown.caption("*"), *problems]
-    return "\n".join(["\n\n".join(blocks), "", *under])
+    return "\n".join([output.table(head, rows, width), "", *under])
 
 
 def tuning_table(tuning: Tuning) -> list[list[str]]:
@@ -319,20 +313,6 @@ def _text_entry(entry: Entry, rival: bool) -> str:
         return entry.value
     second = (entry.rival_mark or " ") if rival else ""
     return f"{entry.value} {'*' if entry.best else ' '}{entry.mark or ' '}{second}"
-
-
-def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
-    """Columns, the first left out, in groups that fit the width beside the first."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    blocks: list[list[int]] = [[]]
-    used = widths[0]
-    for n, own in enumerate(widths[1:], start=1):
-        if width is not None and blocks[-1] and used + 2 + own > width:
-            blocks.append([])
-            used = widths[0]
-        blocks[-1].append(n)
-        used += 2 + own
-    return blocks
 
 
 def _tidy_sample(own: Sample | None) -> dict[str, Any]:

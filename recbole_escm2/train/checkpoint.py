@@ -3,11 +3,12 @@
 A file is what ``torch.save`` writes, followed by a line with the format and the digest of all that
 precedes it::
 
-    recbole_escm2 checkpoint 2 0123456789abcdef0123456789abcdef
+    recbole_escm2 checkpoint 3 0123456789abcdef0123456789abcdef
 
 What doesn't match its seal is never given to ``torch.load``. A checkpoint says what it was trained
-on (:mod:`recbole_escm2.identity`), and holds no path that anything would be read from or written
-to.
+on (:mod:`recbole_escm2.identity`) and how rows become batches (:mod:`recbole_escm2.data.encoding`),
+so that it scores new rows without its data, and holds no path that anything would be read from or
+written to. docs/predict.md lists its entries.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import contextlib
 import io
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +29,15 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity, digest_of
 from recbole_escm2.output import replacing
 
-_SEAL = b"\nrecbole_escm2 checkpoint 2 %s\n"
+_SEAL = b"\nrecbole_escm2 checkpoint 3 %s\n"
 _SEAL_BYTES = len(_SEAL % digest_of().hexdigest().encode())
 _ZIP = b"PK\x03\x04"  # what torch.save writes; older kinds of file aren't safe to load
-_EARLIER = b"recbole_escm2 checkpoint 1"
+# What told earlier formats: the first in the pickle, the second in its seal.
+_EARLIER = (b"recbole_escm2 checkpoint 1", b"\nrecbole_escm2 checkpoint 2 ")
 _PIECE = 1 << 20
+#: Steps between the quantiles of train's clicks.
+SUPPORT_STEPS = 1000
+_CLICKS, _CLICKS_AT_ONCE = 50_000, 4096  # whose pCTR is looked at
 
 # What a checkpoint holds.
 _ENTRIES: Mapping[str, type] = {
@@ -46,6 +52,16 @@ _ENTRIES: Mapping[str, type] = {
     "best_valid_score": float,
     "state_dict": dict,
     "optimizer": dict,
+    "fields": dict,  # this and the next three: see data.encoding.kept_of
+    "vocabularies": list,
+    "train_ids": dict,
+    "deciles": dict,
+    "versions": dict,
+}
+# What it may hold.
+_OPTIONAL: Mapping[str, type] = {
+    "support": Tensor,  # quantiles of the pCTR of train's clicks, in equal steps from 0 to 1
+    "calibration": dict,  # plain data of what is done to probabilities last
 }
 
 
@@ -65,11 +81,29 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         file.write(_SEAL % written.digest.hexdigest().encode())
 
 
-def finish_checkpoint(path: Path) -> None:
-    """Note in a checkpoint that its training has come to its end."""
+def finish_checkpoint(
+    path: Path, further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+) -> None:
+    """Note in a checkpoint that its training has come to its end.
+
+    Args:
+        path: of the file.
+        further: gives entries to add, from what it holds.
+    """
     state = load_checkpoint(path)
     if not state["training_ended"]:
-        save_checkpoint(path, {**state, "training_ended": True})
+        added = further(state) if further else {}
+        save_checkpoint(path, {**state, **added, "training_ended": True})
+
+
+def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
+    """Keep in a checkpoint what calibrates its predictions, under its entry ``calibration``.
+
+    Args:
+        path: of a checkpoint.
+        calibration: its state: text, numbers and tensors.
+    """
+    save_checkpoint(path, {**load_checkpoint(path), "calibration": dict(calibration)})
 
 
 class _Digested(io.BufferedIOBase):
@@ -87,6 +121,23 @@ class _Digested(io.BufferedIOBase):
         except OSError as error:
             self.error = error
             raise
+
+
+@torch.no_grad()
+def support_of(pctr: Callable[[Any], Tensor], train: Any) -> Tensor:
+    """Quantiles of the pCTR of train's clicks, in 1,000 equal steps, float64 ``[1001]``.
+
+    Of many clicks those are looked at that lie evenly spaced in train.
+
+    Args:
+        pctr: of a batch, ``[batch]``.
+        train: the training part.
+    """
+    clicks = np.flatnonzero(train.inter_feat.columnar(train.click_field))
+    rows = torch.from_numpy(clicks[:: -(-len(clicks) // _CLICKS)])
+    found = torch.cat([pctr(train[block]) for block in rows.split(_CLICKS_AT_ONCE)])
+    shares = np.linspace(0, 1, SUPPORT_STEPS + 1)
+    return torch.from_numpy(np.quantile(found.double().numpy(), shares))
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
@@ -116,6 +167,9 @@ def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
     for name, kind in _ENTRIES.items():
         if not isinstance(state.get(name), kind):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
+    for name, kind in _OPTIONAL.items():
+        if not isinstance(state.get(name), kind | None):
+            raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
         raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
     return state
@@ -128,10 +182,10 @@ def _check_seal(path: Path, file: BinaryIO) -> None:
     seal = file.read()
     sealed = seal.startswith(_SEAL.partition(b"%")[0])
     if kind != _ZIP or not sealed:
-        if _EARLIER in _pickled_in(path):
+        if seal.startswith(_EARLIER[1]) or _EARLIER[0] in _pickled_in(path):
             raise UsageError(
-                f"checkpoint {path} was written by an earlier version of this program, which "
-                "didn't note what data and which split it was trained on: train the model again"
+                f"checkpoint {path} was written by an earlier version of this program, whose "
+                "checkpoints don't hold all that this one reads: train the model again"
             )
         raise UsageError(
             f"checkpoint {path} wasn't written by this program, or isn't whole. Checkpoints of "

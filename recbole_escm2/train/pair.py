@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_escm2.config import is_reference, part_config, single_task
+from recbole_escm2.config import part_config
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
@@ -20,9 +20,10 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Array, Predictions
 from recbole_escm2.keys import PAIR
 from recbole_escm2.metric_names import ALL_TASKS, score_of
+from recbole_escm2.tasks import is_reference, single_task
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
-from recbole_escm2.train.training import Training
+from recbole_escm2.train.training import Training, check_without_validation
 
 # Of a CVR model, at most in the steps of one epoch of its CTR model.
 _VALIDATIONS = 5
@@ -63,10 +64,13 @@ class Pair:
             config["predict_task"] = self.config["predict_task"]  # of the product
             config["show_progress"] = self.config["show_progress"]
             training = Training(config, self.run.part(task), task)
+            if not training.splits["valid"]:
+                check_without_validation(self.config, training.trainer)
             if self.trainings:
                 (ctr,) = self.trainings
-                _, predictions = ctr.score("valid")
-                pair_with(training.trainer, predictions, config["predict_task"])
+                if training.splits["valid"]:
+                    _, predictions = ctr.score("valid")
+                    pair_with(training.trainer, predictions, config["predict_task"])
                 if not is_reference(config.model_class):  # whose steps are no batches
                     of_ctr, own = ctr.splits["train"], training.splits["train"]
                     times = math.ceil(of_ctr.batches / own.batches)
@@ -74,8 +78,13 @@ class Pair:
             training.fit()
             self.trainings.append(training)
 
-    def validate(self) -> tuple[float, MetricResult]:
-        """The score of ``valid_metric`` with both best epochs, and all metrics of validation."""
+    def validate(self) -> tuple[float | None, MetricResult]:
+        """The score of ``valid_metric`` with both best epochs, and all metrics of validation.
+
+        None and no metric where there is no validation.
+        """
+        if not self.splits["valid"]:
+            return None, MetricResult()
         result, predictions = self.score("valid")
         self.beside_constant = beside_constant(predictions, single_task(self.config))
         metric = self.config["valid_metric"]

@@ -23,7 +23,7 @@ class ReferenceTrainer(EntireSpaceTrainer):
     """Validates each step of a fit, keeps the best, and stops, as for models with epochs.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         model: the model.
         run: whose folder takes all files.
     """
@@ -55,7 +55,9 @@ class ReferenceTrainer(EntireSpaceTrainer):
         interaction = batched_data[0]
         return interaction, self.model.predict(interaction).reshape(-1, 1), None, None
 
-    def take(self, state: dict[str, Any], eval_data: Any) -> None:
-        self._check_model(state)
-        self.model.make_room(state["state_dict"])
-        super().take(state, eval_data)
+    def _about_best(self, state: Mapping[str, Any], train: Any) -> dict[str, Any]:
+        return super()._about_best(state, train) if self.model.scores_new_rows else {}
+
+    def _put(self, weights: Mapping[str, Any]) -> None:
+        self.model.make_room(weights)
+        super()._put(weights)

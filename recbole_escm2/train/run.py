@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from recbole_escm2.config import Config, learns_both
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
 from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import model_path
-from recbole_escm2.output import logging_to, make_folder, make_run_dir, plain
+from recbole_escm2.output import logging_to, make_folder, make_run_dir, plain_data
+from recbole_escm2.tasks import learns_both
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
@@ -132,7 +133,8 @@ class Run:
             result = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
-        kinds = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
+        kinds: dict[str, Any] = {"valid_metric": str, "test_result": dict, "epochs": int}
+        kinds["best_valid_score"] = (float, type(None))  # None without validation
         if not isinstance(result, dict) or not all(
             isinstance(result.get(key), kind) for key, kind in kinds.items()
         ):
@@ -178,7 +180,7 @@ class Run:
 
 def given_settings(config: Config) -> dict[str, Any]:
     """Every config key that isn't a default, as a config file has them, but model and data set."""
-    given = plain(config.external_config_dict)
+    given = plain_data(config.external_config_dict)
     return {key: value for key, value in given.items() if key not in ("model", "dataset")}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.config import metric_for, scored_tasks, single_task
+from recbole_escm2.data.encoding import kept_of
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
@@ -28,6 +28,7 @@ from recbole_escm2.evaluator.evaluator import (
     EntireSpaceEvaluator,
     MetricResult,
 )
+from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
 from recbole_escm2.keys import PLACE_KEYS
@@ -36,12 +37,14 @@ from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import plain, write_json
+from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    support_of,
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.run import HISTORY_FILE, Run
@@ -115,7 +118,9 @@ class EntireSpaceTrainer(Trainer):
         self._has_saved = False
         self._learning = model
         self._average: Any = None
+        self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
         self._seen_ids: dict[str, Tensor] | None = None
+        self._has_no_validation = False
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
 
@@ -200,7 +205,7 @@ class EntireSpaceTrainer(Trainer):
         """Put the moving average of the weights, this moment's among them, in their place.
 
         Until training goes on: it is what is scored and saved. One average a validation instead of
-        one a step (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+        one a step, or a part of an epoch where nothing is validated (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
         Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables.
         """
         if decay := self.config["weight_averaging"]:
@@ -232,7 +237,9 @@ class EntireSpaceTrainer(Trainer):
         """
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
+        self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
+        self._kept = kept_of(train_data._dataset)
         self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
@@ -241,13 +248,34 @@ class EntireSpaceTrainer(Trainer):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
+            if not valid_data:
+                self.best_epoch = self.epochs - 1
         if self._has_saved:
-            finish_checkpoint(Path(self.saved_model_file))
-        if verbose and self.best_epoch >= 0:
+            train = train_data._dataset
+            file = Path(self.saved_model_file)
+            finish_checkpoint(file, lambda state: self._about_best(state, train))
+        if verbose and valid_data and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
             self.logger.warning(self.weights.warning)
         return result
+
+    def _about_best(self, state: Mapping[str, Any], train: Any) -> dict[str, Any]:
+        """What a checkpoint keeps of what its model gives to train, which it needn't be in."""
+        last = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self._put(state["state_dict"])
+        self.model.eval()
+        support = support_of(self._pctr, train) if "ctr" in self.tasks else None
+        self._put(last)
+        return {"support": support}
+
+    def _pctr(self, batch: Any) -> Tensor:
+        """pCTR of a batch of features, float32 ``[batch]``."""
+        _, scores, _, _ = self._neg_sample_batch_eval((batch,))
+        return scores[:, self.tasks.index("ctr")].float().cpu()
+
+    def _put(self, weights: Mapping[str, Any]) -> None:
+        load_weights(self.model, weights)
 
     def _train_epoch(
         self,
@@ -260,6 +288,9 @@ class EntireSpaceTrainer(Trainer):
         if self.run is not None:
             self.run.start()
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
+        if self._has_no_validation:
+            self._take_average()
+            self._fill_unseen()
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
         self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
@@ -267,6 +298,12 @@ class EntireSpaceTrainer(Trainer):
             shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
             self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
         return tuple(means.values())
+
+    def _fill_unseen(self) -> None:
+        """Give ids that train lacks their embeddings, before the model is scored and saved."""
+        if self._seen_ids is not None:
+            self._catch_up()
+            fill_unseen(self.model, self._seen_ids)
 
     def _learn(
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
@@ -331,9 +368,7 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, MetricResult]:
         start = perf_counter()
         self._take_average()
-        if self._seen_ids is not None:
-            self._catch_up()
-            fill_unseen(self.model, self._seen_ids)  # before it is scored and saved
+        self._fill_unseen()
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         if self.valid_metric not in result:
             raise UsageError(
@@ -346,9 +381,7 @@ class EntireSpaceTrainer(Trainer):
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
         if improved:
             self.best_epoch = epoch
-            predictions = self.eval_collector.predictions
-            assert predictions is not None, "they have just been collected"
-            self.beside_constant = beside_constant(predictions, self.label_task)
+            self.beside_constant = beside_constant(self.predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
@@ -368,11 +401,28 @@ class EntireSpaceTrainer(Trainer):
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
 
-    def _weigh(self) -> WeightDiagnostics | None:
-        """The propensity weights on the split that was scored last, of a model that has them."""
+    @property
+    def predictions(self) -> Predictions:
+        """Of the split that was scored last."""
+        predictions = self.eval_collector.predictions
+        assert predictions is not None, "a split is scored before"
+        return predictions
+
+    def propensity(self) -> NDArray[Any] | None:
+        """ô on the split that was scored last, ``[|D|]``; None where nothing is weighed by it.
+
+        Of a model that weighs clicks in a way of its own it is what they are divided by.
+        """
         predictions = self.eval_collector.predictions
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
+            return None
+        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+
+    def _weigh(self) -> WeightDiagnostics | None:
+        """The propensity weights on the split that was scored last, of a model that has them."""
+        predictions = self.eval_collector.predictions
+        if self.propensity() is None or predictions is None:
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
@@ -385,9 +435,7 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        predictions = self.eval_collector.predictions
-        assert predictions is not None, "a split is scored before"
-        propensity = np.asarray(predictions.propensity, dtype=np.float64)
+        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
         return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(
@@ -440,8 +488,10 @@ class EntireSpaceTrainer(Trainer):
         state = {
             "model": model_path(self.config.model_class),
             "dataset": self.config["dataset"],
-            "settings": plain({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
-            "places": plain({k: v for k, v in external.items() if k in ("data_path", "store_dir")}),
+            "settings": plain_data({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
+            "places": plain_data(
+                {k: v for k, v in external.items() if k in ("data_path", "store_dir")}
+            ),
             "data": self.identity,
             "epoch": epoch,
             "training_ended": False,
@@ -449,6 +499,10 @@ class EntireSpaceTrainer(Trainer):
             "best_valid_score": float(self.best_valid_score),
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **self._kept,
+            "versions": versions(),
+            "support": None,
+            "calibration": None,
         }
         save_checkpoint(path, state)
         self._has_saved = True
@@ -496,7 +550,7 @@ class EntireSpaceTrainer(Trainer):
         """
         self._check_model(state)
         self._check_data(state["data"], eval_data._dataset.identity)
-        load_weights(self.model, state["state_dict"])
+        self._put(state["state_dict"])
         if not state["training_ended"]:
             self.logger.warning(CUT_SHORT.format(**state))
 

@@ -127,7 +127,7 @@ def test_a_simulation_seed_is_a_world(tmp_path):
     assert loaded(simulation_seed=1, seed=7).store.folder == one.store.folder
     assert len({d.store.folder for d in (usual, one, two)}) == 3
     for column in ("true_ctr", "true_cvr", "click"):  # all is drawn anew
-        assert not np.array_equal(one.inter_feat.apart(column), two.inter_feat.apart(column))
+        assert not np.array_equal(one.inter_feat.columnar(column), two.inter_feat.columnar(column))
 
 
 def test_a_world_that_was_left_half_made_is_made(tmp_path, monkeypatch):

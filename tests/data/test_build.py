@@ -326,7 +326,7 @@ def test_a_key_that_is_no_feature_and_a_group_that_is_joined(tmp_path):
     ]
     store = built(tmp_path, schema, iter(chunks))
     assert tokens(store, "user")[:3] == [PADDING, "a", "b"]
-    assert column(store, "user") == [2, 1, 2, 0]  # of the group, apart
+    assert column(store, "user") == [2, 1, 2, 0]  # of the group, columnar
 
 
 @pytest.mark.parametrize("value", [None, 2, -1, 0.5])
@@ -340,19 +340,19 @@ def test_a_faulty_label_names_file_and_row(tmp_path, value):
 
 def test_conversions_without_click(tmp_path):
     schema = Schema((Field("city"),), LABELS)
-    stray = [chunk(city=["a", "b", "c"], click=[1, 0, 0], conversion=[1, 1, 0])]
-    store = built(tmp_path, schema, stray)
+    unclicked = [chunk(city=["a", "b", "c"], click=[1, 0, 0], conversion=[1, 1, 0])]
+    store = built(tmp_path, schema, unclicked)
     assert column(store, "city") == [1, 2]
     assert tokens(store, "city")[1:] == ["a", "c"]
     assert (
         "1 impressions have a conversion without a click: inter.file row 2. They are left out"
         in (store.schema["notes"][0][1])
     )
-    store = built(tmp_path, Schema((Field("city"),), LABELS), stray, "u",
+    store = built(tmp_path, Schema((Field("city"),), LABELS), unclicked, "u",
                   conversion_without_click="unconvert")  # fmt: skip
     assert column(store, "conversion") == [1, 0, 0]
     with pytest.raises(UsageError, match=r"row 2\. conversion_without_click: drop leaves them"):
-        built(tmp_path, schema, stray, "r", conversion_without_click="raise")
+        built(tmp_path, schema, unclicked, "r", conversion_without_click="raise")
 
 
 def test_no_conversion_column(tmp_path):

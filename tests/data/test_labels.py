@@ -278,14 +278,14 @@ STRAY = [1, 25, 31, 44, 58]
 
 
 @pytest.fixture
-def stray(toy):
+def unclicked(toy):
     toy.with_outcomes().table.loc[STRAY, "conversion:float"] = "1"
     return toy
 
 
-def test_conversions_without_click_are_dropped(stray, together, rows_of, caplog):
+def test_conversions_without_click_are_dropped(unclicked, together, rows_of, caplog):
     with caplog.at_level(logging.WARNING):
-        splits = stray.build()
+        splits = unclicked.build()
     assert sorted(rows_of(*splits)) == [i for i in range(60) if i not in STRAY]
     columns = together(splits)
     assert (columns["conversion"] <= columns["click"]).all()
@@ -295,23 +295,23 @@ def test_conversions_without_click_are_dropped(stray, together, rows_of, caplog)
     assert "left out (conversion_without_click: drop)" in message
 
 
-def test_conversions_without_click_are_unconverted(stray, together, caplog):
+def test_conversions_without_click_are_unconverted(unclicked, together, caplog):
     with caplog.at_level(logging.WARNING):
-        columns = together(stray.build(conversion_without_click="unconvert"))
+        columns = together(unclicked.build(conversion_without_click="unconvert"))
     assert columns["conversion"].tolist() == [float(i % 6 == 0) for i in range(60)]
     assert columns["click"].tolist() == [float(i % 3 == 0) for i in range(60)]
     assert "5 impressions" in caplog.text
     assert "given conversion 0" in caplog.text
 
 
-def test_conversions_without_click_are_refused(stray):
+def test_conversions_without_click_are_refused(unclicked):
     with pytest.raises(UsageError, match=r"^5 impressions .* row 2, .* row 59\. .*drop.*unconvert"):
-        stray.dataset(conversion_without_click="raise")
+        unclicked.dataset(conversion_without_click="raise")
 
 
-def test_six_conversions_without_click_name_five_rows(stray, caplog):
-    stray.table.loc[59, "conversion:float"] = "1"
-    stray.dataset()
+def test_six_conversions_without_click_name_five_rows(unclicked, caplog):
+    unclicked.table.loc[59, "conversion:float"] = "1"
+    unclicked.dataset()
     assert "6 impressions" in caplog.text
     assert "row 59, …" in caplog.text
     assert "row 60" not in caplog.text
@@ -323,8 +323,8 @@ def test_consistent_labels_are_not_remarked_on(toy, caplog):
 
 
 @pytest.mark.parametrize("choice", ["drop", "unconvert"])
-def test_conversions_without_click_in_presplit_files(stray, rows_of, caplog, choice):
-    parts = stray.build(**stray.write_parts(31, 44), conversion_without_click=choice)
+def test_conversions_without_click_in_presplit_files(unclicked, rows_of, caplog, choice):
+    parts = unclicked.build(**unclicked.write_parts(31, 44), conversion_without_click=choice)
     lost = STRAY if choice == "drop" else []
     for split, rows in zip(parts, [range(31), range(31, 44), range(44, 60)], strict=True):
         assert rows_of(split) == [i for i in rows if i not in lost]
@@ -403,8 +403,8 @@ def test_outcomes_stay_with_their_rows(toy, rows_of, features_of, case, stray_ro
 
 
 @pytest.mark.parametrize("settings", [{}, {"impression_sample": 0.6}], ids=str)
-def test_outcomes_of_presplit_files(stray, rows_of, settings):
-    for split in stray.build(**stray.write_parts(30, 40), **settings):
+def test_outcomes_of_presplit_files(unclicked, rows_of, settings):
+    for split in unclicked.build(**unclicked.write_parts(30, 40), **settings):
         check_outcomes(split, rows_of(split))
 
 

@@ -185,8 +185,10 @@ def test_kuairecs_damages(tmp_path, write, file, column, cell, message):
 def test_kuairands_random_log_is_test(tmp_path, write, caplog, features_of):
     *logs, tags = write("kuairand-pure")
     dataset = load(tmp_path, "kuairand-pure")
-    stray = sum(row["is_click"] == "0" and row["long_view"] == "1" for log in logs for row in log)
-    assert f"{stray} impressions have a conversion without a click" in caplog.text
+    unclicked = sum(
+        row["is_click"] == "0" and row["long_view"] == "1" for log in logs for row in log
+    )
+    assert f"{unclicked} impressions have a conversion without a click" in caplog.text
     parts = dataset.build()
     for part, log in zip(parts, logs, strict=True):
         assert len(part) == len(log)

@@ -439,7 +439,7 @@ def overwrite_truth(stores):
     layout = schema["tables"]["inter"]["layout"]
     for name in TRUTH:
         path = folder / f"inter.{name}"
-        old = np.fromfile(path, dtype=np.dtype(layout["apart"][name]))
+        old = np.fromfile(path, dtype=np.dtype(layout["columnar"][name]))
         (1 - old).astype(old.dtype).tofile(path)
         schema["files"][path.name] = file_digest(path)
     (folder / "schema.json").write_text(json.dumps(schema))

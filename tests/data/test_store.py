@@ -57,7 +57,7 @@ LAYOUT = Layout(
     columns=(Column("a"), Column("x", "float"), Column("v", "float", (2,))),
     bags=("b", "c"),
     weighted=True,
-    apart={"click": "uint8"},
+    columnar={"click": "uint8"},
 )
 
 
@@ -195,7 +195,7 @@ def test_a_store_is_replaced_as_a_whole_and_its_readers_go_on(tmp_path):
 
 def other_store(folder, tokens=("nail", "screw")):
     with StoreWriter(folder) as store:
-        table = store.table("t", Layout((Column("a"),), apart={"click": "uint8"}))
+        table = store.table("t", Layout((Column("a"),), columnar={"click": "uint8"}))
         table.append({"a": np.array([1, 2]), "click": np.array([0, 1])})
         store.vocabulary(tokens)
         store.commit({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import getpass
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -272,6 +274,22 @@ def test_leftovers_go_once_their_process_is_no_more(tmp_path, kind):
     write_json(target, {"whole": 2})
     assert set(on_disk(tmp_path)) == {*mine, str(target)}
     assert json.loads(target.read_text()) == {"whole": 2}
+
+
+def test_the_socket_of_a_killed_benchmark_goes_with_the_next_one(
+    data_path, tmp_path, monkeypatch, kill_at, program
+):
+    """What multiprocessing leaves among the system's temporary files; others' files stay."""
+    with tempfile.TemporaryDirectory() as temporary:  # of a path that a socket's fits behind
+        monkeypatch.setenv("TMPDIR", temporary)
+        (Path(temporary) / "pymp-of_somebody").mkdir()
+        given = small(data_path, seeds=2, aa_row=False)
+        kill_at("[1/2]", *given)
+        assert [path.name[:9] for path in Path(temporary).rglob("listener-*")] == ["listener-"]
+        done = program(*given)
+        assert done.returncode == 0, done.stderr
+        left = set(os.listdir(temporary)) - {f"torchinductor_{getpass.getuser()}"}  # a cache
+        assert left == {"pymp-of_somebody"}
 
 
 def test_a_link_among_leftovers_leads_nowhere(tmp_path):

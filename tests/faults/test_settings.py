@@ -147,7 +147,8 @@ LINE = {
     "names of files": [
         ({"benchmark_filename": "train"}, "benchmark_filename must be a list of three different"),
         ({"benchmark_filename": "[train, train, test]"}, "benchmark_filename must be a list of"),
-        ({"benchmark_filename": "[a, b]"}, "benchmark_filename must be a list of three"),
+        ({"benchmark_filename": "[a]"}, "benchmark_filename must be a list of three"),
+        ({"benchmark_filename": "[a, b]"}, r"there is no file .*tiny\.a\.inter"),
         ({"benchmark_filename": "[a, b, '../c']"}, "benchmark_filename can't be '../c'"),
         ({"benchmark_filename": "[a, b, c]"}, r"there is no file .*tiny\.a\.inter"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from recbole_escm2.config import Config, is_entire_space, single_task
+from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.request import has_effect
@@ -14,6 +14,7 @@ from recbole_escm2.keys import FAMILY
 from recbole_escm2.model import AITM, ESMM, MODELS, MTL_EIB, Naive
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.property_files import PROPERTIES
+from recbole_escm2.tasks import is_entire_space, single_task
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 #: Keys that some models have no use for, each with a value that isn't its default. What they are
@@ -65,8 +66,9 @@ OF_ANY_MODEL = {
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
-        "topk",
+        *("by", "save_predictions", "topk"),
     },
+    "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
 }
 CASES = [(model.__name__, bottom) for model in MODELS for bottom in ("separate", "ple")]

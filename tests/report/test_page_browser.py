@@ -244,12 +244,12 @@ def test_asks_for_nothing_but_itself_and_has_no_errors(browser, address):
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
     heading(browser, 2).find_element("css selector", "button").click()
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
+    requested = [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     ]
-    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert [url for url in requested if not url.startswith("data:")] == [address]
     assert browser.get_log("browser") == []
 
 

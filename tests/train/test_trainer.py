@@ -175,10 +175,10 @@ def test_each_epoch_has_an_order_of_its_own(settings, tmp_path, monkeypatch):
     config["checkpoint_dir"] = settings["output_dir"]
     train, valid, _ = prepare_data(config, EntireSpaceDataset(config))
     trainer = EntireSpaceTrainer(config, config.model_class(config, train.dataset))
-    asked = []
-    monkeypatch.setattr(train, "set_epoch", asked.append)
+    epochs = []
+    monkeypatch.setattr(train, "set_epoch", epochs.append)
     trainer.fit(train, valid)
-    assert asked == [0, 1]
+    assert epochs == [0, 1]
 
 
 def moved(settings, scaled, clip):

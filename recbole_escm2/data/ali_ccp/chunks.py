@@ -196,11 +196,11 @@ class Reader:
         self, lines: Lines, columns: dict[str, pa.Array], part: Part, counts: Counter[str]
     ) -> Iterator[Chunk]:
         """Impressions by the part that they fall into; counts what the file holds."""
-        stray = lines.purchase & ~lines.click
-        left_out = stray & (self._options.conversion_without_click == "drop")
+        unclicked = lines.purchase & ~lines.click
+        left_out = unclicked & (self._options.conversion_without_click == "drop")
         counts["clicks"] += int(lines.click.sum())
         counts["conversions"] += int((lines.click & lines.purchase).sum())
-        counts["conversions_without_click"] += int(stray.sum())
+        counts["conversions_without_click"] += int(unclicked.sum())
         counts["left_out"] += int(left_out.sum())
         columns |= {CLICK: pa.array(lines.click), PURCHASE: pa.array(lines.purchase)}
         if lines.truth is not None:

@@ -150,9 +150,9 @@ class Draws:
             commons = np.searchsorted(first, shown, side="right") - 1
             done, size = _draw_impressions(self.world, person, row, commons, rows, features, truth)
             click, purchase = rows[:done, 2] > 0, rows[:done, 3] > 0
-            stray = purchase & ~click
+            unclicked = purchase & ~click
             potential = truth[:done, 2].sum(dtype=np.int64)
-            counts += click.sum(), (click & purchase).sum(), stray.sum(), potential
+            counts += click.sum(), (click & purchase).sum(), unclicked.sum(), potential
             heads = shown[:done] + 1, click, purchase
             yield self._drawn(heads, rows[:done, :2], features[:size], truth[:done].copy())
             row += done

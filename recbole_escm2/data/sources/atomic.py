@@ -23,13 +23,13 @@ from recbole_escm2.data.labels import (
     LABEL_SOURCE,
     SHOWN,
     LabelColumn,
-    StrayConversions,
+    UnclickedConversions,
     label_columns,
     labels_of,
     named_as_label,
     numbers,
 )
-from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Labels, Schema
+from recbole_escm2.data.schema import Chunk, Field, Join, Labels, Schema
 from recbole_escm2.data.sources.atomic_text import (
     UnreadableError,
     check_lines,
@@ -39,7 +39,7 @@ from recbole_escm2.data.sources.atomic_text import (
     read_header,
 )
 from recbole_escm2.data.sources.pairs import all_pairs
-from recbole_escm2.data.splits import part_names
+from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.keys import DATA_KEYS
 from recbole_escm2.property_files import dataset_names
@@ -80,12 +80,12 @@ def with_settings(config: Any, **settings: Any) -> Any:
 
 
 def inter_name(config: Any, part: str | None) -> str:
-    """File name of the impressions, or of one of three pre-split parts of them."""
+    """File name of the impressions, or of one of their pre-split parts."""
     return ".".join(filter(None, [config["dataset"], part, "inter"]))
 
 
 def files(config: Any) -> list[Path]:
-    """The files of a data set: ``.inter``, or three of them, then ``.user`` and ``.item``.
+    """The files of a data set: ``.inter``, or one for each part, then ``.user`` and ``.item``.
 
     Raises:
         UsageError: one is missing.
@@ -93,7 +93,7 @@ def files(config: Any) -> list[Path]:
     name, folder = config["dataset"], Path(config["data_path"])
     if not folder.is_dir():
         raise UsageError(_missing(config, name, folder))
-    files = [folder / inter_name(config, part) for part in part_names(config) or (None,)]
+    files = [folder / inter_name(config, part) for _, part in named_parts(config)]
     for file in files:
         if not file.is_file():
             raise UsageError(f"data set '{name}': there is no file {file}")
@@ -120,7 +120,7 @@ class AtomicFiles(Dataset):
     RecBole's: filters, missing numbers, normalisation, discretisation.
 
     Args:
-        config: a settled config.
+        config: a complete config.
 
     Raises:
         UsageError: a file, a column or a label isn't as it must be; the message says where.
@@ -457,13 +457,13 @@ class AtomicFiles(Dataset):
 
     def _settle_conversions_without_click(self) -> None:
         """Before RecBole's filters, which count impressions."""
-        strays = StrayConversions(self.config["conversion_without_click"])
-        conversion, stays = strays.settle(
+        unclicked = UnclickedConversions(self.config["conversion_without_click"])
+        conversion, stays = unclicked.apply(
             self.inter_feat[self.click_field].to_numpy(),
             self.inter_feat[self.conversion_field].to_numpy(),
             self._place,
         )
-        if note := strays.note():
+        if note := unclicked.note():
             self._note(note)
             self.inter_feat[self.conversion_field] = conversion
             self._keep(np.flatnonzero(stays))
@@ -600,17 +600,15 @@ class AtomicFiles(Dataset):
 
     def chunks(self) -> list[Chunk]:
         """The frames."""
-        parts: list[str | None] = [None]
-        sizes = [len(self.inter_feat)]
-        if self.benchmark_filename_list is not None:
-            parts, sizes = list(PARTS), self.file_size_list
-        inter, found, start = self._arrow(self.inter_feat), [], 0
-        for part, name, rows in zip(
-            parts, self.benchmark_filename_list or [None], sizes, strict=True
-        ):
+        split = self.benchmark_filename_list is not None
+        sizes = self.file_size_list if split else [len(self.inter_feat)]
+        inter, chunks, start = self._arrow(self.inter_feat), [], 0
+        for (part, name), rows in zip(named_parts(self.config), sizes, strict=True):
             own = inter.slice(start, rows)
             numbers = self._numbers.get("inter_feat")
-            found.append(Chunk(own, part=part, file=inter_name(self.config, name), numbers=numbers))
+            chunks.append(
+                Chunk(own, part=part, file=inter_name(self.config, name), numbers=numbers)
+            )
             start += rows
         for name in ("user", "item"):
             if (feat := getattr(self, f"{name}_feat")) is not None:
@@ -618,8 +616,8 @@ class AtomicFiles(Dataset):
                     f"{self.config['dataset']}.{name}",
                     self._numbers.get(f"{name}_feat"),
                 )
-                found.append(Chunk(self._arrow(feat), name, file=file, numbers=numbers))
-        return found
+                chunks.append(Chunk(self._arrow(feat), name, file=file, numbers=numbers))
+        return chunks
 
     def _arrow(self, feat: pd.DataFrame) -> pa.RecordBatch:
         return pa.RecordBatch.from_pydict(

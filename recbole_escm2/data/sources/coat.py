@@ -112,10 +112,10 @@ def _matrix(
     return np.stack(rows)
 
 
-def _check_shape(file: Path, found: NDArray[np.float64], wanted: tuple[int, ...]) -> None:
-    if found.shape != wanted:
+def _check_shape(file: Path, matrix: NDArray[np.float64], wanted: tuple[int, ...]) -> None:
+    if matrix.shape != wanted:
         raise UsageError(
-            f"{file} has {found.shape[0]} lines of {found.shape[1]} numbers, and must have "
+            f"{file} has {matrix.shape[0]} lines of {matrix.shape[1]} numbers, and must have "
             f"{wanted[0]} of {wanted[1]}"
         )
 
@@ -128,7 +128,7 @@ def _one_hot(file: Path, names: Path, side: str, rows: int) -> dict[str, pa.Arra
             raise UsageError(f"{names} line {number}: a column is named 'field:value'")
     flags = _matrix(file, *_FLAG)
     _check_shape(file, flags, (rows, len(columns)))
-    found = {}
+    tokens_of = {}
     for name in dict.fromkeys(name for name, _, _ in columns):
         places = [place for place, column in enumerate(columns) if column[0] == name]
         count = flags[:, places].sum(axis=1)
@@ -138,5 +138,5 @@ def _one_hot(file: Path, names: Path, side: str, rows: int) -> dict[str, pa.Arra
                 "one must be"
             )
         tokens = pa.array([columns[place][2] for place in places])
-        found[f"{side}_{name}"] = tokens.take(pa.array(flags[:, places].argmax(axis=1)))
-    return found
+        tokens_of[f"{side}_{name}"] = tokens.take(pa.array(flags[:, places].argmax(axis=1)))
+    return tokens_of

@@ -35,10 +35,10 @@ def csv_columns(
     Raises:
         UsageError: as :func:`csv_batches`, a column isn't there, or a value.
     """
-    found, _ = csv_batches(file, {}, delimiter, names)
+    header, _ = csv_batches(file, {}, delimiter, names)
     for name in types:
-        if name not in found.names:
-            raise UsageError(f"{file} has no column '{name}'; it has {', '.join(found.names)}")
+        if name not in header.names:
+            raise UsageError(f"{file} has no column '{name}'; it has {', '.join(header.names)}")
     _, batches = csv_batches(file, types, delimiter, names, list(types))
     for lines, batch in batches:
         for name in whole:

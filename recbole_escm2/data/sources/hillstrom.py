@@ -49,8 +49,8 @@ class Hillstrom(RawFiles):
         getLogger().info(f"reading {file.name}")
         names = (*_TOKENS, *_CAMPAIGN, "visit", "conversion")
         types = dict.fromkeys(names, pa.string()) | {"history": pa.float64()}
-        found, batches = csv_batches(file, types)
-        table = pa.Table.from_batches((batch for _, batch in batches), found)
+        header, batches = csv_batches(file, types)
+        table = pa.Table.from_batches((batch for _, batch in batches), header)
         campaign = next((name for name in _CAMPAIGN if name in table.column_names), _CAMPAIGN[0])
         for name in (*_TOKENS, "history", campaign, "visit", "conversion"):
             if name not in table.column_names:

@@ -35,9 +35,9 @@ def features(
     types = dict.fromkeys([id_column, *columns], pa.string())
     batches = [batch for _, batch in csv_columns(file, types, whole=[id_column])]
     table = pa.Table.from_batches(batches, pa.schema(types)).combine_chunks()
-    found = {id_field: table[id_column]} | {name: table[name] for name in columns}
+    shown = {id_field: table[id_column]} | {name: table[name] for name in columns}
     for name, kind in columns.items():
         if kind == "token_seq":
-            bare = pc.replace_substring_regex(found[name], r"[\[\]\s]", "")
-            found[name] = pc.split_pattern(pc.if_else(pc.equal(bare, ""), None, bare), ",")
-    return pa.table(found).combine_chunks().to_batches()[0]
+            bare = pc.replace_substring_regex(shown[name], r"[\[\]\s]", "")
+            shown[name] = pc.split_pattern(pc.if_else(pc.equal(bare, ""), None, bare), ",")
+    return pa.table(shown).combine_chunks().to_batches()[0]

@@ -189,9 +189,9 @@ class RatingPairs(RawFiles):
         labels: Labels, clicked: NDArray[np.bool_], converts: NDArray[np.bool_]
     ) -> dict[str, pa.Array]:
         """o, o·r, and r of all rows (which the part train has of clicked ones alone)."""
-        found = {labels.click: pa.array(clicked), labels.conversion: pa.array(clicked & converts)}
-        found[labels.potential_conversion] = pa.array(converts)
-        return {name: column for name, column in found.items() if name is not None}
+        columns = {labels.click: pa.array(clicked), labels.conversion: pa.array(clicked & converts)}
+        columns[labels.potential_conversion] = pa.array(converts)
+        return {name: column for name, column in columns.items() if name is not None}
 
     @staticmethod
     def _columns(
@@ -214,6 +214,6 @@ def _ratings_of(
 ) -> NDArray[np.float64]:
     """The rating of each pair of a stretch, NaN where there is none."""
     first, last = np.searchsorted(rated, [pairs[0], pairs[-1] + 1])
-    found = np.full(len(pairs), np.nan)
-    found[rated[first:last] - pairs[0]] = value[first:last]
-    return found
+    by_pair = np.full(len(pairs), np.nan)
+    by_pair[rated[first:last] - pairs[0]] = value[first:last]
+    return by_pair

@@ -55,9 +55,9 @@ class RawFiles:
         folder = Path(config["data_path"]) / "raw"
         there, missing = {}, []
         for role, names in {**self.names, **self.optional}.items():
-            found = [folder / name for name in names if (folder / name).is_file()]
-            if found:
-                there[role] = found[0]
+            candidates = [folder / name for name in names if (folder / name).is_file()]
+            if candidates:
+                there[role] = candidates[0]
             elif role in self.names:
                 missing.append(names[0])
         if missing:

@@ -74,7 +74,7 @@ class SemiSyntheticFiles(AtomicFiles):
     """Every pair of a user and an item, with simulated outcomes, before any split.
 
     Args:
-        config: a settled config, of the data set that the ratings are of.
+        config: a complete config, of the data set that the ratings are of.
         rule: how completed ratings become outcomes.
 
     Attributes:

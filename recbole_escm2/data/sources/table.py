@@ -8,7 +8,7 @@ maps or lists of (token, weight) structs have weights. A row is an impression.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -21,15 +21,12 @@ import pyarrow.parquet
 
 from recbole_escm2.data.checks import check_named, unended_line
 from recbole_escm2.data.labels import labels_of, named_as_label
-from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
-from recbole_escm2.data.sources.csv_text import csv_batches
-from recbole_escm2.data.splits import part_names
+from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
+from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
+from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
-
-#: Formats by the suffix of a file, or of a folder of parts.
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
 
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
@@ -63,20 +60,20 @@ def takes(config: Any) -> bool:
 def files(config: Any) -> list[Path]:
     """The files of a data set: ``NAME.parquet``, or ``.csv``, ``.arrow`` or ``.feather``.
 
-    With ``benchmark_filename`` there are three of them, ``NAME.train.parquet`` or
+    With ``benchmark_filename`` there is one for each part, ``NAME.train.parquet`` or
     ``train.parquet``. Each may be a folder of parts.
 
     Raises:
         UsageError: one is missing.
     """
-    return [file for _, path in _tables(config) for file in _files_of(path)]
+    return [file for _, path in _tables(config) for file in table_files(path)]
 
 
 def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     """Make a data set of a table in memory: ``run("ESMM", save_table(table, "mine"))``.
 
     Args:
-        table: of pandas, Polars or Arrow; or a mapping of three, ``train``, ``valid`` and
+        table: of pandas, Polars or Arrow; or a mapping of them, ``train``, ``valid`` and
             ``test``, to be used with ``benchmark_filename: [train, valid, test]``.
         name: of the data set.
         data_path: folder above that of the data set, as the config key ``data_path``.
@@ -94,29 +91,13 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     for part, own in parts.items():
         path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
         with beside(path) as unfinished:
-            pa.parquet.write_table(_arrow(own), unfinished)
+            pa.parquet.write_table(as_arrow(own), unfinished)
             if not path.is_file() or path.read_bytes() != unfinished.read_bytes():
                 os.replace(unfinished, path)
     return name
 
 
-def _arrow(table: Any) -> pa.Table:
-    if hasattr(table, "to_arrow"):  # Polars
-        table = table.to_arrow()
-    elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
-        table = pa.Table.from_pandas(table, preserve_index=False)
-    if not isinstance(table, pa.Table):
-        raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
-    return table
-
-
 # --------------------------------------------------------------------------- files
-
-
-def _names(config: Any) -> list[list[str]]:
-    """For each part the names, without suffix, that its file may have."""
-    name, parts = config["dataset"], part_names(config)
-    return [[f"{name}.{part}", str(part)] for part in parts] if parts else [[name]]
 
 
 def _path(folder: Path, name: str) -> Path | None:
@@ -126,51 +107,16 @@ def _path(folder: Path, name: str) -> Path | None:
 
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
     """Part and path of each table."""
-    folder, names = Path(config["data_path"]), _names(config)
-    found = []
-    for part, own in zip(PARTS if len(names) == 3 else (None,), names, strict=True):
+    folder, whole = Path(config["data_path"]), config["dataset"]
+    parts = []
+    for part, name in named_parts(config):
+        own = [whole] if name is None else [f"{whole}.{name}", str(name)]
         path = next(filter(None, (_path(folder, name) for name in own)), None)
         if path is None:
             wanted = " or ".join(f"{name}{suffix}" for name in own for suffix in FORMATS)
             raise UsageError(f"data set '{config['dataset']}': there is no {wanted} in {folder}")
-        found.append((part, path))
-    return found
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The file, or the files of a folder, in the order of their names."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
-    if not found:
-        raise UsageError(f"{path} is a folder without any *{path.suffix} file")
-    return found
-
-
-def _open(
-    file: Path, types: Mapping[str, pa.DataType]
-) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
-    """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
-    if file.suffix == ".csv":
-        found, batches = csv_batches(file, types)
-        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
-    try:
-        data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{file}: {error}") from error
-    return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
-
-
-def _counted(
-    file: Path, batches: Iterator[pa.RecordBatch]
-) -> Iterator[tuple[range, pa.RecordBatch]]:
-    first = 1
-    try:
-        for batch in batches:
-            yield range(first, first + len(batch)), batch
-            first += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{file}: {error}") from error
+        parts.append((part, path))
+    return parts
 
 
 # --------------------------------------------------------------------------- reading
@@ -189,7 +135,7 @@ def read(config: Any) -> tuple[Schema, Iterator[Chunk]]:
         raise UsageError("impressions: pairs makes D of atomic files; a table's rows are D")
     tables = _tables(config)
     getLogger().info(f"reading {', '.join(path.name for _, path in tables)}")
-    reader = _Reader(config, _files_of(tables[0][1])[0])
+    reader = _Reader(config, table_files(tables[0][1])[0])
     return reader.schema(), reader.chunks(tables)
 
 
@@ -197,17 +143,17 @@ class _Reader:
     """The columns of a data set's tables, by those of its first file.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         first: the file.
     """
 
     def __init__(self, config: Any, first: Path) -> None:
         self.config = config
         self.first = first
-        found, _ = _open(first, {})
-        if twice := [name for name in found.names if found.names.count(name) > 1]:
+        header, _ = open_table(first, {})
+        if twice := [name for name in header.names if header.names.count(name) > 1]:
             raise UsageError(f"{first}: the column '{twice[0]}' stands there twice")
-        self.types = dict(zip(found.names, found.types, strict=True))
+        self.types = dict(zip(header.names, header.types, strict=True))
         self.threshold = dict(config["threshold"] or {})
         self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
         self.labels = self._find_labels()
@@ -216,26 +162,26 @@ class _Reader:
 
     def _find_labels(self) -> Labels:
         wanted = vars(labels_of(self.config))
-        found = {role: name for role, name in wanted.items() if name in self.types}
+        there = {role: name for role, name in wanted.items() if name in self.types}
         if len(self.threshold) > 1 or not self.threshold.keys() <= self.types.keys():
             raise UsageError(
                 f"threshold must name one column of {self.first}, which has "
                 f"{', '.join(self.types)}; got {self.threshold}"
             )
-        if "click" not in found:
+        if "click" not in there:
             raise UsageError(
                 f"{self.first} has no column '{wanted['click']}' (CLICK_FIELD); it has "
                 f"{', '.join(self.types)}. Name the column with --CLICK_FIELD"
             )
-        if "conversion" in found:
+        if "conversion" in there:
             self.threshold = {}
         elif self.threshold:
-            found["conversion"] = wanted["conversion"]
+            there["conversion"] = wanted["conversion"]
         elif "CONVERSION_FIELD" in self.config.external_config_dict and wanted["conversion"]:
             raise UsageError(
                 f"{self.first} has no column '{wanted['conversion']}' (CONVERSION_FIELD)"
             )
-        return Labels(**found)
+        return Labels(**there)
 
     def _origins(self) -> dict[str, str]:
         """``inter``, ``user`` or ``item`` of each column to read, as ``load_col`` says."""
@@ -277,13 +223,13 @@ class _Reader:
         )
 
     def _field(self, name: str, origin: str, vocabulary: str | None) -> Field:
-        found = _kind_of(self.types[name])
-        if found is None:
+        kind_here = _kind_of(self.types[name])
+        if kind_here is None:
             raise UsageError(
                 f"{self.first}: column '{name}' is of type {self.types[name]}, which is neither a "
                 "token, a number nor a list of them; leave it out with unload_col"
             )
-        kind, weighted = found
+        kind, weighted = kind_here
         if name in self.numeric and not weighted:
             kind = kind.replace("token", "float")
         if kind.startswith("float") and not origin.endswith("_id"):
@@ -311,20 +257,20 @@ class _Reader:
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
         """All rows, file by file."""
         for part, path in tables:
-            for file in _files_of(path):
+            for file in table_files(path):
                 yield from self._chunks_of(file, part)
 
     def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
         is_csv = file.suffix == ".csv"
         types = self._csv_types() if is_csv else {}
-        found, batches = _open(file, types)
+        header, batches = open_table(file, types)
         made = {self.labels.conversion} if self.threshold else set()
         labels = set(filter(None, vars(self.labels).values()))
         columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
         for name in columns:
-            if name not in found.names:
+            if name not in header.names:
                 raise UsageError(f"{file} lacks the column '{name}' of {self.first}")
-            own = found.field(name).type
+            own = header.field(name).type
             if name not in types and _kind_of(own) != _kind_of(self.types[name]):
                 raise UsageError(
                     f"{file}: column '{name}' is of type {own}, and in {self.first} "
@@ -350,7 +296,7 @@ class _Reader:
     def _converted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for own in self.fields:
-            columns[own.name] = _as_numbers(columns[own.name], own.kind)
+            columns[own.name] = as_numbers(columns[own.name], own.kind)
         if self.threshold:
             ((field, least),) = self.threshold.items()
             converted = pc.greater_equal(columns.pop(field).cast(pa.float64()), float(least))
@@ -364,7 +310,7 @@ def _is_own_kind(kind: pa.DataType) -> bool:
     return pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
 
 
-def _as_numbers(column: pa.Array, kind: str) -> pa.Array:
+def as_numbers(column: pa.Array, kind: str) -> pa.Array:
     """What the builder takes: times in seconds, lists of any size, text as text."""
     own = column.type
     if kind == "float":
@@ -392,8 +338,8 @@ def _kind_of(kind: pa.DataType) -> tuple[str, bool] | None:
         inner = kind.value_type
         if types.is_struct(inner):
             return ("token_seq", True) if inner.num_fields == 2 else None
-        found = _kind_of(inner)
-        return None if found is None or found[0].endswith("seq") else (f"{found[0]}_seq", False)
+        own = _kind_of(inner)
+        return None if own is None or own[0].endswith("seq") else (f"{own[0]}_seq", False)
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     is_token = text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)
     return ("token", False) if is_token else None

@@ -25,7 +25,7 @@ class ReferenceRecommender(AbstractRecommender):
     :meth:`fit_steps` here. It computes with numpy, on the processor.
 
     Args:
-        config: a settled config.
+        config: a complete config.
         dataset: train, with a vocabulary for each token field.
     """
 
@@ -35,6 +35,10 @@ class ReferenceRecommender(AbstractRecommender):
     config_keys: ClassVar[frozenset[str]] = frozenset()
     #: Packages that fit it, beside those that all runs depend on.
     libraries: ClassVar[tuple[str, ...]] = ()
+    #: Whether it can score impressions that aren't those of its data set.
+    scores_new_rows: ClassVar[bool] = True
+    #: Names of the weights that have a value for each column of its ``one_hot``.
+    of_columns: ClassVar[tuple[str, ...]] = ()
     #: How many steps there are at most.
     steps: int = 1
 

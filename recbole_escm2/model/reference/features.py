@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from recbole.utils import FeatureSource, FeatureType
 from scipy import sparse
+from torch import Tensor
 
 from recbole_escm2.model.reference.base import pieces
 
@@ -85,6 +89,19 @@ class OneHot:
             ],
             dtype=np.int64,
         )
+
+    def widened(self, values: Tensor, added: Mapping[str, int]) -> Tensor:
+        """What is known of each column, with 0 for further ids of a field.
+
+        Args:
+            values: of the columns without those ids, ``[columns]``; of others they stay.
+            added: how many of a field's ids are further ones.
+        """
+        sizes = [feature.size - added.get(feature.name, 0) for feature in self.features]
+        if values.shape != (sum(sizes),):
+            return values
+        pieces = zip(self.features, values.split(sizes), strict=True)
+        return torch.cat([F.pad(own, (0, feature.size - len(own))) for feature, own in pieces])
 
     def matrix(self, batch: Any) -> sparse.csr_matrix:
         """``[batch, columns]``."""

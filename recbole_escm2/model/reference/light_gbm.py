@@ -35,6 +35,7 @@ class LightGBM(ReferenceRecommender):
     model: no impressions with two labels can be learned by it.
     """
 
+    of_columns = ("seen", "positive")
     libraries = ("lightgbm",)
     config_keys = frozenset(
         {

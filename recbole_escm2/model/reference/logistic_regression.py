@@ -38,6 +38,7 @@ class LogisticRegression(ReferenceRecommender):
     ``LR`` with ``weight_decay`` λ/rows has the same optimum, toward which it takes gradient steps.
     """
 
+    of_columns = ("weight",)
     libraries = ("scikit-learn",)
     config_keys = frozenset({"l2_penalty", "bag_pooling", "stopping_step"})
 

@@ -22,11 +22,13 @@ class Oracle(ReferenceRecommender):
         UsageError: the data doesn't know them.
     """
 
+    scores_new_rows = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         tasks = {"ctr": ("ctr",), "cvr": ("cvr",), "ctcvr": ("ctr", "cvr")}[self.task]
         for key in (f"TRUE_{task.upper()}_FIELD" for task in tasks):
-            if dataset.inter_feat.apart(config[key]) is None:
+            if dataset.inter_feat.columnar(config[key]) is None:
                 raise UsageError(
                     f"Oracle predicts the true probabilities, which data set '{config['dataset']}' "
                     f"doesn't know (it has no column '{config[key]}', {key}): simulated ones do "
