@@ -356,6 +356,7 @@ OURS: Mapping[str, Key] = {
         )
     ),
     # Training
+    "preset": Key(_text("the name of a preset")),
     "training_seed": Key(SEED),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),

@@ -115,6 +115,7 @@ BAD = {
     "cvr_shares": [[], [0.0, 1.0], [1.5], ["half"], 1, None],
     "propensity_steps": [[], [-1], [64], ["far"], 4, None],
     "selection_strength": [-0.1, 11, "strong", True, None],
+    "preset": [1, "", ["paper"]],
     "interaction_share": [-0.1, 1.1, "some", True, None],
     "click_rate": [0, 1, -0.1, "few", True],
     "propensity_noise": [-0.1, math.inf, None],

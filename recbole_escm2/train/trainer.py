@@ -205,8 +205,9 @@ class EntireSpaceTrainer(Trainer):
         """Put the moving average of the weights, this moment's among them, in their place.
 
         Until training goes on: it is what is scored and saved. One average a validation instead of
-        one a step, or a part of an epoch where nothing is validated (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
-        Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables.
+        one a step (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+        Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables;
+        where nothing is validated, at the end of each epoch or part of one.
         """
         if decay := self.config["weight_averaging"]:
             self._catch_up()

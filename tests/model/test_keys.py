@@ -62,7 +62,7 @@ OF_ANY_MODEL = {
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
         *("stopping_step", "train_batch_size", "training_seed", "valid_metric"),
-        *("validations_per_epoch", "weight_averaging"),
+        *("preset", "validations_per_epoch", "weight_averaging"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
