@@ -34,8 +34,11 @@ OF_MODELS = {
     "cvr_settings": {"learning_rate": 0.1},
     "cvr_weight_limit": 0.1,
     "dropout_prob": 0.5,
+    "embedding_dropout": 0.5,
+    "embedding_init": 0.5,
     "embedding_size": 8,
     "extraction_level_num": 1,
+    "first_order": True,
     "global_weight": 3.0,
     "imputation": "label",
     "imputation_schedule": "alternate",
@@ -64,6 +67,7 @@ OF_ANY_MODEL = {
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
         *("final_fit", "stopping_step", "train_batch_size", "training_seed", "valid_metric"),
+        *("preset", "validations_per_epoch", "weight_averaging"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
