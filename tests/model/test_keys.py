@@ -66,7 +66,8 @@ OF_ANY_MODEL = {
     },
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
-        *("checkpoint_dir", "output_dir", "resume", "save_interval", "show_progress"),
+        *("checkpoint_dir", "init_from", "output_dir", "resume", "save_interval"),
+        "show_progress",
     },
 }
 CASES = [(model.__name__, bottom) for model in MODELS for bottom in ("separate", "ple")]
