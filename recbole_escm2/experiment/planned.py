@@ -70,7 +70,7 @@ def plan_run(
     metrics = list(dict.fromkeys([*config["metrics"], *needed]))
     known = {
         "model": model_path(config.model_class),
-        **code_and_versions(config.model_class),
+        **code_and_versions(config.model_class, [*metrics, config["valid_metric"]]),
         "threads": threads,
         "data": _data(config, own),
         **beginning(config),

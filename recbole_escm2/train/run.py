@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
@@ -269,11 +269,14 @@ def about_run(config: Config, saved: bool) -> dict[str, Any]:
     }
 
 
-def code_and_versions(model_class: type) -> dict[str, Any]:
-    """What runs: digest of the code, and versions."""
+def code_and_versions(model_class: type, metrics: Iterable[str] = ()) -> dict[str, Any]:
+    """What runs: digest of the code, that of metrics of the user's own included, and versions."""
     versions = [__version__, recbole.__version__, str(torch.__version__), np.__version__]
     libraries = getattr(model_class, "libraries", ())
-    return {"code": code_of(model_class), "versions": [*versions, *map(version, libraries)]}
+    return {
+        "code": code_of(model_class, metrics),
+        "versions": [*versions, *map(version, libraries)],
+    }
 
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recbole.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -76,6 +77,8 @@ class EntireSpaceTrainer(Trainer):
         run: whose folder takes all files; without one they go to RecBole's places.
     """
 
+    epochs: int
+    model: Any
     tensorboard: Any
 
     def __init__(self, config: Any, model: nn.Module, run: Run | None = None) -> None:
@@ -122,6 +125,8 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        self._learning = model
+        self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
         self._seen_ids: dict[str, Tensor] | None = None
         self._has_no_validation = False
@@ -202,6 +207,34 @@ class EntireSpaceTrainer(Trainer):
         if self.row_adam is not None:
             self.row_adam.catch_up()
 
+    @contextlib.contextmanager
+    def _counting_parts(self, train_data: Any) -> Iterator[None]:
+        """Have RecBole count each part of an epoch as one, where a loader hands out parts."""
+        epochs = self.epochs
+        self.epochs *= getattr(train_data, "parts", 1)
+        try:
+            yield
+        finally:
+            self.epochs = epochs
+
+    def _take_average(self) -> None:
+        """Put the moving average of the weights, this moment's among them, in their place.
+
+        Until training goes on: it is what is scored and saved. One average a validation instead of
+        one a step (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+        Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables;
+        where nothing is validated, at the end of each epoch or part of one.
+        """
+        if decay := self.config["weight_averaging"]:
+            self._catch_up()
+            if self._average is None:
+                average = get_ema_multi_avg_fn(decay)
+                self._average = AveragedModel(
+                    self._learning, multi_avg_fn=average, use_buffers=True
+                )
+            self._average.update_parameters(self._learning)
+            self.model = self._average.module
+
     # ------------------------------------------------------------------ training
 
     def fit(
@@ -233,12 +266,12 @@ class EntireSpaceTrainer(Trainer):
         self._started = perf_counter()
         if self.run is not None and self.run.goes_on and self._go_on(self.run):
             return self.best_valid_score, self.best_valid_result
-        with self._waking_rows(train_data):
+        with self._waking_rows(train_data), self._counting_parts(train_data):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
-        if not valid_data:
-            self.best_epoch = self.epochs - 1
+            if not valid_data:
+                self.best_epoch = self.epochs - 1
         if self._has_saved:
             train = train_data._dataset
             file = Path(self.saved_model_file)
@@ -277,12 +310,14 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, ...]:
         if self.run is not None:
             self.run.start()
+        self.eval_collector.predictions = None  # of the last validation: a training needs the room
         begun = self._begun
         if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
             self._save_progress(epoch_idx)
         start = perf_counter() - (begun["epoch_seconds"] if begun else 0.0)
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
         if self._has_no_validation:
+            self._take_average()
             self._fill_unseen()
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
@@ -302,6 +337,7 @@ class EntireSpaceTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
     ) -> dict[str, float]:
         """What an epoch does; returns the mean of each loss."""
+        self.model = self._learning
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
@@ -456,6 +492,7 @@ class EntireSpaceTrainer(Trainer):
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, MetricResult]:
         start = perf_counter()
+        self._take_average()
         self._fill_unseen()
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         if self.valid_metric not in result:
@@ -483,11 +520,16 @@ class EntireSpaceTrainer(Trainer):
             values = ", ".join(f"{name} {result[name]:.5f}" for name in shown)
             self.logger.info(
                 f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
-                + ("  (best so far)" if improved else "")
+                + (f"  ({self._how_it_stands()})" if improved else "")
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
+
+    def _how_it_stands(self) -> str:
+        """What to say of an epoch by which no earlier one is better."""
+        worse = self.beside_constant is not None and self.beside_constant.is_worse
+        return "no earlier one is better, but a constant prediction is" if worse else "best so far"
 
     @property
     def predictions(self) -> Predictions:
@@ -601,6 +643,11 @@ class EntireSpaceTrainer(Trainer):
         Raises:
             UsageError: it is no checkpoint of this model, or of another optimizer.
         """
+        if self.config["weight_averaging"]:
+            raise UsageError(
+                f"training can't go on from {resume_file} with weight_averaging: it holds their "
+                "average, not the weights that were learning"
+            )
         state = load_checkpoint(resume_file, self.device)
         self._check_model(state)
         load_weights(self.model, state["state_dict"])
