@@ -116,7 +116,7 @@ class Run:
             saved=saved,
             of_experiment=of_experiment,
             parent_is_new=parent_is_new,
-            about=cache(lambda: {**about, **code_and_versions(config.model_class)}),
+            about=cache(lambda: {**about, **what_runs(config)}),
             selects=config["final_fit"],
         )
 
@@ -277,6 +277,12 @@ def code_and_versions(model_class: type, metrics: Iterable[str] = ()) -> dict[st
         "code": code_of(model_class, metrics),
         "versions": [*versions, *map(version, libraries)],
     }
+
+
+def what_runs(config: Config) -> dict[str, Any]:
+    """:func:`code_and_versions` of a run by itself."""
+    metrics = [*config["metrics"], config["valid_metric"]]
+    return code_and_versions(config.model_class, metrics)
 
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Training:
         config: of the training.
         run: its folder.
         task: ``ctr`` or ``cvr``, where it is one of two models.
-        epochs: how many, where they are known and nothing validates.
+        epochs: how many, or parts of them with ``validations_per_epoch``, where that is known and
+            nothing validates.
 
     Attributes:
         trainer: with the model, and its best epoch in a checkpoint.
@@ -83,7 +84,8 @@ class Training:
             ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
-        self.trainer.epochs = epochs or self.trainer.epochs
+        if epochs is not None:
+            self.trainer.epochs, self.trainer.epochs_are_parts = epochs, True
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
             f"{counted}on {config['device']}; "
