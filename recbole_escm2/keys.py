@@ -392,6 +392,7 @@ OURS: Mapping[str, Key] = {
     "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "init_from": Key(_text("a checkpoint, or a run's folder"), PLACE | NO_SWEEP),
     "resume": Key(
         Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
         PLACE | NO_SWEEP,

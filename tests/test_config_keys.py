@@ -114,6 +114,7 @@ BAD = {
     "eval_args": ["RO", 5, ["split"]],
     "output_dir": ["", 7, None],
     "resume": ["", 1, [True]],
+    "init_from": NOT_TEXT,
     "final_fit": NOT_TRUE_OR_FALSE,
     "save_interval": NOT_NEGATIVE,
     "ratings": ["", 7, None],

@@ -54,6 +54,15 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "epochs": "1",
     },
     "simulate --rows=1000000 --out=dataset/ali-ccp/raw": {"rows": "2000"},
+    "--model=ESCM2_DR --dataset=ml-100k --save_interval=5": {
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "--model=ESCM2_DR --dataset=ml-100k --final_fit=True": {
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…": None,  # below: it takes a run
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -76,6 +85,16 @@ def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch):
         key = word.removeprefix("--").partition("=")[0]
         words.append(f"--{key}={quick.pop(key)}" if key in quick else word)
     assert main([*words, *(f"--{key}={value}" for key, value in quick.items())]) == 0
+
+
+def test_training_begins_with_a_run_as_printed(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    printed = "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…"
+    quick = ["--impression_sample=0.02", "--epochs=1"]
+    assert main([*printed.split()[:2], *quick]) == 0
+    (folder,) = tmp_path.glob("output/*")
+    assert main([*printed.replace("output/…", str(folder)).split(), *quick]) == 0
+    assert f"beginning with the weights of {folder}/checkpoint.pth" in capfd.readouterr().err
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def reserved_rows(
         if isinstance(module, (FMEmbedding, FLEmbedding)):
             reserved[module.embedding] = torch.as_tensor(module.offsets)
     for module in model.modules():
-        for table, fields, offsets in _tables_of_fields(module):
+        for table, fields, offsets in tables_of_fields(module):
             found = [getattr(vocabularies[field], "unknown", None) for field in fields]
             unknown = [at + id for at, id in zip(offsets, found, strict=True) if id is not None]
             reserved[table] = torch.tensor([*offsets, *unknown])
@@ -163,7 +163,7 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
         counts: how often training has each id, ``[ids]`` by field; id 0 is no value.
     """
     for module in model.modules():
-        for table, fields, offsets in _tables_of_fields(module):
+        for table, fields, offsets in tables_of_fields(module):
             for field, first in zip(fields, offsets, strict=True):
                 count = counts.get(field)
                 if count is None or not count[1:].any():
@@ -199,7 +199,7 @@ def with_unknown_rows(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for module in model.modules():
-        for table, fields, _ in _tables_of_fields(module):
+        for table, fields, _ in tables_of_fields(module):
             sizes = [len(counts[field]) for field in fields]
             for name in names[id(table.weight)]:
                 own = weights.get(name)
@@ -214,7 +214,7 @@ def with_unknown_rows(
     return grown
 
 
-def _tables_of_fields(
+def tables_of_fields(
     module: Any,
 ) -> Iterator[tuple[nn.Embedding, Sequence[str], Sequence[int]]]:
     """The tables of token fields that a module holds as RecBole's models do.

@@ -49,6 +49,7 @@ _WHILE_IT_LASTS: Mapping[str, type] = {
     "optimizer": dict,
     "scaler": dict,
     "random": dict,
+    "average": dict,  # of the weights, where there is one yet
 }
 
 

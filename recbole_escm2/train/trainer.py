@@ -125,6 +125,8 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        #: Whether ``epochs`` counts parts of them already, where a loader hands out parts.
+        self.epochs_are_parts = False
         self._learning = model
         self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
@@ -211,7 +213,8 @@ class EntireSpaceTrainer(Trainer):
     def _counting_parts(self, train_data: Any) -> Iterator[None]:
         """Have RecBole count each part of an epoch as one, where a loader hands out parts."""
         epochs = self.epochs
-        self.epochs *= getattr(train_data, "parts", 1)
+        if not self.epochs_are_parts:
+            self.epochs *= getattr(train_data, "parts", 1)
         try:
             yield
         finally:
