@@ -22,6 +22,7 @@ usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [-
        {program} --model=NAME,NAME,... --dataset=NAME --seeds=N [--KEY=VALUE,VALUE,... ...]
        {program} search --model=NAME --dataset=NAME --trials=N     (more: {program} search --help)
        {program} --checkpoint=FILE --evaluate
+       {program} predict --checkpoint=FILE --data=FILE --out=FILE   (more: predict --help)
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
 
 Trains a model on impressions with a click and a conversion label, stops early on validation, and
@@ -108,6 +109,29 @@ the best settings are written as a config file that --config_files takes.
   --name=NAME          of its folder in output_dir (search-MODEL-DATASET)
   --storage=URL        of Optuna's storage (an SQLite file in that folder)
   any config key       of all trials
+"""
+_PREDICT_HELP = """\
+usage: {program} predict --checkpoint=FILE --data=FILE --out=FILE [--KEY=VALUE ...]
+
+Scores new rows with a checkpoint alone: pctr, pcvr and pctcvr (those that the model predicts) and
+support (the share of train's clicks whose pCTR is at most the row's), a row in the order of the
+data. Ends with how far the rows are from what the model was trained on, and with metrics where they
+have labels; all of it is in OUT.json too.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --data=FILE          Parquet, CSV, Arrow or Feather; an .inter file, with .user and .item beside
+                       it; a folder of such parts, or of raw Ali-CCP files; - for standard input
+                       (CSV, or a stream of Arrow's record batches)
+  --out=FILE           .parquet, .csv, .arrow or .feather; - for standard output
+  --columns=a,b        columns of the data to pass through
+  --users=FILE         the features of users, where the data has only their ids
+  --items=FILE         those of items
+  --skip_bad_rows=True leave rows out that can't be scored, and count them; else they are an error
+  --labels=False       without metrics, where the data has labels
+  --metrics=[...]      those to compute
+  --eval_batch_size=N  rows that the model scores at once
+  --model=path.to.module:Class   where the model is your own
+  --device=cpu         where to compute; by default a GPU where there is one
 """
 _FLAGS = ("help", "version", "evaluate")
 _AS_MODULE = ("python", "-m", "recbole_escm2")
@@ -371,4 +395,30 @@ def _search(options: dict[str, str]) -> int:
     return search(options)
 
 
-_COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {"simulate": _simulate, "search": _search}
+def _predict(options: dict[str, str]) -> int:
+    if "help" in options:
+        print(_PREDICT_HELP.format(program="run_recbole_escm2.py"))
+        return 0
+    _check_options("predict", options, _PREDICT_HELP)
+    import torch
+
+    from recbole_escm2.serve.predict import predict
+
+    torch.set_num_threads(threads_of())
+
+    return predict(options)
+
+
+def _check_options(command: str, options: Mapping[str, str], text: str) -> None:
+    """Refuse an option that a command's help doesn't name."""
+    known = re.findall(r"--(\w+)=", text)
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{command} knows no --{name}{did_you_mean(name, known)}")
+
+
+_COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {
+    "simulate": _simulate,
+    "search": _search,
+    "predict": _predict,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Scorer:
         path: a checkpoint, the folder of a run, or the checkpoints of a CTR and a CVR model.
         model: the class or ``path.to.module:Class``, where it is the user's own.
         device: where to compute; by default a GPU where there is one.
+        settings: config keys of scoring, as text, such as ``metrics``.
 
     Attributes:
         tasks: what is predicted, of ``ctr``, ``cvr`` and ``ctcvr``.
@@ -61,8 +62,10 @@ class Scorer:
         path: str | Path | Sequence[str | Path],
         model: str | type | None = None,
         device: Any = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.models = [TrainedModel(file, model, device) for file in checkpoints_of(path)]
+        files = checkpoints_of(path)
+        self.models = [TrainedModel(file, model, device, settings) for file in files]
         if len(self.models) > 1:
             _check_pair(self.models)
         first = self.models[0]
@@ -103,7 +106,8 @@ class Scorer:
         for start in range(0, rows.num_rows, self.block):
             scores = self.score(one_batch(rows.slice(start, self.block)), "the table")
             if scores.faults:
-                raise fault_error(scores.faults[0], f"the table's row {start + 1:,}", start)
+                fault = scores.faults[0]
+                raise fault_error(fault, f"the table's row {start + fault.row + 1:,}")
             for task, own in scores.of.items():
                 parts[task].append(own)
         empty = np.empty(0, np.float32)
@@ -191,7 +195,7 @@ def one_batch(rows: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=whole.column_names)
 
 
-def fault_error(fault: Fault, place: str, first: int = 0) -> UsageError:
+def fault_error(fault: Fault, place: str) -> UsageError:
     """The error of a value that can't be read."""
     return UsageError(f"{place}: column '{fault.column}' holds {fault.value!r}: {fault.why}")
 

@@ -8,7 +8,7 @@ maps or lists of (token, weight) structs have weights. A row is an impression.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -104,10 +104,29 @@ def arrow_table(table: Any) -> pa.Table:
     if hasattr(table, "to_arrow"):  # Polars
         table = table.to_arrow()
     elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
-        table = pa.Table.from_pandas(table, preserve_index=False)
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise _of_several_types(table, error) from error
     if not isinstance(table, pa.Table):
         raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
     return table
+
+
+def _of_several_types(table: Any, error: Exception) -> UsageError:
+    """The error of a pandas table with a column whose values are no one type."""
+    for name in table:
+        there = [(row, own) for row, own in enumerate(table[name], 1) if own is not None]
+        kinds = {type(own).__name__: (row, own) for row, own in reversed(there)}
+        try:
+            pa.array(table[name], from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            found = sorted(
+                (row, f"row {row:,}: column '{name}' holds {own!r}, of type {kind}")
+                for kind, (row, own) in kinds.items()
+            )
+            return UsageError(f"the table's {found[-1][1]}, and other types before it")
+    return UsageError(f"the table can't be read: {error}")
 
 
 # --------------------------------------------------------------------------- files
@@ -149,7 +168,7 @@ def files_of(path: Path) -> list[Path]:
 
 def open_table(
     file: Path, types: Mapping[str, pa.DataType]
-) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
+) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[Sequence[int], pa.RecordBatch]]]]:
     """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
     if file.suffix == ".csv":
         header, batches = csv_batches(file, types)
