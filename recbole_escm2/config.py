@@ -21,6 +21,7 @@ from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
+    CALIBRATION_KEYS,
     EVAL_ARGS,
     FAMILY,
     KEY_NEEDS,
@@ -245,6 +246,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
+        raise UsageError(
+            f"calibrate_weights weighs the clicks of pCVR by 1/pCTR, and {config['model']} learns "
+            f"{config['task']} alone: leave it out, or set task: both"
+        )
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
@@ -365,7 +371,7 @@ def part_config(config: Config, task: str) -> Config:
     elif task_of(chooses) not in (None, task, *(("ctcvr",) if task == "cvr" else ())):
         scored = "pCVR or the product" if task == "cvr" else "pCTR"
         raise UsageError(f"{key}: valid_metric {chooses} doesn't score {scored}")
-    of_both = ("predict_task", *PART_SETTINGS)
+    of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
     try:
@@ -421,6 +427,8 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     derive_metrics(config, external)
+    _derive_saved(config)
+    _derive_groups(config)
     # RecBole puts the name of a file behind it.
     config["checkpoint_dir"] = config["checkpoint_dir"] or ""
     # What the data room makes of it, which knows neither models nor tasks.
@@ -442,6 +450,23 @@ def _weight_field(config: Any) -> str | None:
         raise UsageError(f"propensity: {config['propensity']} needs a column: {key} names none")
     field: str = config[key]
     return field
+
+
+def _derive_groups(config: Any) -> None:
+    """What impressions are put into groups by, as a list, each once."""
+    asked = config["by"] or []
+    names = asked.split(",") if isinstance(asked, str) else asked
+    config["by"] = list(dict.fromkeys(name.strip() for name in names))
+
+
+def _derive_saved(config: Any) -> None:
+    """The splits whose predictions are kept, as a list; test, whose numbers are shown, is last."""
+    asked = config["save_predictions"]
+    if isinstance(asked, str):
+        asked = [name.strip() for name in asked.split(",")]
+    elif isinstance(asked, bool):
+        asked = ["test"] if asked else []
+    config["save_predictions"] = [name for name in ("valid", "test") if name in asked]
 
 
 # --------------------------------------------------------------------------- configs

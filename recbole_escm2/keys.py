@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, date, datetime
 from enum import Flag, auto
 from typing import Any, NamedTuple
 
@@ -113,6 +114,24 @@ def _is_tuning_part(value: Any) -> bool:
     )
 
 
+def _are_splits(value: Any) -> bool:
+    """Written without brackets too: one, or with a comma between them."""
+    names = value.split(",") if isinstance(value, str) else value
+    of_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return isinstance(value, bool) or (
+        of_names and {name.strip() for name in names} <= {"valid", "test"}
+    )
+
+
+def _are_groupings(value: Any) -> bool:
+    """Written without brackets too: one, or with a comma between them."""
+    names = value.split(",") if isinstance(value, str) else value
+    return isinstance(names, list) and all(
+        isinstance(name, str) and re.fullmatch(r"\s*[^:\s]+(:[1-9]\d{0,3})?\s*", name)
+        for name in names
+    )
+
+
 def _are_columns(value: Any) -> bool:
     """RecBole reads a column once, however often it is named."""
     of_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
@@ -157,12 +176,37 @@ def _is_split(value: Any) -> bool:
     ((way, how),) = value.items()
     if way == "LS":
         return how in ("valid_and_test", "valid_only", "test_only")
+    if way == "TIME" and isinstance(how, list) and len(how) in (1, 2):
+        return all(moment(value) is not None for value in how)
     of_numbers = isinstance(how, list) and all(map(NOT_NEGATIVE.holds, how))
+    if way == "TIME":
+        return of_numbers and len(how) == 3 and sum(how) > 0
     return way in ("RS", "TS") and of_numbers and sum(how) > 0
 
 
+def moment(value: Any) -> float | None:
+    """A time as a number: seconds since 1970 of a date, a number as it is; None for neither.
+
+    Args:
+        value: a number in the unit of ``TIME_FIELD``, or a date as ISO 8601 has it, of UTC where
+            it names no zone: ``2020-01-31``, ``2020-01-31 18:00``.
+    """
+    if _is_number(value):
+        return float(value) if math.isfinite(value) else None
+    text = value.isoformat() if isinstance(value, date) else value
+    try:
+        found = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
 def _are_parts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(TEXT.holds, value)) and len({*value}) == 3
+    return (
+        isinstance(value, list)
+        and all(map(TEXT.holds, value))
+        and len({*value}) == len(value) in (2, 3)
+    )
 
 
 def _is_path(value: Any) -> bool:
@@ -301,6 +345,9 @@ OURS: Mapping[str, Key] = {
     "weight_scaler": Key(_one_of("mean", "raw")),
     "standardize": Key(BOOLEAN, DATA),
     # Split
+    "keep_together": Key(COLUMN, OPTIONAL),
+    "folds": Key(_whole(2), OPTIONAL),
+    "validation_share": Key(BETWEEN, OPTIONAL),
     "tuning_part": Key(
         Kind(
             "a mapping of share (between 0 and 1), seed and role (trial or comparison)",
@@ -322,6 +369,21 @@ OURS: Mapping[str, Key] = {
         SCORING,
     ),
     "calibration_bins": Key(COUNT, SCORING),
+    "by": Key(
+        Kind(
+            "item_popularity, item_clicks, pctr, propensity or a field, as NAME or NAME:N with N "
+            "groups, or a list of such",
+            _are_groupings,
+        ),
+        SCORING | NO_SWEEP | OFTEN,
+    ),
+    "save_predictions": Key(
+        Kind("True (test), False, or a list of valid and test", _are_splits), SCORING | NO_SWEEP
+    ),
+    # Calibration
+    "calibrate": Key(_one_of("isotonic", "platt", "temperature")),
+    "calibrate_weights": Key(Kind("'ips' or left out", lambda v: v == "ips"), needs="calibrate"),
+    "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
     # Reference models
@@ -381,7 +443,6 @@ OURS: Mapping[str, Key] = {
 OF_DATA_SETS: Mapping[str, Key] = {
     "feature_fields": Key(_names("literature, all or a list")),
     "min_count": Key(_whole(1, 2**31, "a whole number from 1 to 2^31 - 1"), DATA),
-    "validation_share": Key(BETWEEN),
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to its value")),  # which the source checks
     "simulation_seed": Key(SEED),
@@ -458,7 +519,9 @@ RECBOLES: Mapping[str, Key] = {
     "metric_decimal_place": Key(NATURAL, SCORING | UNUSED),
     # Files
     "dataset": Key(_text("the name of a data set"), NO_SWEEP),
-    "benchmark_filename": Key(Kind("a list of three different names", _are_parts), DATA),
+    "benchmark_filename": Key(
+        Kind("a list of three different names, or of two without validation,", _are_parts), DATA
+    ),
     **dict.fromkeys(("field_separator", "seq_separator"), Key(TEXT, DATA | NO_SWEEP)),
     "encoding": Key(Kind("the name of an encoding", _is_encoding), DATA),
     **dict.fromkeys(
@@ -534,7 +597,9 @@ OF_RECBOLES_MODELS: Mapping[str, Kind] = {
 #: What stands within ``eval_args``.
 EVAL_ARGS: Mapping[str, Kind] = {
     "split": Kind(
-        "{RS: [0.8, 0.1, 0.1]}, {TS: [0.8, 0.1, 0.1]} or {LS: valid_and_test}", _is_split
+        "{RS: [0.8, 0.1, 0.1]}, {TIME: ['2020-01-01', '2020-02-01']}, {TIME: [0.8, 0.1, 0.1]}, "
+        "{TS: [0.8, 0.1, 0.1]} or {LS: valid_and_test}",
+        _is_split,
     ),
     "order": _one_of("RO", "TO"),
     "group_by": Kind("~ or 'user'", lambda v: str(v).lower() in ("none", "user")),
@@ -565,6 +630,8 @@ TRAINING_KEYS = _about(TRAINING)
 DATA_KEYS = _about(DATA)
 NOT_SWEPT = _about(NO_SWEEP)
 UNUSED_KEYS = _about(UNUSED)
+#: Of what a run ends with, be it one training or two.
+CALIBRATION_KEYS = ("calibrate", "calibrate_weights", "calibrate_floor")
 #: Keys that do nothing unless another key is set, by the key that they need.
 KEY_NEEDS = {name: key.needs for name, key in KEYS.items() if key.needs}
 #: Keys that act on some models only, and so are refused for the others.

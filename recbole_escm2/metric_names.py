@@ -166,6 +166,12 @@ def target_of(name: str) -> float | None:
     return metric.target if metric else None
 
 
+def is_ratio(name: str) -> bool:
+    """Whether half and twice a metric's target are equally far from it."""
+    metric = metric_of(name)
+    return metric is not None and metric.ratio
+
+
 def bigger_is_better(name: str) -> bool:
     """The direction of a metric; one with a target is judged by its distance from it."""
     metric = metric_of(name)

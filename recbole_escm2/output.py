@@ -298,8 +298,34 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Aligned columns, the first to the left and the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Aligned columns, the first to the left and the others to the right.
+
+    Args:
+        header: one cell a column.
+        rows: of cells.
+        width: columns that don't fit into it go into a further table below.
+    """
+    blocks = _blocks([header, *rows], width)
+    parts = [[[row[0], *(row[n] for n in block)] for row in (header, *rows)] for block in blocks]
+    return "\n\n".join(_aligned(head, under) for head, *under in parts)
+
+
+def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
+    """Columns, the first left out, in groups that fit the width beside the first."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    blocks: list[list[int]] = [[]]
+    used = widths[0]
+    for n, own in enumerate(widths[1:], start=1):
+        if width is not None and blocks[-1] and used + 2 + own > width:
+            blocks.append([])
+            used = widths[0]
+        blocks[-1].append(n)
+        used += 2 + own
+    return blocks
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
     return "\n".join(
         "  ".join(

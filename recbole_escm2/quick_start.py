@@ -13,22 +13,43 @@ import torch
 
 from recbole_escm2.config import Config, acting_settings, training_seed
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
+from recbole_escm2.evaluator.calibration import (
+    Calibration,
+    about_calibration,
+    calibration_rows,
+)
+from recbole_escm2.evaluator.catalogue import Setting
+from recbole_escm2.evaluator.constant import worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.evaluator.groups import (
+    by_group,
+    groupings,
+    groups_text,
+    keep_groups,
+    missing_notes,
+)
 from recbole_escm2.evaluator.influence import keep_influence
+from recbole_escm2.evaluator.prediction_file import keep_predictions
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
-from recbole_escm2.metric_names import PER_USER, is_per_user, primary_metrics
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
+from recbole_escm2.output import plain_data, table, versions, write_json
 from recbole_escm2.property_files import read_yaml
+from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
+
+#: What to say with the numbers of a checkpoint that its run would have calibrated.
+NOT_CALIBRATED = (
+    "the run of this checkpoint was to end with a calibration, and was cut short before it: these "
+    "numbers are of uncalibrated predictions"
+)
 
 
 def run(
@@ -41,6 +62,8 @@ def run(
     folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train a model with early stopping on validation and score the best epoch on test.
+
+    A split without validation has neither: the last of ``epochs`` is scored.
 
     A single-task model with ``task: both`` is a :class:`~recbole_escm2.train.pair.Pair`.
 
@@ -55,11 +78,12 @@ def run(
             result. By default a new one in ``output_dir``.
 
     Returns:
-        ``best_valid_score`` (of ``valid_metric``), ``valid_score_bigger``, ``best_valid_result``
-        and ``test_result`` (floats by metric name, unrounded), ``best_epoch`` (None where there
-        were two trainings), ``worse_than_constant`` (None, or a ``task`` with its ``log_loss`` on
-        validation and that of a ``constant`` prediction), ``run_dir``, ``simulated`` (what to say
-        with numbers on simulated data, else None).
+        ``best_valid_score`` (of ``valid_metric``, None without validation), ``valid_score_bigger``,
+        ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
+        (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
+        ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
+        ``simulated`` (what to say with numbers on simulated data, else None), ``calibrated`` (None,
+        or what :func:`~recbole_escm2.evaluator.calibration.about_calibration` has).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -85,7 +109,13 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         trained = Pair(config, run) if run.parts else Training(config, run)
         trained.fit()
         started, (best_score, best_valid) = time.perf_counter(), trained.validate()
-        test_result, predictions = trained.score("test")
+        calibrator = calibrate(trained, config)
+        if "valid" in config["save_predictions"]:
+            valid = _calibrated(config, calibrator, *trained.score("valid"))
+            _keep_predictions(config, run, trained, "valid", valid[1])
+        raw_result, uncalibrated = trained.score("test")
+        test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
+        _keep_predictions(config, run, trained, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
@@ -95,7 +125,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             f"training and evaluation took {seconds:.1f}s; all of it is in {run.folder}"
         )
         outcome = {
-            "best_valid_score": float(best_score),
+            "best_valid_score": None if best_score is None else float(best_score),
             "valid_score_bigger": config["valid_metric_bigger"],
             "best_valid_result": best_valid,
             "test_result": test_result,
@@ -103,18 +133,68 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
+            **_groups(config, run, trained.splits, test_result, predictions),
+            "calibrated": about,
         }
-        content = _about_run(config, trained) | outcome | _about_training(trained, predictions)
-        content |= _about_scoring(config, test_result) | {"seconds": round(seconds, 3)}
+        content = _about_run(config, trained) | outcome | _about_training(trained, uncalibrated)
+        content |= (
+            {"calibration": calibration(predictions)}
+            | _about_scoring(config, test_result)
+            | {"seconds": round(seconds, 3)}
+        )
         write_json(run.folder / RESULT_FILE, content)
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome
 
 
+def _calibrated(
+    config: Config,
+    calibrator: Calibration | None,
+    result: MetricResult,
+    predictions: Predictions,
+) -> tuple[MetricResult, Predictions, dict[str, Any] | None]:
+    """Metrics and predictions of a split after calibration, and what that changed."""
+    if calibrator is None:
+        return result, predictions, None
+    about = about_calibration(calibrator, result, predictions)
+    return *score_calibrated(calibrator, predictions, config), about
+
+
 def _items(part: Any) -> Any:
     """The item of each impression, where impressions have one."""
     return None if part.iid_field is None else part.inter_feat[part.iid_field].numpy()
+
+
+def _keep_predictions(
+    config: Config,
+    run: Run,
+    trained: Training | Pair,
+    split: str,
+    predictions: Predictions,
+) -> None:
+    """Write the predictions of the split that was scored last, where they are asked for."""
+    if split in config["save_predictions"]:
+        part, trainer = trained.splits[split].dataset, trained.trainings[-1].trainer
+        keep_predictions(run.folder, split, part, predictions, trainer.propensity())
+
+
+def _groups(
+    config: Config,
+    run: Run,
+    splits: Mapping[str, Any],
+    result: MetricResult,
+    predictions: Predictions,
+) -> dict[str, Any]:
+    """The test metrics by group, where they are asked for, which are kept as CSV as well."""
+    if not config["by"]:
+        return {}
+    train, test = (splits[name].dataset for name in ("train", "test"))
+    names = [name for name in result if metric_of(name) is not None]
+    made = groupings(config["by"], train, test, predictions)
+    content = by_group(made, predictions, names, Setting.of(config), _items(test))
+    keep_groups(run.folder, content)
+    return {"groups": content}
 
 
 def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
@@ -146,7 +226,6 @@ def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
         if weighted
         else None,
-        "calibration": calibration(predictions),
         "overlap": overlap(predictions),
     }
 
@@ -210,7 +289,19 @@ def evaluate_checkpoint(
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        test_result = trainer.evaluate(test, False, show_progress=config["show_progress"])
+        calibrator = None
+        if state.get("calibration"):
+            calibrator = Calibration.of_state(state["calibration"])
+        elif config["calibrate"]:
+            getLogger().warning(NOT_CALIBRATED)
+        for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
+            result = trainer.evaluate(
+                training.splits[split], False, show_progress=config["show_progress"]
+            )
+            test_result, predictions, about = _calibrated(
+                config, calibrator, result, trainer.predictions
+            )
+            _keep_predictions(config, run, training, split, predictions)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -219,6 +310,8 @@ def evaluate_checkpoint(
             "epoch": state["epoch"],
             "simulated": test.dataset.simulated,
             "run_dir": str(run.folder),
+            **_groups(config, run, training.splits, test_result, predictions),
+            "calibrated": about,
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
@@ -281,8 +374,19 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
             "id."
         )
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
-    if worse := outcome.get("worse_than_constant"):
-        lines.append(f"This run is {BesideConstant(**worse)}.")
+    if about := outcome.get("calibrated"):
+        lines += _calibration_lines(about, result)
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
+    if groups := outcome.get("groups"):
+        lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)
+
+
+def _calibration_lines(about: Mapping[str, Any], result: MetricResult) -> list[str]:
+    """The test metrics that calibration is about, before and after it."""
+    rows = calibration_rows(about, result)
+    lines = ["", f"Calibration ({about['method']}, fitted to validation)", ""]
+    lines += [table(["metric", "before", "after"], rows), ""]
+    lines += [f"p{task.upper()} stays as it is: {why}." for task, why in about["left"].items()]
+    return [*lines, f"{about['note']}."] if about["note"] else lines

@@ -43,6 +43,7 @@ from recbole_escm2.data.checks import (
 from recbole_escm2.data.columns import (
     Lists,
     Numbers,
+    numbers_of,
     row_by_row,
     shape_of,
     with_codes,
@@ -210,6 +211,10 @@ class _Build:
         while self.unknown and any(own.name == self.group_column for own in schema.fields):
             self.group_column = f"group-{self.group_column}"
         self.groups: dict[tuple[str, str | None], Counts] = defaultdict(lambda: Counts(False))
+        # A split by time compares times to the second, which float32 doesn't hold for a year.
+        self.exact_time = f"exact-{schema.time}"
+        while any(own.name == self.exact_time for own in schema.fields):
+            self.exact_time = f"exact-{self.exact_time}"
         self.group_of_row: list[NDArray[np.int32]] = []  # where the group is in a joined table
         self.digests = RowDigests()
         self.files: dict[str, dict[str, None]] = defaultdict(dict)  # by table, in their order
@@ -439,6 +444,9 @@ class _Build:
                 }
                 if group and group.table == "inter":
                     extra[column] = self._group_number.ids(rows.column(group.name))
+                if self._has_time():
+                    known = self.numbers["inter", str(self.schema.time)]
+                    extra[self.exact_time] = numbers_of(rows.column(self.schema.time), known.mean)
                 for join, numbering in row_of.items():
                     place = numbering.ids(rows.column(join.key))
                     if not self._by_id(join.key):
@@ -448,6 +456,11 @@ class _Build:
                 self._append(writer, rows, extra, times)
                 self.bar.update(len(rows))
         self.writer.close(writer)
+
+    def _has_time(self) -> bool:
+        """Whether each impression has a time of its own that is one number."""
+        name = self.schema.time
+        return any(own.name == name and not self.shape[name] for own in self._of("inter"))
 
     def _layout(self, table: str) -> Layout:
         kind = {"token": "int", "float": "float", "float_seq": "float"}
@@ -461,6 +474,8 @@ class _Build:
             }
             if self.group is not None:
                 columnar[self.group_column] = "int32"
+            if self._has_time():
+                columnar[self.exact_time] = "float64"
         for own in self._of(table):
             if own.kind == "token_seq":
                 bags.append(own.name)
@@ -583,6 +598,7 @@ class _Build:
             "joins": joins,
             "group": self.group_column if self.group else None,
             "time": schema.time,
+            "exact_time": self.exact_time if self._has_time() else None,
             "truth": schema.truth,
             "truth_parts": schema.truth_parts,
             "clicks_known": schema.clicks_known,

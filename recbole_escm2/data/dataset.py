@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from logging import getLevelName
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
@@ -19,7 +20,19 @@ from recbole_escm2.data.batch import Batch, Rows, View
 from recbole_escm2.data.labels import LABEL_SOURCE, label_columns, labels_of
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.schema import PARTS
-from recbole_escm2.data.splits import check_tuning_part, seed_draws, with_tuning_part
+from recbole_escm2.data.splits import (
+    Ordered,
+    check_split,
+    check_tuning_part,
+    fold_of,
+    has_validation,
+    in_words,
+    is_grouped,
+    moments_of,
+    seed_draws,
+    way_of,
+    with_tuning_part,
+)
 from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity
@@ -72,8 +85,10 @@ class EntireSpaceDataset(Dataset):
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
         self.label_columns = label_columns(labels_of(config))
-        #: Labels of a split, in the order of its rows; set by :meth:`build`.
-        self.truth: Truth | None = None
+        #: Which part of D this is, where it is one whose labels :attr:`truth` has; by `build`.
+        self._part: str | None = None
+        self._train_rates: Mapping[str, float] = {}
+        self._truth: Truth | None = None
         #: What another seed draws, see :func:`seed_draws`; set by :meth:`build`.
         self.seed_draws = ""
         #: From how many impressions those of test are drawn, None where they are fixed; likewise.
@@ -103,6 +118,15 @@ class EntireSpaceDataset(Dataset):
         """What to say with every number on simulated data; None where the data is real."""
         simulated = self.store.schema.get("simulated")
         return f"{self.dataset_name}: {simulated['note']}" if simulated else None
+
+    @property
+    def truth(self) -> Truth | None:
+        """Labels of a split, in the order of its rows: read when first wanted, since training needs
+        none of train's. None before :meth:`build`, and of a train of clicks alone."""
+        if self._truth is None and self._part is not None:
+            own = self._labels().of_part(self._part, self.store.schema)
+            self._truth = replace(own, train_rate=self._train_rates)
+        return self._truth
 
     @property
     def _label_fields(self) -> list[str]:
@@ -228,6 +252,29 @@ class EntireSpaceDataset(Dataset):
                 batch.add(joined)
         return batch[0] if one else batch
 
+    def values(self, field: str, rows: slice = slice(None)) -> Tensor:
+        """A column with one value an impression, also where it stands in a joined table.
+
+        Args:
+            field: its name.
+            rows: which impressions; all by default.
+
+        Returns:
+            Ids int64, numbers float32, ``[rows]``.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        chosen = self.inter_feat[rows]
+        if field in chosen:
+            column: Tensor = chosen[field]
+            return column
+        for key, feat in self._joins:
+            if field in feat:
+                joined: Tensor = feat[chosen.key(key)][field]
+                return joined
+        raise KeyError(field)
+
     # ------------------------------------------------------------------ splits
 
     def _change_feat_format(self) -> None:
@@ -264,66 +311,136 @@ class EntireSpaceDataset(Dataset):
         Raises:
             UsageError: no click in train, or a split without an impression.
         """
-        if self.config["eval_args"]["order"] == "TO" and self.time_field not in self.inter_feat:
-            raise UsageError(
-                f"eval_args order TO needs the column '{self.time_field}' (TIME_FIELD), and "
-                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
-            )
-        if self.config["eval_args"]["order"] == "TO":
-            kind = self.field2type[self.time_field].value
-            if kind != "float":
-                raise UsageError(
-                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is a "
-                    f"{kind}: declare it a float, in seconds for example"
-                )
-            times = self.inter_feat[self.time_field]
-            if len(times) > 1 and bool((times == times[0]).all()):
-                raise UsageError(
-                    f"eval_args order TO needs times, and '{self.time_field}' (TIME_FIELD) is the "
-                    "same in all rows"
-                )
         presplit = self.file_size_list is not None
+        check_split(self.config, presplit)
         self.seed_draws = seed_draws(self.config, presplit)
         self.test_pool = len(self) if self.seed_draws == "split" else None
         if part := self.config["tuning_part"]:
             check_tuning_part(self.config, presplit, part["share"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config["seed"])
-            parts = super().build()
+            parts: list[Any] = super().build() if presplit else self._split()
             if presplit and not len(parts[1]):
                 parts[:2] = parts[0].with_validation(self.config["validation_share"])
         if len(parts) != 3:
-            raise UsageError(f"eval_args must split D in three parts, got {len(parts)}")
+            raise UsageError(
+                f"eval_args must split D in three parts, got {len(parts)}; one without validation "
+                "has a 0 in the middle, as in {RS: [0.8, 0, 0.2]}"
+            )
+        validates = has_validation(self.config, self.file_size_list)
         identity = self._identity(parts)
         for name, part in zip(PARTS, parts, strict=True):
-            part.identity = identity
-            part.truth = part._labels().of_part(name, self.store.schema)
-        rates = parts[0].truth.base_rates()
+            part.identity, part._part = identity, name
+        train = parts[0]
+        of_train = train._logged().of_part("train", self.store.schema)
         for part in parts:
-            part.truth = replace(part.truth, train_rate=rates)
+            part._train_rates = of_train.base_rates()
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
-            if len(part) == 0:
+            if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )
-        train = parts[0]
-        self._show_propensity(train)
-        if not train.truth.click.any():
+        self._show_propensity(train, of_train.propensity)
+        if not of_train.click.any():
             raise UsageError(
                 f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
                 f"train (column '{self.click_field}'). Nothing can be learned about conversion"
             )
-        if train.truth.click.all() and train.truth.clicks_known:
+        if of_train.click.all() and of_train.clicks_known:
             self.logger.warning(
                 f"all {len(train):,} impressions of train are clicked: a log of clicks alone tells "
                 "nothing of what is clicked, CTR is 1 for every impression, and weighting clicks "
                 "by their propensity has nothing to weigh"
             )
         if self.config["train_space"] == "click":
-            parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
-            parts[0].truth = None
+            parts[0] = train.copy(train.inter_feat[np.flatnonzero(of_train.click)])
+            parts[0]._part = None
         self._count_ids(parts)
         return parts
+
+    def _split(self) -> list[Any]:
+        """What ``eval_args``, ``folds`` and ``keep_together`` make of D; RecBole does the rest."""
+        config, (way, how) = self.config, way_of(self.config)
+        ordered = config["eval_args"]["order"] == "TO"
+        times = self._times(way) if ordered or way == "TIME" else None
+        if way == "TIME":
+            assert times is not None
+            return self._of_rows(self._by_moment(times, how))
+        if way != "RS" or is_grouped(config) or len(how) != 3:
+            return super().build()
+        together = self._together()
+
+        def ends(rows: int) -> list[int]:
+            shares = how[:2] if config["folds"] else how
+            return self._calcu_split_ids(tot=rows, ratios=[s / sum(shares) for s in shares])
+
+        if config["folds"]:
+            shuffled = torch.randperm
+            rows = len(self), config["folds"], config["seed"]
+            return self._of_rows(fold_of(together, *rows, ends, shuffled))
+        if times is not None:
+            parts = Ordered.by_time(times).cut(ends(len(self)))
+            self._say_moments([float(times[part[0]]) for part in parts[1:] if len(part)])
+            return self._of_rows(parts)
+        if together is not None:
+            drawn = Ordered.at_random(together, len(self), torch.randperm)
+            return self._of_rows(drawn.cut(ends(len(self))))
+        return super().build()
+
+    def _of_rows(self, parts: Sequence[NDArray[np.int64]]) -> list[EntireSpaceDataset]:
+        self._drop_unused_col()
+        return [self.copy(self.inter_feat[rows]) for rows in parts]
+
+    def _by_moment(self, times: NDArray[np.float64], how: Sequence[Any]) -> list[Any]:
+        """Train, validation and test of a split TIME: a moment's impressions are after it."""
+        moments = moments_of(how, float(times.min()), float(times.max()))
+        self._say_moments(moments)
+        part = np.searchsorted(moments, times, side="right")
+        if len(moments) == 1:
+            part *= 2
+        return [np.flatnonzero(part == number) for number in range(len(PARTS))]
+
+    def _say_moments(self, moments: Sequence[float]) -> None:
+        """When validation and test begin, for the log."""
+        named = PARTS[-len(moments) :]
+        said = (f"{name} from {in_words(at)}" for name, at in zip(named, moments, strict=True))
+        self.logger.info(f"split by time ({self.time_field}): {', '.join(said)}")
+
+    def _times(self, way: str) -> NDArray[np.float64]:
+        """The time of each impression, ``[|D|]``."""
+        split = "eval_args split TIME" if way == "TIME" else "eval_args order TO"
+        if self.time_field not in self.inter_feat:
+            raise UsageError(
+                f"{split} needs the column '{self.time_field}' (TIME_FIELD), and "
+                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
+            )
+        times = self.inter_feat.columnar(self.store.schema["exact_time"])
+        if times is None:
+            kind = self.field2type[self.time_field].value
+            raise UsageError(
+                f"{split} needs times, and '{self.time_field}' (TIME_FIELD) is a "
+                f"{kind}: declare it a float, in seconds for example"
+            )
+        if len(times) > 1 and (times == times[0]).all():
+            raise UsageError(
+                f"{split} needs times, and '{self.time_field}' (TIME_FIELD) is the same in all rows"
+            )
+        return np.asarray(times)
+
+    def _together(self) -> NDArray[np.int64] | None:
+        """What config ``keep_together`` names of each impression, 0 where it has no value."""
+        name, group = self.config["keep_together"], self.store.schema["group"]
+        if name is None:
+            return None
+        if name == self.uid_field and group is not None:  # rare users are told apart there
+            return np.asarray(self.inter_feat.columnar(group))
+        kind = self.field2type.get(name)
+        if name not in self.inter_feat or kind != FeatureType.TOKEN:
+            raise UsageError(
+                f"keep_together must name a column of tokens of the impressions, got '{name}'; "
+                f"data set '{self.dataset_name}' has {', '.join(self.inter_feat)}"
+            )
+        return self.inter_feat[name].numpy()
 
     def with_validation(self, share: float | None) -> list[EntireSpaceDataset]:
         """Train and validation, which is a random share; nothing where no share is given."""
@@ -393,36 +510,42 @@ class EntireSpaceDataset(Dataset):
             },
         }
 
-    def _show_propensity(self, train: EntireSpaceDataset) -> None:
+    def _show_propensity(self, train: EntireSpaceDataset, propensity: Any) -> None:
         field, choice = self.config["weight_field"], self.config["propensity"]
         if field is None:
             return
-        assert train.truth is not None
-        if train.truth.propensity is None:
+        if propensity is None:
             instead = "a simulation (ml-100k-semi, ali-ccp-sim)" if choice == "oracle" else "a log"
             raise UsageError(
                 f"propensity: {choice} weighs clicks by the column '{field}', which data set "
                 f"'{self.dataset_name}' doesn't have: it takes {instead} to know it. propensity: "
                 "ctr_tower estimates it"
             )
-        train.inter_feat[field] = torch.from_numpy(train.truth.propensity)
+        train.inter_feat[field] = torch.from_numpy(propensity)
 
-    def _labels(self) -> Truth:
-        config, group = self.config, self.store.schema["group"]
+    def _logged(self) -> Truth:
+        """The labels without what only an evaluation needs."""
         column = self.inter_feat.columnar
         return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),
+            propensity=column(self.config["weight_field"]),
+        )
+
+    def _labels(self) -> Truth:
+        config, group = self.config, self.store.schema["group"]
+        column = self.inter_feat.columnar
+        return replace(
+            self._logged(),
             user=None if group is None else column(group),
             potential_conversion=column(config["POTENTIAL_CONVERSION_FIELD"]),
             true_ctr=column(config["TRUE_CTR_FIELD"]),
             true_cvr=column(config["TRUE_CVR_FIELD"]),
-            propensity=column(config["weight_field"]),
         )
 
     def counts(self) -> dict[str, int]:
         """Impressions, clicks and conversions (of clicked impressions)."""
-        return self._labels().counts()
+        return self._logged().counts()
 
     def summary(self) -> str:
         """Impressions, clicks and conversions in one line."""

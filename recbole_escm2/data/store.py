@@ -48,7 +48,7 @@ PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
 
 _START_WORDS = 2  # a row's place in the bags is an int64
-_APART = ("uint8", "int32", "float32")
+_APART = ("uint8", "int32", "float32", "float64")
 _KINDS = ("int", "float")
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "f1",
     "gauc",
     "ks",
+    "ks_at",
     "log_loss",
     "mean_absolute_error",
     "mean_difference",
@@ -43,7 +44,11 @@ __all__ = [
     "pr_auc",
     "recall",
     "recall_at_k",
+    "row_log_loss",
+    "user_auc",
+    "user_ndcg",
     "user_ranking",
+    "user_recall",
 ]
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -181,14 +186,39 @@ def ks(classes: ClassScores) -> float:
     Raises:
         UndefinedMetricError: There is no positive or no negative.
     """
+    below, upto, _ = _ks_distances(classes)
+    largest = max(np.abs(below).max(), np.abs(upto).max())
+    return int(largest) / (classes.positive.size * classes.negative.size)
+
+
+def ks_at(classes: ClassScores) -> tuple[int, float]:
+    """Where :func:`ks` finds the greatest distance.
+
+    Returns:
+        The sign of TPR - FPR there, and the threshold t: TPR and FPR are the shares of the two
+        classes that score more than t.
+
+    Raises:
+        UndefinedMetricError: There is no positive or no negative.
+    """
+    below, upto, score = _ks_distances(classes)
+    distances = np.concatenate((below, upto))
+    at = int(np.argmax(np.abs(distances)))
+    # Just below a score, or at it.
+    where = np.nextafter(score[at], -np.inf) if at < below.size else score[at - below.size]
+    return (-1 if distances[at] > 0 else 1), float(where)
+
+
+def _ks_distances(classes: ClassScores) -> tuple[Ints, Ints, Scores]:
+    """FNR - TNR, times P (N - P), just below each distinct score of the positives and at it."""
     positives, negatives = _positives(classes), _negatives(classes)
     # From one distinct score of the positives to the next only the FPR moves, and one way: the
     # distance is greatest just below a positive's score or at it.
     start = _starts(classes.positive)
     end = np.append(start[1:], positives)
-    below = np.abs(start * negatives - classes.below[start] * positives)
-    upto = np.abs(end * negatives - classes.upto[start] * positives)
-    return int(max(below.max(), upto.max())) / (positives * negatives)
+    below = start * negatives - classes.below[start] * positives
+    upto = end * negatives - classes.upto[start] * positives
+    return below, upto, classes.positive[start]
 
 
 def log_loss(classes: ClassScores) -> float:
@@ -206,6 +236,17 @@ def log_loss(classes: ClassScores) -> float:
     p, q = _clipped(classes.positive), _clipped(classes.negative)
     log_p, log_1q = np.log(p, out=p), np.log1p(np.negative(q, out=q), out=q)
     return -float(np.sum(log_p) + np.sum(log_1q)) / _rows(classes)
+
+
+def row_log_loss(label: NDArray[Any], score: Scores) -> Floats:
+    """The log loss of each row, in nats, whose mean is :func:`log_loss`.
+
+    Args:
+        label: 0 or 1, ``[N]``.
+        score: in [0, 1], ``[N]``.
+    """
+    p = _clipped(score)
+    return -np.where(np.asarray(label) > 0, np.log(p), np.log1p(-p))
 
 
 def recall(classes: ClassScores, threshold: float) -> float:
@@ -433,6 +474,16 @@ def gauc(ranking: UserRanking) -> float:
     Raises:
         UndefinedMetricError: No user has both classes.
     """
+    each, weight = user_auc(ranking)
+    return float(np.sum(weight * each) / np.sum(weight))
+
+
+def user_auc(ranking: UserRanking) -> tuple[Floats, Ints]:
+    """AUC and number of rows of each user with both classes, in ascending order of user, ``[U]``.
+
+    Raises:
+        UndefinedMetricError: No user has both classes.
+    """
     first, positive = ranking.first, ranking.positives
     negative = ranking.rows - positive
     twice_won = np.add.reduceat(negative * (2 * _before(positive, first) + positive), first)
@@ -442,9 +493,7 @@ def gauc(ranking: UserRanking) -> float:
     if not both.any():
         raise UndefinedMetricError(f"no user with both classes among {first.size:,} users")
     positives, negatives = positives[both], negatives[both]
-    weight = positives + negatives
-    user_auc = twice_won[both] / (2 * positives * negatives)
-    return float(np.sum(weight * user_auc) / np.sum(weight))
+    return twice_won[both] / (2 * positives * negatives), positives + negatives
 
 
 def ndcg_at_k(ranking: UserRanking, k: int) -> float:
@@ -459,10 +508,20 @@ def ndcg_at_k(ranking: UserRanking, k: int) -> float:
         ValueError: ``k`` is not an int >= 1.
         UndefinedMetricError: No user has a positive.
     """
+    return float(np.mean(user_ndcg(ranking, k)))
+
+
+def user_ndcg(ranking: UserRanking, k: int) -> Floats:
+    """NDCG of the top k of each user with a positive, in ascending order of user, ``[U]``.
+
+    Raises:
+        ValueError: ``k`` is not an int >= 1.
+        UndefinedMetricError: No user has a positive.
+    """
     depth = _depth(ranking, k)
     discount = np.concatenate(([0.0], np.cumsum(1 / np.log2(np.arange(2, depth + 2)))))
     dcg, positives = _expected_gain(ranking, discount)
-    return float(np.mean(dcg / discount[np.minimum(positives, depth)]))
+    return dcg / discount[np.minimum(positives, depth)]
 
 
 def recall_at_k(ranking: UserRanking, k: int) -> float:
@@ -476,9 +535,19 @@ def recall_at_k(ranking: UserRanking, k: int) -> float:
         ValueError: ``k`` is not an int >= 1.
         UndefinedMetricError: No user has a positive.
     """
+    return float(np.mean(user_recall(ranking, k)))
+
+
+def user_recall(ranking: UserRanking, k: int) -> Floats:
+    """Share of the positives of each user that has one in the user's top k, by user, ``[U]``.
+
+    Raises:
+        ValueError: ``k`` is not an int >= 1.
+        UndefinedMetricError: No user has a positive.
+    """
     depth = _depth(ranking, k)
     hits, positives = _expected_gain(ranking, np.arange(depth + 1.0))
-    return float(np.mean(hits / positives))
+    return hits / positives
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[np.generic]:

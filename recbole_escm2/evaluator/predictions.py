@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,6 +92,20 @@ class Predictions:
             return self.score[task]
         except KeyError:
             raise NotPredictedError(f"the model doesn't predict {task}") from None
+
+    def of_rows(self, rows: Array) -> Predictions:
+        """The same on some rows of D.
+
+        Args:
+            rows: their positions, which may be repeated, or a mask.
+        """
+        columns: dict[str, Any] = {
+            name: column[rows]
+            for name, column in vars(self.truth).items()
+            if isinstance(column, np.ndarray)
+        }
+        score = {task: column[rows] for task, column in self.score.items()}
+        return Predictions(replace(self.truth, **columns), score)
 
     @property
     def propensity(self) -> Array:

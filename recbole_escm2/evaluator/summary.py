@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.metric_names import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user
 from recbole_escm2.output import table
+
+if TYPE_CHECKING:
+    from recbole_escm2.evaluator.evaluator import MetricResult
 
 
 def metric_table(result: MetricResult, decimals: int = 4) -> str:

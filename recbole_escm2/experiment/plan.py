@@ -12,7 +12,7 @@ from typing import Any
 
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.experiment.planned import PlannedRun, plan_run
+from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import Request, checked, read_request, split_list
 from recbole_escm2.experiment.seeds import Seeds, aa_row, read_seeds
 from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
@@ -73,6 +73,8 @@ class Experiment:
     def run_of(self, row: Row, config: Config, seed: int, trial: bool = False) -> PlannedRun:
         """The run of a row, or of one that is tried, with a seed."""
         own = self.seeding.settings(row, config, seed, trial)
+        if trial:
+            own = {**own, **OF_TRIALS}
         return plan_run(row, config, own, threads_of(self.jobs), self.columns, self.saved)
 
     def with_runs(self, rows: Sequence[Row], configs: Mapping[str, Config]) -> Experiment:

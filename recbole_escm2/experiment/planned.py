@@ -29,6 +29,8 @@ from recbole_escm2.train.run import Run, given_settings
 
 # Config keys that change no number of a run; the data is known by the fingerprint of its store.
 _WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
+#: What a run that is only tried doesn't write, whatever is asked of those of the table.
+OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": []}
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import is_simulated, open_store
-from recbole_escm2.data.splits import check_tuning_part, seed_draws
+from recbole_escm2.data.splits import check_tuning_part, has_validation, seed_draws
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.request import checked
 from recbole_escm2.experiment.study import Row
@@ -46,7 +46,7 @@ class Seeds:
     tuning_share: float = 0.5
 
     def draws(self, config: Config) -> str:
-        """``world``, ``split`` or ``weights``, see :func:`seed_draws`."""
+        """``world``, ``split``, ``fold`` or ``weights``, see :func:`seed_draws`."""
         return "world" if self.worlds else seed_draws(config, _presplit(config))
 
     def settings(self, row: Row, config: Config, seed: int, trial: bool = False) -> dict[str, Any]:
@@ -67,7 +67,10 @@ class Seeds:
         if row.aa:
             set_for_all = config["training_seed"]
             own["training_seed"] = other_training_seed(seed if set_for_all is None else set_for_all)
-        if self.of_tuning is not None and self.draws(config) == "split":
+        self._check_folds(row, config)
+        if self.of_tuning is not None:
+            check_tunable(config, f"{row.label}: trials", self.worlds)
+        if self.of_tuning is not None and self.draws(config) in ("split", "fold"):
             try:
                 check_tuning_part(config, _presplit(config), self.tuning_share)
             except UsageError as error:
@@ -76,6 +79,16 @@ class Seeds:
             part = {"share": self.tuning_share, "seed": self.of_tuning, "role": role}
             own["tuning_part"] = part
         return own
+
+    def _check_folds(self, row: Row, config: Config) -> None:
+        """Each seed tests on a fold of its own."""
+        folds, seeds = config["folds"], self.of_table
+        if folds and len({seed % folds for seed in seeds}) < len(seeds):
+            raise UsageError(
+                f"{row.label}: folds {folds}: a seed tests on fold seed mod {folds}, and two of "
+                f"the seeds {', '.join(map(str, seeds))} on the same one: give no more seeds than "
+                "folds, one after the other (--seeds)"
+            )
 
     def about_worlds(self) -> str | None:
         """What to say of them before anything runs."""
@@ -100,7 +113,28 @@ class Seeds:
 
 
 def _presplit(config: Config) -> bool:
-    return open_store(config).schema["sizes"] is not None
+    return _sizes(config) is not None
+
+
+def _sizes(config: Config) -> list[int] | None:
+    """Of the parts, where the source has parts of its own."""
+    sizes: list[int] | None = open_store(config).schema["sizes"]
+    return sizes
+
+
+def check_tunable(config: Config, what: str, worlds: bool = False) -> None:
+    """Make sure that settings can be chosen on validation.
+
+    Args:
+        config: of a trial.
+        what: is to be done, for the message.
+        worlds: whether each seed makes a world of its own, which isn't made for this.
+
+    Raises:
+        UsageError: the split has no validation.
+    """
+    if not has_validation(config, None if worlds else _sizes(config)):
+        raise UsageError(f"{what}: settings are chosen on validation, and the split has none")
 
 
 def read_seeds(about: Mapping[str, Any], configs: Iterable[Config], trials: int) -> Seeds:

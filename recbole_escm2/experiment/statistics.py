@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
+from recbole_escm2.evaluator.clusters import Noise
 from recbole_escm2.evaluator.influence import NoInfluenceError
 from recbole_escm2.metric_names import bigger_is_better, is_neutral, score_of, target_of
 
@@ -21,19 +20,6 @@ CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 #: Of the smallest difference that could have been seen.
 POWER = 0.8
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What drawing the test rows does to a number: its variance, and how well that is known.
-
-    Attributes:
-        variance: of the number, at least 0.
-        freedom: degrees of freedom of the variance.
-    """
-
-    variance: float
-    freedom: float
 
 
 @dataclass(frozen=True)
@@ -82,17 +68,22 @@ class Draws:
     """What each seed draws anew, which decides what the variance of a mean over seeds is.
 
     Attributes:
-        kind: ``split``, ``weights`` or ``world``.
+        kind: ``split``, ``fold``, ``weights`` or ``world``.
 
             - ``split``: seeds split one data set, so that their training and test rows overlap.
               Variance of the mean of n numbers: s²(1/n + n_test/n_train), n - 1 degrees of freedom
               (Nadeau & Bengio, Inference for the generalization error, Machine Learning 52, 2003).
+            - ``fold``: one of the folds of one partition, so that test rows are apart and training
+              rows overlap, which no estimator of the variance from one cross-validation can see
+              (Bengio & Grandvalet, JMLR 5, 2004). The same variance as for ``split`` (Bouckaert &
+              Frank, Evaluating the replicability of significance tests, PAKDD 2004), for k folds
+              s²(1/k + 1/(k - 1)) and a little more where a part of the rest validates.
             - ``weights``: one test set, and training rows that are the same but for a validation
               part; seeds draw initial weights. Variance: s²/n + :class:`Noise` of the test rows,
               which no number of seeds makes smaller, with Satterthwaite's degrees of freedom
               (Biometrics Bulletin 2, 1946). It is about models trained on this one training set.
             - ``world``: everything. Variance s²/n, n - 1 degrees of freedom: the paired t test.
-        test_share: n_test / n_train, for ``split``.
+        test_share: n_test / n_train, for ``split`` and ``fold``.
         refused: why nothing can be said beyond the mean; empty where something can.
     """
 
@@ -111,7 +102,7 @@ class Draws:
         values = np.asarray(numbers, dtype=np.float64)
         mean, count = float(values.mean()), len(values)
         spread = float(values.var(ddof=1)) if np.ptp(values) > 0 else 0.0
-        if self.kind == "split":
+        if self.kind in ("split", "fold"):
             spread *= 1 / count + self.test_share
         else:
             spread /= count
@@ -297,54 +288,6 @@ def compare(
 def paired(row: Sample, other: Sample) -> list[int]:
     """The seeds that both have."""
     return [seed for seed in row.values if seed in other.values]
-
-
-def cluster_variance(influence: NDArray[Any], clusters: Sequence[NDArray[Any]]) -> Noise:
-    """The variance of a sum over test rows, of which those of a user or of an item are alike.
-
-    V_user + V_item - V_row, each the sum of squares of the influence summed by user, by item and
-    not at all; with one kind of cluster, V of that; with none, V_row. The three terms may come out
-    below one of the first two, even below 0: the largest of the three numbers is taken.
-
-    A sum of squares of few large terms is itself uncertain. Its degrees of freedom are
-    Satterthwaite's, 2 V² / Var(V), with Var(V) from the fourth powers: for G normal terms G, for
-    the 40 conversions that carry an AUC about 40, whatever the number of users.
-
-    Source: Cameron, Gelbach & Miller, Robust inference with multiway clustering, JBES 29, 2011.
-
-    Args:
-        influence: of each row, ``[rows]``.
-        clusters: ids of the users and of the items, as far as there are, each ``[rows]``; rows
-            with the id 0 belong to nobody.
-    """
-    values = np.asarray(influence, dtype=np.float64)
-    by_row = _sum_of_squares(values)
-    sums = [_sum_of_squares(_by_cluster(values, ids)) for ids in clusters]
-    if not sums:
-        return by_row
-    freedom = min(one.freedom for one in sums)
-    variances = [one.variance for one in sums]
-    if len(sums) > 1:
-        variances.append(sum(variances) - by_row.variance)
-    return Noise(max(variances), freedom)
-
-
-def _by_cluster(values: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
-    totals = np.bincount(ids, values)
-    nobody = values[ids == 0]
-    return np.concatenate([totals[1:], nobody])
-
-
-def _sum_of_squares(terms: NDArray[Any]) -> Noise:
-    """The variance of a sum of independent terms of mean 0."""
-    squares = terms[terms != 0] ** 2
-    total = float(squares.sum())
-    if total == 0:
-        return Noise(0.0, 1.0)
-    count = len(squares)
-    own = float(np.sum(squares**2)) - total**2 / count
-    effective = 2 * total**2 / own if own > 0 else math.inf
-    return Noise(total, max(1.0, min(effective, count - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.evaluator.clusters import Noise, cluster_variance
 from recbole_escm2.evaluator.influence import Influence, NoInfluenceError
 from recbole_escm2.experiment.statistics import (
     Cell,
     Comparison,
     Design,
     Draws,
-    Noise,
-    cluster_variance,
     tabulate,
 )
 from recbole_escm2.metric_names import primary_metrics
@@ -207,15 +206,15 @@ class Study:
             return Draws("mixed", refused=why)
         if kinds[0] in ("weights", "world"):
             return Draws(kinds[0])
-        if kinds != ["split"]:
+        if kinds[0] not in ("split", "fold"):
             return Draws(kinds[0], refused=f"it isn't known what '{kinds[0]}' draws anew")
         shares = [_test_share(run) for run in runs]
         known = [share for share in shares if share is not None]
         if not known or len(known) < len(shares):
-            return Draws("split", refused="a run doesn't say how large its train and test are")
+            return Draws(kinds[0], refused="a run doesn't say how large its train and test are")
         share = float(np.mean(known))
         refused = "" if math.isfinite(share) else "each seed tests on all that test is drawn from"
-        return Draws("split", share, refused)
+        return Draws(kinds[0], share, refused)
 
     @property
     def rival(self) -> str | None:

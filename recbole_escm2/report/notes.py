@@ -65,6 +65,8 @@ def notes(study: Study) -> Iterable[str]:
     chosen = sorted({run["valid_metric"] for run in runs if run.get("valid_metric")})
     chosen_by = f" (chosen by {', '.join(chosen)})" if chosen else ""
     at_best = f"at the best epoch on validation{chosen_by}"
+    if all("best_valid_score" in run and run["best_valid_score"] is None for run in runs):
+        at_best = "after the last epoch, of a number fixed in advance (no validation)"
     if seeds == 1:
         yield (
             f"Test metrics of a single seed ({study.seeds[0]}) {at_best}: with one seed there is "
@@ -148,6 +150,13 @@ _VARIANCES = {
         "Intervals and tests allow for that: the variance of a mean over n seeds is s²(1/n + "
         "n_test/n_train), with n_test/n_train = {share:.3g}, and t has n - 1 degrees of freedom "
         "(Nadeau and Bengio, 2003). They are about training on other data of this kind and size."
+    ),
+    "fold": (
+        "Cross-validation: each seed tests on a fold of its own of one partition, and trains on "
+        "the others, so that training rows overlap. Intervals and tests allow for that: the "
+        "variance of a mean over n folds is s²(1/n + n_test/n_train), with n_test/n_train = "
+        "{share:.3g}, and t has n - 1 degrees of freedom (Nadeau and Bengio, 2003; for folds "
+        "Bouckaert and Frank, 2004). They are about training on other data of this kind and size."
     ),
     "weights": (
         "All seeds have one test set; they draw initial weights, and the validation rows where the "

@@ -22,6 +22,7 @@ from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.lookup import find_model
+from recbole_escm2.report import groups
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
 from recbole_escm2.report.layout import layout
 from recbole_escm2.report.notes import MINUS, aa_notes, one_line
@@ -100,6 +101,7 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
+    by_rule = groups.groupings(study)
     weighed, by_package = weighing(study), versions(study)
     return environment.get_template("report.html").render(
         study=study,
@@ -107,6 +109,8 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         summary=summary(study),
         panels=_panels(drawn(study) if images is None else images),
         weighing=weighed,
+        grouped=[(by, rule, groups.tables(study, by)) for by, rule in by_rule.items()],
+        group_note=groups.note(study),
         warned=weight_warnings(weighed),
         data=_data(study),
         settings=settings(study),

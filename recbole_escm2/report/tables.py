@@ -17,6 +17,7 @@ from recbole_escm2 import output
 from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
 from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.metric_names import bigger_is_better, target_of
+from recbole_escm2.report import groups
 from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
 from recbole_escm2.report.lift import share_of_lift
 from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE, WORSE, one_line
@@ -161,6 +162,7 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
         chosen = [[*map(markdown_escape, cells)] for cells in tuning_table(study.tuning)]
         lines += ["", "## The settings that were chosen", ""]
         lines += _markdown_table(chosen, "|---|---:|---:|---|")
+    lines += _markdown_groups(study)
     if shown.problems:
         lines += ["", "## What is missing", ""]
         lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
@@ -205,15 +207,12 @@ def text(study: Study, width: int | None = None) -> str:
     """
     shown = layout(study)
     head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
-    blocks = [
-        output.table(
-            [head[0], *(head[n] for n in block)], [[r[0], *(r[n] for n in block)] for r in rows]
-        )
-        for block in _blocks([head, *rows], width)
-    ]
     problems = [str(problem) for problem in shown.problems]
     under = [*_first(shown), *shown.caption("*"), *problems]
-    return "\n".join(["\n\n".join(blocks), "", *under])
+    by_group = groups.text(study)
+    return "\n".join(
+        [output.table(head, rows, width), "", *under, *(["", by_group] if by_group else [])]
+    )
 
 
 def tuning_table(tuning: Tuning) -> list[list[str]]:
@@ -296,6 +295,17 @@ def _markdown_entry(entry: Entry) -> str:
     return f"{bold}{entry.value}{bold} {marks}".strip() if entry.mean else ""
 
 
+def _markdown_groups(study: Study) -> list[str]:
+    """A section for each grouping."""
+    lines: list[str] = []
+    for by, rule in groups.groupings(study).items():
+        lines += ["", f"## By {markdown_escape(by)}", "", markdown_escape(f"{rule}.")]
+        for table in groups.tables(study, by):
+            grid = [[*map(markdown_escape, cells)] for cells in (table.header, *table.rows)]
+            lines += ["", f"{markdown_escape(table.title)}:", "", *_markdown_table(grid)]
+    return [*lines, "", markdown_escape(groups.note(study))] if lines else []
+
+
 def _markdown_table(grid: Sequence[Sequence[str]], rule: str = "") -> list[str]:
     """Lines of a table whose cells are Markdown; by default the first column is text alone."""
     header, *rows = [f"| {' | '.join(cells)} |" for cells in grid]
@@ -319,20 +329,6 @@ def _text_entry(entry: Entry, rival: bool) -> str:
         return entry.value
     second = (entry.rival_mark or " ") if rival else ""
     return f"{entry.value} {'*' if entry.best else ' '}{entry.mark or ' '}{second}"
-
-
-def _blocks(rows: Sequence[Sequence[str]], width: int | None) -> list[list[int]]:
-    """Columns, the first left out, in groups that fit the width beside the first."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    blocks: list[list[int]] = [[]]
-    used = widths[0]
-    for n, own in enumerate(widths[1:], start=1):
-        if width is not None and blocks[-1] and used + 2 + own > width:
-            blocks.append([])
-            used = widths[0]
-        blocks[-1].append(n)
-        used += 2 + own
-    return blocks
 
 
 def _tidy_sample(own: Sample | None) -> dict[str, Any]:

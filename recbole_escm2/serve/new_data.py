@@ -22,7 +22,7 @@ from recbole_escm2.data.ali_ccp.lines import Text
 from recbole_escm2.data.labels import labels_of
 from recbole_escm2.data.sources.atomic_text import read_header
 from recbole_escm2.data.sources.csv_text import csv_batches
-from recbole_escm2.data.sources.table import FORMATS, open_table
+from recbole_escm2.data.sources.table_files import FORMATS, open_table
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.serve.scorer import Scorer, blocks_of, one_batch
 

@@ -119,7 +119,7 @@ class Prediction:
             self._truth.add(left, scores, self.new.labels)
         columns = {name: rows.column(name) for name in self.new.passed}
         columns |= {f"p{task}": pa.array(own) for task, own in scores.of.items()}
-        if (support := self.validity.add(scores.of)) is not None:
+        if (support := self.validity.add(scores)) is not None:
             columns["support"] = pa.array(support)
         output.write(pa.RecordBatch.from_pydict(columns))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.data.encoding import Fault, part_of
-from recbole_escm2.data.sources.table import arrow_table
+from recbole_escm2.data.sources.table_files import as_arrow
 from recbole_escm2.errors import UsageError
 from recbole_escm2.keys import PAIR
 from recbole_escm2.metric_names import ALL_TASKS
@@ -30,12 +30,14 @@ class Scores:
     """Of some rows.
 
     Attributes:
-        of: probabilities by task, float32 ``[rows]``.
+        of: probabilities by task, calibrated where the model is, float32 ``[rows]``.
+        pctr: as the model gives it, or None.
         kept: which of the rows they are of, where others can't be scored; None where all can.
         faults: what is wrong with those.
     """
 
     of: dict[str, NDArray[np.float32]]
+    pctr: NDArray[np.float32] | None
     kept: NDArray[np.bool_] | None
     faults: list[Fault]
 
@@ -100,7 +102,7 @@ class Scorer:
         Raises:
             UsageError: a column is missing, or holds what the model can't read; it says where.
         """
-        rows = arrow_table(table)
+        rows = as_arrow(table)
         self.encoders[0].check_columns(rows.column_names, "the table")
         parts: dict[str, list[NDArray[np.float32]]] = {task: [] for task in self.tasks}
         for start in range(0, rows.num_rows, self.block):
@@ -148,7 +150,11 @@ class Scorer:
             found["ctcvr"] = found["ctr"] * found["cvr"]
         if not all(bool(torch.isfinite(own).all()) for own in found.values()):
             raise UsageError(f"{where}: the model's predictions aren't finite there")
-        return Scores({task: found[task].numpy() for task in self.tasks}, kept, faults)
+        of = {task: found[task].numpy() for task in self.tasks}
+        pctr = of.get("ctr")
+        if calibration := self.models[0].calibration:
+            of = {task: own.astype(np.float32) for task, own in calibration.apply(of).items()}
+        return Scores(of, pctr, kept, faults)
 
 
 def checkpoints_of(path: str | Path | Sequence[str | Path]) -> list[Path]:

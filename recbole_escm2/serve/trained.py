@@ -14,10 +14,11 @@ from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import Encoder, Known
 from recbole_escm2.data.stand_in import StandInDataset
 from recbole_escm2.errors import UsageError
+from recbole_escm2.evaluator.calibration import Calibration
 from recbole_escm2.model.embedding import with_unknown_rows
 from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import hold_loose_weights, pool_all_values
-from recbole_escm2.quick_start import config_to_score
+from recbole_escm2.quick_start import NOT_CALIBRATED, config_to_score
 from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.train.checkpoint import SUPPORT_STEPS, load_checkpoint, load_weights
 from recbole_escm2.train.trainer import CUT_SHORT
@@ -36,6 +37,7 @@ class TrainedModel:
         tasks: what it predicts, of ``ctr``, ``cvr`` and ``ctcvr``.
         known: of its fields.
         support: quantiles of the pCTR of train's clicks, float64 ``[1001]``, or None.
+        calibration: what is done to probabilities last, or None.
         data: the digests of what it was trained on.
 
     Raises:
@@ -62,10 +64,11 @@ class TrainedModel:
         self.support = _support(state["support"], checkpoint)
         if not state["training_ended"]:
             getLogger().warning(CUT_SHORT.format(**state))
-        if state["calibration"] is not None:
-            raise UsageError(
-                f"checkpoint {checkpoint} is calibrated in a way that this version doesn't know"
-            )
+        self.calibration: Calibration | None = None
+        if state["calibration"]:
+            self.calibration = Calibration.of_state(state["calibration"])
+        elif self.config["calibrate"]:
+            getLogger().warning(NOT_CALIBRATED)
         kind = self.config.model_class
         if is_reference(kind) and not kind.scores_new_rows:
             raise UsageError(f"{self.config['model']} knows its own rows, and can't score new ones")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import numbers_in
 from recbole_escm2.output import table
-from recbole_escm2.serve.scorer import Scorer
+from recbole_escm2.serve.scorer import Scorer, Scores
 
 #: Percentiles of the pCTR of train's clicks below which a row is counted.
 PERCENTILES = (1, 5)
@@ -58,15 +58,15 @@ class Validity:
             else:
                 spread.add(batch[name].numpy())
 
-    def add(self, scores: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    def add(self, scores: Scores) -> NDArray[np.float32] | None:
         """The share of train's clicks whose pCTR is at most that of each row, ``[rows]``, in
         steps of a thousandth; None where the model has no pCTR.
         """
-        self._rows += len(next(iter(scores.values())))
-        if self._quantiles is None or "ctr" not in scores:
+        self._rows += len(next(iter(scores.of.values())))
+        if self._quantiles is None or scores.pctr is None:
             return None
         steps = len(self._quantiles) - 1
-        pctr = scores["ctr"].astype(np.float64)
+        pctr = scores.pctr.astype(np.float64)
         for place, percentile in enumerate(PERCENTILES):
             least = self._quantiles[percentile * steps // 100]
             self._below[place] += np.count_nonzero(pctr < least)

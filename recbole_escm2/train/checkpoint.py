@@ -96,6 +96,16 @@ def finish_checkpoint(
         save_checkpoint(path, {**state, **added, "training_ended": True})
 
 
+def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
+    """Keep in a checkpoint what calibrates its predictions, under its entry ``calibration``.
+
+    Args:
+        path: of a checkpoint.
+        calibration: its state: text, numbers and tensors.
+    """
+    save_checkpoint(path, {**load_checkpoint(path), "calibration": dict(calibration)})
+
+
 class _Digested(io.BufferedIOBase):
     """Takes what ``torch.save`` writes, and digests it on its way."""
 

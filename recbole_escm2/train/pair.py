@@ -23,7 +23,7 @@ from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.tasks import is_reference, single_task
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
-from recbole_escm2.train.training import Training
+from recbole_escm2.train.training import Training, check_without_validation
 
 # Of a CVR model, at most in the steps of one epoch of its CTR model.
 _VALIDATIONS = 5
@@ -64,18 +64,26 @@ class Pair:
             config["predict_task"] = self.config["predict_task"]  # of the product
             config["show_progress"] = self.config["show_progress"]
             training = Training(config, self.run.part(task), task)
+            if not training.splits["valid"]:
+                check_without_validation(self.config, training.trainer)
             if self.trainings:
                 (ctr,) = self.trainings
-                _, predictions = ctr.score("valid")
-                pair_with(training.trainer, predictions, config["predict_task"])
+                if training.splits["valid"]:
+                    _, predictions = ctr.score("valid")
+                    pair_with(training.trainer, predictions, config["predict_task"])
                 if not is_reference(config.model_class):  # whose steps are no batches
                     batches = len(ctr.splits["train"]), len(training.splits["train"])
                     keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
             training.fit()
             self.trainings.append(training)
 
-    def validate(self) -> tuple[float, MetricResult]:
-        """The score of ``valid_metric`` with both best epochs, and all metrics of validation."""
+    def validate(self) -> tuple[float | None, MetricResult]:
+        """The score of ``valid_metric`` with both best epochs, and all metrics of validation.
+
+        None and no metric where there is no validation.
+        """
+        if not self.splits["valid"]:
+            return None, MetricResult()
         result, predictions = self.score("valid")
         self.beside_constant = beside_constant(predictions, single_task(self.config))
         metric = self.config["valid_metric"]

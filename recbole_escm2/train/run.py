@@ -133,7 +133,8 @@ class Run:
             result = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
-        kinds = {"valid_metric": str, "best_valid_score": float, "test_result": dict, "epochs": int}
+        kinds: dict[str, Any] = {"valid_metric": str, "test_result": dict, "epochs": int}
+        kinds["best_valid_score"] = (float, type(None))  # None without validation
         if not isinstance(result, dict) or not all(
             isinstance(result.get(key), kind) for key, kind in kinds.items()
         ):

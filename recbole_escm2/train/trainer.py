@@ -27,6 +27,7 @@ from recbole_escm2.evaluator.evaluator import (
     EntireSpaceEvaluator,
     MetricResult,
 )
+from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
 from recbole_escm2.keys import PLACE_KEYS
@@ -114,6 +115,7 @@ class EntireSpaceTrainer(Trainer):
         self._has_saved = False
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
         self._seen_ids: dict[str, Tensor] | None = None
+        self._has_no_validation = False
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
 
@@ -203,6 +205,7 @@ class EntireSpaceTrainer(Trainer):
         """
         if valid_data:
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
+        self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
         rates = valid_data._dataset.truth.train_rate if valid_data else {}
         self._kept = kept_of(train_data._dataset, rates)
@@ -214,11 +217,13 @@ class EntireSpaceTrainer(Trainer):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
+        if not valid_data:
+            self.best_epoch = self.epochs - 1
         if self._has_saved:
             train = train_data._dataset
             file = Path(self.saved_model_file)
             finish_checkpoint(file, lambda state: self._about_best(state, train))
-        if verbose and self.best_epoch >= 0:
+        if verbose and valid_data and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
             self.logger.warning(self.weights.warning)
@@ -251,7 +256,10 @@ class EntireSpaceTrainer(Trainer):
         start = perf_counter()
         if self.run is not None:
             self.run.start()
+        self.eval_collector.predictions = None  # of the last validation: a training needs the room
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
+        if self._has_no_validation:
+            self._fill_unseen()
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
         self.history.append({"epoch": epoch_idx, "seconds": round(seconds, 3), "losses": means})
@@ -259,6 +267,12 @@ class EntireSpaceTrainer(Trainer):
             shown = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
             self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
         return tuple(means.values())
+
+    def _fill_unseen(self) -> None:
+        """Give ids that train lacks their embeddings, before the model is scored and saved."""
+        if self._seen_ids is not None:
+            self._catch_up()
+            fill_unseen(self.model, self._seen_ids)
 
     def _learn(
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
@@ -321,9 +335,7 @@ class EntireSpaceTrainer(Trainer):
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, MetricResult]:
         start = perf_counter()
-        if self._seen_ids is not None:
-            self._catch_up()
-            fill_unseen(self.model, self._seen_ids)  # before it is scored and saved
+        self._fill_unseen()
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         if self.valid_metric not in result:
             raise UsageError(
@@ -336,9 +348,7 @@ class EntireSpaceTrainer(Trainer):
         epoch = len(self.train_loss_dict) - 1 + self.start_epoch
         if improved:
             self.best_epoch = epoch
-            predictions = self.eval_collector.predictions
-            assert predictions is not None, "they have just been collected"
-            self.beside_constant = beside_constant(predictions, self.label_task)
+            self.beside_constant = beside_constant(self.predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
@@ -352,17 +362,39 @@ class EntireSpaceTrainer(Trainer):
             values = ", ".join(f"{name} {result[name]:.5f}" for name in shown)
             self.logger.info(
                 f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
-                + ("  (best so far)" if improved else "")
+                + (f"  ({self._how_it_stands()})" if improved else "")
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
 
-    def _weigh(self) -> WeightDiagnostics | None:
-        """The propensity weights on the split that was scored last, of a model that has them."""
+    def _how_it_stands(self) -> str:
+        """What to say of an epoch by which no earlier one is better."""
+        worse = self.beside_constant is not None and self.beside_constant.is_worse
+        return "no earlier one is better, but a constant prediction is" if worse else "best so far"
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of the split that was scored last."""
+        predictions = self.eval_collector.predictions
+        assert predictions is not None, "a split is scored before"
+        return predictions
+
+    def propensity(self) -> NDArray[Any] | None:
+        """ô on the split that was scored last, ``[|D|]``; None where nothing is weighed by it.
+
+        Of a model that weighs clicks in a way of its own it is what they are divided by.
+        """
         predictions = self.eval_collector.predictions
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
+            return None
+        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+
+    def _weigh(self) -> WeightDiagnostics | None:
+        """The propensity weights on the split that was scored last, of a model that has them."""
+        predictions = self.eval_collector.predictions
+        if self.propensity() is None or predictions is None:
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
@@ -375,9 +407,7 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        predictions = self.eval_collector.predictions
-        assert predictions is not None, "a split is scored before"
-        propensity = np.asarray(predictions.propensity, dtype=np.float64)
+        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
         return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(

@@ -16,7 +16,9 @@ from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
+from recbole_escm2.evaluator.groups import check_groups
 from recbole_escm2.evaluator.predictions import Predictions
+from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import NAMESAKES
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.reference.base import ReferenceRecommender
@@ -39,19 +41,20 @@ class Training:
     Attributes:
         trainer: with the model, and its best epoch in a checkpoint.
         splits: loaders of ``train``, ``valid`` and ``test``.
-        best_score: of the valid metric.
-        best_valid: all metrics of that validation.
+        best_score: of the valid metric, None without validation.
+        best_valid: all metrics of that validation, none without it.
         seconds: that training took, validations included.
 
     Raises:
         UsageError: the model, or RecBole, refuses the data or the settings.
     """
 
-    best_score: float
+    best_score: float | None
     best_valid: MetricResult
     seconds: float
 
     def __init__(self, config: Any, run: Run, task: str | None = None) -> None:
+        self.config = config
         self.task = task
         self.show_progress = bool(config["show_progress"])
         _log_start(config, task)
@@ -79,7 +82,12 @@ class Training:
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
             f"{counted}on {config['device']}; "
-            f"predicts {', '.join(scored_tasks(config))}; stops on {config['valid_metric']}"
+            f"predicts {', '.join(scored_tasks(config))}; "
+            + (
+                f"stops on {config['valid_metric']}"
+                if self.splits["valid"]
+                else f"no validation: the last of {self.trainer.epochs} epochs is scored"
+            )
         )
 
     @property
@@ -106,38 +114,80 @@ class Training:
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def fit(self) -> None:
-        """Train until validation gets no better."""
+        """Train until validation gets no better, or without it for all epochs.
+
+        Raises:
+            UsageError: there is no validation, and a setting needs one.
+        """
+        validates = bool(self.splits["valid"])
+        if not validates and self.task is None:
+            check_without_validation(self.config, self.trainer)
         started = time.perf_counter()
-        self.best_score, best_valid = self.trainer.fit(
+        score, best_valid = self.trainer.fit(
             self.splits["train"], self.splits["valid"], show_progress=self.show_progress
         )
-        assert best_valid is not None, "a validation comes after the first epoch at the latest"
-        self.best_valid = best_valid
+        assert best_valid is not None or not validates, "it comes after the first epoch at least"
+        self.best_score = score if validates else None
+        self.best_valid = MetricResult() if best_valid is None else best_valid
         self.seconds = time.perf_counter() - started
 
-    def validate(self) -> tuple[float, MetricResult]:
-        """The score of ``valid_metric`` in the best epoch, and all metrics of that validation."""
+    def validate(self) -> tuple[float | None, MetricResult]:
+        """The score of ``valid_metric`` in the best epoch, and all metrics of that validation.
+
+        None and no metric where there is no validation.
+        """
         return self.best_score, self.best_valid
 
     def score(self, split: str) -> tuple[MetricResult, Predictions]:
         """The metrics of the best epoch on a split, and what it predicts there."""
         result = self.trainer.evaluate(self.splits[split], show_progress=self.show_progress)
-        predictions = self.trainer.eval_collector.predictions
-        assert predictions is not None, "they have just been collected"
-        return result, predictions
+        return result, self.trainer.predictions
 
     def about(self) -> dict[str, Any]:
         """What a result file tells of it."""
         return {
             "task": self.task,
             "valid_metric": self.trainer.valid_metric,
-            "best_valid_score": float(self.best_score),
+            "best_valid_score": None if self.best_score is None else float(self.best_score),
             "valid_score_bigger": self.trainer.valid_metric_bigger,
             "best_epoch": self.trainer.best_epoch,
             "worse_than_constant": worse_than_constant(self.beside_constant),
             "seconds": round(self.seconds, 3),
             "epochs": self.trainer.history,
         }
+
+
+def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
+    """Refuse what nothing can choose where a split has no validation.
+
+    Args:
+        config: of the run.
+        trainer: of its model, or of the first of two.
+
+    Raises:
+        UsageError: a key that chooses by validation is set, or one isn't that has to be.
+    """
+    parts = [config[f"{task}_settings"] or {} for task in PAIR]
+    given = {key for keys in (config.external_config_dict, *parts) for key in keys}
+    chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]
+    if chosen:
+        raise UsageError(
+            f"the split has no validation, on which {', '.join(chosen)} would act: leave "
+            f"{'it' if len(chosen) == 1 else 'them'} out, or let a part of train validate "
+            "(eval_args, validation_share)"
+        )
+    model = config.model_class
+    takes_epochs = not is_reference(model) or "epochs" in model.config_keys
+    if takes_epochs and "epochs" not in given:
+        raise UsageError(
+            "the split has no validation, on which the best epoch would be chosen: give epochs, "
+            "the last of which is scored"
+        )
+    if not takes_epochs and trainer.epochs > 1:
+        raise UsageError(
+            f"the split has no validation, on which {config['model']} would choose among "
+            f"{trainer.epochs} values of l2_penalty: give one"
+        )
 
 
 def _log_start(config: Any, task: str | None) -> None:
@@ -166,6 +216,7 @@ def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
     init_seed(seed, config["reproducibility"])
     dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
+    check_groups(config["by"], splits["test"].dataset)
     logger.info(str(dataset))
     for name, loader in splits.items():
         logger.info(f"{name:5} {loader.dataset.summary()}")

@@ -131,12 +131,24 @@ def test_trials_of_one_data_set_have_a_part_of_it_and_seeds_the_rest(asked):
         ),
         ({"tuning_share": "0.9"}, "tuning_share 0.9 leaves 0.1 .*less than 0.9"),
         ({"eval_args": "{split: {RS: [3, 1, 4]}}"}, "tests on 0.5 of them"),
+        ({"keep_together": "user_id"}, "no keep_together.*keep_together user_id"),
+        ({"folds": "5"}, "ESMM: trials: folds 5: each impression is tested on by some seed"),
         ({"tuning_share": "1"}, "tuning_share must be a number between 0 and 1"),
     ],
 )
 def test_what_cannot_be_kept_apart_is_refused(asked, more, message):
     with pytest.raises(UsageError, match=message):
         make_experiment(asked("one data set", trials="2", **more))
+
+
+def test_seeds_test_on_folds_of_their_own(asked):
+    plan = make_experiment(asked("one data set", folds="3", seeds="3"))
+    assert set(plan.draws.values()) == {"fold"}
+    tests = {run.seed: rows_of(parts_of(run)[2]) for run in plan.runs}
+    assert sorted(map(len, tests.values())) == [1333, 1333, 1334]
+    assert len(set.union(*tests.values())) == 4000
+    with pytest.raises(UsageError, match=r"folds 3: .*two of the seeds 2020, 2021, 2022, 2023 on"):
+        make_experiment(asked("one data set", folds="3", seeds="4"))
 
 
 def test_a_tuning_seed_has_a_world_of_its_own(asked):

@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from recbole_escm2.evaluator.clusters import Noise, cluster_variance
 from recbole_escm2.experiment.statistics import (
     INDEPENDENT,
     Comparison,
     Design,
     Draws,
     Estimate,
-    Noise,
-    cluster_variance,
     compare,
     cost,
     holm,

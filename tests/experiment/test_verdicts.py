@@ -130,6 +130,14 @@ def split_of_a_pool(rng: np.random.Generator) -> Iterator[Parts]:
         yield everything[np.append(rest, np.arange(ROWS // 2, ROWS))], everything[test]
 
 
+def folds(rng: np.random.Generator) -> Iterator[Parts]:
+    """One data set, of which each seed tests on another fifth."""
+    everything = draw(rng, ROWS)
+    parts = np.split(rng.permutation(ROWS), 5)
+    for test in parts:
+        yield everything[np.setdiff1d(np.arange(ROWS), test)], everything[test]
+
+
 def weights(rng: np.random.Generator) -> Iterator[Parts]:
     """One training and one test set for all seeds."""
     train, test = with_halves_swapped(draw(rng, ROWS // 4)), draw(rng, ROWS // 2)
@@ -187,6 +195,7 @@ CASES: dict[str, tuple[str, Callable[[np.random.Generator], Iterator[Parts]], in
     "split 80/10/10": ("split", lambda rng: split(rng, (0.8, 0.1)), None),
     "split 50/10/40": ("split", lambda rng: split(rng, (0.5, 0.4)), None),
     "split of a pool": ("split", split_of_a_pool, ROWS // 2),
+    "folds": ("fold", folds, None),
     "weights": ("weights", weights, None),
     "world": ("world", world, None),
 }
@@ -208,7 +217,7 @@ def with_draws(one: Study, kind: str) -> Study:
     return replace(one, results=results)
 
 
-@pytest.mark.parametrize("case", ["split 80/10/10", "weights", "world"])
+@pytest.mark.parametrize("case", ["split 80/10/10", "folds", "weights", "world"])
 def test_a_row_that_is_neither_better_nor_worse_is_seldom_called_so(case):
     false = np.mean([marked(one, "other") for one in studies(case, NULL, 1000)])
     assert false <= TOLERATED
@@ -323,6 +332,7 @@ class TestPage:
         ("kind", "words"),
         [
             ("split", "with n_test/n_train = 0.125, and t has n - 1"),
+            ("fold", "Cross-validation: each seed tests on a fold of its own"),
             ("world", "(paired t test)"),
         ],
     )

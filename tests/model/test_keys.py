@@ -62,8 +62,9 @@ OF_ANY_MODEL = {
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
-        "topk",
+        *("by", "save_predictions", "topk"),
     },
+    "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
 }
 CASES = [(model.__name__, bottom) for model in MODELS for bottom in ("separate", "ple")]

@@ -29,7 +29,7 @@ from recbole_escm2.data.labels import (
     named_as_label,
     numbers,
 )
-from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Labels, Schema
+from recbole_escm2.data.schema import Chunk, Field, Join, Labels, Schema
 from recbole_escm2.data.sources.atomic_text import (
     UnreadableError,
     check_lines,
@@ -39,7 +39,7 @@ from recbole_escm2.data.sources.atomic_text import (
     read_header,
 )
 from recbole_escm2.data.sources.pairs import all_pairs
-from recbole_escm2.data.splits import part_names
+from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.keys import DATA_KEYS
 from recbole_escm2.property_files import dataset_names
@@ -80,12 +80,12 @@ def with_settings(config: Any, **settings: Any) -> Any:
 
 
 def inter_name(config: Any, part: str | None) -> str:
-    """File name of the impressions, or of one of three pre-split parts of them."""
+    """File name of the impressions, or of one of their pre-split parts."""
     return ".".join(filter(None, [config["dataset"], part, "inter"]))
 
 
 def files(config: Any) -> list[Path]:
-    """The files of a data set: ``.inter``, or three of them, then ``.user`` and ``.item``.
+    """The files of a data set: ``.inter``, or one for each part, then ``.user`` and ``.item``.
 
     Raises:
         UsageError: one is missing.
@@ -93,7 +93,7 @@ def files(config: Any) -> list[Path]:
     name, folder = config["dataset"], Path(config["data_path"])
     if not folder.is_dir():
         raise UsageError(_missing(config, name, folder))
-    files = [folder / inter_name(config, part) for part in part_names(config) or (None,)]
+    files = [folder / inter_name(config, part) for _, part in named_parts(config)]
     for file in files:
         if not file.is_file():
             raise UsageError(f"data set '{name}': there is no file {file}")
@@ -600,14 +600,10 @@ class AtomicFiles(Dataset):
 
     def chunks(self) -> list[Chunk]:
         """The frames."""
-        parts: list[str | None] = [None]
-        sizes = [len(self.inter_feat)]
-        if self.benchmark_filename_list is not None:
-            parts, sizes = list(PARTS), self.file_size_list
+        split = self.benchmark_filename_list is not None
+        sizes = self.file_size_list if split else [len(self.inter_feat)]
         inter, chunks, start = self._arrow(self.inter_feat), [], 0
-        for part, name, rows in zip(
-            parts, self.benchmark_filename_list or [None], sizes, strict=True
-        ):
+        for (part, name), rows in zip(named_parts(self.config), sizes, strict=True):
             own = inter.slice(start, rows)
             numbers = self._numbers.get("inter_feat")
             chunks.append(

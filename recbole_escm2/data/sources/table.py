@@ -8,7 +8,7 @@ maps or lists of (token, weight) structs have weights. A row is an impression.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -21,15 +21,12 @@ import pyarrow.parquet
 
 from recbole_escm2.data.checks import check_named, unended_line
 from recbole_escm2.data.labels import labels_of, named_as_label
-from recbole_escm2.data.schema import PARTS, Chunk, Field, Labels, Schema
-from recbole_escm2.data.sources.csv_text import csv_batches
-from recbole_escm2.data.splits import part_names
+from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
+from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
+from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, plain_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
-
-#: Formats by the suffix of a file, or of a folder of parts.
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
 
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
@@ -63,20 +60,20 @@ def takes(config: Any) -> bool:
 def files(config: Any) -> list[Path]:
     """The files of a data set: ``NAME.parquet``, or ``.csv``, ``.arrow`` or ``.feather``.
 
-    With ``benchmark_filename`` there are three of them, ``NAME.train.parquet`` or
+    With ``benchmark_filename`` there is one for each part, ``NAME.train.parquet`` or
     ``train.parquet``. Each may be a folder of parts.
 
     Raises:
         UsageError: one is missing.
     """
-    return [file for _, path in _tables(config) for file in files_of(path)]
+    return [file for _, path in _tables(config) for file in table_files(path)]
 
 
 def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     """Make a data set of a table in memory: ``run("ESMM", save_table(table, "mine"))``.
 
     Args:
-        table: of pandas, Polars or Arrow; or a mapping of three, ``train``, ``valid`` and
+        table: of pandas, Polars or Arrow; or a mapping of them, ``train``, ``valid`` and
             ``test``, to be used with ``benchmark_filename: [train, valid, test]``.
         name: of the data set.
         data_path: folder above that of the data set, as the config key ``data_path``.
@@ -94,48 +91,13 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     for part, own in parts.items():
         path = folder / f"{'.'.join(filter(None, [name, part]))}.parquet"
         with beside(path) as unfinished:
-            pa.parquet.write_table(arrow_table(own), unfinished)
+            pa.parquet.write_table(as_arrow(own), unfinished)
             if not path.is_file() or path.read_bytes() != unfinished.read_bytes():
                 os.replace(unfinished, path)
     return name
 
 
-def arrow_table(table: Any) -> pa.Table:
-    if hasattr(table, "to_arrow"):  # Polars
-        table = table.to_arrow()
-    elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
-        try:
-            table = pa.Table.from_pandas(table, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise _of_several_types(table, error) from error
-    if not isinstance(table, pa.Table):
-        raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
-    return table
-
-
-def _of_several_types(table: Any, error: Exception) -> UsageError:
-    """The error of a pandas table with a column whose values are no one type."""
-    for name in table:
-        there = [(row, own) for row, own in enumerate(table[name], 1) if own is not None]
-        kinds = {type(own).__name__: (row, own) for row, own in reversed(there)}
-        try:
-            pa.array(table[name], from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            found = sorted(
-                (row, f"row {row:,}: column '{name}' holds {own!r}, of type {kind}")
-                for kind, (row, own) in kinds.items()
-            )
-            return UsageError(f"the table's {found[-1][1]}, and other types before it")
-    return UsageError(f"the table can't be read: {error}")
-
-
 # --------------------------------------------------------------------------- files
-
-
-def _names(config: Any) -> list[list[str]]:
-    """For each part the names, without suffix, that its file may have."""
-    name, parts = config["dataset"], part_names(config)
-    return [[f"{name}.{part}", str(part)] for part in parts] if parts else [[name]]
 
 
 def _path(folder: Path, name: str) -> Path | None:
@@ -145,51 +107,16 @@ def _path(folder: Path, name: str) -> Path | None:
 
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
     """Part and path of each table."""
-    folder, names = Path(config["data_path"]), _names(config)
+    folder, whole = Path(config["data_path"]), config["dataset"]
     parts = []
-    for part, own in zip(PARTS if len(names) == 3 else (None,), names, strict=True):
+    for part, name in named_parts(config):
+        own = [whole] if name is None else [f"{whole}.{name}", str(name)]
         path = next(filter(None, (_path(folder, name) for name in own)), None)
         if path is None:
             wanted = " or ".join(f"{name}{suffix}" for name in own for suffix in FORMATS)
             raise UsageError(f"data set '{config['dataset']}': there is no {wanted} in {folder}")
         parts.append((part, path))
     return parts
-
-
-def files_of(path: Path) -> list[Path]:
-    """The file, or the files of a folder, in the order of their names."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
-    if not files:
-        raise UsageError(f"{path} is a folder without any *{path.suffix} file")
-    return files
-
-
-def open_table(
-    file: Path, types: Mapping[str, pa.DataType]
-) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[Sequence[int], pa.RecordBatch]]]]:
-    """The columns of a file, and how to get some of them in batches, with the rows' numbers."""
-    if file.suffix == ".csv":
-        header, batches = csv_batches(file, types)
-        return header, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
-    try:
-        data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{file}: {error}") from error
-    return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
-
-
-def _counted(
-    file: Path, batches: Iterator[pa.RecordBatch]
-) -> Iterator[tuple[range, pa.RecordBatch]]:
-    first = 1
-    try:
-        for batch in batches:
-            yield range(first, first + len(batch)), batch
-            first += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{file}: {error}") from error
 
 
 # --------------------------------------------------------------------------- reading
@@ -208,7 +135,7 @@ def read(config: Any) -> tuple[Schema, Iterator[Chunk]]:
         raise UsageError("impressions: pairs makes D of atomic files; a table's rows are D")
     tables = _tables(config)
     getLogger().info(f"reading {', '.join(path.name for _, path in tables)}")
-    reader = _Reader(config, files_of(tables[0][1])[0])
+    reader = _Reader(config, table_files(tables[0][1])[0])
     return reader.schema(), reader.chunks(tables)
 
 
@@ -330,7 +257,7 @@ class _Reader:
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
         """All rows, file by file."""
         for part, path in tables:
-            for file in files_of(path):
+            for file in table_files(path):
                 yield from self._chunks_of(file, part)
 
     def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:

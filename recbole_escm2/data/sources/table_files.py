@@ -1,0 +1,93 @@
+"""Tables as files: Parquet, CSV, Arrow and Feather, each one file or a folder of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+
+from recbole_escm2.data.sources.csv_text import csv_batches
+from recbole_escm2.errors import UsageError
+
+#: Formats by the suffix of a file, or of a folder of parts.
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
+
+
+def as_arrow(table: Any) -> pa.Table:
+    """A table of pandas, Polars or Arrow as one of Arrow.
+
+    Raises:
+        UsageError: it is none of these, or a column's values are of several types.
+    """
+    if hasattr(table, "to_arrow"):  # Polars
+        table = table.to_arrow()
+    elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise _of_several_types(table, error) from error
+    if not isinstance(table, pa.Table):
+        raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
+    return table
+
+
+def _of_several_types(table: Any, error: Exception) -> UsageError:
+    """The error of a pandas table with a column whose values are no one type."""
+    for name in table:
+        try:
+            pa.array(table[name], from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            kinds: dict[type, tuple[int, str]] = {}  # with the first row of each
+            for row, own in enumerate(table[name], 1):
+                said = f"row {row:,}: column '{name}' holds {own!r}, a {type(own).__name__}"
+                kinds.setdefault(type(own), (row, said))
+            _, said = max(kinds.values())
+            return UsageError(f"the table's {said}, and other types before it")
+    return UsageError(f"the table can't be read: {error}")
+
+
+def table_files(path: Path) -> list[Path]:
+    """The file, or the files of a folder, in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
+    if not found:
+        raise UsageError(f"{path} is a folder without any *{path.suffix} file")
+    return found
+
+
+def open_table(
+    file: Path, types: Mapping[str, pa.DataType]
+) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[Sequence[int], pa.RecordBatch]]]]:
+    """The columns of a file, and how to get some of them in batches, with the rows' numbers.
+
+    Args:
+        file: of one of :data:`FORMATS`.
+        types: of columns of a CSV file; others have the types that the first rows look like.
+
+    Raises:
+        UsageError: it can't be read as what its name says.
+    """
+    if file.suffix == ".csv":
+        found, batches = csv_batches(file, types)
+        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
+    try:
+        data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: {error}") from error
+    return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
+
+
+def _counted(
+    file: Path, batches: Iterator[pa.RecordBatch]
+) -> Iterator[tuple[range, pa.RecordBatch]]:
+    first = 1
+    try:
+        for batch in batches:
+            yield range(first, first + len(batch)), batch
+            first += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: {error}") from error
