@@ -23,6 +23,7 @@ usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [-
        {program} search --model=NAME --dataset=NAME --trials=N     (more: {program} search --help)
        {program} --checkpoint=FILE --evaluate
        {program} predict --checkpoint=FILE --data=FILE --out=FILE   (more: predict --help)
+       {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE  (more: --help)
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
 
 Trains a model on impressions with a click and a conversion label, stops early on validation, and
@@ -130,6 +131,25 @@ have labels; all of it is in OUT.json too.
   --labels=False       without metrics, where the data has labels
   --metrics=[...]      those to compute
   --eval_batch_size=N  rows that the model scores at once
+  --model=path.to.module:Class   where the model is your own
+  --device=cpu         where to compute; by default a GPU where there is one
+"""
+_RECOMMEND_HELP = """\
+usage: {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE [--KEY=VALUE ...]
+
+Writes the best items of each user, a row each with its rank and its probabilities, of all items or
+of given candidates, with a checkpoint alone.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --users=FILE         each user once, with the features of users, and the context to recommend in
+                       (features of impressions: an hour, a place); Parquet, CSV, Arrow or Feather
+  --items=FILE         each item once, with the features of items
+  --out=FILE           .parquet, .csv, .arrow or .feather
+  --k=10               items a user
+  --by=ctcvr           or ctr or cvr: the probability that ranks them
+  --seen=FILE          pairs of a user and an item that aren't recommended
+  --candidates=FILE    pairs of a user and an item to choose among, instead of all; features that
+                       it doesn't have come from --users and --items
   --model=path.to.module:Class   where the model is your own
   --device=cpu         where to compute; by default a GPU where there is one
 """
@@ -399,26 +419,36 @@ def _predict(options: dict[str, str]) -> int:
     if "help" in options:
         print(_PREDICT_HELP.format(program="run_recbole_escm2.py"))
         return 0
-    _check_options("predict", options, _PREDICT_HELP)
-    import torch
-
+    _begin_scoring("predict", options, _PREDICT_HELP)
     from recbole_escm2.serve.predict import predict
-
-    torch.set_num_threads(threads_of())
 
     return predict(options)
 
 
-def _check_options(command: str, options: Mapping[str, str], text: str) -> None:
-    """Refuse an option that a command's help doesn't name."""
+def _recommend(options: dict[str, str]) -> int:
+    if "help" in options:
+        print(_RECOMMEND_HELP.format(program="run_recbole_escm2.py"))
+        return 0
+    _begin_scoring("recommend", options, _RECOMMEND_HELP)
+    from recbole_escm2.serve.recommend import recommend
+
+    return recommend(options)
+
+
+def _begin_scoring(command: str, options: Mapping[str, str], text: str) -> None:
+    """Refuse an option that a command's help doesn't name; then load torch."""
     known = re.findall(r"--(\w+)=", text)
     for name in options:
         if name not in known:
             raise UsageError(f"{command} knows no --{name}{did_you_mean(name, known)}")
+    import torch
+
+    torch.set_num_threads(threads_of())
 
 
 _COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {
     "simulate": _simulate,
     "search": _search,
     "predict": _predict,
+    "recommend": _recommend,
 }

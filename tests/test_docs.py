@@ -56,6 +56,8 @@ COMMANDS: dict[str, dict[str, str] | None] = {
     "simulate --rows=1000000 --out=dataset/ali-ccp/raw": {"rows": "2000"},
     "predict --checkpoint=output/… --data=new.parquet --out=scores.parquet "
     "--columns=user_id,item_id": None,  # below
+    "recommend --checkpoint=output/… --users=users.parquet --items=items.parquet --seen=seen.csv "
+    "--k=10 --out=best.parquet": None,  # below
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -154,11 +156,18 @@ def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
     known = json.loads((folder / "result.json").read_text())["data"]
     assert known["train"]["impressions"] > 0
     assert names["scorer"].unknown["user_id"] == (frame["user_id"].astype(int) > 943).sum()
-    for command in (shown for shown in COMMANDS if shown.startswith("predict ")):
+    users, items = ["user_id", "age", "gender", "occupation", "zip_code"], [*features][-3:]
+    frame[users].drop_duplicates("user_id").to_parquet("users.parquet")
+    frame[["item_id", *items]].drop_duplicates("item_id").to_parquet("items.parquet")
+    frame[["user_id", "item_id"]].to_csv("seen.csv", index=False)
+    for command in (shown for shown in COMMANDS if shown.startswith(("predict ", "recommend "))):
         assert main(command.replace("output/…", str(folder)).split()) == 0
     scores = pd.read_parquet("scores.parquet")
     assert list(scores) == ["user_id", "item_id", "pctr", "pcvr", "pctcvr", "support"]
     assert np.array_equal(scores["pctcvr"], names["scores"]["pctcvr"])
+    best = pd.read_parquet("best.parquet")
+    assert (best.groupby("user_id").size() == 10).all()
+    assert best.merge(frame, on=["user_id", "item_id"]).empty
 
 
 def test_the_leaderboard_is_what_the_tables_say():

@@ -540,6 +540,20 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
     return _batch(columns, bags, batch.lengths, stop - start)
 
 
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Rows of a batch, of :meth:`Encoder.encode`, in another order or several times."""
+    bags = {}
+    for name, bag in batch.bags.items():
+        (lengths,) = bag.lengths
+        chosen = lengths[rows]
+        shift = (lengths.cumsum(0) - lengths)[rows] - (chosen.cumsum(0) - chosen)
+        places = torch.repeat_interleave(shift, chosen) + torch.arange(int(chosen.sum()))
+        weights = None if bag.weights is None else bag.weights[places]
+        bags[name] = Bags(bag.fields, bag.ids[places], weights, chosen.unsqueeze(0))
+    columns = {name: own[rows] for name, own in batch.interaction.items()}
+    return _batch(columns, bags, batch.lengths, len(rows))
+
+
 def _batch(
     columns: dict[str, Tensor], bags: dict[str, Bags], lengths: Mapping[str, int], rows: int
 ) -> Batch:

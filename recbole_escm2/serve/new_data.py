@@ -101,7 +101,81 @@ def _texts(column: pa.Array) -> NDArray[Any]:
     return (column.cast(pa.string()) if text is None else text).to_numpy(zero_copy_only=False)
 
 
-class NewData:
+class Files:
+    """Opens tables and atomic files.
+
+    Args:
+        scorer: whose fields are read.
+        skip: whether lines that aren't rows are left out and counted, instead of an error.
+    """
+
+    def __init__(self, scorer: Scorer, skip: bool = False) -> None:
+        self.scorer, self.config, self.skip = scorer, scorer.config, skip
+        self._skipped: list[int] = []
+
+    def side(self, kind: str, file: Path) -> SideTable:
+        """A file with the features of users or of items, which stays in memory.
+
+        Args:
+            kind: ``user`` or ``item``.
+            file: Parquet, CSV, Arrow, Feather, ``.user`` or ``.item``.
+
+        Raises:
+            UsageError: it can't be read, or has no ids.
+        """
+        return SideTable(self.whole(file), self.config[f"{kind.upper()}_ID_FIELD"], str(file))
+
+    def whole(self, file: Path) -> pa.Table:
+        """The columns of a file that are fields, and those of ids.
+
+        Raises:
+            UsageError: it can't be read, or has no row.
+        """
+        names, batches = self._opened(file)
+        ids = self.config["USER_ID_FIELD"], self.config["ITEM_ID_FIELD"]
+        rows = [b for _, b in batches([n for n in names if n in (*self.scorer.known.fields, *ids)])]
+        if not any(map(len, rows)):
+            raise UsageError(f"{file} has no row")
+        return pa.Table.from_batches(rows)
+
+    def _opened(self, file: Path) -> tuple[list[str], Any]:
+        """The columns of a file, and how to get some of them in batches."""
+        if not file.is_file():
+            raise UsageError(f"there is no file {file}")
+        if file.suffix == ".inter" or file.suffix[1:] in _SIDES:
+            return self._opened_atomic(file)
+        if file.suffix not in FORMATS:
+            raise UsageError(f"{file} is none of {', '.join([*FORMATS, '.inter'])}")
+        if file.suffix != ".csv":
+            header, batches = open_table(file, {})
+            return list(header.names), batches
+        header, _ = csv_batches(file, {}, skipped=[])  # which are told when rows are read
+        return list(header.names), lambda columns: self._csv(file, columns)
+
+    def _csv(self, file: Path, columns: Sequence[str], stream: Any = None) -> Batches:
+        """All as text, so that what isn't a number is told by its line, and 007 isn't 7."""
+        types = dict.fromkeys(columns, pa.string())
+        skipped = self._skipped if self.skip else None
+        _, batches = csv_batches(file, types, only=columns, stream=stream, skipped=skipped)
+        return batches
+
+    def _opened_atomic(self, file: Path) -> tuple[list[str], Any]:
+        separator, encoding = self.config["field_separator"], self.config["encoding"]
+        header = read_header(file, separator, encoding)
+
+        def batches(columns: Sequence[str]) -> Batches:
+            name = {column: f"{column}:{header[column]}" for column in columns}
+            types = dict.fromkeys(name.values(), pa.string())
+            skipped = self._skipped if self.skip else None
+            only = list(name.values())
+            _, found = csv_batches(file, types, separator, only=only, skipped=skipped)
+            for numbers, rows in found:
+                yield numbers, rows.rename_columns(list(columns))
+
+        return list(header), batches
+
+
+class NewData(Files):
     """New rows: a file, a folder of parts, raw files of Ali-CCP, or standard input.
 
     Args:
@@ -129,35 +203,25 @@ class NewData:
         skip: bool = False,
         sides: Mapping[str, str] | None = None,
     ) -> None:
-        self.scorer, self.config = scorer, scorer.config
-        self.passed, self.skip = list(passed), skip
+        super().__init__(scorer, skip)
+        self.passed = list(passed)
         self.name = "standard input" if data == STREAM else data
         self.labels: dict[str, str] = {}
-        self._skipped: list[int] = []
         self._malformed = 0
         self.is_arrow = False
         self._stream = _standard_input() if data == STREAM else None
         self._files = [] if self._stream else paths_of(Path(data))
         given = {kind: Path(file) for kind, file in (sides or {}).items()}
-        self.sides = [self._side(kind, file) for kind, file in given.items()]
+        self.sides = [self.side(kind, file) for kind, file in given.items()]
         if self._files and self._files[0].suffix == ".inter":
             beside = _beside(self._files[0])
             new = {kind: file for kind, file in beside.items() if kind not in given}
-            self.sides += [self._side(kind, file) for kind, file in new.items()]
+            self.sides += [self.side(kind, file) for kind, file in new.items()]
 
     @property
     def skipped(self) -> int:
         """Lines left out so far, since they aren't rows."""
         return len(self._skipped) + self._malformed
-
-    def _side(self, kind: str, file: Path) -> SideTable:
-        key = self.config[f"{kind.upper()}_ID_FIELD"]
-        names, batches = self._opened(file)
-        wanted = [name for name in names if name in (*self.scorer.known.fields, key)]
-        rows = [batch for _, batch in batches(wanted)]
-        if not rows:
-            raise UsageError(f"{file} has no row")
-        return SideTable(pa.Table.from_batches(rows), key, str(file))
 
     # ------------------------------------------------------------------ files
 
@@ -219,42 +283,6 @@ class NewData:
         for side in self.sides:
             rows = side.joined(rows)
         return rows
-
-    def _opened(self, file: Path) -> tuple[list[str], Any]:
-        """The columns of a file, and how to get some of them in batches."""
-        if not file.is_file():
-            raise UsageError(f"there is no file {file}")
-        if file.suffix == ".inter" or file.suffix[1:] in _SIDES:
-            return self._opened_atomic(file)
-        if file.suffix not in FORMATS:
-            raise UsageError(f"{file} is none of {', '.join([*FORMATS, '.inter'])}")
-        if file.suffix != ".csv":
-            header, batches = open_table(file, {})
-            return list(header.names), batches
-        header, _ = csv_batches(file, {}, skipped=[])  # which are told when rows are read
-        return list(header.names), lambda columns: self._csv(file, columns)
-
-    def _csv(self, file: Path, columns: Sequence[str], stream: Any = None) -> Batches:
-        """All as text, so that what isn't a number is told by its line, and 007 isn't 7."""
-        types = dict.fromkeys(columns, pa.string())
-        skipped = self._skipped if self.skip else None
-        _, batches = csv_batches(file, types, only=columns, stream=stream, skipped=skipped)
-        return batches
-
-    def _opened_atomic(self, file: Path) -> tuple[list[str], Any]:
-        separator, encoding = self.config["field_separator"], self.config["encoding"]
-        header = read_header(file, separator, encoding)
-
-        def batches(columns: Sequence[str]) -> Batches:
-            name = {column: f"{column}:{header[column]}" for column in columns}
-            types = dict.fromkeys(name.values(), pa.string())
-            skipped = self._skipped if self.skip else None
-            only = list(name.values())
-            _, found = csv_batches(file, types, separator, only=only, skipped=skipped)
-            for numbers, rows in found:
-                yield numbers, rows.rename_columns(list(columns))
-
-        return list(header), batches
 
     # ------------------------------------------------------------------ standard input
 

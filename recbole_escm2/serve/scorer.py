@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import Fault, part_of
 from recbole_escm2.data.sources.table_files import as_arrow
 from recbole_escm2.errors import UsageError
@@ -134,15 +135,26 @@ class Scorer:
             kept = np.ones(len(rows), bool)
             kept[[fault.row for fault in faults]] = False
             rows = rows.filter(pa.array(kept))
+        batches = [encoder.encode(rows) for encoder in self.encoders]
+        for watch in self.watchers:
+            watch(batches[0])
+        of, pctr = self.probabilities(batches, where)
+        return Scores(of, pctr, kept, faults)
+
+    def probabilities(
+        self, batches: Sequence[Batch], where: str
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32] | None]:
+        """Those of a batch by task, and pCTR before calibration, as in :class:`Scores`.
+
+        Args:
+            batches: the same rows for each of the models.
+            where: they come from, for messages.
+        """
         found: dict[str, Tensor] = {}
-        for own, encoder in zip(self.models, self.encoders, strict=True):
-            batch = encoder.encode(rows)
-            if own is self.models[0]:
-                for watch in self.watchers:
-                    watch(batch)
+        for own, batch in zip(self.models, batches, strict=True):
             pieces = [
-                own.probabilities(part_of(batch, start, min(start + self.batch_size, len(rows))))
-                for start in range(0, len(rows), self.batch_size)
+                own.probabilities(part_of(batch, start, min(start + self.batch_size, len(batch))))
+                for start in range(0, len(batch), self.batch_size)
             ]
             for task in own.tasks:
                 found[task] = torch.cat([torch.empty(0), *(piece[task] for piece in pieces)])
@@ -154,7 +166,7 @@ class Scorer:
         pctr = of.get("ctr")
         if calibration := self.models[0].calibration:
             of = {task: own.astype(np.float32) for task, own in calibration.apply(of).items()}
-        return Scores(of, pctr, kept, faults)
+        return of, pctr
 
 
 def checkpoints_of(path: str | Path | Sequence[str | Path]) -> list[Path]:
