@@ -63,6 +63,10 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "epochs": "1",
     },
     "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…": None,  # below: it takes a run
+    "predict --checkpoint=output/… --data=new.parquet --out=scores.parquet "
+    "--columns=user_id,item_id": None,  # below
+    "recommend --checkpoint=output/… --users=users.parquet --items=items.parquet --seen=seen.csv "
+    "--k=10 --out=best.parquet": None,  # below
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -151,6 +155,38 @@ def test_a_table_in_memory_trains_as_printed(tmp_path, monkeypatch):
     exec(compile(code, "docs/data.md", "exec"), {"frame": frame})
     (result,) = tmp_path.glob("output/ESMM-mine-*/result.json")
     assert 0 < json.loads(result.read_text())["test_result"]["CTCVR_AUC"] < 1
+
+
+def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
+    """A model of ml-100k, and rows with users that it doesn't know."""
+    monkeypatch.chdir(tmp_path)
+    run("ESCM2_DR", "ml-100k", config_dict={"impression_sample": 0.02, "epochs": 1})
+    (folder,) = tmp_path.glob("output/*")
+    (code,) = re.findall(r"```python\n(.+?)```", PAGES["docs/predict.md"], re.DOTALL)
+    code = code.replace("output/ESCM2_DR-…", str(folder))
+    rng = np.random.default_rng(0)
+    features = {"age": 30, "gender": "M", "occupation": "other", "zip_code": "94043"}
+    features |= {"release_year": 1995, "class": "Drama Comedy", "movie_title": "Toy Story"}
+    ids = {name: rng.integers(1, 1200, 500).astype(str) for name in ("user_id", "item_id")}
+    frame = pd.DataFrame({**ids, **features})
+    frame.to_parquet("new.parquet")
+    names: dict = {"frame": frame}
+    exec(compile(code, "docs/predict.md", "exec"), names)
+    known = json.loads((folder / "result.json").read_text())["data"]
+    assert known["train"]["impressions"] > 0
+    assert names["scorer"].unknown["user_id"] == (frame["user_id"].astype(int) > 943).sum()
+    users, items = ["user_id", "age", "gender", "occupation", "zip_code"], [*features][-3:]
+    frame[users].drop_duplicates("user_id").to_parquet("users.parquet")
+    frame[["item_id", *items]].drop_duplicates("item_id").to_parquet("items.parquet")
+    frame[["user_id", "item_id"]].to_csv("seen.csv", index=False)
+    for command in (shown for shown in COMMANDS if shown.startswith(("predict ", "recommend "))):
+        assert main(command.replace("output/…", str(folder)).split()) == 0
+    scores = pd.read_parquet("scores.parquet")
+    assert list(scores) == ["user_id", "item_id", "pctr", "pcvr", "pctcvr", "support"]
+    assert np.array_equal(scores["pctcvr"], names["scores"]["pctcvr"])
+    best = pd.read_parquet("best.parquet")
+    assert (best.groupby("user_id").size() == 10).all()
+    assert best.merge(frame, on=["user_id", "item_id"]).empty
 
 
 def test_the_leaderboard_is_what_the_tables_say():

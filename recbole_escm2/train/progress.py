@@ -49,7 +49,6 @@ _WHILE_IT_LASTS: Mapping[str, type] = {
     "optimizer": dict,
     "scaler": dict,
     "random": dict,
-    "average": dict,  # of the weights, where there is one yet
 }
 
 
