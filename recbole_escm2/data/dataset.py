@@ -35,6 +35,7 @@ from recbole_escm2.data.splits import (
 )
 from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import WEIGHT_KEYS
 from recbole_escm2.identity import Identity
 
 _COUNTED_AT_ONCE = 1 << 16
@@ -148,6 +149,7 @@ class EntireSpaceDataset(Dataset):
                 self._lengths[name] = min(entry["length"], self.config["multi_value_top_k"])
                 self._scales[name] = entry["scale"] if scaled else 1.0
         self._check_conversion()
+        self._check_weights()
         for name in (self.click_field, self.conversion_field):
             if name in self.store.tables["inter"].fields:
                 self.set_field_property(name, FeatureType.FLOAT, LABEL_SOURCE, 1)
@@ -345,6 +347,7 @@ class EntireSpaceDataset(Dataset):
         if self.config["train_space"] == "click":
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
             parts[0].truth = None
+        self._show_weights(parts[0])
         self._count_ids(parts)
         return parts
 
@@ -514,8 +517,28 @@ class EntireSpaceDataset(Dataset):
             )
         train.inter_feat[field] = torch.from_numpy(train.truth.propensity)
 
+    def _check_weights(self) -> None:
+        """Weights that a user names are there."""
+        for key in dict.fromkeys(WEIGHT_KEYS.values()):
+            field = self.config[key]
+            if field is not None and field not in self.store.tables["inter"].layout.columnar:
+                raise UsageError(f"data set '{self.dataset_name}' has no column '{field}' ({key})")
+
+    def _show_weights(self, train: EntireSpaceDataset) -> None:
+        """Put weights into the batches of train, divided by their mean over its impressions."""
+        for field in {self.config[key] for key in WEIGHT_KEYS.values()} - {None}:
+            weight = torch.from_numpy(np.asarray(train.inter_feat.columnar(field)))
+            mean = float(weight.double().mean())
+            if not mean:
+                raise UsageError(
+                    f"data set '{self.dataset_name}': the weights '{field}' are 0 in all "
+                    f"{len(weight):,} impressions to train on"
+                )
+            train.inter_feat[field] = (weight.double() / mean).float()
+
     def _labels(self) -> Truth:
         config, group = self.config, self.store.schema["group"]
+        weighted = config["weighted_metrics"]
         column = self.inter_feat.columnar
         return Truth(
             click=column(self.click_field),
@@ -525,6 +548,8 @@ class EntireSpaceDataset(Dataset):
             true_ctr=column(config["TRUE_CTR_FIELD"]),
             true_cvr=column(config["TRUE_CVR_FIELD"]),
             propensity=column(config["weight_field"]),
+            click_weight=column(config["CLICK_WEIGHT_FIELD"]) if weighted else None,
+            conversion_weight=column(config["CONVERSION_WEIGHT_FIELD"]) if weighted else None,
         )
 
     def counts(self) -> dict[str, int]:
