@@ -1,7 +1,8 @@
 """Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set), config files, ``config_dict``, the command line. What each key may hold is in ``keys``.
+set, a preset), config files, ``config_dict``, the command line. What each key may hold is in
+``keys``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
+    CALIBRATION_KEYS,
     EVAL_ARGS,
     FAMILY,
     KEY_NEEDS,
@@ -41,11 +43,13 @@ from recbole_escm2.keys import (
     wrong_value,
 )
 from recbole_escm2.lookup import find_model, model_names, recbole_context_model
-from recbole_escm2.metric_names import bigger_is_better, is_metric, task_of
+from recbole_escm2.metric_names import METRIC_KEYS, bigger_is_better, is_metric, own_names, task_of
 from recbole_escm2.model_names import MODEL_NAMES
+from recbole_escm2.own_code import import_own_metric, refuse_own_metrics, with_names
 from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
+    read_preset,
     read_yaml,
     recbole_properties,
 )
@@ -80,7 +84,8 @@ _RUNNER_KEYS = {
 def defaults(
     model_class: type, dataset: str, external: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Our defaults for a model on a data set: overall, then the model's, then the data set's.
+    """Our defaults for a model on a data set: overall, then the model's, then the data set's, then
+    those of a preset.
 
     Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
     keys that both have are ours.
@@ -88,13 +93,18 @@ def defaults(
     Args:
         model_class: the model.
         dataset: the data set's name.
-        external: the keys that the user set, which may name the backbone.
+        external: the keys that the user set, which may name the backbone and a preset.
+
+    Raises:
+        UsageError: there is no such preset.
     """
     merged = read_yaml(PROPERTIES / "overall.yaml")
     merged.update(model_defaults(model_class))
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    if (preset := (external or {}).get("preset")) is not None:
+        merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
     if is_of_family(model_class):
         return _of_recboles_model(backbone) | merged
@@ -245,6 +255,20 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config["calibrate"] and config["final_fit"]:
+        raise UsageError(
+            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+        )
+    if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
+        raise UsageError(
+            f"eval_step {config['eval_step']} validates after so many epochs, and "
+            f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
+        )
+    if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
+        raise UsageError(
+            f"calibrate_weights weighs the clicks of pCVR by 1/pCTR, and {config['model']} learns "
+            f"{config['task']} alone: leave it out, or set task: both"
+        )
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
@@ -366,7 +390,7 @@ def part_config(config: Config, task: str) -> Config:
     elif task_of(chooses) not in (None, task, *(("ctcvr",) if task == "cvr" else ())):
         scored = "pCVR or the product" if task == "cvr" else "pCTR"
         raise UsageError(f"{key}: valid_metric {chooses} doesn't score {scored}")
-    of_both = ("predict_task", *PART_SETTINGS)
+    of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
     if "pos_weight" not in own and (by_task := config["pos_weight"]):
@@ -552,6 +576,7 @@ class Config(recbole.config.Config):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise UsageError(f"RecBole refuses the configuration: {error}") from error
+        self._import_own_metrics()
         derive(self, self.external_config_dict)
         if sentence := next(_set_in_vain(self, self.external_config_dict), None):
             raise UsageError(sentence)
@@ -585,9 +610,26 @@ class Config(recbole.config.Config):
         later = {**self.variable_config_dict, **self.cmd_config_dict}
         return "" if key in later else self._places.get(key, "")
 
+    def _import_own_metrics(self) -> None:
+        """Import the functions that the command line or Python names as metrics.
+
+        Raises:
+            UsageError: there is none, or a file names it.
+        """
+        started = {**self.variable_config_dict, **self.cmd_config_dict}
+        for key in METRIC_KEYS:
+            if key not in started:
+                refuse_own_metrics({key: self.external_config_dict.get(key)}, self.place(key))
+            for name in own_names(started.get(key)):
+                import_own_metric(name)
+
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: value_of_text(key, value) if isinstance(value, str) else _as_written(value)
+            key: value_of_text(key, value)
+            if isinstance(value, str)
+            else with_names(value)
+            if key in METRIC_KEYS
+            else _as_written(value)
             for key, value in config_dict.items()
         }
 
