@@ -556,7 +556,15 @@ class EntireSpaceTrainer(Trainer):
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
             return None
-        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+        return self.denominator() if self._denominators else self._click_probability(predictions)
+
+    def _click_probability(self, predictions: Predictions) -> NDArray[Any]:
+        """ô as the model weighs by it: its prediction, or that without its ``pos_weight``."""
+        probability = np.asarray(predictions.propensity)
+        if predictions.truth.propensity is not None:
+            return probability
+        unweighted: NDArray[Any] = self.model.as_click_probability(probability)
+        return unweighted
 
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
@@ -565,7 +573,7 @@ class EntireSpaceTrainer(Trainer):
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
-            predictions.propensity,
+            self._click_probability(predictions),
             self.model.propensity_floor,
             self.denominator(),
         )
@@ -574,7 +582,7 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
+        propensity = self._click_probability(self.predictions).astype(np.float64)
         return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(
