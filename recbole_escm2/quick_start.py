@@ -19,7 +19,7 @@ from recbole_escm2.evaluator.calibration import (
     calibration_rows,
 )
 from recbole_escm2.evaluator.catalogue import Setting
-from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
+from recbole_escm2.evaluator.constant import worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.groups import (
@@ -37,6 +37,7 @@ from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
 from recbole_escm2.output import plain_data, table, versions, write_json
+from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
@@ -342,6 +343,7 @@ def config_to_score(
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
     trained = {k: v for k, v in plain_data(state["settings"]).items() if k not in withheld}
+    trained = without_own_metrics(trained)
     trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
     which = model or state["model"], dataset or state["dataset"], None
@@ -376,8 +378,6 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
     if about := outcome.get("calibrated"):
         lines += _calibration_lines(about, result)
-    if worse := outcome.get("worse_than_constant"):
-        lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
     if groups := outcome.get("groups"):

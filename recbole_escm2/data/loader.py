@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_escm2.data.batch import position_dtype
 from recbole_escm2.data.dataset import EntireSpaceDataset
 
 
@@ -51,12 +52,13 @@ class ImpressionLoader:
 
     def __iter__(self) -> Iterator[Any]:
         rows = len(self._dataset)
-        order = torch.arange(rows)
+        order = None
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(rows, generator=generator)
+            order = torch.randperm(rows, generator=generator, dtype=position_dtype(rows))
         for start in range(0, rows, self.batch_size):
-            batch: Interaction = self._dataset[order[start : start + self.batch_size]]
+            stretch = slice(start, start + self.batch_size)
+            batch: Interaction = self._dataset[stretch if order is None else order[stretch]]
             yield (batch, None, None, None) if self.with_placeholders else batch
 
 

@@ -78,7 +78,7 @@ def plan_run(
     needed = [*columns, *(config["primary"] or ("CTCVR_AUC", *PRIMARY_CVR))]
     metrics = list(dict.fromkeys([*config["metrics"], *needed]))
     effective = {**plain_data(config.final_config_dict), "metrics": sorted(metrics), **own}
-    code = code_of(config.model_class)
+    code = code_of(config.model_class, [*metrics, config["valid_metric"]])
     known = {
         "model": model_path(config.model_class),
         "code": code,

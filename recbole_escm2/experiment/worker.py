@@ -21,7 +21,6 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.interrupt import say
 from recbole_escm2.experiment.planned import PlannedRun
-from recbole_escm2.lookup import find_model
 from recbole_escm2.output import lock, write_json
 from recbole_escm2.quick_start import train_and_test
 
@@ -51,10 +50,12 @@ def work(run: PlannedRun) -> None:
             shutil.rmtree(left)
         elif not left.name.startswith((RUN_FILE, OUTPUT_FILE, _LOCK_FILE)):
             left.unlink(missing_ok=True)
-    if code_of(find_model(run.model)) != run.code:
-        raise UsageError("the code has changed since the benchmark began: start it again")
     settings = {**run.settings, "show_progress": False}
-    train_and_test(Config(run.model, run.dataset, config_dict=settings), run)
+    config = Config(run.model, run.dataset, config_dict=settings)
+    metrics = [*config["metrics"], config["valid_metric"]]
+    if code_of(config.model_class, metrics) != run.code:
+        raise UsageError("the code has changed since the benchmark began: start it again")
+    train_and_test(config, run)
 
 
 def main(run: PlannedRun) -> None:

@@ -255,6 +255,7 @@ class EntireSpaceTrainer(Trainer):
         start = perf_counter()
         if self.run is not None:
             self.run.start()
+        self.eval_collector.predictions = None  # of the last validation: a training needs the room
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
         if self._has_no_validation:
             self._fill_unseen()
@@ -360,11 +361,16 @@ class EntireSpaceTrainer(Trainer):
             values = ", ".join(f"{name} {result[name]:.5f}" for name in shown)
             self.logger.info(
                 f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
-                + ("  (best so far)" if improved else "")
+                + (f"  ({self._how_it_stands()})" if improved else "")
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
+
+    def _how_it_stands(self) -> str:
+        """What to say of an epoch by which no earlier one is better."""
+        worse = self.beside_constant is not None and self.beside_constant.is_worse
+        return "no earlier one is better, but a constant prediction is" if worse else "best so far"
 
     @property
     def predictions(self) -> Predictions:
