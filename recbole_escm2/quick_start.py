@@ -43,6 +43,7 @@ from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.run import RESULT_FILE, Run
+from recbole_escm2.train.run_result import RunResult
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
 
@@ -61,7 +62,7 @@ def run(
     saved: bool = True,
     command_line: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train a model with early stopping on validation and score the best epoch on test.
 
     A split without validation has neither: the last of ``epochs`` is scored.
@@ -84,7 +85,9 @@ def run(
         (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
         ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
         ``simulated`` (what to say with numbers on simulated data, else None), ``calibrated`` (None,
-        or what :func:`~recbole_escm2.evaluator.calibration.about_calibration` has).
+        or what :func:`~recbole_escm2.evaluator.calibration.about_calibration` has), ``groups``
+        (where ``by`` asks for them). A dict, with ``table``, ``history``, ``groups`` and
+        ``predictions`` as tables of pandas.
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -93,7 +96,7 @@ def run(
     return train_and_test(config, Run.of(config, saved, folder))
 
 
-def train_and_test(config: Config, run: Run) -> dict[str, Any]:
+def train_and_test(config: Config, run: Run) -> RunResult:
     """Do a run, by itself or one of an experiment, and write its result.
 
     Args:
@@ -146,7 +149,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         write_json(run.folder / RESULT_FILE, content)
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
-    return outcome
+    return RunResult(outcome, content["trainings"])
 
 
 def _calibrated(
@@ -249,7 +252,7 @@ def evaluate_checkpoint(
     config_dict: Mapping[str, Any] | None = None,
     command_line: Mapping[str, str] | None = None,
     config_file_list: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> RunResult:
     """Score a saved model on the test split that its run had.
 
     A checkpoint is data: it chooses neither code nor a place. A model of one's own is loaded only
@@ -316,7 +319,7 @@ def evaluate_checkpoint(
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
-    return outcome
+    return RunResult(outcome)
 
 
 def config_to_score(
