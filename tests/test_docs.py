@@ -54,6 +54,11 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "epochs": "1",
     },
     "simulate --rows=1000000 --out=dataset/ali-ccp/raw": {"rows": "2000"},
+    "--model=ESCM2_DR --dataset=ml-100k --by=item_popularity,pctr:5": {
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "--model=ESCM2_IPS --dataset=ml-100k --save_predictions=True": None,  # below
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -132,6 +137,38 @@ def test_a_table_in_memory_trains_as_printed(tmp_path, monkeypatch):
     exec(compile(code, "docs/data.md", "exec"), {"frame": frame})
     (result,) = tmp_path.glob("output/ESMM-mine-*/result.json")
     assert 0 < json.loads(result.read_text())["test_result"]["CTCVR_AUC"] < 1
+
+
+def test_kept_predictions_are_read_as_printed(tmp_path, monkeypatch, capsys):
+    (command, code) = re.findall(
+        r"```bash\npython run_recbole_escm2.py (\S+ \S+ --save_predictions=True)\n```\n\n"
+        r"```python\n(.+?)```",
+        PAGES["docs/metrics.md"],
+        re.DOTALL,
+    )[0]
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--impression_sample=0.02", "--epochs=1"]) == 0
+    capsys.readouterr()
+    exec(compile(code, "docs/metrics.md", "exec"), {})
+    assert "pctcvr" in capsys.readouterr().out
+
+
+def test_a_notebook_runs_as_printed(tmp_path, monkeypatch):
+    (code,) = re.findall(
+        r"<!-- notebook.*?-->\n```python\n(.+?)```", PAGES["docs/benchmarks.md"], re.DOTALL
+    )
+    quick = '"impression_sample": 0.02, "epochs": 1, '
+    code = code.replace('config_dict={"by"', f'config_dict={{{quick}"by"')
+    code = code.replace("seeds=3, jobs=2", "seeds=2, jobs=2, impression_sample=0.02, epochs=1")
+    assert code.count("epochs") == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json", "--epochs=0"])
+    names: dict = {}
+    exec(compile(code, "docs/benchmarks.md", "exec"), names)
+    assert len(names["outcome"].predictions) > 1000
+    assert {"ESMM", "ESCM2_IPS"} < set(names["study"].table.index)  # and the A/A row
+    assert "<table" in names["study"]._repr_html_()
+    assert (tmp_path / "ctcvr.png").stat().st_size > 1000
 
 
 def test_the_leaderboard_is_what_the_tables_say():

@@ -340,6 +340,10 @@ class EntireSpaceDataset(Dataset):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )
+        if self.config["fits_validation"]:
+            parts[:2] = self._as_one(*parts[:2])
+            train = parts[0]
+            of_train = train._logged().of_part("train", self.store.schema)
         self._show_propensity(train, of_train.propensity)
         if not of_train.click.any():
             raise UsageError(
@@ -447,6 +451,13 @@ class EntireSpaceDataset(Dataset):
         drawn = torch.zeros(len(self), dtype=torch.bool)
         drawn[torch.randperm(len(self))[: round((share or 0) * len(self))]] = True
         return [self.copy(self.inter_feat[rows]) for rows in (~drawn, drawn)]
+
+    def _as_one(self, train: Any, validation: Any) -> list[EntireSpaceDataset]:
+        """Train with the impressions of validation, and a validation without any."""
+        both = train.copy(train.inter_feat.followed_by(validation.inter_feat))
+        none = validation.copy(validation.inter_feat[:0])
+        both._truth = none._truth = None
+        return [both, none]
 
     def id_counts(self) -> dict[str, Tensor]:
         """How often the impressions have each id, float64 ``[ids]`` by field of tokens.
