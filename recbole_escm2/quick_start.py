@@ -312,28 +312,11 @@ def evaluate_checkpoint(
     config = config_to_score(checkpoint, state, model, dataset, given, command_line)
     run = Run.of(config)
     with run.at_work(config):
-        for key, value in state["places"].items():
-            if key not in config.external_config_dict:
-                getLogger().info(
-                    f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
-                    f"say it again with --{key} if the data is still there"
-                )
+        _say_places(config, state)
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        calibrator = None
-        if state.get("calibration"):
-            calibrator = Calibration.of_state(state["calibration"])
-        elif config["calibrate"]:
-            getLogger().warning(NOT_CALIBRATED)
-        for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
-            result = trainer.evaluate(
-                training.splits[split], False, show_progress=config["show_progress"]
-            )
-            test_result, predictions, about = _calibrated(
-                config, calibrator, result, trainer.predictions
-            )
-            _keep_predictions(config, run, training, split, predictions)
+        test_result, predictions, about = _score_saved(config, run, training, state)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -348,6 +331,36 @@ def evaluate_checkpoint(
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
     return RunResult(outcome)
+
+
+def _say_places(config: Config, state: Mapping[str, Any]) -> None:
+    """Which folders of a checkpoint's training weren't taken from it."""
+    for key, value in state["places"].items():
+        if key not in config.external_config_dict:
+            getLogger().info(
+                f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
+                f"say it again with --{key} if the data is still there"
+            )
+
+
+def _score_saved(
+    config: Config, run: Run, training: Training, state: Mapping[str, Any]
+) -> tuple[MetricResult, Predictions, dict[str, Any] | None]:
+    """Test metrics and predictions of a saved model, calibrated as it was, and what that changed.
+
+    Predictions are kept where they are asked for, of validation too.
+    """
+    calibrator = None
+    if state.get("calibration"):
+        calibrator = Calibration.of_state(state["calibration"])
+    elif config["calibrate"]:
+        getLogger().warning(NOT_CALIBRATED)
+    trainer, show_progress = training.trainer, config["show_progress"]
+    for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
+        result = trainer.evaluate(training.splits[split], False, show_progress=show_progress)
+        scored = _calibrated(config, calibrator, result, trainer.predictions)
+        _keep_predictions(config, run, training, split, scored[1])
+    return scored
 
 
 def config_to_score(
