@@ -67,6 +67,11 @@ COMMANDS: dict[str, dict[str, str] | None] = {
     "--columns=user_id,item_id": None,  # below
     "recommend --checkpoint=output/… --users=users.parquet --items=items.parquet --seen=seen.csv "
     "--k=10 --out=best.parquet": None,  # below
+    "--model=ESCM2_DR --dataset=ml-100k --by=item_popularity,pctr:5": {
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
+    "--model=ESCM2_IPS --dataset=ml-100k --save_predictions=True": None,  # below
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -187,6 +192,38 @@ def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
     best = pd.read_parquet("best.parquet")
     assert (best.groupby("user_id").size() == 10).all()
     assert best.merge(frame, on=["user_id", "item_id"]).empty
+
+
+def test_kept_predictions_are_read_as_printed(tmp_path, monkeypatch, capsys):
+    (command, code) = re.findall(
+        r"```bash\npython run_recbole_escm2.py (\S+ \S+ --save_predictions=True)\n```\n\n"
+        r"```python\n(.+?)```",
+        PAGES["docs/metrics.md"],
+        re.DOTALL,
+    )[0]
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--impression_sample=0.02", "--epochs=1"]) == 0
+    capsys.readouterr()
+    exec(compile(code, "docs/metrics.md", "exec"), {})
+    assert "pctcvr" in capsys.readouterr().out
+
+
+def test_a_notebook_runs_as_printed(tmp_path, monkeypatch):
+    (code,) = re.findall(
+        r"<!-- notebook.*?-->\n```python\n(.+?)```", PAGES["docs/benchmarks.md"], re.DOTALL
+    )
+    quick = '"impression_sample": 0.02, "epochs": 1, '
+    code = code.replace('config_dict={"by"', f'config_dict={{{quick}"by"')
+    code = code.replace("seeds=3, jobs=2", "seeds=2, jobs=2, impression_sample=0.02, epochs=1")
+    assert code.count("epochs") == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json", "--epochs=0"])
+    names: dict = {}
+    exec(compile(code, "docs/benchmarks.md", "exec"), names)
+    assert len(names["outcome"].predictions) > 1000
+    assert {"ESMM", "ESCM2_IPS"} < set(names["study"].table.index)  # and the A/A row
+    assert "<table" in names["study"]._repr_html_()
+    assert (tmp_path / "ctcvr.png").stat().st_size > 1000
 
 
 def test_the_leaderboard_is_what_the_tables_say():

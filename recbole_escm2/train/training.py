@@ -228,6 +228,8 @@ def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], t
     dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
     check_groups(config["by"], splits["test"].dataset)
+    if "valid" in config["save_predictions"] and not splits["valid"]:
+        raise UsageError("save_predictions: valid needs a validation part; see eval_args")
     logger.info(str(dataset))
     for name, loader in splits.items():
         logger.info(f"{name:5} {loader.dataset.summary()}")
