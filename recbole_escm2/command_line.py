@@ -83,6 +83,7 @@ _KNOBS = {
     "click_rate": "clicked impressions among all",
     "conversion_rate": "conversions among clicked impressions",
     "selection": "selection bias: correlation of the two logits, 0 to 1",
+    "interaction_share": "share of the logits' variance by products of user and item, 0 to 1",
     "rows_per_user": "mean number of impressions of a common row",
     "behaviours": "mean number of weighted ids of a common row",
     "users": "size of the vocabulary of 101; by default it grows with rows",
@@ -140,7 +141,8 @@ fit into memory (8 bytes a row and column, and a few times that for sorting).
                        POTENTIAL_CONVERSION_FIELD, TRUE_CTR_FIELD, TRUE_CVR_FIELD, pctr, pcvr,
                        pctcvr: what a column is called
 """
-_FLAGS = ("help", "version", "evaluate")
+#: What stands alone, with the value that it then has.
+_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
 
@@ -165,7 +167,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
         else:
             key, equals, value = argument[2:].partition("=")
             if not equals and key in _FLAGS:
-                value = ""
+                value = _FLAGS[key]
             elif not equals:
                 waiting = key
                 continue

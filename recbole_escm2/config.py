@@ -1,7 +1,8 @@
 """Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set), config files, ``config_dict``, the command line. What each key may hold is in ``keys``.
+set, a preset), config files, ``config_dict``, the command line. What each key may hold is in
+``keys``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from recbole_escm2.own_code import import_own_metric, refuse_own_metrics, with_n
 from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
+    read_preset,
     read_yaml,
     recbole_properties,
 )
@@ -82,7 +84,8 @@ _RUNNER_KEYS = {
 def defaults(
     model_class: type, dataset: str, external: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Our defaults for a model on a data set: overall, then the model's, then the data set's.
+    """Our defaults for a model on a data set: overall, then the model's, then the data set's, then
+    those of a preset.
 
     Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
     keys that both have are ours.
@@ -90,13 +93,18 @@ def defaults(
     Args:
         model_class: the model.
         dataset: the data set's name.
-        external: the keys that the user set, which may name the backbone.
+        external: the keys that the user set, which may name the backbone and a preset.
+
+    Raises:
+        UsageError: there is no such preset.
     """
     merged = read_yaml(PROPERTIES / "overall.yaml")
     merged.update(model_defaults(model_class))
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    if (preset := (external or {}).get("preset")) is not None:
+        merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
     if is_of_family(model_class):
         return _of_recboles_model(backbone) | merged
@@ -246,6 +254,15 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         raise UsageError(
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
+    if config["calibrate"] and config["final_fit"]:
+        raise UsageError(
+            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+        )
+    if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
+        raise UsageError(
+            f"eval_step {config['eval_step']} validates after so many epochs, and "
+            f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
         )
     if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
         raise UsageError(

@@ -77,7 +77,8 @@ class AITM(EntireSpaceRecommender):
         ctr_hidden = ctr.hidden(inputs["ctr"])
         hidden = self.transfer(ctcvr.hidden(inputs["ctcvr"]), ctr_hidden)
         logit = {"ctr": ctr.head(ctr_hidden), "ctcvr": ctcvr.head(hidden)}
-        return {name: logit[name].squeeze(-1).float() for name in towers or self.tower_names}
+        wanted = {name: logit[name].squeeze(-1).float() for name in towers or self.tower_names}
+        return self.with_first_order(wanted, interaction)
 
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
         """The unweighted risks ``ctr`` and ``ctcvr``, and the ``calibrator``, scalars."""

@@ -90,6 +90,38 @@ class BagEmbedding(ContextRecommender):
         return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
 
 
+@torch.no_grad()
+def initialize(model: ContextRecommender, how: str | float) -> None:
+    """Draw a model's initial embeddings anew, from normal distributions.
+
+    RecBole draws them by Xavier's rule (Glorot and Bengio, AISTATS 2010) of one table that holds
+    all token fields: the standard deviation is √(2/(rows + width)), and the ids of a field of three
+    start the smaller the more ids some other field has.
+
+    Args:
+        model: with RecBole's embedding; tables of its parts stay.
+        how: ``xavier`` leaves it at that, ``field`` takes Xavier's rule for the rows of each field
+            by themselves; a number is the standard deviation of all.
+    """
+    if how == "xavier":
+        return
+    for rows in _fields_of(model):
+        if how == "field":
+            nn.init.xavier_normal_(rows)
+        else:
+            nn.init.normal_(rows, std=float(how))
+
+
+def _fields_of(model: Any) -> Iterator[Tensor]:
+    """The rows of each field in RecBole's embedding, ``[ids, embedding]``."""
+    for kind in ("token", "float"):
+        table = getattr(model, f"{kind}_embedding_table", None)
+        if table is not None:
+            yield from table.embedding.weight.split(getattr(model, f"{kind}_field_dims"))
+    for kind in ("token_seq", "float_seq"):
+        yield from (table.weight for table in getattr(model, f"{kind}_embedding_table", ()))
+
+
 def embedding_tables(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
     """Every table of a model, first-order weights and those of numerical fields included."""
     return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]

@@ -10,6 +10,7 @@ from logging import getLogger
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.model import backbone
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.embedding import BagEmbedding
+from recbole_escm2.model.embedding import BagEmbedding, initialize
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk, self_normalized
 
@@ -151,6 +152,13 @@ class EntireSpaceRecommender(BagEmbedding):
             self.apply(xavier_normal_initialization)
         else:
             self._build_recbole_towers(config, dataset)
+        if self._embeds:
+            initialize(self, config["embedding_init"])
+        self.embedding_dropout: float = config["embedding_dropout"] if self._embeds else 0.0
+        #: By tower; none where the towers have no first-order part, or see to it themselves.
+        self.first_order = nn.ModuleDict()
+        if config["first_order"] and self.backbone in BOTTOMS:
+            self.first_order = backbone.first_order_parts(self.tower_names, config, dataset)
         if config["sparse_embedding"]:
             backbone.make_sparse(self, self.regularizer())
 
@@ -198,15 +206,38 @@ class EntireSpaceRecommender(BagEmbedding):
         """
         names = towers or self.tower_names
         inputs = self.tower_inputs(interaction, names)
-        return evaluate({name: self.towers[name] for name in names}, inputs)
+        logit = evaluate({name: self.towers[name] for name in names}, inputs)
+        return self.with_first_order(logit, interaction)
+
+    def with_first_order(self, logit: dict[str, Tensor], interaction: Any) -> dict[str, Tensor]:
+        """Logits plus b + Σ w_j·x_j of their towers, where config ``first_order`` asks for it.
+
+        A :meth:`forward` that replaces this class's ends in it.
+
+        Args:
+            logit: by tower, ``[|D|]`` each.
+            interaction: the batch.
+        """
+        if not self.first_order:
+            return logit
+        parts = {name: self.first_order[name](interaction).squeeze(1) for name in logit}
+        return {name: logit[name] + part.float() for name, part in parts.items()}
 
     def tower_inputs(self, interaction: Any, towers: tuple[str, ...]) -> dict[str, Any]:
         """What each of the towers named maps to its logit.
 
         Of an MLP tower that is what the backbone's bottom makes of the embedding,
         ``[|D|, input_size]``; of one of RecBole's models it is the batch with the embedding.
+
+        In training a field's whole embedding is 0 with probability ``embedding_dropout``, drawn
+        for each impression, and the others are scaled by 1/(1 − p): no tower can rely on one id.
+        Whole embeddings are dropped as in Gal and Ghahramani, "A Theoretically Grounded Application
+        of Dropout in Recurrent Neural Networks", NIPS 2016, section 4.2 (there those of an id, for
+        all of a sequence); ``dropout_prob`` is about single units.
         """
         embedding = self.concat_embed_input_fields(interaction) if self._embeds else None
+        if embedding is not None and self.embedding_dropout:
+            embedding = F.dropout1d(embedding, self.embedding_dropout, self.training)
         if embedding is not None and self.backbone in BOTTOMS:
             inputs: dict[str, Any] = self.bottom(embedding.flatten(start_dim=1), towers)
             return inputs

@@ -22,6 +22,7 @@ from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.lookup import find_model
+from recbole_escm2.report import groups
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
 from recbole_escm2.report.layout import layout
 from recbole_escm2.report.notes import MINUS, aa_notes, one_line
@@ -89,6 +90,7 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         study: what is shown.
         images: of :func:`drawn`, where they are drawn already.
     """
+    by_rule = groups.groupings(study)
     weighed, by_package = weighing(study), versions(study)
     return render(
         "report.html",
@@ -97,6 +99,8 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         summary=summary(study),
         panels=_panels(drawn(study) if images is None else images),
         weighing=weighed,
+        grouped=[(by, rule, groups.tables(study, by)) for by, rule in by_rule.items()],
+        group_note=groups.note(study),
         warned=weight_warnings(weighed),
         data=_data(study),
         settings=settings(study),
