@@ -53,6 +53,14 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "impression_sample": "0.02",
         "epochs": "1",
     },
+    "score --labels=labels.parquet --predictions=mine.parquet,theirs.csv --key=row "
+    "--out=scores": None,  # tests/scoring
+    "--model=ESMM --dataset=ml-100k --metrics=mine:hit_rate,CTR_AUC "
+    "--valid_metric=mine:hit_rate": None,  # tests/scoring
+    "--model=ESMM --dataset=ml-100k --valid_metric=0.7*CTCVR_AUC+0.3*CTR_AUC": {
+        "impression_sample": "0.02",
+        "epochs": "1",
+    },
     "simulate --rows=1000000 --out=dataset/ali-ccp/raw": {"rows": "2000"},
     "--model=ESCM2_DR --dataset=ml-100k --save_interval=5": {
         "impression_sample": "0.02",
