@@ -1,14 +1,15 @@
 """Memory that a run takes for each impression of D.
 
-    python perf/memory.py [--rows N] [--model NAME] [--out FILE]
+    python perf/memory.py [--rows N] [--model NAME] [--test SHARE] [--out FILE]
 
 A run of one epoch on N impressions and one on 3 N, each in a process of its own, on a Parquet file
 of six token columns, two labels, the potential conversion and the true CTR and CVR, split at random
-80/10/10. What is measured is memory that belongs to the process alone (``RssAnon`` of Linux: pages
-of the store, which is mapped, are the system's and aren't counted): as it is once the splits are
-made, and the greatest of it while the model trains, is validated and is tested. Bytes a row are the
-difference of the two runs over the difference of their rows, so that the model, its batches and the
-libraries cancel. The store of each is made by an earlier run.
+into 10 % validation, a share of test (10 %) and train. What is measured is memory that belongs to
+the process alone (``RssAnon`` of Linux: pages of the store, which is mapped, are the system's and
+aren't counted): as it is once the splits are made, and the greatest while the model is trained,
+validated and tested. Bytes a row are the difference of the two runs over the difference of their
+rows, so that the model, its batches and the libraries cancel. The store of each is made by an
+earlier run.
 
 Nothing is asserted.
 """
@@ -85,7 +86,7 @@ class Watch:
         return watched
 
 
-def measure(folder: Path, model: str) -> dict[str, int]:
+def measure(folder: Path, model: str, test: float) -> dict[str, int]:
     """Bytes by stage of a run of the data set in a folder, which has its store."""
     from recbole_escm2.config import Config
     from recbole_escm2.train.run import Run
@@ -93,6 +94,7 @@ def measure(folder: Path, model: str) -> dict[str, int]:
 
     settings = {"data_path": str(folder), "output_dir": str(folder / "output"), "epochs": 1}
     settings |= {"embedding_size": 2, "mlp_hidden_size": [4], "train_batch_size": 16384}
+    settings |= {"eval_args": {"split": {"RS": [0.9 - test, 0.1, test]}}}
     settings |= dict(zip((f"{name.upper()}_FIELD" for name in _TRUTH), _TRUTH, strict=True))
     config = Config(model, "rows", config_dict={**settings, "show_progress": False})
     run, watch = Run.of(config), Watch()
@@ -112,25 +114,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="impressions (%(default)s)")
     parser.add_argument("--model", default="ESCM2_DR", help="a model (%(default)s)")
+    parser.add_argument("--test", type=float, default=0.1, help="share of the rows (%(default)s)")
     parser.add_argument("--out", type=Path, help="a file for the table, besides standard output")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
         if not (arguments.run / "rows").is_dir():
             write(arguments.run, arguments.rows)
-        print(json.dumps(measure(arguments.run, arguments.model)))
+        print(json.dumps(measure(arguments.run, arguments.model, arguments.test)))
         return
     taken = []
     for rows in (arguments.rows, 3 * arguments.rows):
         with tempfile.TemporaryDirectory() as folder:
-            given = ("--run", folder, "--rows", rows, "--model", arguments.model)
+            given = ("--run", folder, "--rows", rows)
+            given += ("--model", arguments.model, "--test", arguments.test)
             run_json(sys.executable, __file__, *given)  # makes the store
             taken.append(run_json(sys.executable, __file__, *given))
     small, large = taken
     cells = [
         (stage, f"{(large[stage] - small[stage]) / (2 * arguments.rows):.1f}") for stage in STAGES
     ]
-    text = markdown_table(["stage", "bytes a row"], cells)
+    about = f"{arguments.model}, {arguments.rows:,} and {3 * arguments.rows:,} rows"
+    text = f"{about}, {arguments.test:.0%} of them test:\n\n"
+    text += markdown_table(["stage", "bytes a row"], cells)
     print(text)
     if arguments.out:
         arguments.out.write_text(f"{text}\n")

@@ -43,8 +43,9 @@ from recbole_escm2.keys import (
     wrong_value,
 )
 from recbole_escm2.lookup import find_model, model_names, recbole_context_model
-from recbole_escm2.metric_names import bigger_is_better, is_metric, task_of
+from recbole_escm2.metric_names import METRIC_KEYS, bigger_is_better, is_metric, own_names, task_of
 from recbole_escm2.model_names import MODEL_NAMES
+from recbole_escm2.own_code import import_own_metric, refuse_own_metrics, with_names
 from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
@@ -253,6 +254,10 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         raise UsageError(
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
+    if config["calibrate"] and config["final_fit"]:
+        raise UsageError(
+            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
         )
     if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
         raise UsageError(
@@ -541,6 +546,7 @@ class Config(recbole.config.Config):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
             raise UsageError(f"RecBole refuses the configuration: {error}") from error
+        self._import_own_metrics()
         derive(self, self.external_config_dict)
         if sentence := next(_set_in_vain(self, self.external_config_dict), None):
             raise UsageError(sentence)
@@ -574,9 +580,26 @@ class Config(recbole.config.Config):
         later = {**self.variable_config_dict, **self.cmd_config_dict}
         return "" if key in later else self._places.get(key, "")
 
+    def _import_own_metrics(self) -> None:
+        """Import the functions that the command line or Python names as metrics.
+
+        Raises:
+            UsageError: there is none, or a file names it.
+        """
+        started = {**self.variable_config_dict, **self.cmd_config_dict}
+        for key in METRIC_KEYS:
+            if key not in started:
+                refuse_own_metrics({key: self.external_config_dict.get(key)}, self.place(key))
+            for name in own_names(started.get(key)):
+                import_own_metric(name)
+
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: value_of_text(key, value) if isinstance(value, str) else _as_written(value)
+            key: value_of_text(key, value)
+            if isinstance(value, str)
+            else with_names(value)
+            if key in METRIC_KEYS
+            else _as_written(value)
             for key, value in config_dict.items()
         }
 

@@ -236,6 +236,7 @@ NOT_NEGATIVE = _number("a number >= 0", lambda v: 0 <= v < math.inf)
 POSITIVE = _number("a number > 0", lambda v: 0 < v < math.inf)
 NORM = Kind("a number > 0 or 'inf'", lambda v: v in ("inf", math.inf) or POSITIVE.holds(v))
 BELOW_ONE = _number("a number in [0, 1)", lambda v: 0 <= v < 1)
+SHARE = _number("a number in [0, 1]", lambda v: 0 <= v <= 1)
 BETWEEN = _number("a number between 0 and 1", lambda v: 0 < v < 1)
 TO_TEN = _number("a number from 0 to 10", lambda v: 0 <= v <= 10)
 LAYERS = _each("a list of whole numbers >= 1", COUNT.holds)
@@ -358,6 +359,7 @@ OURS: Mapping[str, Key] = {
     # Training
     "preset": Key(_text("the name of a preset")),
     "training_seed": Key(SEED),
+    "final_fit": Key(BOOLEAN, OFTEN),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),
     "sleeping_decay": Key(NOT_NEGATIVE, TRAINING, needs="sparse_embedding"),
@@ -390,6 +392,11 @@ OURS: Mapping[str, Key] = {
     "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "resume": Key(
+        Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
+        PLACE | NO_SWEEP,
+    ),
+    "save_interval": Key(NOT_NEGATIVE, PLACE | OPTIONAL),
     # Reference models
     "l2_penalty": Key(
         Kind("a number > 0, or a falling list of such", _is_path),
@@ -444,6 +451,13 @@ OURS: Mapping[str, Key] = {
     "imputation_schedule": Key(
         _one_of("joint", "alternate"), OFTEN, ("ESCM2_DR",), "has no imputation"
     ),
+    "balancing_weight": Key(
+        NOT_NEGATIVE, acts_on=("BalancedPropensity",), idle="balances no propensity"
+    ),
+    "balancing_floor": Key(BETWEEN, acts_on=("BalancedPropensity",), idle="balances no propensity"),
+    "conversion_weight": Key(NOT_NEGATIVE, acts_on=("DDPO",), idle="has no soft labels"),
+    "cvr_weight_limit": Key(POSITIVE, acts_on=("NISE",), idle="doesn't weigh risks by each other"),
+    "bias_share": Key(SHARE, acts_on=("ESCM2_DR_MSE",), idle="mixes no imputation risks"),
     "calibrator_weight": Key(NOT_NEGATIVE, acts_on=("AITM",), idle="has no calibrator"),
     "counterfactual_prior_weight": Key(
         NOT_NEGATIVE, acts_on=("DCMT",), idle="has no counterfactual prior"

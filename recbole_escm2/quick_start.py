@@ -19,7 +19,7 @@ from recbole_escm2.evaluator.calibration import (
     calibration_rows,
 )
 from recbole_escm2.evaluator.catalogue import Setting
-from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
+from recbole_escm2.evaluator.constant import worse_than_constant
 from recbole_escm2.evaluator.curves import calibration, overlap, weight_quantiles
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.groups import (
@@ -37,10 +37,13 @@ from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
 from recbole_escm2.output import plain_data, table, versions, write_json
+from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
+from recbole_escm2.train.resume import new_or_unfinished
 from recbole_escm2.train.run import RESULT_FILE, Run
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
@@ -80,16 +83,21 @@ def run(
     Returns:
         ``best_valid_score`` (of ``valid_metric``, None without validation), ``valid_score_bigger``,
         ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
-        (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
-        ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
-        ``simulated`` (what to say with numbers on simulated data, else None), ``calibrated`` (None,
-        or what :func:`~recbole_escm2.evaluator.calibration.about_calibration` has).
+        (None where there were two trainings), ``final_fit`` (None, or what the training anew was,
+        whose model test scores, with the test metrics before it), ``worse_than_constant`` (None, or
+        a ``task`` with its ``log_loss`` on validation and that of a ``constant`` prediction),
+        ``run_dir``, ``simulated`` (what to say with numbers on simulated data, else None),
+        ``calibrated`` (None, or what :func:`~recbole_escm2.evaluator.calibration.about_calibration`
+        has).
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    return train_and_test(config, Run.of(config, saved, folder))
+    alone = folder is None
+    return train_and_test(
+        config, new_or_unfinished(config, saved) if alone else Run.of(config, saved, folder)
+    )
 
 
 def train_and_test(config: Config, run: Run) -> dict[str, Any]:
@@ -114,8 +122,13 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             valid = _calibrated(config, calibrator, *trained.score("valid"))
             _keep_predictions(config, run, trained, "valid", valid[1])
         raw_result, uncalibrated = trained.score("test")
+        scored, final = trained, None
+        if config["final_fit"]:
+            scored = final_fit(trained)
+            final = about_final(trained, scored, raw_result)
+            raw_result, uncalibrated = scored.score("test")
         test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
-        _keep_predictions(config, run, trained, "test", predictions)
+        _keep_predictions(config, run, scored, "test", predictions)
         test = trained.splits["test"].dataset
         if run.of_experiment and test.seed_draws == "weights":
             primary = primary_metrics(test_result, config["primary"])
@@ -130,19 +143,22 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trained.best_epoch,
+            "final_fit": final,
             "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
             **_groups(config, run, trained.splits, test_result, predictions),
             "calibrated": about,
         }
-        content = _about_run(config, trained) | outcome | _about_training(trained, uncalibrated)
+        content = _about_run(config, trained) | outcome | _about_training(trained)
         content |= (
-            {"calibration": calibration(predictions)}
+            _about_predictions(scored, uncalibrated)
+            | {"calibration": calibration(predictions)}
             | _about_scoring(config, test_result)
             | {"seconds": round(seconds, 3)}
         )
         write_json(run.folder / RESULT_FILE, content)
+        run.forget_progress()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
     return outcome
@@ -213,18 +229,25 @@ def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
     }
 
 
-def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[str, Any]:
-    """What a result file tells of the trainings, and of what they predict on test."""
+def _about_training(trained: Training | Pair) -> dict[str, Any]:
+    """What a result file tells of the trainings."""
     trainings, trainer = trained.trainings, trained.trainings[-1].trainer
-    weighted = trainer.weights is not None
     return {
         "trainings": [training.about() for training in trainings],
         "epochs": sum(len(training.trainer.history) for training in trainings),
         "parameters": sum(training.parameter_count for training in trainings),
         "weights": trainer.weights and trainer.weights.as_dict(),
         "weights_warning": trainer.weights and trainer.weights.warning,
+    }
+
+
+def _about_predictions(scored: Training | Pair, predictions: Predictions) -> dict[str, Any]:
+    """What a result file tells of what was predicted on test."""
+    trainer = scored.trainings[-1].trainer
+    weighs = trainer.propensity() is not None and bool(predictions.truth.click.any())
+    return {
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
-        if weighted
+        if weighs
         else None,
         "overlap": overlap(predictions),
     }
@@ -342,6 +365,7 @@ def config_to_score(
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
     trained = {k: v for k, v in plain_data(state["settings"]).items() if k not in withheld}
+    trained = without_own_metrics(trained)
     trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
     which = model or state["model"], dataset or state["dataset"], None
@@ -376,10 +400,15 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
     lines += [f"{name} is left out: {reason}." for name, reason in result.undefined.items()]
     if about := outcome.get("calibrated"):
         lines += _calibration_lines(about, result)
-    if worse := outcome.get("worse_than_constant"):
-        lines.append(f"This run is {BesideConstant(**worse)}.")
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
+    if final := outcome.get("final_fit"):
+        metric, before = final["valid_metric"], final["best_epoch_test_result"]
+        epochs = " and ".join(map(str, final["epochs"]))
+        lines.append(
+            f"Final fit on train and validation, {epochs} epochs. The best epoch on train alone"
+            + (f" had {metric} {before[metric]:.{decimals}f}." if metric in before else ".")
+        )
     if groups := outcome.get("groups"):
         lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)

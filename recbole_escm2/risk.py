@@ -4,16 +4,17 @@ Notation (names in code): ``click`` is o, ``conversion`` is r, ``propensity`` is
 weight, ``error`` is δ = BCE(r, r̂), ``imputed_error`` is δ̂, D is the set of impressions at hand.
 
 Every function takes one-dimensional tensors of one length |D| and returns the mean over D as a
-scalar tensor. ``error`` on an impression without a click never counts, whatever it holds (not
-even NaN), so neither does its conversion label. No function floors or clips the propensity: the
-caller decides that.
+scalar tensor, unless it says otherwise. ``error`` on an impression without a click never counts,
+whatever it holds (not even NaN), so neither does its conversion label. No function floors or clips
+the propensity: the caller decides that.
 
 Each raises ``ValueError`` where shapes differ (broadcasting would silently average over pairs of
 impressions) or where there is no impression.
 
 Sources: ESMM (Ma et al., SIGIR 2018), Multi-IPW and Multi-DR (Zhang et al., WWW 2020), DR-JL
-(Wang et al., ICML 2019), MRDR (Guo et al., SIGIR 2021), ESCM² (Wang et al., SIGIR 2022), DCMT
-(Zhu et al., ICDE 2023).
+(Wang et al., ICML 2019), MRDR (Guo et al., SIGIR 2021), ESCM² (Wang et al., SIGIR 2022), DR-BIAS
+(Dai et al., KDD 2022), DCMT (Zhu et al., ICDE 2023), IPS-V2 and DR-V2 (Li et al., ICML 2023),
+StableDR and TDR (Li et al., ICLR 2023), NISE (RecSys 2024).
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "balancing_risk",
     "binary_cross_entropy",
     "click_space_risk",
     "ctcvr_risk",
     "ctr_risk",
+    "dr_bias_imputation_risk",
     "dr_risk",
     "imputation_risk",
     "ips_risk",
     "mrdr_imputation_risk",
     "self_normalized",
     "snips_risk",
+    "stabilizing_risk",
+    "targeted_imputation",
+    "unclicked_entropy",
 ]
 
 
@@ -269,3 +275,105 @@ def mrdr_imputation_risk(
     weight = _clicked_over_propensity(click, propensity)
     variance = _of_clicked(1 - probability.detach(), click)
     return (weight.square() * variance * residual.square()).mean()
+
+
+def dr_bias_imputation_risk(
+    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+) -> Tensor:
+    """Imputation risk of DR-BIAS: (1/|D|) Σ o·(1 − ô)²/ô³·(δ − δ̂)² (Dai et al., KDD 2022).
+
+    The DR risk errs by (o/ô − 1)(δ − δ̂) on an impression; this is its square over the clicks, each
+    of which counts 1/ô, so it wants δ̂ right where the propensity is small, more than
+    :func:`mrdr_imputation_risk` does. An impression with ô = 1 counts nothing.
+
+    Args:
+        error: δ for each impression, ``[|D|]``; detached here: it is the target.
+        imputed_error: δ̂ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``, by which the DR risk divides; detached here.
+    """
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    residual = _of_clicked(error.detach() - imputed_error, click)
+    weight = _clicked_over_propensity(click, propensity)
+    return (weight * (weight - 1).square() * residual.square()).mean()
+
+
+def balancing_risk(balanced: Tensor, click: Tensor, propensity: Tensor, rest: Tensor) -> Tensor:
+    """((1/|D|) Σ [o/ô − (1 − o)/(1 − ô)]·φ)², the balancing error of IPS-V2 and DR-V2.
+
+    With the true propensity the clicks, weighted by 1/ô, and the other impressions, weighted by
+    1/(1 − ô), have the same mean of any function φ of the features; this is how far they are apart
+    (Li et al., "Propensity Matters", ICML 2023, BMSE).
+
+    Args:
+        balanced: φ, such as r̂, for each impression, ``[|D|]``; detached here: it is to be balanced,
+            not to be made small.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``. Its gradient is left as it came: this risk alone
+            teaches the propensity.
+        rest: 1 − ô > 0 where o = 0, ``[|D|]``, with its gradient.
+    """
+    _check(balanced=balanced, click=click, propensity=propensity, rest=rest)
+    clicked = click > 0
+    of_clicked = 1 / torch.where(clicked, propensity, 1.0)
+    of_others = 1 / torch.where(clicked, 1.0, rest)
+    difference = torch.where(clicked, of_clicked, -of_others)
+    return (difference * balanced.detach()).mean().square()
+
+
+def stabilizing_risk(imputed_error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+    """((1/|D|) Σ (1 − o/ô)(δ̂ − mean δ̂))², StableDR's constraint on the propensity as a penalty.
+
+    Where it is 0, the mean imputed error of D is that of its clicks weighted by o/ô, so that the
+    self-normalised IPS risk is doubly robust (Li et al., "StableDR", ICLR 2023).
+
+    Args:
+        imputed_error: δ̂ for each impression, ``[|D|]``; detached here.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 where o = 1, ``[|D|]``; its gradient is left as it came.
+    """
+    _check(imputed_error=imputed_error, click=click, propensity=propensity)
+    imputed_error = imputed_error.detach()
+    weight = click / torch.where(click > 0, propensity, 1.0)
+    return ((1 - weight) * (imputed_error - imputed_error.mean())).mean().square()
+
+
+def unclicked_entropy(cvr_logit: Tensor, click: Tensor) -> Tensor:
+    """(1/|D|) Σ (1 − o)·H(r̂) with H(r̂) = BCE(r̂, r̂), the entropy of what is predicted (NISE).
+
+    Its gradient makes a prediction surer of what it says already.
+
+    Args:
+        cvr_logit: logit of r̂, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+    """
+    _check(cvr_logit=cvr_logit, click=click)
+    return ((1 - click) * binary_cross_entropy(torch.sigmoid(cvr_logit), cvr_logit)).mean()
+
+
+def targeted_imputation(
+    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+) -> Tensor:
+    """δ̃ = δ̂ + η(1/ô − 1) for each impression, the imputed error of TDR, ``[|D|]``.
+
+    η is the least-squares fit of δ̃ to δ over the clicks, η = Σ o·h(δ − δ̂) / Σ o·h² with
+    h = 1/ô − 1, so that Σ o·h(δ − δ̃) = 0. The doubly robust risk with δ̃ then is
+    (1/|D|) Σ [o·δ + (1 − o)·δ̃]: nothing is weighted by o/ô any more (Li et al., "TDR-CL: Targeted
+    Doubly Robust Collaborative Learning for Debiased Recommendations", ICLR 2023).
+
+    Args:
+        error: δ for each impression, ``[|D|]``.
+        imputed_error: δ̂ for each impression, ``[|D|]``.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô > 0 of all impressions, ``[|D|]``; detached here.
+
+    Returns:
+        δ̃ with the gradients of δ and δ̂, η being a function of both; δ̂ itself where no click has
+        ô < 1.
+    """
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    h = 1 / propensity.detach() - 1
+    residual = _of_clicked(error - imputed_error, click)
+    squares = (click * h.square()).sum()
+    eta = (click * h * residual).sum() / torch.where(squares > 0, squares, 1.0)
+    return imputed_error + eta * h

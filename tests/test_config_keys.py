@@ -47,6 +47,11 @@ BAD = {
     "min_data_in_leaf": NOT_COUNTS,
     "shrinkage_rate": [0, 1.1, -1, "slow", True, None],
     "rate_smoothing": [0, -1, math.inf, "strong", True, None],
+    "balancing_weight": [-0.1, math.inf, "low", True, None],
+    "balancing_floor": [0, 1, -0.1, "low", True, None],
+    "conversion_weight": [-0.1, math.inf, "low", True, None],
+    "cvr_weight_limit": [0, -1, math.inf, "low", True, None],
+    "bias_share": [-0.1, 1.1, "half", True, None],
     "calibrator_weight": [-0.1, math.inf, "low", True, None],
     "backbone": ["", 1, ["mmoe"], None],
     "bottom_hidden_size": [[], [0], [64, 32.0], [True], 64, (64, 32)],
@@ -108,6 +113,9 @@ BAD = {
     "topk": [[], [0], [-1], 0, "ten", None, [5, 2.5], [True], ["a"], (5, 10)],
     "eval_args": ["RO", 5, ["split"]],
     "output_dir": ["", 7, None],
+    "resume": ["", 1, [True]],
+    "final_fit": NOT_TRUE_OR_FALSE,
+    "save_interval": NOT_NEGATIVE,
     "ratings": ["", 7, None],
     "completion_rank": [-1, 1.5, "full", None],
     "completion_regularization": [0, -1, math.inf, None],
@@ -244,6 +252,11 @@ BACKBONES = ("DCN", "AutoInt", "xDeepFM", "PNN", "FiGNN", "EulerNet", "AFM", "DC
 
 #: Where a key acts, if not on ESCM2_DR and any data set.
 ACTING = {
+    "balancing_weight": ("ESCM2_IPS_V2", "toy"),
+    "balancing_floor": ("ESCM2_IPS_V2", "toy"),
+    "conversion_weight": ("DDPO", "toy"),
+    "cvr_weight_limit": ("NISE", "toy"),
+    "bias_share": ("ESCM2_DR_MSE", "toy"),
     "calibrator_weight": ("AITM", "toy"),
     "counterfactual_prior_weight": ("DCMT", "toy"),
     **dict.fromkeys(("task", *keys.PART_SETTINGS), ("DeepFM", "toy")),

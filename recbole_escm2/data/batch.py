@@ -99,19 +99,25 @@ class View:
     derived: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
 
 
+def position_dtype(rows: int) -> torch.dtype:
+    """The smallest type of positions in a table of some rows."""
+    return torch.int32 if rows <= torch.iinfo(torch.int32).max else torch.int64
+
+
 class Rows:
     """Some rows of a table, in some order, with what RecBole's Dataset asks of an Interaction.
 
     Args:
         table: of an open store.
         view: what to show of it.
-        rows: their positions in the table, or a stretch of it.
+        rows: their positions in the table, or a stretch of it. Positions are kept as int32 where
+            the table's allow it.
     """
 
     def __init__(self, table: Table, view: View, rows: Tensor | slice) -> None:
         self._table = table
         self._view = view
-        self._rows = rows
+        self._rows = rows if isinstance(rows, slice) else rows.to(position_dtype(len(table)))
         self._extra: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -135,7 +141,7 @@ class Rows:
         """Of each row in the table, int64 ``[rows]``."""
         if isinstance(self._rows, slice):
             return torch.arange(self._rows.start, self._rows.stop)
-        return self._rows
+        return self._rows.long()
 
     def __setitem__(self, field: str, values: Tensor) -> None:
         if len(values) != len(self):
@@ -207,13 +213,17 @@ class Rows:
                 bags[name] = bag.scaled(view.scales.get(name, 1.0))
         return Batch(shown, bags, view.lengths, keys)
 
+    def followed_by(self, other: Rows) -> Rows:
+        """These rows and then those of another part of the same table."""
+        return Rows(self._table, self._view, torch.cat([self.positions, other.positions]))
+
     def digest(self) -> str:
         """Of the positions in the table, in their order."""
         return rows_digest(self._rows)
 
     def shuffle(self) -> None:
         """Into random order, as torch's global generator gives it."""
-        self._reorder(torch.randperm(len(self)))
+        self._reorder(torch.randperm(len(self), dtype=position_dtype(len(self))))
 
     def sort(self, by: str | Sequence[str], ascending: bool | Sequence[bool] = True) -> None:
         """By a column, or by several, the first of which counts most; equal rows keep order."""

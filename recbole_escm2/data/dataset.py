@@ -85,8 +85,10 @@ class EntireSpaceDataset(Dataset):
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
         self.label_columns = label_columns(labels_of(config))
-        #: Labels of a split, in the order of its rows; set by :meth:`build`.
-        self.truth: Truth | None = None
+        #: Which part of D this is, where it is one whose labels :attr:`truth` has; by `build`.
+        self._part: str | None = None
+        self._train_rates: Mapping[str, float] = {}
+        self._truth: Truth | None = None
         #: What another seed draws, see :func:`seed_draws`; set by :meth:`build`.
         self.seed_draws = ""
         #: From how many impressions those of test are drawn, None where they are fixed; likewise.
@@ -116,6 +118,15 @@ class EntireSpaceDataset(Dataset):
         """What to say with every number on simulated data; None where the data is real."""
         simulated = self.store.schema.get("simulated")
         return f"{self.dataset_name}: {simulated['note']}" if simulated else None
+
+    @property
+    def truth(self) -> Truth | None:
+        """Labels of a split, in the order of its rows: read when first wanted, since training needs
+        none of train's. None before :meth:`build`, and of a train of clicks alone."""
+        if self._truth is None and self._part is not None:
+            own = self._labels().of_part(self._part, self.store.schema)
+            self._truth = replace(own, train_rate=self._train_rates)
+        return self._truth
 
     @property
     def _label_fields(self) -> list[str]:
@@ -319,32 +330,35 @@ class EntireSpaceDataset(Dataset):
         validates = has_validation(self.config, self.file_size_list)
         identity = self._identity(parts)
         for name, part in zip(PARTS, parts, strict=True):
-            part.identity = identity
-            part.truth = part._labels().of_part(name, self.store.schema)
-        rates = parts[0].truth.base_rates()
+            part.identity, part._part = identity, name
+        train = parts[0]
+        of_train = train._logged().of_part("train", self.store.schema)
         for part in parts:
-            part.truth = replace(part.truth, train_rate=rates)
+            part._train_rates = of_train.base_rates()
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
                 )
-        train = parts[0]
-        self._show_propensity(train)
-        if not train.truth.click.any():
+        if self.config["fits_validation"]:
+            parts[:2] = self._as_one(*parts[:2])
+            train = parts[0]
+            of_train = train._logged().of_part("train", self.store.schema)
+        self._show_propensity(train, of_train.propensity)
+        if not of_train.click.any():
             raise UsageError(
                 f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
                 f"train (column '{self.click_field}'). Nothing can be learned about conversion"
             )
-        if train.truth.click.all() and train.truth.clicks_known:
+        if of_train.click.all() and of_train.clicks_known:
             self.logger.warning(
                 f"all {len(train):,} impressions of train are clicked: a log of clicks alone tells "
                 "nothing of what is clicked, CTR is 1 for every impression, and weighting clicks "
                 "by their propensity has nothing to weigh"
             )
         if self.config["train_space"] == "click":
-            parts[0] = train.copy(train.inter_feat[np.flatnonzero(train.truth.click)])
-            parts[0].truth = None
+            parts[0] = train.copy(train.inter_feat[np.flatnonzero(of_train.click)])
+            parts[0]._part = None
         self._count_ids(parts)
         return parts
 
@@ -438,6 +452,13 @@ class EntireSpaceDataset(Dataset):
         drawn[torch.randperm(len(self))[: round((share or 0) * len(self))]] = True
         return [self.copy(self.inter_feat[rows]) for rows in (~drawn, drawn)]
 
+    def _as_one(self, train: Any, validation: Any) -> list[EntireSpaceDataset]:
+        """Train with the impressions of validation, and a validation without any."""
+        both = train.copy(train.inter_feat.followed_by(validation.inter_feat))
+        none = validation.copy(validation.inter_feat[:0])
+        both._truth = none._truth = None
+        return [both, none]
+
     def id_counts(self) -> dict[str, Tensor]:
         """How often the impressions have each id, float64 ``[ids]`` by field of tokens.
 
@@ -500,36 +521,42 @@ class EntireSpaceDataset(Dataset):
             },
         }
 
-    def _show_propensity(self, train: EntireSpaceDataset) -> None:
+    def _show_propensity(self, train: EntireSpaceDataset, propensity: Any) -> None:
         field, choice = self.config["weight_field"], self.config["propensity"]
         if field is None:
             return
-        assert train.truth is not None
-        if train.truth.propensity is None:
+        if propensity is None:
             instead = "a simulation (ml-100k-semi, ali-ccp-sim)" if choice == "oracle" else "a log"
             raise UsageError(
                 f"propensity: {choice} weighs clicks by the column '{field}', which data set "
                 f"'{self.dataset_name}' doesn't have: it takes {instead} to know it. propensity: "
                 "ctr_tower estimates it"
             )
-        train.inter_feat[field] = torch.from_numpy(train.truth.propensity)
+        train.inter_feat[field] = torch.from_numpy(propensity)
 
-    def _labels(self) -> Truth:
-        config, group = self.config, self.store.schema["group"]
+    def _logged(self) -> Truth:
+        """The labels without what only an evaluation needs."""
         column = self.inter_feat.columnar
         return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),
+            propensity=column(self.config["weight_field"]),
+        )
+
+    def _labels(self) -> Truth:
+        config, group = self.config, self.store.schema["group"]
+        column = self.inter_feat.columnar
+        return replace(
+            self._logged(),
             user=None if group is None else column(group),
             potential_conversion=column(config["POTENTIAL_CONVERSION_FIELD"]),
             true_ctr=column(config["TRUE_CTR_FIELD"]),
             true_cvr=column(config["TRUE_CVR_FIELD"]),
-            propensity=column(config["weight_field"]),
         )
 
     def counts(self) -> dict[str, int]:
         """Impressions, clicks and conversions (of clicked impressions)."""
-        return self._labels().counts()
+        return self._logged().counts()
 
     def summary(self) -> str:
         """Impressions, clicks and conversions in one line."""

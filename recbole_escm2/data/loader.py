@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_escm2.data.batch import position_dtype
 from recbole_escm2.data.dataset import EntireSpaceDataset
 
 
@@ -44,7 +45,7 @@ class ImpressionLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.with_placeholders = with_placeholders
-        self.epoch, self.part = 0, 0
+        self.epoch, self.part, self._first = 0, 0, 0
         self.parts = max(1, min(parts, self.batches))
 
     @property
@@ -60,6 +61,11 @@ class ImpressionLoader:
     def set_epoch(self, number: int) -> None:
         """Choose the next pass: its number, from 0, parts of all epochs counted."""
         self.epoch, self.part = divmod(number, self.parts)
+        self._first = 0
+
+    def begin_at(self, batch: int) -> None:
+        """Leave out the first batches of the passes with this number, which are done already."""
+        self._first = batch
 
     def _bounds(self) -> tuple[int, int]:
         """The batches of the part, from the first to before the second."""
@@ -72,13 +78,14 @@ class ImpressionLoader:
 
     def __iter__(self) -> Iterator[Any]:
         rows = len(self._dataset)
-        order = torch.arange(rows)
+        order = None
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(rows, generator=generator)
-        for number in range(*self._bounds()):
-            start = number * self.batch_size
-            batch: Interaction = self._dataset[order[start : start + self.batch_size]]
+            order = torch.randperm(rows, generator=generator, dtype=position_dtype(rows))
+        first, end = self._bounds()
+        for number in range(first + self._first, end):
+            stretch = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            batch: Interaction = self._dataset[stretch if order is None else order[stretch]]
             yield (batch, None, None, None) if self.with_placeholders else batch
 
 

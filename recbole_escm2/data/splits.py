@@ -108,7 +108,7 @@ def check_split(config: Any, presplit: bool) -> None:
             )
         if config["tuning_part"]:
             raise UsageError(
-                f"{key} leaves no impressions that can be reserved for tuning: tune without {key}, "
+                f"{key} leaves no impressions that can be reserved for tuning: tune without it, "
                 "and give the settings"
             )
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
+from recbole_escm2.errors import UsageError, place_in_own_code
 from recbole_escm2.evaluator import metrics
-from recbole_escm2.evaluator.predictions import NoTruthError, Predictions, Scored
-from recbole_escm2.metric_names import METRICS, Metric, metric_of, statistic_of
+from recbole_escm2.evaluator.predictions import (
+    NotPredictedError,
+    NoTruthError,
+    Predictions,
+    Scored,
+)
+from recbole_escm2.metric_names import (
+    METRICS,
+    Combined,
+    Metric,
+    combined,
+    metric_of,
+    own_function,
+    statistic_of,
+)
 
 #: Where the metrics find the predictions among what RecBole's collector gathers.
 PREDICTIONS = "entire_space.predictions"
@@ -150,4 +167,62 @@ SPECS: Mapping[str, MetricSpec] = {
 def spec_of(name: str) -> MetricSpec | None:
     """The metric of a name with its value, None for one of RecBole's."""
     metric = metric_of(name)
-    return None if metric is None else SPECS[metric.name.lower()]
+    if metric is None:
+        return None
+    if own_function(name):
+        return MetricSpec(**asdict(metric), value=partial(_own_value, name))
+    if (several := combined(name)) is not None:
+        return MetricSpec(**asdict(metric), value=partial(_combined_value, several))
+    return SPECS[metric.name.lower()]
+
+
+def _combined_value(several: Combined, predictions: Predictions, setting: Setting) -> float:
+    values = []
+    for _, part in several.parts:
+        spec = spec_of(part)
+        assert spec is not None, "no part is RecBole's"
+        values.append(spec.value(predictions, setting))
+    return several.mean(values)
+
+
+def _own_value(name: str, predictions: Predictions, _: Setting) -> float:
+    """What a user's own function returns.
+
+    Raises:
+        UndefinedMetricError: the function raises that.
+        UsageError: it fails in another way, or returns no finite number.
+    """
+    found = own_function(name)
+    assert found is not None, "whoever calls has looked it up"
+    function, marked = found
+    value: Any
+    try:
+        parameters = signature(function).parameters
+        if "predictions" in parameters:
+            value = function(predictions)
+        else:
+            scored = predictions.scored(marked["space"])
+            given = {"label": scored.label, "score": scored.score, "user": scored.user}
+            value = function(**{k: _unwritable(given[k]) for k in given if k in parameters})
+    except (metrics.UndefinedMetricError, NotPredictedError, UsageError):
+        raise
+    except Exception as error:
+        files = [getattr(sys.modules.get(function.__module__), "__file__", None) or ""]
+        place = place_in_own_code(error, files) or f"{type(error).__name__}: {error}"
+        raise UsageError(f"metric {name}: {place}") from error
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not np.isreal(value) or not np.isfinite(value):
+        raise UsageError(
+            f"metric {name} has returned {value!r}, and must return a finite number, or raise "
+            "recbole_escm2.evaluator.metrics.UndefinedMetricError where it has no value"
+        )
+    return float(value)
+
+
+def _unwritable(column: Any) -> Any:
+    """A view of a column: other metrics read the column itself."""
+    if column is None:
+        return None
+    view = np.asarray(column).view()
+    view.flags.writeable = False
+    return view

@@ -105,6 +105,7 @@ class EntireSpaceCollector(Collector):
         Args:
             truth: its labels, in the order in which the batches will come.
         """
+        self.predictions = None  # of another split, which would take room beside
         # A task's scores lie side by side, as the metrics read them.
         self._scores = torch.empty(len(self.tasks), len(truth.click))
         self._collected = 0

@@ -369,6 +369,7 @@ class _Rows:
 def _statistic(name: str) -> str:
     spec = spec_of(name)
     assert spec is not None
+    # what is no name of the catalogue has none
     return "MAE" if spec.name == "CVR_MAE_ES" else statistic_of(spec.name)[0]
 
 

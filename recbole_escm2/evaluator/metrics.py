@@ -475,7 +475,7 @@ def gauc(ranking: UserRanking) -> float:
         UndefinedMetricError: No user has both classes.
     """
     each, weight = user_auc(ranking)
-    return float(np.sum(weight * each) / np.sum(weight))
+    return math.fsum(weight * each) / int(np.sum(weight))
 
 
 def user_auc(ranking: UserRanking) -> tuple[Floats, Ints]:
@@ -508,7 +508,7 @@ def ndcg_at_k(ranking: UserRanking, k: int) -> float:
         ValueError: ``k`` is not an int >= 1.
         UndefinedMetricError: No user has a positive.
     """
-    return float(np.mean(user_ndcg(ranking, k)))
+    return _mean(user_ndcg(ranking, k))
 
 
 def user_ndcg(ranking: UserRanking, k: int) -> Floats:
@@ -535,7 +535,7 @@ def recall_at_k(ranking: UserRanking, k: int) -> float:
         ValueError: ``k`` is not an int >= 1.
         UndefinedMetricError: No user has a positive.
     """
-    return float(np.mean(user_recall(ranking, k)))
+    return _mean(user_recall(ranking, k))
 
 
 def user_recall(ranking: UserRanking, k: int) -> Floats:
@@ -548,6 +548,11 @@ def user_recall(ranking: UserRanking, k: int) -> Floats:
     depth = _depth(ranking, k)
     hits, positives = _expected_gain(ranking, np.arange(depth + 1.0))
     return hits / positives
+
+
+def _mean(values: Floats) -> float:
+    """The mean, the same whatever the order: users may be numbered in any."""
+    return math.fsum(values) / values.size
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[np.generic]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from recbole_escm2.metric_names import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user
+from recbole_escm2.metric_names import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user, task_of
 from recbole_escm2.output import table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def metric_table(result: MetricResult, decimals: int = 4) -> str:
     for name, value in result.items():
         task, _, statistic = name.partition("_")
         if task not in tasks:
-            task, statistic = ("CVR", name) if name in ("IEB", "PIP") else ("", name)
+            task, statistic = (task_of(name) or "").upper(), name
         cells.setdefault(statistic, {})[task] = f"{value:.{decimals}f}"
     columns = [task for task in [*tasks, ""] if any(task in row for row in cells.values())]
     rows = [[name, *(row.get(task, "") for task in columns)] for name, row in cells.items()]

@@ -14,7 +14,9 @@ from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind, wrong_value
 from recbole_escm2.lookup import find_model
+from recbole_escm2.metric_names import own_names
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.own_code import import_own_metric, refuse_own_metrics
 from recbole_escm2.property_files import parse_value, read_yaml
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
@@ -284,6 +286,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     given = read_yaml(Path(path))
+    refuse_own_metrics(given, f"benchmark {path}: ")
     if "models" not in given and "model" in given:
         given["models"] = given.pop("model")
     if not isinstance(given.get("models", []), (dict, list, str)):
@@ -299,6 +302,9 @@ def _from_file(path: str | None) -> dict[str, Any]:
 def _option(key: str, text: str) -> Any:
     if key in ("name", "baseline"):
         return text
+    if key == "columns":
+        for name in own_names(text):
+            import_own_metric(name)
     if key in ("columns", "models"):
         return split_list(text)
     if key == "sweep":

@@ -30,6 +30,7 @@ from recbole_escm2.experiment.trials import (
     SAMPLERS,
     Ranges,
     best_settings,
+    excess_loss,
     is_worse,
     sampler_of,
     scores_of,
@@ -59,11 +60,13 @@ _PRUNED = "pruned"
 _HEARTBEAT, _GRACE = 2, 20
 _SUBJECT = "subject"
 _WORSE = "worse_than_constant"  # the tasks of the models that are; None: the run as a whole
+_EXCESS = "excess_loss"  # over that of a constant prediction, as a share
 _SCORES = "scores"  # of the two models of a pair: metric, score, whether bigger is better
 # What a search notes of a trial, and Optuna.
 _NOTES = {
     **{"reason": str, "run": str, "test_result": dict, _SCORES: dict},
     **{"retry_history": list, "fixed_params": dict, _WORSE: list},
+    **{_EXCESS: float, "constraints": list},
 }
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -239,7 +242,7 @@ class Searcher:
                 storage=self.storage,
                 study_name=plan.name,
                 direction="maximize" if bigger else "minimize",
-                pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
+                pruner=_MedianOfLearned() if prunes else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
             trials, about = self.study.get_trials(deepcopy=False), self.study.user_attrs
@@ -341,7 +344,8 @@ class Searcher:
                 number = len(self.trials(*_OVER, TrialState.RUNNING))
                 if number >= plan.trials:
                     return None
-                self.study.sampler = sampler_of(plan.sampler, plan.ranges.config["seed"], number)
+                seed = plan.ranges.config["seed"]
+                self.study.sampler = sampler_of(plan.sampler, seed, number, _excess_of)
                 trial = self.study.ask(plan.ranges.space)
                 self._give_sign_of_life(trial)
             try:
@@ -398,15 +402,40 @@ class Searcher:
             parts = (None, *self.plan.ranges.parts)
             worse = [part for part in parts if is_worse(outcome.result, part)]
             trial.set_user_attr(_WORSE, worse)
+            trial.set_user_attr(_EXCESS, excess_loss(outcome.result))
             self.study.tell(trial, value, skip_if_finished=True)
             than = ", worse than a constant prediction" if worse else ""
             return f"{self.plan.metric} {value:.4f} on validation{than}"
         if outcome.reason == _PRUNED:
+            outcome.run.forget_progress()
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             return "pruned"
         trial.set_user_attr("reason", outcome.reason)
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         return f"failed: {outcome.reason} (log: {outcome.run.folder / OUTPUT_FILE})"
+
+
+class _Learned(optuna.Study):
+    """A study without the trials that are worse than a constant prediction."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        vars(self).update(vars(study))
+
+    def get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        trials = super().get_trials(*args, **kwargs)
+        return [trial for trial in trials if not trial.user_attrs.get(_WORSE)]
+
+
+class _MedianOfLearned(optuna.pruners.MedianPruner):
+    """Compares with trials that have learned: by F1, say, whatever calls each impression a click
+    may be ahead of them."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return super().prune(_Learned(study), trial)
+
+
+def _excess_of(trial: FrozenTrial) -> list[float]:
+    return [trial.user_attrs.get(_EXCESS, 0.0)]
 
 
 def _check_trial(trial: FrozenTrial, plan: Search) -> None:
@@ -420,6 +449,8 @@ def _check_trial(trial: FrozenTrial, plan: Search) -> None:
     wrong = [name for name, kind in _NOTES.items() if not isinstance(noted.get(name, kind()), kind)]
     if not wrong and not all(type(n) is int for n in noted.get("retry_history", ())):
         wrong.append("retry_history")
+    if not wrong and not all(type(n) is float for n in noted.get("constraints", ())):
+        wrong.append("constraints")
     if not wrong and (scores or trial.state == TrialState.COMPLETE):
         right = [*scores] == [*parts] and all(map(_is_score, scores.values()))
         wrong += [] if right else [_SCORES]
@@ -464,7 +495,7 @@ def _show(trials: Sequence[FrozenTrial], plan: Search, stopped: bool) -> None:
     if not values:
         raise UsageError(f"no trial has come to its end; see {plan.folder / 'trials.csv'}")
     sign = -1 if plan.ranges.config["valid_metric_bigger"] else 1
-    worse = {t.number for t in trials if t.user_attrs.get(_WORSE)}
+    worse = {t.number for t in trials if t.number in values and t.user_attrs.get(_WORSE)}
     best_first = sorted(values, key=lambda number: (number in worse, sign * values[number]))
     params = {t.number: t.params for t in trials}
     rows = [
@@ -472,6 +503,8 @@ def _show(trials: Sequence[FrozenTrial], plan: Search, stopped: bool) -> None:
         for n in best_first[:_SHOWN_TRIALS]
     ]
     print(table(["trial", plan.metric, *plan.ranges.space], rows))
+    if worse:
+        print(f"\n{_about_worse(len(worse), all_of_them=len(worse) == len(values))}")
     label = plan.ranges.row.label
     tuning = _tuning(trials, plan)
     if plan.ranges.parts:
@@ -488,6 +521,17 @@ def _show(trials: Sequence[FrozenTrial], plan: Search, stopped: bool) -> None:
         f"{counts[TrialState.FAIL]} failed. The best on validation: {which}:"
         f"\n--config_files={file}"
     )
+
+
+def _about_worse(count: int, all_of_them: bool) -> str:
+    """What to say of trials that a constant prediction is better than."""
+    if all_of_them:
+        return (
+            "All trials are worse than a constant prediction, the best too: other ranges "
+            "(learning_rate, epochs, a penalty) may help."
+        )
+    are = "is" if count == 1 else "are"
+    return f"{count} of them {are} worse than a constant prediction, and behind all others."
 
 
 def _tuning(trials: Sequence[FrozenTrial], plan: Search) -> Tuning:

@@ -5,7 +5,7 @@ A benchmark's tuning draws all of them beforehand; a search asks for one after t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from recbole_escm2.keys import PAIR, PART_SETTINGS
 from recbole_escm2.tasks import learns_both
 
 SAMPLERS = ("tpe", "random")
+_NO_LOSS = 1e9  # in place of a share that can't be told
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,12 @@ class Ranges:
         return replace(self.row, label=label, settings={**self.row.settings, **own})
 
 
-def sampler_of(kind: str, seed: int, number: int) -> optuna.samplers.BaseSampler:
+def sampler_of(
+    kind: str,
+    seed: int,
+    number: int,
+    excess: Callable[[optuna.trial.FrozenTrial], Sequence[float]] | None = None,
+) -> optuna.samplers.BaseSampler:
     """Optuna's sampler for one trial.
 
     Its seed is the trial's own, so that one that is asked for later is the same, and a search that
@@ -102,11 +108,13 @@ def sampler_of(kind: str, seed: int, number: int) -> optuna.samplers.BaseSampler
         kind: one of :data:`SAMPLERS`.
         seed: of all trials.
         number: of the trial.
+        excess: by how much a trial is worse than it may be; ``tpe`` proposes what is like the
+            best of those with none, as long as there are such.
     """
     own = (seed + number * 1_000_003) % 2**32
     if kind == "random":
         return optuna.samplers.RandomSampler(seed=own)
-    return optuna.samplers.TPESampler(seed=own)
+    return optuna.samplers.TPESampler(seed=own, constraints_func=excess)
 
 
 def scores_of(result: Mapping[str, Any]) -> dict[str | None, tuple[str, float, bool]]:
@@ -133,6 +141,22 @@ def is_worse(result: Mapping[str, Any], part: str | None = None) -> bool:
     """
     of_parts = {training["task"]: training for training in result.get("trainings", ())}
     return bool(of_parts.get(part, result).get("worse_than_constant"))
+
+
+def excess_loss(result: Mapping[str, Any]) -> float:
+    """By which share the log loss of a run is above a constant prediction's; 0 where it isn't.
+
+    Of two models it is that of the worse one.
+
+    Args:
+        result: what its ``result.json`` holds.
+    """
+    shares = [0.0]
+    for of_part in (result, *result.get("trainings", ())):
+        if worse := of_part.get("worse_than_constant"):
+            own, constant = worse["log_loss"], worse["constant"]  # null where it isn't finite
+            shares.append(own / constant - 1 if own and constant else _NO_LOSS)
+    return max(shares)
 
 
 # --------------------------------------------------------------------------- of a benchmark

@@ -29,6 +29,7 @@ from scipy.stats import norm
 from recbole_escm2.experiment.statistics import CONFIDENCE, Sample
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.metric_names import target_of
+from recbole_escm2.report import groups
 from recbole_escm2.report.notes import direction, one_line
 
 #: Text and axes.
@@ -106,12 +107,12 @@ def pictures(study: Study) -> Iterator[Picture]:
     what = "Means and 95 % intervals of all metrics"
     yield Picture("metrics", what, "results", "", False, partial(dots, study))
     for key in dict.fromkeys(key for row in study.rows for key in row.swept):
-        name, what = re.sub(r"\W", "_", key), f"Metrics against {key}"
-        yield Picture(f"sweep-{name}", what, "sweep", key, False, partial(sweep, study, key))
-    groups = row_groups(study)
+        what = f"Metrics against {key}"
+        yield Picture(f"sweep-{_slug(key)}", what, "sweep", key, False, partial(sweep, study, key))
+    shown_together = row_groups(study)
     swept = {row.label: row.model for row in study.rows if row.swept}
-    for n, labels in enumerate(groups, start=1):
-        end = f"-{n}" if len(groups) > 1 else ""
+    for n, labels in enumerate(shown_together, start=1):
+        end = f"-{n}" if len(shown_together) > 1 else ""
         of = f" of {', '.join(map(one_line, labels))}" if end else ""
         heading = " · ".join(map(one_line, labels)) if end else ""
         if labels[0] in swept:
@@ -128,10 +129,19 @@ def pictures(study: Study) -> Iterator[Picture]:
             ),
             ("overlap", f"pCTR by click{of}", partial(overlap, study, labels)),
             ("weights", f"Weights{of}", partial(weights, study, labels)),
+            *(
+                (f"groups-{_slug(by)}", f"By {by}{of}", partial(by_group, study, by, labels))
+                for by in groups.groupings(study)
+            ),
         ]
         for name, described, draw in drawings:
             section = name.partition("-")[0]
             yield Picture(f"{name}{end}", described, section, heading, n > 1, draw)
+
+
+def _slug(name: str) -> str:
+    """A name for a file."""
+    return re.sub(r"\W", "_", name)
 
 
 def row_groups(study: Study) -> list[list[str]]:
@@ -415,6 +425,49 @@ def sweep(study: Study, key: str, metrics: Sequence[str] | None = None) -> Figur
                 right = 1 - 0.03 * (len(level) - n)
                 _draw_means(ax, look, {right: own}, ax.get_yaxis_transform())
         ax.set(xlabel=key, title=f"{metric} {direction(metric)}")
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.grid(axis="y")
+    _legend(figure)
+    return figure
+
+
+@_styled
+def by_group(study: Study, by: str, labels: Sequence[str] | None = None) -> Figure | None:
+    """Means and 95 % intervals of a few metrics by group of impressions; a panel a metric.
+
+    Args:
+        study: what is shown.
+        by: what forms the groups.
+        labels: of the rows to draw; all by default.
+    """
+    metrics = groups.shown_metrics(study, by)
+    drawn = [
+        (own, look)
+        for row, look in _looks(study, labels)
+        if (own := groups.of_row(study, row.label, by))
+    ]
+    if not (metrics and drawn):
+        return None
+    names = list(dict.fromkeys(group.name for own, _ in drawn for group in own))
+    figure, panels = _panels(len(metrics))
+    for ax, metric in zip(panels, metrics, strict=True):
+        for n, (own, look) in enumerate(drawn):
+            means = {group.name: group.means.get(metric) for group in own}
+            points = [(names.index(name), mean) for name, mean in means.items() if mean]
+            at = [place for place, _ in points]
+            centre = np.array([mean.mean for _, mean in points])
+            ends = [[mean.low, mean.high] for _, mean in points]
+            low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T
+            errors = np.nan_to_num(np.array([centre - low, high - centre]))
+            moved = _moved(ax, n, len(drawn))
+            style_of = {**look, "elinewidth": 0.8, "linewidth": 1}
+            ax.errorbar(at, centre, yerr=np.maximum(errors, 0), transform=moved, **style_of)
+        if (target := target_of(metric)) is not None:
+            ax.axhline(target, color=INK, linewidth=1, linestyle=DASHES[2])
+        ax.set_title(f"{metric} {direction(metric)}")
+        ax.set_xlabel(by)
+        shown = [_wrapped(name.partition(" of ")[0], 12) for name in names]
+        ax.set_xticks(range(len(names)), shown, rotation=45 if max(map(len, shown)) > 3 else 0)
         ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.grid(axis="y")
     _legend(figure)

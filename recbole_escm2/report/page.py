@@ -22,6 +22,7 @@ from recbole_escm2.experiment.request import has_effect
 from recbole_escm2.experiment.statistics import ALPHA
 from recbole_escm2.experiment.study import Row, Study
 from recbole_escm2.lookup import find_model
+from recbole_escm2.report import groups
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
 from recbole_escm2.report.layout import layout
 from recbole_escm2.report.notes import MINUS, aa_notes, one_line
@@ -89,6 +90,35 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         study: what is shown.
         images: of :func:`drawn`, where they are drawn already.
     """
+    by_rule = groups.groupings(study)
+    weighed, by_package = weighing(study), versions(study)
+    return render(
+        "report.html",
+        study=study,
+        table=layout(study),
+        summary=summary(study),
+        panels=_panels(drawn(study) if images is None else images),
+        weighing=weighed,
+        grouped=[(by, rule, groups.tables(study, by)) for by, rule in by_rule.items()],
+        group_note=groups.note(study),
+        warned=weight_warnings(weighed),
+        data=_data(study),
+        settings=settings(study),
+        tuning=tuning_table(study.tuning) if study.tuning else [],
+        versions=by_package,
+        mixed=[package for package, versions in by_package.items() if len(versions) > 1],
+        alpha=ALPHA,
+        comparisons=len(study.verdicts),
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """A page of a template, with style sheet and script; text in it is escaped.
+
+    Args:
+        template: its name in the folder of templates.
+        **content: what it shows.
+    """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -100,21 +130,8 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
-    weighed, by_package = weighing(study), versions(study)
-    return environment.get_template("report.html").render(
-        study=study,
-        table=layout(study),
-        summary=summary(study),
-        panels=_panels(drawn(study) if images is None else images),
-        weighing=weighed,
-        warned=weight_warnings(weighed),
-        data=_data(study),
-        settings=settings(study),
-        tuning=tuning_table(study.tuning) if study.tuning else [],
-        versions=by_package,
-        mixed=[package for package, versions in by_package.items() if len(versions) > 1],
-        alpha=ALPHA,
-        comparisons=len(study.verdicts),
+    return environment.get_template(template).render(
+        **content,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -129,10 +146,14 @@ def _panels(images: Sequence[tuple[Picture, bytes]]) -> dict[str, list[Panel]]:
         panel = sections[picture.section].setdefault(
             picture.heading, Panel(picture.heading, picture.folded, [])
         )
-        width = round(int.from_bytes(image[16:20]) * 96 / DPI)  # the first number of a PNG
-        code = base64.b64encode(image).decode()
-        panel.pictures.append((picture.description, width, code))
+        panel.pictures.append((picture.description, *embedded(image)))
     return defaultdict(list, {name: list(panels.values()) for name, panels in sections.items()})
+
+
+def embedded(image: bytes) -> tuple[int, str]:
+    """Width in CSS pixels and base64 of a PNG."""
+    width = round(int.from_bytes(image[16:20]) * 96 / DPI)  # the first number of a PNG
+    return width, base64.b64encode(image).decode()
 
 
 def summary(study: Study) -> str:

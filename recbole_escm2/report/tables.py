@@ -17,6 +17,7 @@ from recbole_escm2 import output
 from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
 from recbole_escm2.experiment.study import Study, Trial, Tuning
 from recbole_escm2.metric_names import bigger_is_better, target_of
+from recbole_escm2.report import groups
 from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
 from recbole_escm2.report.lift import share_of_lift
 from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE, WORSE, one_line
@@ -161,6 +162,7 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
         chosen = [[*map(markdown_escape, cells)] for cells in tuning_table(study.tuning)]
         lines += ["", "## The settings that were chosen", ""]
         lines += _markdown_table(chosen, "|---|---:|---:|---|")
+    lines += _markdown_groups(study)
     if shown.problems:
         lines += ["", "## What is missing", ""]
         lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
@@ -207,7 +209,10 @@ def text(study: Study, width: int | None = None) -> str:
     head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
     problems = [str(problem) for problem in shown.problems]
     under = [*_first(shown), *shown.caption("*"), *problems]
-    return "\n".join([output.table(head, rows, width), "", *under])
+    by_group = groups.text(study)
+    return "\n".join(
+        [output.table(head, rows, width), "", *under, *(["", by_group] if by_group else [])]
+    )
 
 
 def tuning_table(tuning: Tuning) -> list[list[str]]:
@@ -288,6 +293,17 @@ def _markdown_entry(entry: Entry) -> str:
     bold = "**" if entry.best else ""
     marks = entry.mark + entry.rival_mark
     return f"{bold}{entry.value}{bold} {marks}".strip() if entry.mean else ""
+
+
+def _markdown_groups(study: Study) -> list[str]:
+    """A section for each grouping."""
+    lines: list[str] = []
+    for by, rule in groups.groupings(study).items():
+        lines += ["", f"## By {markdown_escape(by)}", "", markdown_escape(f"{rule}.")]
+        for table in groups.tables(study, by):
+            grid = [[*map(markdown_escape, cells)] for cells in (table.header, *table.rows)]
+            lines += ["", f"{markdown_escape(table.title)}:", "", *_markdown_table(grid)]
+    return [*lines, "", markdown_escape(groups.note(study))] if lines else []
 
 
 def _markdown_table(grid: Sequence[Sequence[str]], rule: str = "") -> list[str]:

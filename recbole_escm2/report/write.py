@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recbole_escm2.experiment.study import Study
 from recbole_escm2.output import write_json, write_whole
-from recbole_escm2.report import tables
+from recbole_escm2.report import groups, tables
 from recbole_escm2.report.page import drawn, page
 
 
@@ -21,7 +21,8 @@ def report(study: Study, folder: str | Path) -> dict[str, Path]:
     Returns:
         The paths by what they hold: ``html``, ``markdown``, ``latex``, ``text``, ``csv`` (a line
         a row and metric), ``runs`` (a line a run), ``trials`` (a line a trial, where rows were
-        tuned), ``json`` (everything), and ``figures/NAME``.
+        tuned), ``groups`` (a line a row, group and metric, where there are groups), ``json``
+        (everything), and ``figures/NAME``.
     """
     target = Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,8 @@ def report(study: Study, folder: str | Path) -> dict[str, Path]:
     }
     if (tuning := study.tuning) is not None:
         texts["trials"] = ("trials.csv", lambda: tables.trials_csv(tuning))
+    if groups.groupings(study):
+        texts["groups"] = ("groups.csv", lambda: groups.csv(study))
     for kind, (name, text) in texts.items():
         paths[kind] = target / name
         write_whole(paths[kind], text())

@@ -47,7 +47,16 @@ from recbole_escm2.train.checkpoint import (
     support_of,
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
-from recbole_escm2.train.run import HISTORY_FILE, Run
+from recbole_escm2.train.progress import (
+    ProgressFile,
+    bookkeeping_of,
+    load_progress,
+    random_state,
+    restore_bookkeeping,
+    restore_learned,
+    restore_random,
+)
+from recbole_escm2.train.run import HISTORY_FILE, PROGRESS_FILE, Run
 
 #: What to say with the numbers of a checkpoint whose training hasn't come to its end.
 CUT_SHORT = (
@@ -123,6 +132,13 @@ class EntireSpaceTrainer(Trainer):
         self._has_no_validation = False
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
+        #: Seconds that training took before a kill from which it goes on.
+        self.seconds_before = 0.0
+        self._started = 0.0
+        self._begun: dict[str, Any] | None = None
+        self._progress: ProgressFile | None = None
+        if run is not None:
+            self._progress = ProgressFile(run.folder / PROGRESS_FILE, config["save_interval"])
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         self.row_adam: RowAdam | None = None
@@ -232,6 +248,8 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, MetricResult | None]:
         """As RecBole's, with one line for training and one for validation an epoch.
 
+        A run that goes on begins where its progress was saved last.
+
         Raises:
             UsageError: ``valid_metric`` has no value on the validation set, or training was to go
                 on from a checkpoint of other data or of another split.
@@ -245,6 +263,9 @@ class EntireSpaceTrainer(Trainer):
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
         self.verbose = verbose
+        self._started = perf_counter()
+        if self.run is not None and self.run.goes_on and self._go_on(self.run):
+            return self.best_valid_score, self.best_valid_result
         with self._waking_rows(train_data), self._counting_parts(train_data):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
@@ -255,6 +276,8 @@ class EntireSpaceTrainer(Trainer):
             train = train_data._dataset
             file = Path(self.saved_model_file)
             finish_checkpoint(file, lambda state: self._about_best(state, train))
+        if self._progress is not None and self._progress.is_kept:
+            self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
         if verbose and valid_data and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
@@ -285,9 +308,13 @@ class EntireSpaceTrainer(Trainer):
         loss_func: Any = None,
         show_progress: bool = False,
     ) -> tuple[float, ...]:
-        start = perf_counter()
         if self.run is not None:
             self.run.start()
+        self.eval_collector.predictions = None  # of the last validation: a training needs the room
+        begun = self._begun
+        if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
+            self._save_progress(epoch_idx)
+        start = perf_counter() - (begun["epoch_seconds"] if begun else 0.0)
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
         if self._has_no_validation:
             self._take_average()
@@ -316,13 +343,24 @@ class EntireSpaceTrainer(Trainer):
             train_data.set_epoch(epoch_idx)
         totals: dict[str, Tensor] = {}
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
-        batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress)
-        for interaction in batches:
+        started, first, spent = perf_counter(), 0, 0.0
+        if (begun := self._begun) is not None:
+            first, spent, totals = begun["step"], begun["epoch_seconds"], begun["totals"]
+            train_data.begin_at(first)
+            if begun["scaler"]:
+                scaler.load_state_dict(begun["scaler"])
+            restore_random(begun["random"], self.device)
+            self._begun = None
+        batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress, first)
+        for step, interaction in enumerate(batches, start=first + 1):
             steps = self._loss_steps(interaction.to(self.device), loss_func)
             while losses := self._next_losses(steps):
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0.0) + loss.detach()
                 self._optimize(losses, scaler)
+            if self._is_progress_due():
+                seconds = spent + perf_counter() - started
+                self._save_progress(epoch_idx, step, seconds, totals, scaler.state_dict())
         return {name: float(total) / len(train_data) for name, total in totals.items()}
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
@@ -362,6 +400,92 @@ class EntireSpaceTrainer(Trainer):
         for name, loss in zip(self.loss_names, losses, strict=True):
             self.tensorboard.add_scalar(f"{tag}/{name}", loss, epoch_idx)
 
+    # ------------------------------------------------------------------ progress
+
+    def _is_progress_due(self, after_epoch: bool = False) -> bool:
+        return self._progress is not None and self._progress.is_due(after_epoch)
+
+    def _save_progress(
+        self,
+        epoch: int,
+        step: int = 0,
+        epoch_seconds: float = 0.0,
+        totals: dict[str, Tensor] | None = None,
+        scaler: dict[str, Any] | None = None,
+    ) -> None:
+        """Write down how far the training has come: ``step`` batches into an epoch."""
+        assert self._progress is not None, "one is due"
+        state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
+        state |= {
+            "totals": totals or {},
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler or {},
+            "random": random_state(self.device),
+        }
+        self._progress.save(state)
+
+    def _bookkeeping(self, **place: Any) -> dict[str, Any]:
+        """All of a progress but what is being learned."""
+        assert self.run is not None, "progress is a run's"
+        return {
+            "of": self.run.about(),
+            "data": self.identity,
+            "threads": torch.get_num_threads(),
+            "ended": False,
+            "step": 0,
+            "seconds": self.seconds_before + perf_counter() - self._started,
+            "epoch_seconds": 0.0,
+            "history": plain_data(self.history),
+            "trainer": bookkeeping_of(self),
+            **place,
+        }
+
+    def _go_on(self, run: Run) -> bool:
+        """Take up a training where its progress was saved; whether it had come to its end.
+
+        One of other data, or without its best epoch's checkpoint, begins anew.
+
+        Raises:
+            UsageError: it doesn't fit the model.
+        """
+        assert self._progress is not None, "a run has progress"
+        assert self.identity is not None, "it is fitted"
+        checkpoint = Path(self.saved_model_file)
+        if not self._progress.path.is_file():  # of a part that had yet to begin
+            return False
+        try:
+            state = load_progress(self._progress.path, self.device)
+            if differs := difference(state["data"], self.identity):
+                raise UsageError(differs)
+            needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
+            if needed and not checkpoint.is_file():
+                raise UsageError(f"{checkpoint} is gone")
+        except UsageError as error:
+            self.logger.warning(f"{run.name} begins anew: {error}")
+            self._progress.remove()
+            checkpoint.unlink(missing_ok=True)
+            return False
+        epoch, step = state["epoch"], state["step"]
+        if not state["ended"]:
+            restore_learned(self.model, self.optimizer, state)
+            self._begun = state
+            self.tensorboard = _writer(run, purge_step=epoch)
+        restore_bookkeeping(self, state["trainer"])
+        self.history, self.start_epoch = state["history"], epoch
+        self.seconds_before = state["seconds"]
+        self._has_saved = self.best_epoch >= 0
+        where = (
+            ", whose training is done" if state["ended"] else f" from epoch {epoch}, step {step}"
+        )
+        self.logger.info(f"going on with {run.name}{where}")
+        if state["threads"] != torch.get_num_threads():
+            self.logger.warning(
+                f"it was begun with {state['threads']} threads, and goes on with "
+                f"{torch.get_num_threads()}: sums may be rounded in another way"
+            )
+        return bool(state["ended"])
+
     # ------------------------------------------------------------------ evaluation
 
     def _valid_epoch(
@@ -379,7 +503,7 @@ class EntireSpaceTrainer(Trainer):
         score = score_of(self.valid_metric, result[self.valid_metric])
         best = self.best_valid_score
         improved = score >= best if self.valid_metric_bigger else score <= best
-        epoch = len(self.train_loss_dict) - 1 + self.start_epoch
+        epoch = next(reversed(self.train_loss_dict))
         if improved:
             self.best_epoch = epoch
             self.beside_constant = beside_constant(self.predictions, self.label_task)
@@ -396,11 +520,16 @@ class EntireSpaceTrainer(Trainer):
             values = ", ".join(f"{name} {result[name]:.5f}" for name in shown)
             self.logger.info(
                 f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
-                + ("  (best so far)" if improved else "")
+                + (f"  ({self._how_it_stands()})" if improved else "")
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
         return score, result
+
+    def _how_it_stands(self) -> str:
+        """What to say of an epoch by which no earlier one is better."""
+        worse = self.beside_constant is not None and self.beside_constant.is_worse
+        return "no earlier one is better, but a constant prediction is" if worse else "best so far"
 
     @property
     def predictions(self) -> Predictions:
@@ -572,16 +701,20 @@ def has_bfloat16() -> bool:
     return not known or any(check() for check in known)
 
 
-def _progress(batches: Any, title: str, show: bool) -> Any:
-    return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
+def _progress(batches: Any, title: str, show: bool, first: int) -> Any:
+    if not show:
+        return batches
+    return tqdm(batches, total=len(batches), initial=first, ncols=100, desc=title)
 
 
 def _tensorboard_of(run: Run) -> contextlib.AbstractContextManager[Any]:
     """RecBole's Trainer opens its TensorBoard in the working directory, whatever is configured."""
 
-    def opened(logger: Any) -> SummaryWriter:
-        writer = SummaryWriter(run.folder / "tensorboard")
-        run.at_end.callback(writer.close)
-        return writer
+    return patch.object(recbole.trainer.trainer, "get_tensorboard", lambda logger: _writer(run))
 
-    return patch.object(recbole.trainer.trainer, "get_tensorboard", opened)
+
+def _writer(run: Run, purge_step: int | None = None) -> SummaryWriter:
+    """Of a run's TensorBoard, which from a step on shows only what is written from now on."""
+    writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge_step)
+    run.at_end.callback(writer.close)
+    return writer

@@ -37,6 +37,7 @@ class Training:
         config: of the training.
         run: its folder.
         task: ``ctr`` or ``cvr``, where it is one of two models.
+        epochs: how many, where they are known and nothing validates.
 
     Attributes:
         trainer: with the model, and its best epoch in a checkpoint.
@@ -53,9 +54,11 @@ class Training:
     best_valid: MetricResult
     seconds: float
 
-    def __init__(self, config: Any, run: Run, task: str | None = None) -> None:
-        self.config = config
-        self.task = task
+    def __init__(
+        self, config: Any, run: Run, task: str | None = None, epochs: int | None = None
+    ) -> None:
+        self.config, self.run, self.task = config, run, task
+        self._are_epochs_known = epochs is not None
         self.show_progress = bool(config["show_progress"])
         _log_start(config, task)
         try:
@@ -79,6 +82,7 @@ class Training:
             ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
+        self.trainer.epochs = epochs or self.trainer.epochs
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
             f"{counted}on {config['device']}; "
@@ -120,7 +124,7 @@ class Training:
             UsageError: there is no validation, and a setting needs one.
         """
         validates = bool(self.splits["valid"])
-        if not validates and self.task is None:
+        if not validates and self.task is None and not self._are_epochs_known:
             check_without_validation(self.config, self.trainer)
         started = time.perf_counter()
         score, best_valid = self.trainer.fit(
@@ -129,7 +133,7 @@ class Training:
         assert best_valid is not None or not validates, "it comes after the first epoch at least"
         self.best_score = score if validates else None
         self.best_valid = MetricResult() if best_valid is None else best_valid
-        self.seconds = time.perf_counter() - started
+        self.seconds = self.trainer.seconds_before + time.perf_counter() - started
 
     def validate(self) -> tuple[float | None, MetricResult]:
         """The score of ``valid_metric`` in the best epoch, and all metrics of that validation.
@@ -167,6 +171,10 @@ def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
     Raises:
         UsageError: a key that chooses by validation is set, or one isn't that has to be.
     """
+    if config["final_fit"]:
+        raise UsageError(
+            "the split has no validation, which final_fit would train on: leave it out"
+        )
     parts = [config[f"{task}_settings"] or {} for task in PAIR]
     given = {key for keys in (config.external_config_dict, *parts) for key in keys}
     chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]

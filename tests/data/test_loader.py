@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from recbole_escm2.data import ImpressionLoader, prepare_data
+from recbole_escm2.data.batch import position_dtype
 
 
 @pytest.fixture
@@ -95,6 +96,23 @@ def test_prepared_loaders(toy, shuffle):
         assert torch.equal(rows, loader.dataset.inter_feat["row"])
         clicks = torch.cat([batch["click"] for batch, *_ in loader])
         assert clicks.tolist() == loader.dataset.truth.click.tolist()
+
+
+def test_what_an_impression_keeps_in_memory(toy):
+    """Its place in the store and in the order, four bytes each; no label of train."""
+    parts = toy.with_outcomes().build()
+    list(ImpressionLoader(parts[0], 20, shuffle=True))
+    assert [part.inter_feat._rows.dtype for part in parts] == [torch.int32] * 3
+    assert parts[0]._truth is None
+    assert parts[1].truth is parts[1].truth is not None  # read once
+    assert position_dtype(2**31 - 1) == torch.int32
+    assert position_dtype(2**31) == torch.int64
+
+
+def test_the_order_is_that_of_torchs_whole_numbers(train):
+    drawn = torch.randperm(48, generator=torch.Generator().manual_seed(3 * 1_000_003 + 2))
+    wanted = train.inter_feat["row"][drawn].tolist()
+    assert order(ImpressionLoader(train, 20, seed=3, shuffle=True), 2) == wanted
 
 
 @pytest.mark.parametrize(

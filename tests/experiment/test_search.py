@@ -10,10 +10,12 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
+import optuna
 import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
@@ -22,6 +24,7 @@ from recbole_escm2.experiment.request import read_request
 from recbole_escm2.experiment.runs import Outcome
 from recbole_escm2.experiment.search import Searcher, make_search
 from recbole_escm2.experiment.space import default_space, ranges_of, read_space, settings_of
+from recbole_escm2.experiment.trials import excess_loss, sampler_of
 from recbole_escm2.keys import KEY_NEEDS
 from recbole_escm2.lookup import context_model_names, find_model
 from recbole_escm2.model import ESCM2_DR, ESMM
@@ -344,3 +347,54 @@ def test_mistakes_end_in_one_message(program, data_path, change, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def learned_and_not(study, learned, failed):
+    """A study with trials of one value each, of which some are worse than a constant."""
+    trials = [(value, []) for value in learned] + [(value, [None]) for value in failed]
+    for value, worse in trials:
+        study.add_trial(
+            create_trial(
+                value=value,
+                params={"x": value},
+                distributions={"x": FloatDistribution(0, 1)},
+                intermediate_values={0: value},
+                user_attrs={"worse_than_constant": worse, "excess_loss": 5.0 if worse else 0.0},
+                system_attrs={"constraints": [5.0 if worse else 0.0]},
+            )
+        )
+    return study
+
+
+@pytest.mark.parametrize(
+    ("learned", "failed", "value", "pruned"),
+    [
+        ([0.4, 0.5, 0.6, 0.7, 0.8], [1.0] * 9, 0.7, False),
+        ([0.4, 0.5, 0.6, 0.7, 0.8], [1.0] * 9, 0.5, True),
+        ([], [1.0] * 9, 0.5, False),
+    ],
+)
+def test_trials_worse_than_a_constant_prune_no_others(learned, failed, value, pruned):
+    study = optuna.create_study(direction="maximize", pruner=search_module._MedianOfLearned())
+    trial = learned_and_not(study, learned, failed).ask()
+    trial.report(value, 0)
+    assert trial.should_prune() == pruned
+
+
+def test_proposals_are_like_the_best_that_has_learned():
+    study = optuna.create_study(direction="maximize")
+    learned_and_not(study, np.linspace(0.2, 0.4, 20).tolist(), [0.99] * 20)
+    drawn = []
+    for number in range(20):
+        study.sampler = sampler_of("tpe", 1, number, search_module._excess_of)
+        drawn.append(study.ask({"x": FloatDistribution(0, 1)}).params["x"])
+    assert np.mean(drawn) < 0.6
+
+
+def test_how_much_worse_than_a_constant():
+    worse = {"task": "ctr", "log_loss": 0.6, "constant": 0.4}
+    assert excess_loss({"worse_than_constant": None, "trainings": []}) == 0
+    assert excess_loss({"worse_than_constant": worse}) == pytest.approx(0.5)
+    of_pair = [{"worse_than_constant": None}, {"worse_than_constant": {**worse, "log_loss": 0.8}}]
+    assert excess_loss({"worse_than_constant": worse, "trainings": of_pair}) == pytest.approx(1.0)
+    assert excess_loss({"worse_than_constant": {**worse, "log_loss": None}}) > 1e6

@@ -253,9 +253,13 @@ def test_use_gpu_false_is_the_processor(data_path):
 def test_a_run_that_is_worse_than_a_constant_says_so(settings, data_path, tmp_path):
     done = call(tmp_path, *small(data_path, epochs=3, train_batch_size=256, **settings))
     assert done.code == 0, done.err
-    assert "This run is worse than a constant prediction: on validation the log loss" in done.out
+    said = "This run is worse than a constant prediction: on validation the log loss"
+    assert (done.out + done.err).count(said) == 1
     (run,) = (tmp_path / "output").iterdir()
-    assert "worse than a constant" in (run / "run.log").read_text()
+    log = (run / "run.log").read_text()
+    assert "worse than a constant" in log
+    assert "no earlier one is better, but a constant prediction is" in log
+    assert "best so far" not in log
     worse = json.loads((run / "result.json").read_text())["worse_than_constant"]
     assert worse["log_loss"] > worse["constant"] > 0
 
@@ -287,5 +291,7 @@ def test_a_search_prefers_what_has_learned(program, data_path, tmp_path):
     assert re.search(
         r"1\.0000 on validation, worse than a constant prediction; .*=100$", done.stderr, re.M
     )
+    said = "1 of them is worse than a constant prediction, and behind all others."
+    assert said in done.stdout.splitlines()
     (best,) = (tmp_path / "output").glob("search-*/best.yaml")
     assert "learning_rate: 0.01" in best.read_text()

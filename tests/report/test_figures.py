@@ -336,3 +336,44 @@ class TestPng:
         assert first == second
         assert first.startswith(b"\x89PNG")
         assert b"Software" not in first
+
+
+class TestLittleToShow:
+    """A page of one row, of one value, of one bin or of one epoch is drawn without a warning."""
+
+    def changed(self, study, **changes):
+        results = {key: {**run, **changes} for key, run in study.results.items()}
+        return replace(study, results=results)
+
+    @pytest.fixture
+    def alone(self, study):
+        label = "ESCM2_IPS"
+        (row,) = (row for row in study.rows if row.label == label)
+        results = {key: run for key, run in study.results.items() if key == (label, 1)}
+        return replace(study, rows=[row], seeds=[1], baseline=label, results=results, failures={})
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("case", ["as it is", "constant", "one epoch", "equal weights"])
+    def test_of_one_row(self, alone, case):
+        (run,) = alone.results.values()
+        if case == "constant":
+            bin_of_all = {"rows": [100], "predicted": [0.1], "observed": [0.1]}
+            curves = dict.fromkeys(figures.TASKS, bin_of_all)
+            alone = self.changed(alone, calibration=curves)
+        elif case == "one epoch":
+            trainings = [{**t, "epochs": t["epochs"][:1]} for t in run["trainings"]]
+            alone = self.changed(alone, trainings=trainings)
+        elif case == "equal weights":
+            quantiles = run["weight_quantiles"]["q"]
+            equal = {"q": quantiles, "w": [1.0] * len(quantiles)}
+            alone = self.changed(alone, weight_quantiles=equal)
+        drawn = [picture.draw() for picture in figures.pictures(alone)]
+        assert all(figures.png(figure) for figure in drawn if figure is not None)
+        assert sum(figure is not None for figure in drawn) >= 5
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.0, 0.0]], ids=str)
+    @pytest.mark.parametrize("rows", ["a", "ab"])
+    def test_of_one_value(self, values, rows):
+        study = study_of({row: {"CTR_AUC": values} for row in rows}, "a")
+        assert figures.png(figures.dots(study))
