@@ -125,6 +125,8 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        #: Whether ``epochs`` counts parts of an epoch already, where a loader hands out parts.
+        self.epochs_are_parts = False
         self._learning = model
         self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
@@ -211,7 +213,8 @@ class EntireSpaceTrainer(Trainer):
     def _counting_parts(self, train_data: Any) -> Iterator[None]:
         """Have RecBole count each part of an epoch as one, where a loader hands out parts."""
         epochs = self.epochs
-        self.epochs *= getattr(train_data, "parts", 1)
+        if not self.epochs_are_parts:
+            self.epochs *= getattr(train_data, "parts", 1)
         try:
             yield
         finally:
@@ -225,15 +228,16 @@ class EntireSpaceTrainer(Trainer):
         Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables;
         where nothing is validated, at the end of each epoch or part of one.
         """
-        if decay := self.config["weight_averaging"]:
+        if self.config["weight_averaging"]:
             self._catch_up()
             if self._average is None:
-                average = get_ema_multi_avg_fn(decay)
-                self._average = AveragedModel(
-                    self._learning, multi_avg_fn=average, use_buffers=True
-                )
+                self._average = self._new_average()
             self._average.update_parameters(self._learning)
             self.model = self._average.module
+
+    def _new_average(self) -> AveragedModel:
+        average = get_ema_multi_avg_fn(self.config["weight_averaging"])
+        return AveragedModel(self._learning, multi_avg_fn=average, use_buffers=True)
 
     # ------------------------------------------------------------------ training
 
@@ -310,6 +314,7 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, ...]:
         if self.run is not None:
             self.run.start()
+        self.model = self._learning
         self.eval_collector.predictions = None  # of the last validation: a training needs the room
         begun = self._begun
         if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
@@ -337,7 +342,6 @@ class EntireSpaceTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
     ) -> dict[str, float]:
         """What an epoch does; returns the mean of each loss."""
-        self.model = self._learning
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
@@ -419,6 +423,7 @@ class EntireSpaceTrainer(Trainer):
         state |= {
             "totals": totals or {},
             "state_dict": self.model.state_dict(),
+            "average": {} if self._average is None else self._average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler or {},
             "random": random_state(self.device),
@@ -469,6 +474,9 @@ class EntireSpaceTrainer(Trainer):
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
             restore_learned(self.model, self.optimizer, state)
+            if state["average"]:
+                self._average = self._new_average()
+                load_weights(self._average, state["average"])
             self._begun = state
             self.tensorboard = _writer(run, purge_step=epoch)
         restore_bookkeeping(self, state["trainer"])

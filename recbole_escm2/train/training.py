@@ -83,6 +83,7 @@ class Training:
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
         self.trainer.epochs = epochs or self.trainer.epochs
+        self.trainer.epochs_are_parts = epochs is not None
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
             f"{counted}on {config['device']}; "

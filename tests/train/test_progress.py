@@ -126,6 +126,11 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "batch statistics": ("xDeepFM", [9], {}),
     "sgd": ("ESMM", [9], {"learner": "sgd", "sparse_embedding": True}),
     "adagrad": ("ESMM", [9], {"learner": "adagrad"}),
+    "validations within an epoch, and an average": (
+        "ESCM2_DR",
+        [10, 1],
+        {"validations_per_epoch": 3, "weight_averaging": 0.8, "sparse_embedding": True},
+    ),
     "no validation for two epochs": ("ESMM", [17], {"epochs": 4, "eval_step": 2}),
 }
 
