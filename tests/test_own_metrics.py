@@ -15,7 +15,6 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import Setting, spec_of
 from recbole_escm2.evaluator.intervals import intervals
 from recbole_escm2.evaluator.predictions import Predictions
-from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.request import read_request
 from recbole_escm2.metric_names import (
     bigger_is_better,
@@ -30,6 +29,7 @@ from recbole_escm2.model import ESMM
 from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.tasks import metric_for, product_metric
+from recbole_escm2.train.code import code_of
 
 CODE = """\
 import numpy as np

@@ -125,7 +125,7 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
-        #: Whether ``epochs`` counts parts of them already, where a loader hands out parts.
+        #: Whether ``epochs`` counts parts of an epoch already, where a loader hands out parts.
         self.epochs_are_parts = False
         self._learning = model
         self._average: Any = None
@@ -315,6 +315,7 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, ...]:
         if self.run is not None:
             self.run.start()
+        self.model = self._learning
         self.eval_collector.predictions = None  # of the last validation: a training needs the room
         begun = self._begun
         if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
@@ -342,7 +343,6 @@ class EntireSpaceTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
     ) -> dict[str, float]:
         """What an epoch does; returns the mean of each loss."""
-        self.model = self._learning
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
