@@ -226,15 +226,16 @@ class EntireSpaceTrainer(Trainer):
         Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables;
         where nothing is validated, at the end of each epoch or part of one.
         """
-        if decay := self.config["weight_averaging"]:
+        if self.config["weight_averaging"]:
             self._catch_up()
             if self._average is None:
-                average = get_ema_multi_avg_fn(decay)
-                self._average = AveragedModel(
-                    self._learning, multi_avg_fn=average, use_buffers=True
-                )
+                self._average = self._new_average()
             self._average.update_parameters(self._learning)
             self.model = self._average.module
+
+    def _new_average(self) -> AveragedModel:
+        average = get_ema_multi_avg_fn(self.config["weight_averaging"])
+        return AveragedModel(self._learning, multi_avg_fn=average, use_buffers=True)
 
     # ------------------------------------------------------------------ training
 
@@ -419,7 +420,8 @@ class EntireSpaceTrainer(Trainer):
         state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
         state |= {
             "totals": totals or {},
-            "state_dict": self.model.state_dict(),
+            "state_dict": self._learning.state_dict(),
+            "average": {} if self._average is None else self._average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler or {},
             "random": random_state(self.device),
@@ -469,7 +471,10 @@ class EntireSpaceTrainer(Trainer):
             return False
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
-            restore_learned(self.model, self.optimizer, state)
+            restore_learned(self._learning, self.optimizer, state)
+            if state["average"]:
+                self._average = self._new_average()
+                load_weights(self._average, state["average"])
             self._begun = state
             self.tensorboard = _writer(run, purge_step=epoch)
         restore_bookkeeping(self, state["trainer"])
