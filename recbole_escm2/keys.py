@@ -458,7 +458,15 @@ OURS: Mapping[str, Key] = {
         acts_on=("propensity",),
         idle="has no propensity",
     ),
-    "propensity_floor": Key(BELOW_ONE, OFTEN, ("propensity",), "has no propensity"),
+    "propensity_floor": Key(
+        Kind("a number in [0, 1) or 'slope'", lambda v: v == "slope" or BELOW_ONE.holds(v)),
+        OFTEN,
+        ("propensity",),
+        "has no propensity",
+    ),
+    "propensity_calibration": Key(
+        _one_of("platt", "temperature"), acts_on=("propensity",), idle="has no propensity"
+    ),
     "propensity_normalization": Key(
         _one_of("none", "snips"), OPTIONAL, ("rescaled_propensity",), "has no propensity"
     ),

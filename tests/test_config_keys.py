@@ -40,6 +40,7 @@ BAD = {
     "counterfactual_weight": [-0.1, "much", True, None, math.nan, math.inf],
     "global_weight": [-1, [1], False, math.inf],
     "propensity_floor": [1, 1.5, -0.01, "low"],
+    "propensity_calibration": ["isotonic", True, 1],
     "propensity": ["ctr", 1, None],
     "propensity_normalization": ["SNIPS", True],
     "l2_penalty": [0, -1, [], [1, 3], [3, 3], [1, 0], "strong", True, None],
