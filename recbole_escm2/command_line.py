@@ -25,6 +25,7 @@ usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [-
        {program} predict --checkpoint=FILE --data=FILE --out=FILE   (more: predict --help)
        {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE  (more: --help)
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
+       {program} score --predictions=FILE         (more: {program} score --help)
 
 Trains a model on impressions with a click and a conversion label, stops early on validation, and
 ends with a table of test metrics per task.
@@ -84,6 +85,7 @@ _KNOBS = {
     "click_rate": "clicked impressions among all",
     "conversion_rate": "conversions among clicked impressions",
     "selection": "selection bias: correlation of the two logits, 0 to 1",
+    "interaction_share": "share of the logits' variance by products of user and item, 0 to 1",
     "rows_per_user": "mean number of impressions of a common row",
     "behaviours": "mean number of weighted ids of a common row",
     "users": "size of the vocabulary of 101; by default it grows with rows",
@@ -110,6 +112,36 @@ the best settings are written as a config file that --config_files takes.
   --name=NAME          of its folder in output_dir (search-MODEL-DATASET)
   --storage=URL        of Optuna's storage (an SQLite file in that folder)
   any config key       of all trials
+"""
+_SCORE_HELP = """\
+usage: {program} score --predictions=FILE,... [--labels=FILE] [--key=COLUMN,...] [--out=FOLDER]
+
+Scores predictions, whoever made them: every metric with its 95 % interval, the models compared on
+the same rows, calibration. Files are Parquet, CSV, Arrow or Feather; their needed columns have to
+fit into memory (8 bytes a row and column, and a few times that for sorting).
+
+  --predictions=FILE,...  with the columns pctr, pcvr and pctcvr, or some of them; a file a model,
+                       named by its file or as NAME=FILE,NAME=FILE. One file with columns pctr_NAME,
+                       pcvr_NAME, ... has several models. pctcvr is pctr times pcvr where it isn't
+                       given
+  --labels=FILE        with the columns click and conversion; also user_id, item_id,
+                       potential_conversion and true_cvr, where they are known. By default they are
+                       in the (first) file of predictions
+  --key=COLUMN,...     columns that pair up the rows of two files; by default rows pair up in the
+                       order in which they stand
+  --out=FOLDER         for tables (CSV, JSON) and the page (HTML, which takes the extra benchmark)
+  --baseline=NAME      the model that the others are compared with (the first)
+  --primary=METRIC,METRIC   what verdicts are about: CTCVR_AUC and CVR_AUC_ES, or CVR_AUC without
+                       potential conversions
+  --metrics=METRIC,... instead of those of a run
+  --topk=K,...         of NDCG@K and Recall@K (10)
+  --decision_threshold=P  from which F1 and Recall predict a positive, of all tasks or by task,
+                       {{ctr: P, cvr: P, ctcvr: P}}; by default the task's share of positives
+                       in these rows
+  --calibration_bins=N of ECE (10)
+  --CLICK_FIELD=NAME   and CONVERSION_FIELD, USER_ID_FIELD, ITEM_ID_FIELD,
+                       POTENTIAL_CONVERSION_FIELD, TRUE_CTR_FIELD, TRUE_CVR_FIELD, pctr, pcvr,
+                       pctcvr: what a column is called
 """
 _PREDICT_HELP = """\
 usage: {program} predict --checkpoint=FILE --data=FILE --out=FILE [--KEY=VALUE ...]
@@ -153,7 +185,8 @@ of given candidates, with a checkpoint alone.
   --model=path.to.module:Class   where the model is your own
   --device=cpu         where to compute; by default a GPU where there is one
 """
-_FLAGS = ("help", "version", "evaluate")
+#: What stands alone, with the value that it then has.
+_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
 
@@ -178,7 +211,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
         else:
             key, equals, value = argument[2:].partition("=")
             if not equals and key in _FLAGS:
-                value = ""
+                value = _FLAGS[key]
             elif not equals:
                 waiting = key
                 continue
@@ -415,6 +448,15 @@ def _search(options: dict[str, str]) -> int:
     return search(options)
 
 
+def _score(options: dict[str, str]) -> int:
+    if "help" in options:
+        print(_SCORE_HELP.format(program="run_recbole_escm2.py"))
+        return 0
+    from recbole_escm2.scoring.command import score_command
+
+    return score_command(options)
+
+
 def _predict(options: dict[str, str]) -> int:
     if "help" in options:
         print(_PREDICT_HELP.format(program="run_recbole_escm2.py"))
@@ -449,6 +491,7 @@ def _begin_scoring(command: str, options: Mapping[str, str], text: str) -> None:
 _COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {
     "simulate": _simulate,
     "search": _search,
+    "score": _score,
     "predict": _predict,
     "recommend": _recommend,
 }

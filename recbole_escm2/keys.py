@@ -209,6 +209,15 @@ def _are_parts(value: Any) -> bool:
     )
 
 
+def _are_pos_weights(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and set(value) <= set(ALL_TASKS)
+        and all(map(POSITIVE.holds, value.values()))
+    )
+
+
 def _is_path(value: Any) -> bool:
     steps = value if isinstance(value, list) else [value]
     return (
@@ -236,6 +245,7 @@ NOT_NEGATIVE = _number("a number >= 0", lambda v: 0 <= v < math.inf)
 POSITIVE = _number("a number > 0", lambda v: 0 < v < math.inf)
 NORM = Kind("a number > 0 or 'inf'", lambda v: v in ("inf", math.inf) or POSITIVE.holds(v))
 BELOW_ONE = _number("a number in [0, 1)", lambda v: 0 <= v < 1)
+SHARE = _number("a number in [0, 1]", lambda v: 0 <= v <= 1)
 BETWEEN = _number("a number between 0 and 1", lambda v: 0 < v < 1)
 TO_TEN = _number("a number from 0 to 10", lambda v: 0 <= v <= 10)
 LAYERS = _each("a list of whole numbers >= 1", COUNT.holds)
@@ -315,6 +325,7 @@ _PAIR = "pair"  # a single-task model with task: both
 _FAMILY = "EntireSpaceRecommender"
 _NO_TREES = "has no trees"
 _MLPS = ("separate", "shared_bottom", "mmoe", "ple")
+_INITS = ("xavier", "field")
 
 #: Ours; the property files have them in the same order.
 OURS: Mapping[str, Key] = {
@@ -355,12 +366,21 @@ OURS: Mapping[str, Key] = {
         )
     ),
     # Training
+    "preset": Key(_text("the name of a preset")),
     "training_seed": Key(SEED),
+    "final_fit": Key(BOOLEAN, OFTEN),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
+    "pos_weight": Key(
+        Kind("a mapping of ctr, cvr or ctcvr to numbers > 0", _are_pos_weights),
+        TRAINING | OPTIONAL,
+    ),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),
     "sleeping_decay": Key(NOT_NEGATIVE, TRAINING, needs="sparse_embedding"),
+    "weight_averaging": Key(BELOW_ONE, TRAINING),
+    "validations_per_epoch": Key(COUNT, TRAINING),
     # Evaluation
     "primary": Key(_names("a list of one or two metrics"), NO_SWEEP),
+    "weighted_metrics": Key(BOOLEAN, SCORING),
     "decision_threshold": Key(
         Kind(
             "a probability or 'base_rate'",
@@ -386,6 +406,12 @@ OURS: Mapping[str, Key] = {
     "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "init_from": Key(_text("a checkpoint, or a run's folder"), PLACE | NO_SWEEP),
+    "resume": Key(
+        Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
+        PLACE | NO_SWEEP,
+    ),
+    "save_interval": Key(NOT_NEGATIVE, PLACE | OPTIONAL),
     # Reference models
     "l2_penalty": Key(
         Kind("a number > 0, or a falling list of such", _is_path),
@@ -402,6 +428,13 @@ OURS: Mapping[str, Key] = {
     # Entire-space models
     "backbone": Key(_text("the name of a backbone"), acts_on=(_FAMILY,), idle="has no use for it"),
     "embedding_size": Key(COUNT, OFTEN, (*_MLPS, _SINGLE), "with backbone {} embeds nothing"),
+    "embedding_init": Key(
+        Kind("'xavier', 'field' or a number > 0", lambda v: v in _INITS or POSITIVE.holds(v)),
+        acts_on=(_FAMILY,),
+        idle="with backbone {} embeds nothing",
+    ),
+    "embedding_dropout": Key(BELOW_ONE, acts_on=(_FAMILY,), idle="with backbone {} embeds nothing"),
+    "first_order": Key(BOOLEAN, acts_on=_MLPS, idle="with backbone {} says that itself"),
     "mlp_hidden_size": Key(LAYERS, OFTEN, (*_MLPS, _SINGLE), "with backbone {} has no MLP"),
     "bottom_hidden_size": Key(
         LAYERS, acts_on=_MLPS[1:], idle="with backbone {} has no shared layers"
@@ -433,6 +466,13 @@ OURS: Mapping[str, Key] = {
     "imputation_schedule": Key(
         _one_of("joint", "alternate"), OFTEN, ("ESCM2_DR",), "has no imputation"
     ),
+    "balancing_weight": Key(
+        NOT_NEGATIVE, acts_on=("BalancedPropensity",), idle="balances no propensity"
+    ),
+    "balancing_floor": Key(BETWEEN, acts_on=("BalancedPropensity",), idle="balances no propensity"),
+    "conversion_weight": Key(NOT_NEGATIVE, acts_on=("DDPO",), idle="has no soft labels"),
+    "cvr_weight_limit": Key(POSITIVE, acts_on=("NISE",), idle="doesn't weigh risks by each other"),
+    "bias_share": Key(SHARE, acts_on=("ESCM2_DR_MSE",), idle="mixes no imputation risks"),
     "calibrator_weight": Key(NOT_NEGATIVE, acts_on=("AITM",), idle="has no calibrator"),
     "counterfactual_prior_weight": Key(
         NOT_NEGATIVE, acts_on=("DCMT",), idle="has no counterfactual prior"
@@ -446,6 +486,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
     "on_bad_line": Key(_one_of("raise", "skip")),
     "simulation": Key(_mapping("what to simulate to its value")),  # which the source checks
     "simulation_seed": Key(SEED),
+    "interaction_share": Key(_number("a number from 0 to 1", lambda v: 0 <= v <= 1)),
     "obtain": Key(TEXT),
     "customers": Key(_one_of("all", "emailed")),
     "protocol": Key(_one_of("held_out", "literature")),

@@ -8,14 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-import sys
-from pathlib import PurePath
-from typing import Any
 
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
-from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
+from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.extras import OF_MODELS, require
 from recbole_escm2.model_names import (
     CONTEXT_PACKAGE,
@@ -23,6 +20,7 @@ from recbole_escm2.model_names import (
     REFERENCE_NAMES,
     REFERENCE_PACKAGE,
 )
+from recbole_escm2.own_code import import_own
 
 _OTHER_KINDS = {
     "general_recommender": "a general recommender: it learns from user and item ids and reads no "
@@ -94,7 +92,11 @@ def find_model(model: str | type) -> type[AbstractRecommender]:
         UsageError: there is none, or it is of a kind that can't be trained on impressions.
     """
     if isinstance(model, str):
-        model_class = _import_model(model) if ":" in model else _named_model(model)
+        model_class = (
+            import_own(model, "model", "path.to.module:ClassName")
+            if ":" in model
+            else _named_model(model)
+        )
     else:
         model_class = model
     if not (isinstance(model_class, type) and issubclass(model_class, AbstractRecommender)):
@@ -106,40 +108,6 @@ def find_model(model: str | type) -> type[AbstractRecommender]:
             "conversion labels need a context-aware model, one that reads features"
         )
     return model_class
-
-
-def _import_model(path: str) -> Any:
-    module_name, _, class_name = path.rpartition(":")
-    if not module_name or not class_name:
-        raise UsageError(f"model '{path}' must be path.to.module:ClassName")
-    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
-        stem = PurePath(module_name.removesuffix(".py")).name
-        raise UsageError(
-            f"model '{path}' must be path.to.module:ClassName, not a file: run it in the folder of "
-            f"{stem}.py as {stem}:{class_name}"
-        )
-    if "" not in sys.path:  # as `python -m` does; a console script leaves it out
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{module_name}.".startswith(f"{missing}."):
-            raise UsageError(
-                f"model '{path}': there is no module '{module_name}' (looked in the current folder "
-                "and the installed packages)"
-            ) from error
-        raise UsageError(
-            f"model '{path}' can't be imported: {place_of_import_error(error, module_name)}"
-        ) from error
-    try:
-        return getattr(module, class_name)
-    except AttributeError:
-        place = getattr(module, "__file__", module_name)
-        raise UsageError(
-            f"model '{path}': {place} has no class '{class_name}'"
-            + did_you_mean(class_name, [n for n, v in vars(module).items() if isinstance(v, type)])
-        ) from None
 
 
 def _named_model(name: str) -> type[AbstractRecommender]:

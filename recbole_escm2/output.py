@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import glob
-import hashlib
 import io
 import json
 import logging
@@ -32,18 +31,13 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
-def make_run_dir(config: Any) -> Path:
-    """A new folder ``output_dir/MODEL-DATASET-CONFIG-TIME``; CONFIG is a digest of the settings.
+def make_run_dir(parent: Path, name: str) -> Path:
+    """A new folder ``parent/NAME-TIME``.
 
     Raises:
         UsageError: it can't be made.
     """
-    settings = plain_data({**config.internal_config_dict, **config.external_config_dict})
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    stem = "-".join(
-        [config["model"], config["dataset"], digest, datetime.now().strftime("%Y%m%d-%H%M%S")]
-    )
-    parent = Path(config["output_dir"]).absolute()
+    stem = f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(1000):

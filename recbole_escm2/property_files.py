@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, did_you_mean
 
 PROPERTIES = files("recbole_escm2.properties")
 
@@ -193,8 +193,26 @@ def parse_value(text: str) -> Any:
 
 def dataset_names() -> list[str]:
     """Data sets that have a properties file here."""
-    folder = PROPERTIES / "dataset"
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return _names_in("dataset")
+
+
+def _names_in(folder: str) -> list[str]:
+    files = (PROPERTIES / folder).iterdir()
+    return sorted(Path(f.name).stem for f in files if f.name.endswith(".yaml"))
+
+
+def read_preset(name: Any) -> Settings:
+    """The settings that ship under a name.
+
+    Raises:
+        UsageError: there are none of that name; the message lists those that there are.
+    """
+    if name not in (known := _names_in("preset")):
+        raise UsageError(
+            f"there is no preset {name!r}{did_you_mean(str(name), known)}. Presets: "
+            f"{', '.join(known)}. A file of settings of one's own is given by --config_files"
+        )
+    return read_yaml(PROPERTIES / "preset" / f"{name}.yaml")
 
 
 _LINE = re.compile(r"^(?P<key>\w+):(?P<value>[^#\n]*)(?:#(?P<help>.*))?$", re.MULTILINE)

@@ -37,11 +37,15 @@ from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
 from recbole_escm2.output import plain_data, table, versions, write_json
+from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
+from recbole_escm2.train.resume import new_or_unfinished
 from recbole_escm2.train.run import RESULT_FILE, Run
+from recbole_escm2.train.run_result import RunResult
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
 
@@ -60,7 +64,7 @@ def run(
     saved: bool = True,
     command_line: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train a model with early stopping on validation and score the best epoch on test.
 
     A split without validation has neither: the last of ``epochs`` is scored.
@@ -80,19 +84,25 @@ def run(
     Returns:
         ``best_valid_score`` (of ``valid_metric``, None without validation), ``valid_score_bigger``,
         ``best_valid_result`` and ``test_result`` (floats by metric name, unrounded), ``best_epoch``
-        (None where there were two trainings), ``worse_than_constant`` (None, or a ``task`` with its
-        ``log_loss`` on validation and that of a ``constant`` prediction), ``run_dir``,
-        ``simulated`` (what to say with numbers on simulated data, else None), ``calibrated`` (None,
-        or what :func:`~recbole_escm2.evaluator.calibration.about_calibration` has).
+        (None where there were two trainings), ``final_fit`` (None, or what the training anew was,
+        whose model test scores, with the test metrics before it), ``worse_than_constant`` (None, or
+        a ``task`` with its ``log_loss`` on validation and that of a ``constant`` prediction),
+        ``run_dir``, ``simulated`` (what to say with numbers on simulated data, else None),
+        ``calibrated`` (None, or what :func:`~recbole_escm2.evaluator.calibration.about_calibration`
+        has), ``groups`` (where ``by`` asks for them). A dict, with ``table``, ``history``,
+        ``groups`` and ``predictions`` as tables of pandas.
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
     """
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    return train_and_test(config, Run.of(config, saved, folder))
+    alone = folder is None
+    return train_and_test(
+        config, new_or_unfinished(config, saved) if alone else Run.of(config, saved, folder)
+    )
 
 
-def train_and_test(config: Config, run: Run) -> dict[str, Any]:
+def train_and_test(config: Config, run: Run) -> RunResult:
     """Do a run, by itself or one of an experiment, and write its result.
 
     Args:
@@ -114,12 +124,15 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             valid = _calibrated(config, calibrator, *trained.score("valid"))
             _keep_predictions(config, run, trained, "valid", valid[1])
         raw_result, uncalibrated = trained.score("test")
+        scored, final = trained, None
+        if config["final_fit"]:
+            scored = final_fit(trained)
+            final = about_final(trained, scored, raw_result)
+            raw_result, uncalibrated = scored.score("test")
         test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
-        _keep_predictions(config, run, trained, "test", predictions)
+        _keep_predictions(config, run, scored, "test", predictions)
         test = trained.splits["test"].dataset
-        if run.of_experiment and test.seed_draws == "weights":
-            primary = primary_metrics(test_result, config["primary"])
-            keep_influence(run.folder, predictions, _items(test), primary)
+        _keep_influence(config, run, test, test_result, predictions)
         seconds = sum(t.seconds for t in trained.trainings) + time.perf_counter() - started
         getLogger().info(
             f"training and evaluation took {seconds:.1f}s; all of it is in {run.folder}"
@@ -130,22 +143,25 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
             "best_valid_result": best_valid,
             "test_result": test_result,
             "best_epoch": trained.best_epoch,
+            "final_fit": final,
             "worse_than_constant": worse_than_constant(trained.beside_constant),
             "simulated": test.simulated,
             "run_dir": str(run.folder),
             **_groups(config, run, trained.splits, test_result, predictions),
             "calibrated": about,
         }
-        content = _about_run(config, trained) | outcome | _about_training(trained, uncalibrated)
+        content = _about_run(config, trained) | outcome | _about_training(trained)
         content |= (
-            {"calibration": calibration(predictions)}
+            _about_predictions(scored, uncalibrated)
+            | {"calibration": calibration(predictions)}
             | _about_scoring(config, test_result)
             | {"seconds": round(seconds, 3)}
         )
         write_json(run.folder / RESULT_FILE, content)
+        run.forget_progress()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
-    return outcome
+    return RunResult(outcome, content["trainings"])
 
 
 def _calibrated(
@@ -164,6 +180,15 @@ def _calibrated(
 def _items(part: Any) -> Any:
     """The item of each impression, where impressions have one."""
     return None if part.iid_field is None else part.inter_feat[part.iid_field].numpy()
+
+
+def _keep_influence(
+    config: Config, run: Run, test: Any, result: MetricResult, predictions: Predictions
+) -> None:
+    """Write what test rows contribute, where other runs have the same ones."""
+    if run.of_experiment and test.seed_draws == "weights":
+        primary = primary_metrics(result, config["primary"])
+        keep_influence(run.folder, predictions, _items(test), primary)
 
 
 def _keep_predictions(
@@ -213,18 +238,25 @@ def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
     }
 
 
-def _about_training(trained: Training | Pair, predictions: Predictions) -> dict[str, Any]:
-    """What a result file tells of the trainings, and of what they predict on test."""
+def _about_training(trained: Training | Pair) -> dict[str, Any]:
+    """What a result file tells of the trainings."""
     trainings, trainer = trained.trainings, trained.trainings[-1].trainer
-    weighted = trainer.weights is not None
     return {
         "trainings": [training.about() for training in trainings],
         "epochs": sum(len(training.trainer.history) for training in trainings),
         "parameters": sum(training.parameter_count for training in trainings),
         "weights": trainer.weights and trainer.weights.as_dict(),
         "weights_warning": trainer.weights and trainer.weights.warning,
+    }
+
+
+def _about_predictions(scored: Training | Pair, predictions: Predictions) -> dict[str, Any]:
+    """What a result file tells of what was predicted on test."""
+    trainer = scored.trainings[-1].trainer
+    weighs = trainer.propensity() is not None and bool(predictions.truth.click.any())
+    return {
         "weight_quantiles": weight_quantiles(predictions.truth.click, trainer.denominator())
-        if weighted
+        if weighs
         else None,
         "overlap": overlap(predictions),
     }
@@ -248,7 +280,7 @@ def evaluate_checkpoint(
     config_dict: Mapping[str, Any] | None = None,
     command_line: Mapping[str, str] | None = None,
     config_file_list: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> RunResult:
     """Score a saved model on the test split that its run had.
 
     A checkpoint is data: it chooses neither code nor a place. A model of one's own is loaded only
@@ -280,28 +312,11 @@ def evaluate_checkpoint(
     config = config_to_score(checkpoint, state, model, dataset, given, command_line)
     run = Run.of(config)
     with run.at_work(config):
-        for key, value in state["places"].items():
-            if key not in config.external_config_dict:
-                getLogger().info(
-                    f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
-                    f"say it again with --{key} if the data is still there"
-                )
+        _say_places(config, state)
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        calibrator = None
-        if state.get("calibration"):
-            calibrator = Calibration.of_state(state["calibration"])
-        elif config["calibrate"]:
-            getLogger().warning(NOT_CALIBRATED)
-        for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
-            result = trainer.evaluate(
-                training.splits[split], False, show_progress=config["show_progress"]
-            )
-            test_result, predictions, about = _calibrated(
-                config, calibrator, result, trainer.predictions
-            )
-            _keep_predictions(config, run, training, split, predictions)
+        test_result, predictions, about = _score_saved(config, run, training, state)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -315,7 +330,37 @@ def evaluate_checkpoint(
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
-    return outcome
+    return RunResult(outcome)
+
+
+def _say_places(config: Config, state: Mapping[str, Any]) -> None:
+    """Which folders of a checkpoint's training weren't taken from it."""
+    for key, value in state["places"].items():
+        if key not in config.external_config_dict:
+            getLogger().info(
+                f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
+                f"say it again with --{key} if the data is still there"
+            )
+
+
+def _score_saved(
+    config: Config, run: Run, training: Training, state: Mapping[str, Any]
+) -> tuple[MetricResult, Predictions, dict[str, Any] | None]:
+    """Test metrics and predictions of a saved model, calibrated as it was, and what that changed.
+
+    Predictions are kept where they are asked for, of validation too.
+    """
+    calibrator = None
+    if state.get("calibration"):
+        calibrator = Calibration.of_state(state["calibration"])
+    elif config["calibrate"]:
+        getLogger().warning(NOT_CALIBRATED)
+    trainer, show_progress = training.trainer, config["show_progress"]
+    for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
+        result = trainer.evaluate(training.splits[split], False, show_progress=show_progress)
+        scored = _calibrated(config, calibrator, result, trainer.predictions)
+        _keep_predictions(config, run, training, split, scored[1])
+    return scored
 
 
 def config_to_score(
@@ -342,6 +387,7 @@ def config_to_score(
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
     trained = {k: v for k, v in plain_data(state["settings"]).items() if k not in withheld}
+    trained = without_own_metrics(trained)
     trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}
     which = model or state["model"], dataset or state["dataset"], None
@@ -378,6 +424,13 @@ def show(outcome: Mapping[str, Any], decimals: int = 4) -> str:
         lines += _calibration_lines(about, result)
     if not outcome.get("training_ended", True):
         lines.append(f"{CUT_SHORT.format(**outcome)}.")
+    if final := outcome.get("final_fit"):
+        metric, before = final["valid_metric"], final["best_epoch_test_result"]
+        epochs = " and ".join(map(str, final["epochs"]))
+        lines.append(
+            f"Final fit on train and validation, {epochs} epochs. The best epoch on train alone"
+            + (f" had {metric} {before[metric]:.{decimals}f}." if metric in before else ".")
+        )
     if groups := outcome.get("groups"):
         lines += ["", groups_text(groups), "", *missing_notes(groups)]
     return "\n".join(lines)

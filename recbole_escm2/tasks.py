@@ -11,6 +11,7 @@ from recbole_escm2.metric_names import (
     METRIC_NAMES,
     bigger_is_better,
     canonical_name,
+    combined,
     is_metric,
     is_neutral,
     statistic_of,
@@ -58,7 +59,7 @@ def trains_on_clicks(config: Any) -> bool:
 
 def metric_for(task: str, name: str) -> str:
     """The metric that scores a task by the statistic of another one: CTR_AUC for CTCVR_AUC."""
-    if task_of(name) in (None, task):
+    if task_of(name) == task or (task_of(name) is None and not combined(name)):
         return name
     statistic, _ = statistic_of(name)
     own = f"{task.upper()}_{statistic}"
@@ -76,6 +77,8 @@ def product_metric(config: Any) -> str:
     if "valid_metric" not in config.external_config_dict:
         return "CTCVR_LogLoss"
     name: str = config["valid_metric"]
+    if (several := combined(name)) and any(task_of(part) == "ctr" for _, part in several.parts):
+        return "CTCVR_LogLoss"
     if (task_of(name) or config["predict_task"]) != "ctr":
         return name
     return metric_for("ctcvr", name if task_of(name) else f"CTR_{name}")
@@ -93,12 +96,13 @@ def derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
     """
     tasks = scored_tasks(config)
     if isinstance(config["metrics"], str):
-        config["metrics"] = [config["metrics"]]
+        config["metrics"] = [name.strip() for name in config["metrics"].split(",")]
     if "valid_metric" not in external and task_of(config["valid_metric"]) not in (None, *tasks):
         config["valid_metric"] = f"{tasks[0].upper()}_AUC"
     for name in (*config["metrics"], config["valid_metric"]):
         if not is_metric(str(name)):
             raise UsageError(no_metric(str(name)))
+    _check_combined(config, tasks)
     valid_task = task_of(config["valid_metric"])
     if valid_task not in (None, *tasks):
         raise UsageError(
@@ -114,6 +118,17 @@ def derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
     config["valid_metric_bigger"] = bigger_is_better(config["valid_metric"])
     config["metrics"] = list(dict.fromkeys(canonical_name(name) for name in config["metrics"]))
     config["valid_metric"] = shown_name(config["valid_metric"], config["topk"])
+
+
+def _check_combined(config: Any, tasks: tuple[str, ...]) -> None:
+    """Each metric of several has to score what the model predicts."""
+    several = combined(config["valid_metric"])
+    for _, part in several.parts if several else ():
+        if task_of(part) not in tasks:
+            raise UsageError(
+                f"valid_metric {config['valid_metric']}: {part} scores {task_of(part)}, but "
+                f"{config['model']} learns {', '.join(tasks)}"
+            )
 
 
 def _derive_primary(config: Any) -> None:
@@ -141,6 +156,17 @@ def _derive_primary(config: Any) -> None:
 
 def no_metric(name: str) -> str:
     """What to say of a name that no metric has."""
+    if "+" in name:
+        try:
+            combined(name)
+        except ValueError as error:
+            return f"{name} can't be one metric: {error}"
+    if ":" in name:
+        return (
+            f"'{name}' is no metric: a function is made one by the decorator "
+            "recbole_escm2.metric(task=..., bigger=...), and is named on the command line or in "
+            "Python"
+        )
     task_name = f"CTCVR_{name}"
     if is_metric(task_name):
         weights = (

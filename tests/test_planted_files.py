@@ -481,7 +481,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
 }
 #: These read files of the package itself or of RecBole, the source of modules that are imported
 #: already, and what the system says of its processors; two only write.
-OWN = {"report/page.py", "experiment/code.py", "model/backbone.py", "threads.py"}
+OWN = {"report/page.py", "train/code.py", "model/backbone.py", "threads.py"}
 OWN |= {"command_line.py", "output.py"}
 READS = re.compile(
     r"\b(open|open_csv|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("

@@ -9,16 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_escm2.risk import (
+    balancing_risk,
     binary_cross_entropy,
     click_space_risk,
     ctcvr_risk,
     ctr_risk,
+    dr_bias_imputation_risk,
     dr_risk,
     imputation_risk,
     ips_risk,
     mrdr_imputation_risk,
     self_normalized,
     snips_risk,
+    stabilizing_risk,
+    targeted_imputation,
+    unclicked_entropy,
 )
 
 many = settings(deadline=None, max_examples=150, derandomize=True)
@@ -139,6 +144,8 @@ def test_weighted_risks_by_hand():
     assert imputation_risk(error, imputed, click, propensity).item() == 0.5625
     # (0.25²·0.75/0.25² + 1²·0.5/0.5²) / 4
     assert mrdr_imputation_risk(error, imputed, click, propensity).item() == 0.6875
+    # (0.25²·0.75²/0.25³ + 1²·0.5²/0.5³) / 4
+    assert dr_bias_imputation_risk(error, imputed, click, propensity).item() == 1.0625
     # (0.5/0.25 + 2/0.5) / (1/0.25 + 1/0.5), and (0.5 + 2) / 2
     assert snips_risk(error, click, propensity).item() == 1.0
     assert click_space_risk(error, click).item() == 1.25
@@ -217,9 +224,143 @@ def test_dr_risk_equals_reference(batch):
 
 @many
 @given(weighted_rows)
+def test_dr_bias_imputation_risk_equals_reference(batch):
+    error, imputed, click, propensity = map(np.array, batch)
+    expected = np.mean(
+        click * (1 - propensity) ** 2 / propensity**3 * (error - imputed) ** 2, dtype=np.float64
+    )
+    # 1/ô − 1 in float32 loses what ô near 1 has of it
+    lost = np.mean(click * 2.0**-22 * (error - imputed) ** 2)
+    risk = dr_bias_imputation_risk(*map(tensor, batch)).item()
+    assert risk == approx(expected, 1e-5, abs_=lost + TINY)
+
+
+@many
+@given(weighted_rows)
 def test_imputation_risk_equals_reference(batch):
     risk = imputation_risk(*map(tensor, batch)).item()
     assert risk == approx(imputation_reference(*batch))
+
+
+# ------------------------------------------------------------------ what teaches a propensity
+
+
+def test_balancing_and_stabilizing_risks_by_hand():
+    click, propensity = tensor(CLICK), tensor([0.25, 0.5, 0.5, 0.75], grad=True)
+    rest = tensor([0.75, 0.5, 0.5, 0.25], grad=True)
+    balanced = tensor([0.5, 1.0, 0.25, 0.5], grad=True)
+    # 4 · 1/2 − 2 · 1 + 2 · 1/4 − 4 · 1/2 = −3/2, over 4 and squared
+    risk = balancing_risk(balanced, click, propensity, rest)
+    assert risk.item() == approx(9 / 64)
+    of_balanced, of_propensity, of_rest = gradients(risk, balanced, propensity, rest)
+    assert of_balanced is None
+    # 2 · (−3/8) · φ · (−1/ô²)/4 on clicks, 2 · (−3/8) · φ/(1 − ô)²/4 elsewhere
+    assert of_propensity.tolist() == approx([1.5, 0, 0.1875, 0])
+    assert of_rest.tolist() == approx([0, -0.75, 0, -1.5])
+    # δ̂ − mean = −15/16, −3/16, 29/16, −11/16 times −3, 1, −1, 1: 2/16, over 4 and squared
+    propensity, imputed = tensor(PROPENSITY, grad=True), tensor(IMPUTED, grad=True)
+    risk = stabilizing_risk(imputed, click, propensity)
+    assert risk.item() == (2 / 16 / 4) ** 2
+    of_imputed, of_propensity = gradients(risk, imputed, propensity)
+    assert of_imputed is None
+    # 2 · (1/32) · (δ̂ − mean)/ô²/4
+    assert of_propensity.tolist() == approx([-15 / 16 / 4, 0, 29 / 16 / 16, 0])
+
+
+@many
+@given(batches(error, floats(2**-10, 1 - 2**-10), max_size=8))
+def test_a_true_propensity_balances_on_average(batch):
+    """Over all outcomes of the clicks the differences that are squared have mean 0."""
+    balanced, ctr = (np.array(column) for column in batch)
+    clicks = np.array(list(itertools.product([0.0, 1.0], repeat=len(ctr))))
+    probability = np.prod(np.where(clicks > 0, ctr, 1 - ctr), axis=1)
+    exact = {"dtype": torch.float64}
+    p, phi = tensor(ctr, **exact), tensor(balanced, **exact)
+    root = []
+    for click in clicks:
+        difference = np.mean((click / ctr - (1 - click) / (1 - ctr)) * balanced)
+        risk = balancing_risk(phi, tensor(click, **exact), p, 1 - p).item()
+        assert risk == approx(difference**2, 1e-9, 1e-12)
+        root.append(difference)
+    assert probability @ np.array(root) == approx(0, abs_=1e-6 * (1 + balanced.sum()))
+
+
+@many
+@given(batches(error, label, propensity, propensity))
+def test_balancing_and_stabilizing_risks_are_finite_whatever_is_clicked(batch):
+    balanced, click, propensity, rest = batch
+    propensity, rest = tensor(propensity, grad=True), tensor(rest, grad=True)
+    risk = balancing_risk(tensor(balanced), tensor(click), propensity, rest)
+    risk = risk + stabilizing_risk(tensor(balanced), tensor(click), propensity)
+    assert risk.isfinite()
+    assert risk >= 0
+    assert all(grad.isfinite().all() for grad in gradients(risk, propensity, rest))
+
+
+# ------------------------------------------------------------------ entropy, targeted imputation
+
+
+@many
+@given(batches(floats(-2e4, 2e4), label))
+def test_unclicked_entropy_is_bounded_and_finite(batch):
+    x, click = batch
+    x = tensor(x, grad=True)
+    risk = unclicked_entropy(x, tensor(click))
+    assert 0 <= risk.item() <= math.log(2) * (1 + RTOL)
+    (grad,) = gradients(risk, x)
+    share = torch.sigmoid(x.detach())  # ∂H/∂x = −x·r̂(1 − r̂): toward what is predicted already
+    expected = -x.detach() * share * (1 - share) * (1 - tensor(click)) / len(click)
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=3e-7)
+
+
+def test_unclicked_entropy_by_hand():
+    x = tensor([0.0, math.log(3), 7.0])
+    expected = (math.log(2) + math.log(4) - 0.75 * math.log(3)) / 3
+    assert unclicked_entropy(x, tensor([0.0, 0.0, 1.0])).item() == approx(expected)
+
+
+def test_targeted_imputation_by_hand():
+    # h = 3, 1, 1, 0; η = (3 · 1/4 − 1 · 1)/(9 + 1) = −1/40
+    error, imputed, click, propensity = map(tensor, (ERROR, IMPUTED, CLICK, PROPENSITY))
+    targeted = targeted_imputation(error, imputed, click, propensity)
+    assert targeted.tolist() == approx([0.25 - 3 / 40, 1 - 1 / 40, 3 - 1 / 40, 0.5])
+
+
+@many
+@given(weighted_rows)
+def test_with_a_targeted_imputation_dr_is_eib(batch):
+    """Σ o·h(δ − δ̃) = 0, so that nothing is left of the weighted correction."""
+    exact = [tensor(column, dtype=torch.float64) for column in batch]
+    error, imputed, click, propensity = exact
+    targeted = targeted_imputation(error, imputed, click, propensity)
+    h = 1 / propensity - 1
+    size = 1e-9 * (1 + (h * (error + imputed + targeted.abs())).sum().item())
+    assert (click * h * (error - targeted)).sum().item() == approx(0, abs_=size)
+    risk = dr_risk(error, targeted, click, propensity).item()
+    expected = torch.where(click > 0, error, targeted).mean().item()
+    assert risk == approx(expected, 1e-9, size)
+
+
+def test_a_targeted_imputation_without_weights_to_go_by_is_the_one_that_came():
+    error, imputed = tensor(ERROR, grad=True), tensor(IMPUTED, grad=True)
+    for click, propensity in ((torch.zeros(4), PROPENSITY), (tensor(CLICK), [1.0] * 4)):
+        targeted = targeted_imputation(error, imputed, click, tensor(propensity))
+        assert targeted.tolist() == IMPUTED
+        of_error, of_imputed = gradients(targeted.sum(), error, imputed)
+        assert not of_error.any()
+        assert of_imputed.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -1.0])
+def test_unclicked_errors_never_count_in_a_targeted_imputation(junk):
+    click = tensor(CLICK)
+
+    def outcome(there):
+        error = torch.where(click > 0, tensor(ERROR), there).requires_grad_()
+        targeted = targeted_imputation(error, tensor(IMPUTED), click, tensor(PROPENSITY))
+        return targeted.tolist(), gradients(targeted.sum(), error)[0].tolist()
+
+    assert outcome(junk) == outcome(0.5)
 
 
 # ------------------------------------------------------------------ numerics of the CTCVR risk
@@ -396,6 +537,7 @@ def weighted_risks(error, imputed, click, propensity):
         "dr": dr_risk(error, imputed, click, propensity),
         "imputation": imputation_risk(error, imputed, click, propensity),
         "mrdr": mrdr_imputation_risk(error, imputed, click, propensity),
+        "dr_bias": dr_bias_imputation_risk(error, imputed, click, propensity),
         "snips": snips_risk(error, click, propensity),
         "naive": click_space_risk(error, click),
     }
@@ -412,6 +554,7 @@ def test_gradient_reaches_what_it_should_and_nothing_else():
         "dr": [True, True, False],
         "imputation": [False, True, False],
         "mrdr": [False, True, False],
+        "dr_bias": [False, True, False],
         "snips": [True, False, False],
         "naive": [True, False, False],
     }
@@ -453,6 +596,7 @@ def test_without_a_click_only_the_imputed_error_is_left():
         "dr": 1.1875,
         "imputation": 0.0,
         "mrdr": 0.0,
+        "dr_bias": 0.0,
         "snips": 0.0,
         "naive": 0.0,
     }
@@ -473,6 +617,11 @@ RISKS = {
     dr_risk: 4,
     imputation_risk: 4,
     mrdr_imputation_risk: 4,
+    dr_bias_imputation_risk: 4,
+    balancing_risk: 4,
+    stabilizing_risk: 3,
+    unclicked_entropy: 2,
+    targeted_imputation: 4,
 }
 EACH_INPUT = [(risk, i) for risk, inputs in RISKS.items() for i in range(inputs)]
 

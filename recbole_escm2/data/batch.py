@@ -213,6 +213,10 @@ class Rows:
                 bags[name] = bag.scaled(view.scales.get(name, 1.0))
         return Batch(shown, bags, view.lengths, keys)
 
+    def followed_by(self, other: Rows) -> Rows:
+        """These rows and then those of another part of the same table."""
+        return Rows(self._table, self._view, torch.cat([self.positions, other.positions]))
+
     def digest(self) -> str:
         """Of the positions in the table, in their order."""
         return rows_digest(self._rows)

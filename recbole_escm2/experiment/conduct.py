@@ -78,6 +78,7 @@ def _work(
     if experiment.fresh:
         for run in new.values():
             (run.folder / RESULT_FILE).unlink(missing_ok=True)
+            run.forget_progress()
     for run in new.values():
         if (earlier := finished(run)) is not None:
             outcomes[run.name] = earlier

@@ -7,30 +7,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import recbole
-import torch
-
-from recbole_escm2 import __version__
 from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import identity, open_store
-from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.study import Row
-from recbole_escm2.keys import PAIR, PLACE_KEYS
+from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
 from recbole_escm2.output import plain_data
 from recbole_escm2.tasks import learns_both
-from recbole_escm2.train.run import Run, given_settings
+from recbole_escm2.train.run import Run, beginning, code_and_versions, effective, given_settings
 
-# Config keys that change no number of a run; the data is known by the fingerprint of its store.
-_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 #: What a run that is only tried doesn't write, whatever is asked of those of the table.
-OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": []}
+OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": [], "final_fit": False}
 
 
 @dataclass(kw_only=True)
@@ -77,18 +68,13 @@ def plan_run(
     """
     needed = [*columns, *(config["primary"] or ("CTCVR_AUC", *PRIMARY_CVR))]
     metrics = list(dict.fromkeys([*config["metrics"], *needed]))
-    effective = {**plain_data(config.final_config_dict), "metrics": sorted(metrics), **own}
-    code = code_of(config.model_class)
     known = {
         "model": model_path(config.model_class),
-        "code": code,
-        "versions": [
-            *(__version__, recbole.__version__, torch.__version__, np.__version__),
-            *map(version, getattr(config.model_class, "libraries", ())),
-        ],
+        **code_and_versions(config.model_class, [*metrics, config["valid_metric"]]),
         "threads": threads,
         "data": _data(config, own),
-        "config": {k: _number(v) for k, v in effective.items() if k not in _WITHOUT_EFFECT},
+        **beginning(config),
+        "config": effective({**config.final_config_dict, "metrics": sorted(metrics), **own}),
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     name = "-".join([config["model"], config["dataset"], f"seed{own['seed']}", digest])
@@ -100,16 +86,12 @@ def plan_run(
         parts=PAIR if learns_both(config) else (),
         saved=saved,
         of_experiment=True,
+        selects=own.get("final_fit", config["final_fit"]),
         row=row,
         seed=own["seed"],
-        code=code,
+        code=known["code"],
         threads=threads,
     )
-
-
-def _number(value: Any) -> Any:
-    """1 and 1.0 are one setting."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _data(config: Config, own: Mapping[str, Any]) -> Any:

@@ -14,7 +14,9 @@ from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind, wrong_value
 from recbole_escm2.lookup import find_model
+from recbole_escm2.metric_names import own_names
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.own_code import import_own_metric, refuse_own_metrics
 from recbole_escm2.property_files import parse_value, read_yaml
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
@@ -233,12 +235,13 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def read_request(options: Mapping[str, str]) -> Request:
+def read_request(options: Mapping[str, Any]) -> Request:
     """What a command line asks for.
 
     Args:
         options: as text: those of :data:`KEYS`, ``model``, ``dataset``, ``config_files``, and
-            config keys, of which some may have several values.
+            config keys, of which some may have several values. ``benchmark`` is a file, or a
+            mapping of what one holds.
 
     Raises:
         UsageError: whatever is wrong with them.
@@ -280,10 +283,12 @@ def _values(key: str, text: str) -> list[str]:
     return [text] if "" in parts else parts
 
 
-def _from_file(path: str | None) -> dict[str, Any]:
-    if path is None:
+def _from_file(file: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if file is None:
         return {}
-    given = read_yaml(Path(path))
+    given = dict(file) if isinstance(file, Mapping) else read_yaml(Path(file))
+    path = "in Python" if isinstance(file, Mapping) else file
+    refuse_own_metrics(given, f"benchmark {path}: ")
     if "models" not in given and "model" in given:
         given["models"] = given.pop("model")
     if not isinstance(given.get("models", []), (dict, list, str)):
@@ -299,6 +304,9 @@ def _from_file(path: str | None) -> dict[str, Any]:
 def _option(key: str, text: str) -> Any:
     if key in ("name", "baseline"):
         return text
+    if key == "columns":
+        for name in own_names(text):
+            import_own_metric(name)
     if key in ("columns", "models"):
         return split_list(text)
     if key == "sweep":

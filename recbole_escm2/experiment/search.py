@@ -407,6 +407,7 @@ class Searcher:
             than = ", worse than a constant prediction" if worse else ""
             return f"{self.plan.metric} {value:.4f} on validation{than}"
         if outcome.reason == _PRUNED:
+            outcome.run.forget_progress()
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             return "pruned"
         trial.set_user_attr("reason", outcome.reason)

@@ -18,24 +18,23 @@ from filelock import Timeout
 
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
-from recbole_escm2.experiment.code import code_of
 from recbole_escm2.experiment.interrupt import say
 from recbole_escm2.experiment.planned import PlannedRun
-from recbole_escm2.lookup import find_model
 from recbole_escm2.output import lock, write_json
 from recbole_escm2.quick_start import train_and_test
+from recbole_escm2.train.code import code_of
+from recbole_escm2.train.run import LOCK_FILE
 
 #: What the run is and who is at it, for people.
 RUN_FILE = "run.json"
 OUTPUT_FILE = "output.log"
-_LOCK_FILE = "lock"
 
 
 def work(run: PlannedRun) -> None:
     """Do a run, unless it is done already.
 
-    What an earlier, unfinished one has left is removed first. What to do is never read from the
-    folder, where anybody may have put a file.
+    One that was killed goes on from its progress; what it has left is removed where there is none.
+    What to do is never read from the folder, where anybody may have put a file.
 
     Raises:
         UsageError: the run can't be done, or the model's code has changed since it was planned, so
@@ -46,15 +45,18 @@ def work(run: PlannedRun) -> None:
     known = ("model", "dataset", "saved", "code", "settings")
     about = {"process": _parent().pid, **{name: getattr(run, name) for name in known}}
     write_json(run.folder / RUN_FILE, about)
-    for left in run.folder.iterdir():
+    run.goes_on = run.settings.get("resume") is not False and bool(run.progress_files())
+    for left in () if run.goes_on else run.folder.iterdir():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
-        elif not left.name.startswith((RUN_FILE, OUTPUT_FILE, _LOCK_FILE)):
+        elif not left.name.startswith((RUN_FILE, OUTPUT_FILE, LOCK_FILE)):
             left.unlink(missing_ok=True)
-    if code_of(find_model(run.model)) != run.code:
-        raise UsageError("the code has changed since the benchmark began: start it again")
     settings = {**run.settings, "show_progress": False}
-    train_and_test(Config(run.model, run.dataset, config_dict=settings), run)
+    config = Config(run.model, run.dataset, config_dict=settings)
+    metrics = [*config["metrics"], config["valid_metric"]]
+    if code_of(config.model_class, metrics) != run.code:
+        raise UsageError("the code has changed since the benchmark began: start it again")
+    train_and_test(config, run)
 
 
 def main(run: PlannedRun) -> None:
@@ -70,7 +72,7 @@ def main(run: PlannedRun) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    own = lock(run.folder / _LOCK_FILE)
+    own = lock(run.folder / LOCK_FILE)
     with contextlib.suppress(Timeout):
         own.acquire(timeout=0)
     if not own.is_locked:

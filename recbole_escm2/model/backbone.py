@@ -52,6 +52,9 @@ class Traits(NamedTuple):
     idle_keys: frozenset[str] = frozenset()
 
 
+# Keys about the embedding that the towers share.
+_OF_EMBEDDING = frozenset({"embedding_dropout", "embedding_init"})
+
 #: RecBole's models that serve.
 RECBOLE: dict[str, Traits] = {
     "AFM": Traits(first_order=True),
@@ -60,12 +63,12 @@ RECBOLE: dict[str, Traits] = {
     "DCNV2": Traits(),
     "DeepFM": Traits(first_order=True),
     "EulerNet": Traits(),
-    "FFM": Traits(False, True, "ffm", needs_pair=True, idle_keys=frozenset({"bag_pooling"})),
+    "FFM": Traits(False, True, "ffm", needs_pair=True, idle_keys=_OF_EMBEDDING | {"bag_pooling"}),
     "FM": Traits(first_order=True),
     "FNN": Traits(),
     "FiGNN": Traits(needs_pair=True),
     "FwFM": Traits(first_order=True, needs_pair=True),
-    "LR": Traits(False, True, idle_keys=frozenset({"embedding_size"})),
+    "LR": Traits(False, True, idle_keys=_OF_EMBEDDING | {"embedding_size"}),
     "NFM": Traits(first_order=True),
     "PNN": Traits(),
     "WideDeep": Traits(first_order=True),
@@ -170,6 +173,24 @@ class FirstOrderLinear(FMFirstOrderLinear):
 
     def forward(self, interaction: Any) -> Tensor:
         return super().forward(WithBags(interaction, self.token_seq_field_names))
+
+
+def first_order_parts(names: Sequence[str], config: Any, dataset: Any) -> nn.ModuleDict:
+    """A first-order part b + Σ w_j·x_j for each tower, all weights 0 at first.
+
+    The wide part of Heng-Tze Cheng et al., "Wide & Deep Learning for Recommender Systems", DLRS
+    2016, section 3.1, without crossed features.
+
+    Args:
+        names: of the towers.
+        config: the model's.
+        dataset: as RecBole's models want it.
+    """
+    with torch.random.fork_rng(devices=[]):  # all other weights are drawn as without it
+        parts = nn.ModuleDict({name: FirstOrderLinear(config, dataset) for name in names})
+    for weight in parts.parameters():
+        nn.init.zeros_(weight)
+    return parts
 
 
 class _OnSharedEmbedding(ContextRecommender):

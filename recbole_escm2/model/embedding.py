@@ -90,6 +90,38 @@ class BagEmbedding(ContextRecommender):
         return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
 
 
+@torch.no_grad()
+def initialize(model: ContextRecommender, how: str | float) -> None:
+    """Draw a model's initial embeddings anew, from normal distributions.
+
+    RecBole draws them by Xavier's rule (Glorot and Bengio, AISTATS 2010) of one table that holds
+    all token fields: the standard deviation is √(2/(rows + width)), and the ids of a field of three
+    start the smaller the more ids some other field has.
+
+    Args:
+        model: with RecBole's embedding; tables of its parts stay.
+        how: ``xavier`` leaves it at that, ``field`` takes Xavier's rule for the rows of each field
+            by themselves; a number is the standard deviation of all.
+    """
+    if how == "xavier":
+        return
+    for rows in _fields_of(model):
+        if how == "field":
+            nn.init.xavier_normal_(rows)
+        else:
+            nn.init.normal_(rows, std=float(how))
+
+
+def _fields_of(model: Any) -> Iterator[Tensor]:
+    """The rows of each field in RecBole's embedding, ``[ids, embedding]``."""
+    for kind in ("token", "float"):
+        table = getattr(model, f"{kind}_embedding_table", None)
+        if table is not None:
+            yield from table.embedding.weight.split(getattr(model, f"{kind}_field_dims"))
+    for kind in ("token_seq", "float_seq"):
+        yield from (table.weight for table in getattr(model, f"{kind}_embedding_table", ()))
+
+
 def embedding_tables(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
     """Every table of a model, first-order weights and those of numerical fields included."""
     return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
@@ -114,7 +146,7 @@ def reserved_rows(
         if isinstance(module, (FMEmbedding, FLEmbedding)):
             reserved[module.embedding] = torch.as_tensor(module.offsets)
     for module in model.modules():
-        for table, fields, offsets in _tables_of_fields(module):
+        for table, fields, offsets in tables_of_fields(module):
             found = [getattr(vocabularies[field], "unknown", None) for field in fields]
             unknown = [at + id for at, id in zip(offsets, found, strict=True) if id is not None]
             reserved[table] = torch.tensor([*offsets, *unknown])
@@ -131,7 +163,7 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
         counts: how often training has each id, ``[ids]`` by field; id 0 is no value.
     """
     for module in model.modules():
-        for table, fields, offsets in _tables_of_fields(module):
+        for table, fields, offsets in tables_of_fields(module):
             for field, first in zip(fields, offsets, strict=True):
                 count = counts.get(field)
                 if count is None or not count[1:].any():
@@ -168,7 +200,7 @@ def with_unknown_rows(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for module in model.modules():
-        for table, fields, _ in _tables_of_fields(module):
+        for table, fields, _ in tables_of_fields(module):
             sizes = [len(counts[field]) for field in fields]
             for name in names[id(table.weight)]:
                 own = weights.get(name)
@@ -185,7 +217,7 @@ def with_unknown_rows(
     return grown
 
 
-def _tables_of_fields(
+def tables_of_fields(
     module: Any,
 ) -> Iterator[tuple[nn.Embedding, Sequence[str], Sequence[int]]]:
     """The tables of token fields that a module holds as RecBole's models do.

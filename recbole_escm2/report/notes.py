@@ -111,6 +111,11 @@ def notes(study: Study) -> Iterable[str]:
             f"{', '.join(single)}: two models, one of clicks over all impressions and one of "
             "conversions over clicked ones; pCTCVR is their product."
         )
+    if any(run.get("final_fit") for run in runs):
+        yield (
+            "Final fit: once validation had chosen the epochs, a model was trained anew for as "
+            "many on train and validation, and that is what test scores."
+        )
     if any(run.get("seconds") is not None for run in runs):
         threads = sorted({run["threads"] for run in runs if run.get("threads")})
         many = "" if threads == [1] else "s"

@@ -90,20 +90,10 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         study: what is shown.
         images: of :func:`drawn`, where they are drawn already.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"minus": _minus, "breakable": _breakable}
-    style, script = (
-        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
-    )
     by_rule = groups.groupings(study)
     weighed, by_package = weighing(study), versions(study)
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         study=study,
         table=layout(study),
         summary=summary(study),
@@ -119,6 +109,29 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         mixed=[package for package, versions in by_package.items() if len(versions) > 1],
         alpha=ALPHA,
         comparisons=len(study.verdicts),
+    )
+
+
+def render(template: str, **content: Any) -> str:
+    """A page of a template, with style sheet and script; text in it is escaped.
+
+    Args:
+        template: its name in the folder of templates.
+        **content: what it shows.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"minus": _minus, "breakable": _breakable}
+    style, script = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
+    )
+    return environment.get_template(template).render(
+        **content,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -133,10 +146,14 @@ def _panels(images: Sequence[tuple[Picture, bytes]]) -> dict[str, list[Panel]]:
         panel = sections[picture.section].setdefault(
             picture.heading, Panel(picture.heading, picture.folded, [])
         )
-        width = round(int.from_bytes(image[16:20]) * 96 / DPI)  # the first number of a PNG
-        code = base64.b64encode(image).decode()
-        panel.pictures.append((picture.description, width, code))
+        panel.pictures.append((picture.description, *embedded(image)))
     return defaultdict(list, {name: list(panels.values()) for name, panels in sections.items()})
+
+
+def embedded(image: bytes) -> tuple[int, str]:
+    """Width in CSS pixels and base64 of a PNG."""
+    width = round(int.from_bytes(image[16:20]) * 96 / DPI)  # the first number of a PNG
+    return width, base64.b64encode(image).decode()
 
 
 def summary(study: Study) -> str:

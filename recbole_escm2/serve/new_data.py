@@ -329,7 +329,10 @@ class NewData(Files):
             side = SideTable(table, join.key, text.name)
             names = [*chosen.wanted("skeleton"), *labels, *side.columns]
             self.columns_of(text.name, names)
-            chunks = ((chunk.numbers or (), chunk.rows) for chunk in reader.chunks_of(own))
+            chunks = (
+                (() if chunk.numbers is None else chunk.numbers, chunk.rows)
+                for chunk in reader.chunks_of(own)
+            )
             for numbers, rows in blocks_of(chunks, size):
                 yield Block(text.name, "line", numbers, side.joined(rows))
         self._malformed = sum(file["malformed"] for file in schema.report["files"])

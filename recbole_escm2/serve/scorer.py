@@ -219,7 +219,7 @@ def fault_error(fault: Fault, place: str) -> UsageError:
 
 
 def blocks_of(
-    batches: Iterator[tuple[Sequence[int], pa.RecordBatch]], size: int
+    batches: Iterator[tuple[Sequence[int] | NDArray[np.int64], pa.RecordBatch]], size: int
 ) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
     """The same rows, with the number of each, in blocks of a size; the last one is what is left."""
     waiting: list[pa.RecordBatch] = []

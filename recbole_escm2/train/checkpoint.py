@@ -144,11 +144,28 @@ def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
+        UsageError: as :func:`load_sealed`, or it lacks something that a checkpoint has.
+    """
+    state = load_sealed(Path(path), device)
+    for name, kind in _ENTRIES.items():
+        if not isinstance(state.get(name), kind):
+            raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
+    for name, kind in _OPTIONAL.items():
+        if not isinstance(state.get(name), kind | None):
+            raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
+    if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
+        raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
+    return state
+
+
+def load_sealed(path: Path, device: Any = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` has written.
+
+    Raises:
         UsageError: there is no such file, it isn't a checkpoint of ours, or not as it was written.
             A pickle, such as RecBole's checkpoints, is refused: loading one can run any code that
             is in it.
     """
-    path = Path(path)
     if not path.is_file():
         raise UsageError(f"checkpoint {path}: there is no such file")
     try:
@@ -164,15 +181,15 @@ def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict):
         raise UsageError(f"checkpoint {path} wasn't written by this program")
-    for name, kind in _ENTRIES.items():
-        if not isinstance(state.get(name), kind):
-            raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
-    for name, kind in _OPTIONAL.items():
-        if not isinstance(state.get(name), kind | None):
-            raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
-    if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
-        raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
     return state
+
+
+def is_sealed(path: str | Path) -> bool:
+    """Whether a file ends as this package's checkpoints do, whole or not."""
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _SEAL_BYTES))
+        return file.read().startswith(_SEAL.partition(b"%")[0])
 
 
 def _check_seal(path: Path, file: BinaryIO) -> None:

@@ -72,8 +72,9 @@ class Pair:
                     _, predictions = ctr.score("valid")
                     pair_with(training.trainer, predictions, config["predict_task"])
                 if not is_reference(config.model_class):  # whose steps are no batches
-                    batches = len(ctr.splits["train"]), len(training.splits["train"])
-                    keep_pace(training.trainer, math.ceil(batches[0] / batches[1]))
+                    of_ctr, own = ctr.splits["train"], training.splits["train"]
+                    times = math.ceil(of_ctr.batches / own.batches)
+                    keep_pace(training.trainer, times, of_ctr.parts, own.parts)
             training.fit()
             self.trainings.append(training)
 
@@ -148,19 +149,22 @@ def pair_with(trainer: EntireSpaceTrainer, ctr: Predictions, label_task: str) ->
     trainer.tasks, trainer.label_task = ("cvr", "ctcvr"), label_task
 
 
-def keep_pace(trainer: EntireSpaceTrainer, times: int) -> None:
+def keep_pace(trainer: EntireSpaceTrainer, times: int, parts: int = 1, own: int = 1) -> None:
     """Let a CVR model take as many steps as its CTR model may.
 
     An epoch over the clicks may be a step or two: epochs are therefore counted in steps of the
-    other training, with up to five validations in one of its epochs. Patience stays what it is,
+    other training, with up to five validations in one of its epochs, or as many as it has
+    parts. Patience stays what it is,
     ``stopping_step`` validations.
 
     Args:
         trainer: of the CVR model, before it trains.
         times: how many of its epochs have the steps of one of the other's.
+        parts: those of an epoch of the other, ``validations_per_epoch``.
+        own: those of one of its epochs, which may have fewer batches.
     """
     trainer.epochs *= times
-    trainer.eval_step *= max(1, times // _VALIDATIONS)
+    trainer.eval_step *= max(1, times * own // max(_VALIDATIONS, parts))
     if times > 1:
         getLogger().info(
             f"{times} epochs have the steps of one over all impressions: up to {trainer.epochs} "

@@ -46,6 +46,9 @@ class ReferenceTrainer(EntireSpaceTrainer):
             self._steps = iter(self.model.fit_steps(train_data.dataset))
         return dict(next(self._steps))
 
+    def _is_progress_due(self, after_epoch: bool = False) -> bool:
+        return False  # a library's fit begins anew: it has no state to go on from
+
     def evaluate(self, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
         if eval_data:
             self.model.begin(eval_data.dataset.truth)

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import recbole
+import torch
+from filelock import FileLock
+
+from recbole_escm2 import __version__
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
-from recbole_escm2.keys import PAIR
+from recbole_escm2.identity import file_digest
+from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
-from recbole_escm2.output import logging_to, make_folder, make_run_dir, plain_data
+from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain_data
 from recbole_escm2.tasks import learns_both
+from recbole_escm2.train.code import code_of
 
 #: Written last: a run's folder that has it is complete.
 RESULT_FILE = "result.json"
 #: Written anew after each validation: what a watcher of the run can read.
 HISTORY_FILE = "history.json"
 LOG_FILE = "run.log"
+#: How far a training has come, as long as it isn't done; see :mod:`~recbole_escm2.train.progress`.
+PROGRESS_FILE = "progress.pth"
+#: Held by the process that is at the run.
+LOCK_FILE = "lock"
+#: Where the checkpoints are that nobody keeps, as long as the run isn't done.
+_UNSAVED = "unsaved"
+# Config keys that change no number of a run.
+_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass
@@ -47,6 +65,12 @@ class Run:
         started: whether a model has begun to learn: from then on the folder is kept.
         parent_is_new: whether the folder that it lies in was made for it.
         at_end: what is to be closed when the run is at its end, however it comes to it.
+        goes_on: whether it was begun before, so that its trainings go on from their progress.
+        about: what its numbers depend on, where its folder's name doesn't tell it all.
+        held: the lock of a run by itself, once this process has it.
+        notes: what to log at its beginning.
+        selects: whether its checkpoint only finds for how long to train anew, see :meth:`final`.
+        kept_at: its checkpoint's file, where that isn't named after its folder.
     """
 
     folder: Path
@@ -61,6 +85,12 @@ class Run:
     started: bool = False
     parent_is_new: bool = False
     at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
+    goes_on: bool = False
+    about: Callable[[], Mapping[str, Any]] = field(default=dict, compare=False)
+    held: FileLock | None = field(default=None, compare=False)
+    notes: Sequence[str] = ()
+    selects: bool = False
+    kept_at: Path | None = None
 
     @classmethod
     def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
@@ -74,16 +104,20 @@ class Run:
         Raises:
             UsageError: the folder can't be made.
         """
-        parent_is_new = not Path(config["output_dir"]).exists()
+        parent = Path(config["output_dir"]).absolute()
+        parent_is_new, about = not parent.exists(), about_run(config, saved)
+        of_experiment = folder is not None
         return cls(
-            folder=make_run_dir(config) if folder is None else folder.absolute(),
+            folder=(folder or make_run_dir(parent, stem(config, about))).absolute(),
             model=model_path(config.model_class),
             dataset=config["dataset"],
             settings=given_settings(config),
             parts=PAIR if learns_both(config) else (),
             saved=saved,
-            of_experiment=folder is not None,
+            of_experiment=of_experiment,
             parent_is_new=parent_is_new,
+            about=cache(lambda: {**about, **what_runs(config)}),
+            selects=config["final_fit"],
         )
 
     @property
@@ -94,19 +128,47 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Its file: a plain name in the run's own folder, the run's name elsewhere."""
+        if self.kept_at is not None:
+            return self.kept_at
         if self.checkpoints is None:
-            return self.folder / "checkpoint.pth"
-        return self.checkpoints / f"{self.name}.pth"
+            return self.folder / ("selected.pth" if self.selects else "checkpoint.pth")
+        return self.checkpoints / f"{self.name}{'-selected' * self.selects}.pth"
 
     def part(self, name: str) -> Run:
         """One of the trainings that the run is made of."""
-        return Run(self.folder / name, checkpoints=self.checkpoints, whole=self, at_end=self.at_end)
+        return Run(
+            self.folder / name,
+            checkpoints=self.checkpoints,
+            whole=self,
+            at_end=self.at_end,
+            goes_on=self.goes_on,
+            about=self.about,
+            selects=self.selects,
+        )
+
+    def final(self) -> Run:
+        """The training anew, on validation too, whose checkpoint is the one that is kept."""
+        kept_at = replace(self, selects=False).checkpoint
+        return replace(self.part("final"), kept_at=kept_at)
 
     def start(self) -> None:
         """Note that a model begins to learn."""
         self.started = True
         if self.whole is not None:
             self.whole.start()
+
+    def progress_files(self) -> list[Path]:
+        """Of its trainings, as far as they have begun and the run isn't done."""
+        return sorted(self.folder.rglob(PROGRESS_FILE))
+
+    def forget_progress(self) -> None:
+        """Remove what only going on would need."""
+        for file in self.progress_files():
+            file.unlink(missing_ok=True)
+        if self.selects:
+            for training in self._trainings():
+                training.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / _UNSAVED, ignore_errors=True)
 
     def is_done(self) -> bool:
         """Whether it has its result, and its checkpoints where they are to be kept."""
@@ -117,9 +179,11 @@ class Run:
         return not self.saved or any(map(self._is_saved_in, places))
 
     def _is_saved_in(self, place: Path | None) -> bool:
-        one = Run(self.folder, checkpoints=place)
-        trainings = [one.part(name) for name in self.parts] or [one]
-        return all(training.checkpoint.is_file() for training in trainings)
+        one = Run(self.folder, checkpoints=place, parts=self.parts)
+        return all(training.checkpoint.is_file() for training in one._trainings())
+
+    def _trainings(self) -> list[Run]:
+        return [self.part(name) for name in self.parts] or [self]
 
     def result(self) -> Mapping[str, Any]:
         """What its result file holds.
@@ -158,9 +222,11 @@ class Run:
             config["show_progress"] = sys.stderr.isatty()
         try:
             with contextlib.ExitStack() as stack:
+                if not self.of_experiment:
+                    stack.enter_context(self._locked())
                 if not self.saved:
-                    unsaved = tempfile.TemporaryDirectory(dir=self.folder, prefix="unsaved-")
-                    self.checkpoints = Path(stack.enter_context(unsaved))
+                    self.checkpoints = self.folder / _UNSAVED
+                    make_folder("output_dir", self.checkpoints)
                 elif config["checkpoint_dir"]:
                     self.checkpoints = Path(config["checkpoint_dir"]).absolute()
                     make_folder("checkpoint_dir", self.checkpoints)
@@ -168,6 +234,8 @@ class Run:
                 stack.enter_context(_errors_in_words(config))
                 stack.enter_context(patch.object(threading, "excepthook", _in_thread))
                 stack.enter_context(self.at_end)
+                for note in self.notes:
+                    getLogger().info(note)
                 yield
         except UsageError:
             if not (self.of_experiment or self.started or config["state"] == "debug"):
@@ -176,6 +244,76 @@ class Run:
                     with contextlib.suppress(OSError):  # another run has begun in it
                         self.folder.parent.rmdir()
             raise
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """While it is held, others know that a process is at the run."""
+        held = self.held or lock(self.folder / LOCK_FILE)
+        with held:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                held.release(force=True)
+
+
+def about_run(config: Config, saved: bool) -> dict[str, Any]:
+    """What tells a run from another one before its code is read: model, data set and settings."""
+    return {
+        "model": model_path(config.model_class),
+        "dataset": config["dataset"],
+        "saved": saved,
+        "config": effective(config.final_config_dict),
+        **beginning(config),
+    }
+
+
+def code_and_versions(model_class: type, metrics: Iterable[str] = ()) -> dict[str, Any]:
+    """What runs: digest of the code, that of metrics of the user's own included, and versions."""
+    versions = [__version__, recbole.__version__, str(torch.__version__), np.__version__]
+    libraries = getattr(model_class, "libraries", ())
+    return {
+        "code": code_of(model_class, metrics),
+        "versions": [*versions, *map(version, libraries)],
+    }
+
+
+def what_runs(config: Config) -> dict[str, Any]:
+    """:func:`code_and_versions` of a run by itself."""
+    metrics = [*config["metrics"], config["valid_metric"]]
+    return code_and_versions(config.model_class, metrics)
+
+
+def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a number depends on; 1 and 1.0 are one."""
+    return {k: _number(v) for k, v in plain_data(settings).items() if k not in _WITHOUT_EFFECT}
+
+
+def beginning(config: Config) -> dict[str, Any]:
+    """Digests of the checkpoints with whose weights a training begins; nothing where none is set.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not config["init_from"]:
+        return {}
+    path = Path(config["init_from"])
+    files = sorted(path.glob("**/checkpoint.pth")) if path.is_dir() else [path]
+    try:
+        return {"init_from": [file_digest(file) for file in files]}
+    except OSError as error:
+        raise UsageError(f"init_from: {said_by_system(error)}") from error
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def stem(config: Config, about: Mapping[str, Any]) -> str:
+    """What the names of the folders of runs with these settings begin with."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return "-".join([config["model"], config["dataset"], digest[:8]])
 
 
 def given_settings(config: Config) -> dict[str, Any]:

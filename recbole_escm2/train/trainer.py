@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from recbole.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -46,7 +47,16 @@ from recbole_escm2.train.checkpoint import (
     support_of,
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
-from recbole_escm2.train.run import HISTORY_FILE, Run
+from recbole_escm2.train.progress import (
+    ProgressFile,
+    bookkeeping_of,
+    load_progress,
+    random_state,
+    restore_bookkeeping,
+    restore_learned,
+    restore_random,
+)
+from recbole_escm2.train.run import HISTORY_FILE, PROGRESS_FILE, Run
 
 #: What to say with the numbers of a checkpoint whose training hasn't come to its end.
 CUT_SHORT = (
@@ -67,6 +77,8 @@ class EntireSpaceTrainer(Trainer):
         run: whose folder takes all files; without one they go to RecBole's places.
     """
 
+    epochs: int
+    model: Any
     tensorboard: Any
 
     def __init__(self, config: Any, model: nn.Module, run: Run | None = None) -> None:
@@ -113,11 +125,22 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        #: Whether ``epochs`` counts parts of an epoch already, where a loader hands out parts.
+        self.epochs_are_parts = False
+        self._learning = model
+        self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
         self._seen_ids: dict[str, Tensor] | None = None
         self._has_no_validation = False
         #: What each epoch gave: its losses, and the metrics and weights of its validation.
         self.history: list[dict[str, Any]] = []
+        #: Seconds that training took before a kill from which it goes on.
+        self.seconds_before = 0.0
+        self._started = 0.0
+        self._begun: dict[str, Any] | None = None
+        self._progress: ProgressFile | None = None
+        if run is not None:
+            self._progress = ProgressFile(run.folder / PROGRESS_FILE, config["save_interval"])
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         self.row_adam: RowAdam | None = None
@@ -186,6 +209,36 @@ class EntireSpaceTrainer(Trainer):
         if self.row_adam is not None:
             self.row_adam.catch_up()
 
+    @contextlib.contextmanager
+    def _counting_parts(self, train_data: Any) -> Iterator[None]:
+        """Have RecBole count each part of an epoch as one, where a loader hands out parts."""
+        epochs = self.epochs
+        if not self.epochs_are_parts:
+            self.epochs *= getattr(train_data, "parts", 1)
+        try:
+            yield
+        finally:
+            self.epochs = epochs
+
+    def _take_average(self) -> None:
+        """Put the moving average of the weights, this moment's among them, in their place.
+
+        Until training goes on: it is what is scored and saved. One average a validation instead of
+        one a step (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+        Generalization", UAI 2018, have one an epoch), since it costs a pass over the tables;
+        where nothing is validated, at the end of each epoch or part of one.
+        """
+        if self.config["weight_averaging"]:
+            self._catch_up()
+            if self._average is None:
+                self._average = self._new_average()
+            self._average.update_parameters(self._learning)
+            self.model = self._average.module
+
+    def _new_average(self) -> AveragedModel:
+        average = get_ema_multi_avg_fn(self.config["weight_averaging"])
+        return AveragedModel(self._learning, multi_avg_fn=average, use_buffers=True)
+
     # ------------------------------------------------------------------ training
 
     def fit(
@@ -198,6 +251,8 @@ class EntireSpaceTrainer(Trainer):
         callback_fn: Any = None,
     ) -> tuple[float, MetricResult | None]:
         """As RecBole's, with one line for training and one for validation an epoch.
+
+        A run that goes on begins where its progress was saved last.
 
         Raises:
             UsageError: ``valid_metric`` has no value on the validation set, or training was to go
@@ -213,16 +268,21 @@ class EntireSpaceTrainer(Trainer):
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
         self.verbose = verbose
-        with self._waking_rows(train_data):
+        self._started = perf_counter()
+        if self.run is not None and self.run.goes_on and self._go_on(self.run):
+            return self.best_valid_score, self.best_valid_result
+        with self._waking_rows(train_data), self._counting_parts(train_data):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
-        if not valid_data:
-            self.best_epoch = self.epochs - 1
+            if not valid_data:
+                self.best_epoch = self.epochs - 1
         if self._has_saved:
             train = train_data._dataset
             file = Path(self.saved_model_file)
             finish_checkpoint(file, lambda state: self._about_best(state, train))
+        if self._progress is not None and self._progress.is_kept:
+            self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
         if verbose and valid_data and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
@@ -253,12 +313,17 @@ class EntireSpaceTrainer(Trainer):
         loss_func: Any = None,
         show_progress: bool = False,
     ) -> tuple[float, ...]:
-        start = perf_counter()
         if self.run is not None:
             self.run.start()
+        self.model = self._learning
         self.eval_collector.predictions = None  # of the last validation: a training needs the room
+        begun = self._begun
+        if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
+            self._save_progress(epoch_idx)
+        start = perf_counter() - (begun["epoch_seconds"] if begun else 0.0)
         means = self._learn(train_data, epoch_idx, loss_func, show_progress)
         if self._has_no_validation:
+            self._take_average()
             self._fill_unseen()
         self.loss_names = tuple(means)
         seconds = perf_counter() - start
@@ -283,13 +348,24 @@ class EntireSpaceTrainer(Trainer):
             train_data.set_epoch(epoch_idx)
         totals: dict[str, Tensor] = {}
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
-        batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress)
-        for interaction in batches:
+        started, first, spent = perf_counter(), 0, 0.0
+        if (begun := self._begun) is not None:
+            first, spent, totals = begun["step"], begun["epoch_seconds"], begun["totals"]
+            train_data.begin_at(first)
+            if begun["scaler"]:
+                scaler.load_state_dict(begun["scaler"])
+            restore_random(begun["random"], self.device)
+            self._begun = None
+        batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress, first)
+        for step, interaction in enumerate(batches, start=first + 1):
             steps = self._loss_steps(interaction.to(self.device), loss_func)
             while losses := self._next_losses(steps):
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0.0) + loss.detach()
                 self._optimize(losses, scaler)
+            if self._is_progress_due():
+                seconds = spent + perf_counter() - started
+                self._save_progress(epoch_idx, step, seconds, totals, scaler.state_dict())
         return {name: float(total) / len(train_data) for name, total in totals.items()}
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
@@ -329,12 +405,103 @@ class EntireSpaceTrainer(Trainer):
         for name, loss in zip(self.loss_names, losses, strict=True):
             self.tensorboard.add_scalar(f"{tag}/{name}", loss, epoch_idx)
 
+    # ------------------------------------------------------------------ progress
+
+    def _is_progress_due(self, after_epoch: bool = False) -> bool:
+        return self._progress is not None and self._progress.is_due(after_epoch)
+
+    def _save_progress(
+        self,
+        epoch: int,
+        step: int = 0,
+        epoch_seconds: float = 0.0,
+        totals: dict[str, Tensor] | None = None,
+        scaler: dict[str, Any] | None = None,
+    ) -> None:
+        """Write down how far the training has come: ``step`` batches into an epoch."""
+        assert self._progress is not None, "one is due"
+        state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
+        state |= {
+            "totals": totals or {},
+            "state_dict": self._learning.state_dict(),
+            "average": {} if self._average is None else self._average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler or {},
+            "random": random_state(self.device),
+        }
+        self._progress.save(state)
+
+    def _bookkeeping(self, **place: Any) -> dict[str, Any]:
+        """All of a progress but what is being learned."""
+        assert self.run is not None, "progress is a run's"
+        return {
+            "of": self.run.about(),
+            "data": self.identity,
+            "threads": torch.get_num_threads(),
+            "ended": False,
+            "step": 0,
+            "seconds": self.seconds_before + perf_counter() - self._started,
+            "epoch_seconds": 0.0,
+            "history": plain_data(self.history),
+            "trainer": bookkeeping_of(self),
+            **place,
+        }
+
+    def _go_on(self, run: Run) -> bool:
+        """Take up a training where its progress was saved; whether it had come to its end.
+
+        One of other data, or without its best epoch's checkpoint, begins anew.
+
+        Raises:
+            UsageError: it doesn't fit the model.
+        """
+        assert self._progress is not None, "a run has progress"
+        assert self.identity is not None, "it is fitted"
+        checkpoint = Path(self.saved_model_file)
+        if not self._progress.path.is_file():  # of a part that had yet to begin
+            return False
+        try:
+            state = load_progress(self._progress.path, self.device)
+            if differs := difference(state["data"], self.identity):
+                raise UsageError(differs)
+            needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
+            if needed and not checkpoint.is_file():
+                raise UsageError(f"{checkpoint} is gone")
+        except UsageError as error:
+            self.logger.warning(f"{run.name} begins anew: {error}")
+            self._progress.remove()
+            checkpoint.unlink(missing_ok=True)
+            return False
+        epoch, step = state["epoch"], state["step"]
+        if not state["ended"]:
+            restore_learned(self._learning, self.optimizer, state)
+            if state["average"]:
+                self._average = self._new_average()
+                load_weights(self._average, state["average"])
+            self._begun = state
+            self.tensorboard = _writer(run, purge_step=epoch)
+        restore_bookkeeping(self, state["trainer"])
+        self.history, self.start_epoch = state["history"], epoch
+        self.seconds_before = state["seconds"]
+        self._has_saved = self.best_epoch >= 0
+        where = (
+            ", whose training is done" if state["ended"] else f" from epoch {epoch}, step {step}"
+        )
+        self.logger.info(f"going on with {run.name}{where}")
+        if state["threads"] != torch.get_num_threads():
+            self.logger.warning(
+                f"it was begun with {state['threads']} threads, and goes on with "
+                f"{torch.get_num_threads()}: sums may be rounded in another way"
+            )
+        return bool(state["ended"])
+
     # ------------------------------------------------------------------ evaluation
 
     def _valid_epoch(
         self, valid_data: Any, show_progress: bool = False
     ) -> tuple[float, MetricResult]:
         start = perf_counter()
+        self._take_average()
         self._fill_unseen()
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
         if self.valid_metric not in result:
@@ -345,7 +512,7 @@ class EntireSpaceTrainer(Trainer):
         score = score_of(self.valid_metric, result[self.valid_metric])
         best = self.best_valid_score
         improved = score >= best if self.valid_metric_bigger else score <= best
-        epoch = len(self.train_loss_dict) - 1 + self.start_epoch
+        epoch = next(reversed(self.train_loss_dict))
         if improved:
             self.best_epoch = epoch
             self.beside_constant = beside_constant(self.predictions, self.label_task)
@@ -389,7 +556,15 @@ class EntireSpaceTrainer(Trainer):
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
             return None
-        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+        return self.denominator() if self._denominators else self._click_probability(predictions)
+
+    def _click_probability(self, predictions: Predictions) -> NDArray[Any]:
+        """ô as the model weighs by it: its prediction, or that without its ``pos_weight``."""
+        probability = np.asarray(predictions.propensity)
+        if predictions.truth.propensity is not None:
+            return probability
+        unweighted: NDArray[Any] = self.model.as_click_probability(probability)
+        return unweighted
 
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
@@ -398,7 +573,7 @@ class EntireSpaceTrainer(Trainer):
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
-            predictions.propensity,
+            self._click_probability(predictions),
             self.model.propensity_floor,
             self.denominator(),
         )
@@ -407,7 +582,7 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
+        propensity = self._click_probability(self.predictions).astype(np.float64)
         return np.maximum(propensity, self.model.propensity_floor)
 
     def evaluate(
@@ -485,6 +660,11 @@ class EntireSpaceTrainer(Trainer):
         Raises:
             UsageError: it is no checkpoint of this model, or of another optimizer.
         """
+        if self.config["weight_averaging"]:
+            raise UsageError(
+                f"training can't go on from {resume_file} with weight_averaging: it holds their "
+                "average, not the weights that were learning"
+            )
         state = load_checkpoint(resume_file, self.device)
         self._check_model(state)
         load_weights(self.model, state["state_dict"])
@@ -538,16 +718,20 @@ def has_bfloat16() -> bool:
     return not known or any(check() for check in known)
 
 
-def _progress(batches: Any, title: str, show: bool) -> Any:
-    return tqdm(batches, total=len(batches), ncols=100, desc=title) if show else batches
+def _progress(batches: Any, title: str, show: bool, first: int) -> Any:
+    if not show:
+        return batches
+    return tqdm(batches, total=len(batches), initial=first, ncols=100, desc=title)
 
 
 def _tensorboard_of(run: Run) -> contextlib.AbstractContextManager[Any]:
     """RecBole's Trainer opens its TensorBoard in the working directory, whatever is configured."""
 
-    def opened(logger: Any) -> SummaryWriter:
-        writer = SummaryWriter(run.folder / "tensorboard")
-        run.at_end.callback(writer.close)
-        return writer
+    return patch.object(recbole.trainer.trainer, "get_tensorboard", lambda logger: _writer(run))
 
-    return patch.object(recbole.trainer.trainer, "get_tensorboard", opened)
+
+def _writer(run: Run, purge_step: int | None = None) -> SummaryWriter:
+    """Of a run's TensorBoard, which from a step on shows only what is written from now on."""
+    writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge_step)
+    run.at_end.callback(writer.close)
+    return writer

@@ -25,6 +25,7 @@ from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
+from recbole_escm2.train.initial import begin_with
 from recbole_escm2.train.reference import ReferenceTrainer
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
@@ -37,6 +38,8 @@ class Training:
         config: of the training.
         run: its folder.
         task: ``ctr`` or ``cvr``, where it is one of two models.
+        epochs: how many, or parts of them with ``validations_per_epoch``, where that is known and
+            nothing validates.
 
     Attributes:
         trainer: with the model, and its best epoch in a checkpoint.
@@ -53,13 +56,15 @@ class Training:
     best_valid: MetricResult
     seconds: float
 
-    def __init__(self, config: Any, run: Run, task: str | None = None) -> None:
-        self.config = config
-        self.task = task
+    def __init__(
+        self, config: Any, run: Run, task: str | None = None, epochs: int | None = None
+    ) -> None:
+        self.config, self.run, self.task = config, run, task
+        self._are_epochs_known = epochs is not None
         self.show_progress = bool(config["show_progress"])
         _log_start(config, task)
         try:
-            self.splits, model = _data_and_model(config)
+            self.splits, model = _data_and_model(config, task)
         except UsageError:
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
@@ -79,6 +84,8 @@ class Training:
             ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
+        if epochs is not None:
+            self.trainer.epochs, self.trainer.epochs_are_parts = epochs, True
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
             f"{counted}on {config['device']}; "
@@ -120,7 +127,7 @@ class Training:
             UsageError: there is no validation, and a setting needs one.
         """
         validates = bool(self.splits["valid"])
-        if not validates and self.task is None:
+        if not validates and self.task is None and not self._are_epochs_known:
             check_without_validation(self.config, self.trainer)
         started = time.perf_counter()
         score, best_valid = self.trainer.fit(
@@ -129,7 +136,7 @@ class Training:
         assert best_valid is not None or not validates, "it comes after the first epoch at least"
         self.best_score = score if validates else None
         self.best_valid = MetricResult() if best_valid is None else best_valid
-        self.seconds = time.perf_counter() - started
+        self.seconds = self.trainer.seconds_before + time.perf_counter() - started
 
     def validate(self) -> tuple[float | None, MetricResult]:
         """The score of ``valid_metric`` in the best epoch, and all metrics of that validation.
@@ -167,6 +174,10 @@ def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
     Raises:
         UsageError: a key that chooses by validation is set, or one isn't that has to be.
     """
+    if config["final_fit"]:
+        raise UsageError(
+            "the split has no validation, which final_fit would train on: leave it out"
+        )
     parts = [config[f"{task}_settings"] or {} for task in PAIR]
     given = {key for keys in (config.external_config_dict, *parts) for key in keys}
     chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]
@@ -210,13 +221,15 @@ def _log_start(config: Any, task: str | None) -> None:
         logger.warning(sentence)
 
 
-def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
+def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], torch.nn.Module]:
     """The loaders by the name of their split, and the model with its initial weights."""
     logger, seed = getLogger(), training_seed(config)
     init_seed(seed, config["reproducibility"])
     dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
     check_groups(config["by"], splits["test"].dataset)
+    if "valid" in config["save_predictions"] and not splits["valid"]:
+        raise UsageError("save_predictions: valid needs a validation part; see eval_args")
     logger.info(str(dataset))
     for name, loader in splits.items():
         logger.info(f"{name:5} {loader.dataset.summary()}")
@@ -227,4 +240,6 @@ def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
         few = train[:2].to(config["device"])
         for sentence in train_as_the_family(model, config, few):
             logger.info(sentence)
+    if config["init_from"]:
+        begin_with(model, config, train, task)
     return splits, model

@@ -15,6 +15,7 @@ import pytest
 
 from recbole_escm2.data.ali_ccp import draw, raw
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.data.ali_ccp.world import sample_latents
 from recbole_escm2.errors import UsageError
 
 CSV = [*map(raw.skeleton_name, raw.SPLITS), *map(raw.common_name, raw.SPLITS)]
@@ -261,6 +262,49 @@ def test_selection(selection, low, high, tmp_path):
     assert low - 0.1 < cvr[click == 1].mean() / cvr.mean() < high + 0.1
 
 
+@pytest.fixture(scope="module")
+def interacting():
+    """A world with interactions, and the latents of its impressions: as they are, sums of effects
+    alone, interactions alone."""
+    draws = draw.Draws(Simulation(20_000, interaction_share=0.3, behaviours=0))
+    world = draws.world
+    alone = [world._replace(interaction=np.tile(only, (2, 1))) for only in ([1.0, 0.0], [0, 1.0])]
+    latents = [draw._sampled(w, draws._first, sample_latents)[:, :2] for w in (world, *alone)]
+    return draws, *latents
+
+
+def test_interactions_make_their_share_of_the_variance(interacting):
+    draws, whole, effects, both = interacting
+    of_effects, of_both = draws.world.interaction.T
+    np.testing.assert_allclose(whole, of_effects * effects + of_both * both)
+    parts = (of_both * both).var(axis=0), (of_effects * effects).var(axis=0)
+    np.testing.assert_allclose(parts[0] / sum(parts), 0.3)
+    np.testing.assert_allclose(whole.var(axis=0), sum(parts), rtol=0.1)
+
+
+def test_interactions_are_no_sum_of_effects(interacting):
+    """The mean over what a person is shown tells little of them, but much of the sums."""
+    draws, _, effects, both = interacting
+    sizes = np.concatenate([np.diff(edges) for edges in draws._first])
+    person = np.repeat(np.arange(len(sizes)), sizes)
+
+    def explained(values):
+        means = np.bincount(person, values) / sizes
+        within = ((values - means[person]) ** 2).sum() / (sizes - 1).sum()
+        return 1 - within / values.var()
+
+    for side in range(2):
+        assert explained(effects[:, side]) > 0.2
+        assert explained(both[:, side]) < 0.1
+
+
+def test_without_interactions_nothing_is_known_of_them(tmp_path):
+    """A world's files and its store are what they were before there were any."""
+    assert "interaction_share" not in simulate(Simulation(500), tmp_path)["settings"]
+    some = simulate(Simulation(500, interaction_share=0.5), tmp_path)
+    assert some["settings"]["interaction_share"] == 0.5
+
+
 def test_a_plain_model_learns_from_it(splits):
     """One-hot logistic regression on ids of the literature's fields seen at least 12 times."""
     from scipy.sparse import csr_matrix
@@ -459,6 +503,8 @@ def test_a_folder_that_cannot_be(tmp_path):
         ("conversion_rate", "0.1"),
         ("selection", -0.1),
         ("selection", 1.1),
+        ("interaction_share", -0.1),
+        ("interaction_share", 1.1),
         ("rows_per_user", 0.5),
         ("rows_per_user", math.inf),
         ("behaviours", -1),

@@ -113,3 +113,22 @@ def test_the_order_is_that_of_torchs_whole_numbers(train):
     drawn = torch.randperm(48, generator=torch.Generator().manual_seed(3 * 1_000_003 + 2))
     wanted = train.inter_feat["row"][drawn].tolist()
     assert order(ImpressionLoader(train, 20, seed=3, shuffle=True), 2) == wanted
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [(1, [3]), (2, [1, 2]), (3, [1, 1, 1]), (4, [1, 1, 1])],  # of batches; at most one a part
+)
+def test_parts_of_an_epoch_are_its_batches_in_its_order(train, parts, sizes):
+    whole = ImpressionLoader(train, 20, seed=1, shuffle=True)
+    cut = ImpressionLoader(train, 20, seed=1, shuffle=True, parts=parts)
+    assert (cut.parts, cut.batches) == (len(sizes), 3)
+    for epoch in (0, 1, 5):
+        passes = []
+        for part, size in enumerate(sizes):
+            cut.set_epoch(epoch * len(sizes) + part)
+            assert (cut.epoch, cut.part) == (epoch, part)
+            assert len(cut) == size
+            passes += [batch["row"].tolist() for batch in cut]
+        whole.set_epoch(epoch)
+        assert passes == [batch["row"].tolist() for batch in whole]

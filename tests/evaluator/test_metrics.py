@@ -617,3 +617,14 @@ def test_counts_may_be_numpy_ints():
     ranking = user_ranking(RANKED_LABEL, RANKED_SCORE, RANKED_USER)
     assert recall_at_k(ranking, np.int32(2)) == recall_at_k(ranking, 2)
     assert ece(class_scores(LABEL, SCORE), np.int32(2)) == ece(class_scores(LABEL, SCORE), 2)
+
+
+def test_numbering_of_users_does_not_matter():
+    """To the last digit: a file of predictions may know users by other ids than the run did."""
+    rng = np.random.default_rng(7)
+    user, score = rng.integers(300, size=5000), rng.random(5000)
+    label = rng.random(5000) < 0.3
+    one, other = (user_ranking(label, score, ids) for ids in (user, rng.permutation(300)[user]))
+    assert gauc(one) == gauc(other)
+    assert ndcg_at_k(one, 5) == ndcg_at_k(other, 5)
+    assert recall_at_k(one, 5) == recall_at_k(other, 5)

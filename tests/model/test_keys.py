@@ -22,15 +22,23 @@ from recbole_escm2.train.trainer import EntireSpaceTrainer
 OF_MODELS = {
     "backbone": "shared_bottom",
     "bag_pooling": "sum",
+    "balancing_floor": 0.9,
+    "balancing_weight": 3.0,
+    "bias_share": 1.0,
     "bottom_hidden_size": [12],
     "calibrator_weight": 3.0,
+    "conversion_weight": 3.0,
     "counterfactual_prior_weight": 1.0,
     "counterfactual_weight": 0.7,
     "ctr_settings": {"learning_rate": 0.1},
     "cvr_settings": {"learning_rate": 0.1},
+    "cvr_weight_limit": 0.1,
     "dropout_prob": 0.5,
+    "embedding_dropout": 0.5,
+    "embedding_init": 0.5,
     "embedding_size": 8,
     "extraction_level_num": 1,
+    "first_order": True,
     "global_weight": 3.0,
     "imputation": "label",
     "imputation_schedule": "alternate",
@@ -58,16 +66,28 @@ OF_ANY_MODEL = {
     "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
-        *("stopping_step", "train_batch_size", "training_seed", "valid_metric"),
+        *("final_fit", "stopping_step", "train_batch_size", "training_seed", "valid_metric"),
+        *("preset", "validations_per_epoch", "weight_averaging"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
         *("by", "save_predictions", "topk"),
     },
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
-    "files and terminal": {"checkpoint_dir", "output_dir", "show_progress"},
+    "files and terminal": {
+        *("checkpoint_dir", "init_from", "output_dir", "resume", "save_interval"),
+        "show_progress",
+    },
 }
-CASES = [(model.__name__, bottom) for model in MODELS for bottom in ("separate", "ple")]
+# Their parents and DCMT, whose towers they have, are tried on both.
+ON_ONE_BOTTOM = {"ESCM2_DR_BIAS", "ESCM2_DR_MSE", "ESCM2_TDR", "ESCM2_IPS_V2", "ESCM2_DR_V2"}
+ON_ONE_BOTTOM |= {"ESCM2_STABLE_DR", "DDPO", "NISE"}
+CASES = [
+    (model.__name__, bottom)
+    for model in MODELS
+    for bottom in ("separate", "ple")
+    if bottom == "separate" or model.__name__ not in ON_ONE_BOTTOM
+]
 CASES += [("ESCM2_DR", b) for b in ("shared_bottom", "mmoe", "LR", "FM", "FFM", "DeepFM", "AFM")]
 
 

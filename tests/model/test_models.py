@@ -465,6 +465,11 @@ KEYS = {
     "extraction_level_num": (1, [0, 2.5, True, "x", None]),
     "counterfactual_prior_weight": WEIGHT,
     "calibrator_weight": WEIGHT,
+    "bias_share": (0.9, [-0.1, 1.1, True, "x", None]),
+    "balancing_weight": WEIGHT,
+    "balancing_floor": (0.9, [0, 1, True, "x", None]),
+    "conversion_weight": WEIGHT,
+    "cvr_weight_limit": (0.1, [0, -1, math.inf, True, "x", None]),
     "propensity_floor": (0.9, [-0.1, 1, math.nan, True, "x", None]),
     "propensity": ("field", ["logged", "", 1, None]),
     "propensity_normalization": ("snips", ["SNIPS", "", 1, True]),
@@ -472,7 +477,15 @@ KEYS = {
     "imputation_schedule": ("alternate", ["sometimes", "", 1, None]),
 }
 # The model that has a key, where ESCM2_DR hasn't, and what a key needs to have an effect.
-MODEL_OF = {"counterfactual_prior_weight": "DCMT", "calibrator_weight": "AITM"}
+MODEL_OF = {
+    "counterfactual_prior_weight": "DCMT",
+    "calibrator_weight": "AITM",
+    "bias_share": "ESCM2_DR_MSE",
+    "balancing_weight": "ESCM2_IPS_V2",
+    "balancing_floor": "ESCM2_IPS_V2",
+    "conversion_weight": "DDPO",
+    "cvr_weight_limit": "NISE",
+}
 BOTTOM_KEYS = (
     "bottom_hidden_size",
     "shared_expert_num",

@@ -260,7 +260,10 @@ def test_the_command_line_weighs_by_the_truth(program, given):
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize("model", ["DCMT", "ESCM2_MRDR"])
+REFUSING = ["DCMT", "DDPO", "ESCM2_MRDR", "ESCM2_DR_BIAS", "ESCM2_DR_MSE", "ESCM2_TDR"]
+
+
+@pytest.mark.parametrize("model", [*REFUSING, "ESCM2_STABLE_DR"])
 def test_models_with_one_minus_the_propensity_refuse_a_rescaled_one(model, settings):
     config = {**settings, "propensity_normalization": "snips", "epochs": 1}
     with pytest.raises(UsageError, match=f"{model} has another use for ô"):

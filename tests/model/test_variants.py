@@ -1,5 +1,7 @@
 """What makes each variant different from its parent and its neighbours."""
 
+import math
+
 import pytest
 import torch
 from recbole.data.interaction import Interaction
@@ -9,6 +11,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model import MODELS
 from recbole_escm2.model.aitm import InformationTransfer
+from recbole_escm2.model.entire_space import Impressions
 from recbole_escm2.risk import ips_risk
 
 MULTI_TASK = ["Naive", "MTL_IMP", "MTL_EIB", "MTL_IPS", "MTL_DR"]
@@ -49,6 +52,79 @@ def cvr_logit_gradient(risk, impressions, tower="cvr"):
 def counterfactual(model, batch):
     impressions = model.impressions(batch)
     return impressions, model.counterfactual_risk(impressions)
+
+
+# ------------------------------------------------------------------ by hand
+
+# Five impressions; ô = 1/2 and so on, δ = log 2 and log 4/3 on the clicks.
+#   o    1    1    0    0    0
+#   r    1    0
+#   ô   1/2  1/4  1/2  1/4  3/4
+#   r̂   1/2  1/4  1/4  1/2  3/4
+LOG2, LOG3 = math.log(2), math.log(3)
+ENTROPY = 2 * LOG2 - 0.75 * LOG3  # of 1/4, and of 3/4
+# Of an imputation of log 2: 0 and log 4/3 − log 2.
+RESIDUAL = LOG2 - LOG3
+HALF = LOG2 - LOG3 / 2 + LOG2  # BCE(1/2, 1/4) = (log 4 + log 4/3)/2
+
+
+def five(conversion_tower=(0.5,) * 5):
+    """The five impressions; the imputation tower's logit is 0, so that δ̂ = log 2."""
+
+    def logit(*probability):
+        return torch.logit(torch.tensor(probability))
+
+    logits = {
+        "ctr": logit(1 / 2, 1 / 4, 1 / 2, 1 / 4, 3 / 4),
+        "cvr": logit(1 / 2, 1 / 4, 1 / 4, 1 / 2, 3 / 4),
+        "imputation": torch.zeros(5),
+        "conversion": logit(*conversion_tower),
+    }
+    propensity = torch.sigmoid(logits["ctr"])
+    click, conversion = torch.tensor([1.0, 1, 0, 0, 0]), torch.tensor([1.0, 0, 0, 0, 0])
+    return Impressions(click, conversion, logits, propensity, propensity)
+
+
+BY_HAND = {
+    # Σ o(1 − ô)²/ô³(δ − δ̂)²/5 with (3/4)²/(1/4)³ = 36, and R_DR: δ̂ + (1/ô)(δ − δ̂)
+    "ESCM2_DR_BIAS": {"cvr": LOG2 + 4 * RESIDUAL / 5 + 36 * RESIDUAL**2 / 5},
+    # MRDR's weight is (3/4)/(1/4)² = 12, and λ = 1/2
+    "ESCM2_DR_MSE": {"cvr": LOG2 + 4 * RESIDUAL / 5 + (36 + 12) / 2 * RESIDUAL**2 / 5},
+    # h = 1, 3 | 1, 3, 1/3 and η = 3·(δ − δ̂)/(1 + 9); R_TDR = Σ [oδ + (1 − o)(δ̂ + ηh)]/5
+    "ESCM2_TDR": {
+        "cvr": (LOG2 + 2 * LOG2 - LOG3 + 3 * LOG2 + 0.3 * RESIDUAL * 13 / 3) / 5
+        + 4 * RESIDUAL**2 / 5
+    },
+    # 2/2 + 4/4 | −2/4 − (4/3)/2 − 4·(3/4) = −13/6
+    "ESCM2_IPS_V2": {
+        "cvr": (2 * LOG2 + 4 * (2 * LOG2 - LOG3)) / 5,
+        "balancing": (13 / 6 / 5) ** 2,
+    },
+    "ESCM2_DR_V2": {
+        "cvr": LOG2 + 4 * RESIDUAL / 5 + 4 * RESIDUAL**2 / 5,
+        "balancing": (13 / 6 / 5) ** 2,
+    },
+    # weights 2 and 4 of 6; all δ̂ are alike, so that nothing is to be balanced
+    "ESCM2_STABLE_DR": {
+        "cvr": (2 * LOG2 + 4 * (2 * LOG2 - LOG3)) / 6 + 4 * RESIDUAL**2 / 5,
+        "balancing": 0,
+    },
+    "NISE": {"cvr": (LOG2 + 2 * LOG2 - LOG3 + ENTROPY + LOG2 + ENTROPY) / 5},
+    # soft labels 1, 1/2 | 1/2, 1/4, 3/4; weights 2, 4 of 6 | 2, 4/3, 4 of 22/3
+    "DDPO": {
+        "cvr": (2 * LOG2 + 4 * HALF) / 6 + (2 * HALF + 4 / 3 * LOG2 + 4 * ENTROPY) / (22 / 3),
+        "conversion": (2 * LOG2 + LOG2) / 5,
+    },
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_risks_of_five_impressions_by_hand(build, name):
+    model = build(name).model
+    soft = (0.25, 0.5, 0.5, 0.25, 0.75)
+    risks = model.risks(five(soft))
+    for risk, expected in BY_HAND[name].items():
+        assert risks[risk].item() == pytest.approx(expected, rel=1e-5, abs=1e-9), risk
 
 
 # ------------------------------------------------------------------ without a global risk
@@ -94,7 +170,7 @@ def test_naive_weights_every_click_alike(pair):
 
 @pytest.mark.parametrize(
     ("name", "weighs"),
-    [(model.__name__, model.__name__ not in ("Naive", "MTL_IMP", "MTL_EIB")) for model in MODELS],
+    [(m.__name__, m.__name__ not in ("NISE", "Naive", "MTL_IMP", "MTL_EIB")) for m in MODELS],
 )
 def test_only_what_uses_the_propensity_depends_on_it(build, name, weighs):
     low, high = (build(name, **acting(name, {"propensity_floor": f})) for f in (0.2, 0.9))
@@ -166,6 +242,164 @@ def test_mrdr_needs_no_imputation_where_a_click_is_certain(build):
         built.model.towers["ctr"][-1].bias += 100
     risk = built.model.imputation_risk(built.model.impressions(built.batch))
     assert risk.item() == 0
+
+
+# ------------------------------------------------------------------ DR-BIAS, DR-MSE
+
+
+@pytest.mark.parametrize("imputation", ["error", "label"])
+def test_dr_bias_differs_from_dr_in_the_weight_of_the_imputation_risk_only(pair, imputation):
+    settings = {"imputation": imputation, "propensity_floor": 0.3}
+    of_bias, dr, batch = pair("ESCM2_DR_BIAS", "ESCM2_DR", **settings)
+    impressions, of_dr = of_bias.impressions(batch), dr.impressions(batch)
+    assert torch.equal(of_bias.dr_risk(impressions), dr.dr_risk(of_dr))
+    ours = cvr_logit_gradient(of_bias.imputation_risk(impressions), impressions, "imputation")
+    theirs = cvr_logit_gradient(dr.imputation_risk(of_dr), of_dr, "imputation")
+    propensity = impressions.propensity
+    torch.testing.assert_close(ours, theirs * (1 - propensity) ** 2 / propensity**2)
+    assert theirs[impressions.click > 0].all()
+
+
+@pytest.mark.parametrize(("share", "other"), [(1.0, "ESCM2_DR_BIAS"), (0.0, "ESCM2_MRDR")])
+def test_dr_mse_ends_in_dr_bias_and_in_mrdr(pair, share, other):
+    settings = {"imputation": "label", "propensity_floor": 0.3}
+    mse, end, batch = pair("ESCM2_DR_MSE", other, bias_share=share, **settings)
+    assert mse.task_risks(batch) == end.task_risks(batch)
+
+
+def test_dr_mse_mixes_the_two_imputation_risks(pair):
+    mse, of_bias, batch = pair("ESCM2_DR_MSE", "ESCM2_DR_BIAS", bias_share=0.25)
+    _, mrdr, _ = pair("ESCM2_DR_MSE", "ESCM2_MRDR")
+    mrdr.load_state_dict(mse.state_dict())
+    risks = [m.imputation_risk(m.impressions(batch)).item() for m in (mse, of_bias, mrdr)]
+    assert risks[0] == pytest.approx(0.25 * risks[1] + 0.75 * risks[2], rel=1e-5)
+
+
+# ------------------------------------------------------------------ TDR
+
+
+def test_tdr_is_eib_with_the_targeted_error_and_weighs_clicks_by_all_propensities(pair):
+    tdr, eib, batch = pair("ESCM2_TDR", "MTL_EIB", propensity_floor=0.3)
+    impressions = tdr.impressions(batch)
+    click, h = impressions.click, 1 / impressions.propensity - 1
+    error, logit = impressions.error, impressions.logit
+    imputed = tdr.imputed_error(logit["imputation"], logit["cvr"]).detach()
+    eta = (click * h * (error - imputed)).sum() / (click * h**2).sum()
+    targeted = imputed + eta * h
+    expected = torch.where(click > 0, error, targeted).mean()
+    torch.testing.assert_close(tdr.dr_risk(impressions), expected)
+    ours = cvr_logit_gradient(tdr.dr_risk(impressions), impressions)
+    of_eib = eib.impressions(batch)
+    theirs = cvr_logit_gradient(eib.dr_risk(of_eib), of_eib)  # every click counts 1 there
+    weight = 1 + h * ((1 - click) * h).sum() / (click * h**2).sum()
+    torch.testing.assert_close(ours, theirs * weight, rtol=1e-4, atol=1e-7)
+    # what a right weighting would have: of constant weights all clicks stand for all impressions
+    torch.testing.assert_close((click * h * weight).sum(), h.sum())
+
+
+# ------------------------------------------------------------------ IPS-V2, DR-V2, StableDR
+
+
+@pytest.mark.parametrize(("name", "other"), [("IPS_V2", "IPS"), ("DR_V2", "DR")])
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_without_its_weight_the_balancing_risk_leaves_the_older_model(pair, name, other, schedule):
+    settings = {"imputation_schedule": schedule}
+    model, same, batch = pair(f"ESCM2_{name}", f"ESCM2_{other}", balancing_weight=0.0, **settings)
+    for ours, theirs in zip(model.loss_steps(batch), same.loss_steps(batch), strict=True):
+        assert ours.pop("balancing", torch.zeros(())) == 0
+        assert ours == theirs
+
+
+def test_stable_dr_without_its_weight_teaches_the_cvr_tower_as_snips_does(pair):
+    stable, ips, batch = pair("ESCM2_STABLE_DR", "ESCM2_IPS", propensity_floor=0.3)
+    ips.propensity_normalization = "snips"
+    impressions, of_ips = stable.impressions(batch), ips.impressions(batch)
+    ours = cvr_logit_gradient(stable.dr_risk(impressions), impressions)
+    theirs = cvr_logit_gradient(ips.counterfactual_risk(of_ips), of_ips)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["ESCM2_IPS_V2", "ESCM2_DR_V2", "ESCM2_STABLE_DR"])
+def test_the_balancing_risk_teaches_the_propensity(build, name):
+    model, batch = (built := build(name)).model, built.batch
+    with torch.no_grad():
+        model.towers["ctr"][-1].bias += 1.5  # far too many clicks
+        if name == "ESCM2_STABLE_DR":
+            model.towers["imputation"][-1].weight *= 30
+
+    def risk():
+        return model.task_risks(batch)["balancing"]
+
+    before = risk().item()
+    optimizer = torch.optim.Adam(model.towers["ctr"].parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        risk().backward()
+        optimizer.step()
+    assert risk().item() < 0.1 * before
+
+
+def test_a_balance_of_a_logged_propensity_changes_no_weight_and_says_so(build, caplog):
+    build("ESCM2_IPS_V2", propensity="field")
+    assert "it changes no weight" in caplog.text
+
+
+# ------------------------------------------------------------------ NISE
+
+
+def test_nise_makes_unclicked_predictions_surer_and_learns_clicks_as_naive_does(pair):
+    nise, naive, batch = pair("NISE", "Naive")
+    impressions, risk = counterfactual(nise, batch)
+    of_naive, naive_risk = counterfactual(naive, batch)
+    ours, theirs = (
+        cvr_logit_gradient(risk, impressions),
+        cvr_logit_gradient(naive_risk, of_naive),
+    )
+    clicked, logit = impressions.click > 0, impressions.logit["cvr"].detach()
+    share = clicked.float().mean()  # the one is a mean over D, the other over O
+    torch.testing.assert_close(ours[clicked], theirs[clicked] * share)
+    predicted = torch.sigmoid(logit)
+    expected = -logit * predicted * (1 - predicted) / len(batch)
+    torch.testing.assert_close(ours[~clicked], expected[~clicked])
+
+
+@pytest.mark.parametrize("limit", [0.01, 50.0])
+def test_nise_weighs_the_cvr_risk_to_the_size_of_the_ctr_risk(build, limit):
+    built = build("NISE", cvr_weight_limit=limit, counterfactual_weight=0.5)
+    risks = built.model.task_risks(built.batch)
+    ctr, cvr = built.model.calculate_loss(built.batch)
+    assert ctr == risks["ctr"]
+    expected = 0.5 * (limit * risks["cvr"] if limit < 1 else risks["ctr"])
+    assert cvr.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert built.model.weighted({"ctr": risks["ctr"], "cvr": 0 * risks["cvr"]})["cvr"] == 0
+
+
+# ------------------------------------------------------------------ DDPO
+
+
+def test_ddpo_labels_what_has_not_converted_by_its_tower_of_clicks(build):
+    built = build("DDPO", propensity_floor=0.3)
+    spread(built.model, built.batch)
+    impressions, risk = counterfactual(built.model, built.batch)
+    click, logit = impressions.click, impressions.logit
+    soft = torch.sigmoid(logit["conversion"].detach())
+    label = torch.where(impressions.conversion > 0, 1.0, soft)
+    pctr = torch.sigmoid(logit["ctr"].detach())
+    weights = click / pctr.clamp(min=0.3), (1 - click) / (1 - pctr).clamp(min=0.3)
+    weight = sum(w / w.sum() for w in weights)
+    expected = weight * (torch.sigmoid(logit["cvr"].detach()) - label)
+    torch.testing.assert_close(cvr_logit_gradient(risk, impressions), expected)
+
+
+def test_the_tower_of_ddpos_labels_is_the_naive_one(build):
+    built = build("DDPO")
+    impressions = built.model.impressions(built.batch)
+    risk = built.model.risks(impressions)["conversion"]
+    click, logit = impressions.click, impressions.logit["conversion"]
+    grad = cvr_logit_gradient(risk, impressions, "conversion")
+    expected = click * (torch.sigmoid(logit) - impressions.conversion) / len(click)
+    torch.testing.assert_close(grad, expected)
+    assert built.config["conversion_weight"] == built.config["counterfactual_weight"] == 1
 
 
 # ------------------------------------------------------------------ DCMT

@@ -181,6 +181,13 @@ class TestLayout:
         assert any(note.startswith("base: two models") for note in notes)
         assert not any("two models" in note for note in layout(known).notes)
 
+    def test_a_final_fit_is_told(self, known):
+        key = ("base", 1)
+        fitted = {**known.results[key], "final_fit": {"epochs": [3]}}
+        notes = layout(replace(known, results={**known.results, key: fitted})).notes
+        assert any(note.startswith("Final fit:") for note in notes)
+        assert not any(note.startswith("Final fit:") for note in layout(known).notes)
+
 
 class TestMissing:
     @pytest.fixture

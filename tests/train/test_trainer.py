@@ -17,6 +17,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM
 from recbole_escm2.output import write_json
 from recbole_escm2.quick_start import evaluate_checkpoint, run
+from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 MODELS = [ESMM, ESCM2_IPS, ESCM2_DR]
@@ -329,3 +330,92 @@ def test_on_a_gpu(amp, settings):
     changes = {"gpu_id": "0", "enable_amp": amp, "enable_scaler": amp}
     outcome = run(ESCM2_DR, "tiny", config_dict={**settings, **changes})
     assert outcome["test_result"]["CTR_AUC"] > 0.4
+
+
+# ------------------------------------------------------------------ validation within an epoch
+
+
+def fitted(settings, tmp_path, monkeypatch, **changes):
+    """A trainer of ESMM after its training, with what its loader was asked for and what it kept."""
+    monkeypatch.chdir(tmp_path)
+    config = Config(ESMM, "tiny", config_dict={**settings, **changes})
+    config["checkpoint_dir"] = settings["output_dir"]
+    train, valid, _ = prepare_data(config, EntireSpaceDataset(config))
+    torch.manual_seed(0)
+    trainer = EntireSpaceTrainer(config, config.model_class(config, train.dataset))
+    weights, asked, set_epoch = [], [], train.set_epoch
+    monkeypatch.setattr(train, "set_epoch", lambda n: (asked.append(n), set_epoch(n)))
+    valid_epoch = trainer._valid_epoch
+
+    def validated(*arguments, **options):
+        weights.append([p.detach().clone() for p in trainer.model.parameters()])
+        return valid_epoch(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "_valid_epoch", validated)
+    trainer.fit(train, valid, verbose=False)
+    return trainer, train, asked, weights
+
+
+def test_validations_within_an_epoch_see_the_same_training(settings, tmp_path, monkeypatch):
+    patient = {"epochs": 2, "stopping_step": 100, "train_batch_size": 64}
+    _, train, asked, once = fitted(settings, tmp_path, monkeypatch, **patient)
+    assert asked == [0, 1]
+    steps = train.batches
+    trainer, train, asked, often = fitted(
+        settings, tmp_path, monkeypatch, **patient, validations_per_epoch=3
+    )
+    assert steps == train.batches >= 3
+    assert asked == [0, 1, 2, 3, 4, 5]
+    assert len(often) == len(trainer.history) == 6
+    assert trainer.epochs == 2  # as it was asked for
+    for whole, part in zip(once, often[2::3], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(once[0], often[0], strict=True))
+
+
+def test_patience_counts_validations(settings, tmp_path, monkeypatch):
+    changes = {"epochs": 20, "stopping_step": 1, "learning_rate": 0.1}
+    trainer, *_ = fitted(settings, tmp_path, monkeypatch, **changes, validations_per_epoch=3)
+    scores = [epoch["valid"]["CTCVR_AUC"] for epoch in trainer.history]
+    best = max(range(len(scores)), key=lambda n: (scores[n], n))
+    assert len(scores) == best + 3  # stopping_step + 1 validations that are worse
+    assert trainer.best_epoch == best
+
+
+def test_two_ways_to_say_when_to_validate_are_refused(settings):
+    with pytest.raises(UsageError, match="eval_step 2 validates after so many epochs, and valida"):
+        Config(ESMM, "tiny", config_dict={**settings, "eval_step": 2, "validations_per_epoch": 2})
+
+
+# ------------------------------------------------------------------ average of the weights
+
+
+def test_the_average_is_scored_and_saved_and_training_goes_on_without_it(
+    settings, tmp_path, monkeypatch
+):
+    patient = {"epochs": 3, "stopping_step": 100, "learning_rate": 0.02}
+    *_, bare = fitted(settings, tmp_path, monkeypatch, **patient)
+    averaged = {**patient, "weight_averaging": 0.75}
+    trainer, *_, same = fitted(settings, tmp_path, monkeypatch, **averaged)
+    for a, b in zip(bare, same, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    by_hand = [0.75 * (0.75 * a + 0.25 * b) + 0.25 * c for a, b, c in zip(*bare, strict=True)]
+    for ours, expected in zip(trainer.model.parameters(), by_hand, strict=True):
+        torch.testing.assert_close(ours.detach(), expected)
+    assert trainer.best_epoch == 2
+    saved = load_checkpoint(trainer.saved_model_file)["state_dict"]
+    assert all(torch.equal(saved[n], weight) for n, weight in trainer.model.state_dict().items())
+
+
+def test_what_is_averaged_of_sparse_rows_is_awake(settings, tmp_path, monkeypatch):
+    """As it is after the steps that they have slept through."""
+    sleepy = {"sparse_embedding": True, "embedding_weight_decay": 0.01, "weight_averaging": 0.9}
+    trainer, *_ = fitted(settings, tmp_path, monkeypatch, **sleepy, epochs=1)
+    for ours, awake in zip(trainer.model.parameters(), trainer._learning.parameters(), strict=True):
+        assert torch.equal(ours, awake)  # the average of one
+
+
+def test_an_average_is_nothing_to_go_on_from(settings, tmp_path, monkeypatch):
+    trainer, *_ = fitted(settings, tmp_path, monkeypatch, weight_averaging=0.5)
+    with pytest.raises(UsageError, match="with weight_averaging: it holds their average"):
+        trainer.resume_checkpoint(trainer.saved_model_file)

@@ -171,7 +171,8 @@ class Reader:
                 yield from self._impressions(lines, columns, part, counts)
             else:
                 rows = pa.RecordBatch.from_pydict(columns)
-                yield Chunk(rows, "common", part.split, part.name, size=self._taken())
+                numbers = lines.number + 1
+                yield Chunk(rows, "common", part.split, part.name, numbers, size=self._taken())
         file = {
             "name": part.name,
             "split": part.split,

@@ -7,7 +7,6 @@ to go on.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,7 +95,7 @@ class Draws:
         ]
         self.world = _solved(simulation, self.world, self._first)
         self._id_start, self._id_span = _id_ranges(self.world)
-        self._settings = dataclasses.asdict(simulation)
+        self._settings = simulation.settings()
         self.splits: dict[str, dict[str, int]] = {}
 
     def rows(self, kind: str, split: str) -> int:
@@ -236,19 +235,11 @@ def _solved(simulation: Simulation, world: World, first: list[np.ndarray]) -> Wo
 
     Solved on all impressions, or on _SAMPLE_ROWS of them, evenly spaced.
     """
-    total = sum(int(edges[-1]) for edges in first)
-    size = min(total, _SAMPLE_ROWS)
-    # not arange(size) * total // size, which overflows for very many rows
-    sampled = np.arange(size) * (total // size) + np.arange(size) * (total % size) // size
-    samples = []
-    start = 0
-    for number, edges in enumerate(first):
-        rows = sampled[(sampled >= start) & (sampled < start + edges[-1])] - start
-        commons = np.searchsorted(edges, rows, side="right") - 1
-        person = sim.make_person(world, number)
-        samples.append(sim.sample_latents(world, person, rows, commons))
-        start += int(edges[-1])
-    sample = np.concatenate(samples)
+    sample = _sampled(world, first, sim.sample_latents)
+    if simulation.interaction_share:
+        factors = _sampled(world, first, sim.sample_factors)
+        world = sim.interacting(world, sample, factors, simulation.interaction_share)
+        sample = _sampled(world, first, sim.sample_latents)
     mix = sim.mixed(sample, simulation.click_rate, simulation.conversion_rate, simulation.selection)
     ctr, cvr = sim.truth(mix, *sample.T)
     unclicked = float(((1 - ctr) * cvr).mean())
@@ -260,6 +251,23 @@ def _solved(simulation: Simulation, world: World, first: list[np.ndarray]) -> Wo
             f" {simulation.conversions_without_click:g}"
         )
     return world._replace(mix=mix, mistaken=mistaken)
+
+
+def _sampled(world: World, first: list[np.ndarray], of_rows: Callable[..., Any]) -> np.ndarray:
+    """What a function of a world, a person, rows and their common rows finds, ``[rows, ...]``."""
+    total = sum(int(edges[-1]) for edges in first)
+    size = min(total, _SAMPLE_ROWS)
+    # not arange(size) * total // size, which overflows for very many rows
+    sampled = np.arange(size) * (total // size) + np.arange(size) * (total % size) // size
+    samples = []
+    start = 0
+    for number, edges in enumerate(first):
+        rows = sampled[(sampled >= start) & (sampled < start + edges[-1])] - start
+        commons = np.searchsorted(edges, rows, side="right") - 1
+        person = sim.make_person(world, number)
+        samples.append(of_rows(world, person, rows, commons))
+        start += int(edges[-1])
+    return np.concatenate(samples)
 
 
 def _id_ranges(world: World) -> tuple[np.ndarray, np.ndarray]:

@@ -186,8 +186,16 @@ class Truth:
         if first + count > self._rows:
             raise UsageError(f"{self._path} has fewer rows than the text that it belongs to")
         start = self._start + first * self._width * 4
-        found = np.fromfile(self._path, np.float32, count * self._width, offset=start)
-        return found.reshape(-1, self._width)[number - first]
+        stretch = np.fromfile(self._path, np.float32, count * self._width, offset=start)
+        rows = stretch.reshape(-1, self._width)[number - first]
+        wrong = np.argwhere(~((rows >= 0) & (rows <= 1)))  # NaN, too
+        if len(wrong):
+            row, column = wrong[0]
+            raise UsageError(
+                f"{self._path} row {number[row] + 1:,}: {TRUTH_COLUMNS[column]} must be a "
+                f"probability in [0, 1], got {rows[row, column]:g}"
+            )
+        return rows
 
     def finish(self, rows: int) -> None:
         """At the end of a text of so many rows."""

@@ -13,7 +13,7 @@ import json
 import numbers
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ class Simulation:
         selection: strength of the selection bias: the correlation, over impressions, of the click
             logit (without the position, which makes a tenth of its variance and concerns clicks
             only) and the conversion logit. 0 is none.
+        interaction_share: share of the variance of each logit (of the click's without the position)
+            that is made by products of a user's and an item's factors instead of sums of effects.
         rows_per_user: mean number of impressions of a common row; heavy-tailed (Ali-CCP: 58).
         behaviours: mean number of weighted ids that a common row has in the four ``_14`` fields
             (Ali-CCP: about 500). A field doesn't get more than half of its vocabulary, so small
@@ -74,6 +76,7 @@ class Simulation:
     click_rate: float = 0.04
     conversion_rate: float = 0.005
     selection: float = 0.5
+    interaction_share: float = 0.0
     rows_per_user: float = 58.0
     behaviours: int = 500
     users: int | None = None
@@ -87,6 +90,7 @@ class Simulation:
         _check_between("click_rate", self.click_rate)
         _check_between("conversion_rate", self.conversion_rate)
         _check_number("selection", self.selection, 0, 1)
+        _check_number("interaction_share", self.interaction_share, 0, 1)
         _check_number("rows_per_user", self.rows_per_user, 1, 1e9)
         _check_whole("behaviours", self.behaviours, 0, 20_000)
         if self.users is not None:
@@ -95,6 +99,13 @@ class Simulation:
             _check_whole("items", self.items, 100, 10**7)
         _check_between("test_share", self.test_share)
         _check_number("conversions_without_click", self.conversions_without_click, 0, 1)
+
+    def settings(self) -> dict[str, Any]:
+        """What its draws depend on, by name; an interaction that there isn't is left out."""
+        settings = asdict(self)
+        if not self.interaction_share:
+            del settings["interaction_share"]
+        return settings
 
     def split_rows(self) -> dict[str, int]:
         """Impressions by split, at least one in each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,11 @@ def _simulation(config: Any) -> Simulation | None:
     if not isinstance(wanted, Mapping):
         raise UsageError(f"simulation must be a mapping of a simulation's keys, got {wanted!r}")
     given = {}
-    for own, key in (("selection", "selection_strength"), ("seed", "simulation_seed")):
+    for own, key in (
+        ("selection", "selection_strength"),
+        ("seed", "simulation_seed"),
+        ("interaction_share", "interaction_share"),
+    ):
         if own in wanted:
             raise UsageError(f"simulation has {own}, which is the config key {key}")
         if config[key] is not None:
@@ -84,7 +88,7 @@ def options(config: Any) -> Options:
 def settings(config: Any) -> dict[str, Any]:
     """The keys of the conversion, and of the simulation where there is one."""
     chosen, simulation = options(config), _simulation(config)
-    simulated = {} if simulation is None else {"simulation": asdict(simulation)}
+    simulated = {} if simulation is None else {"simulation": simulation.settings()}
     return vars(chosen) | {"feature_fields": list(chosen.feature_fields)} | simulated
 
 

@@ -13,6 +13,15 @@ An impression has two latent scores that are sums of effects of its features (no
 with a prime for "mean 0 and variance 1 over the impressions", and own' uncorrelated to click'.
 Effects belong to what the files show: where a field is missing, "missing" has an effect. So click
 and conversion are independent given the features.
+
+Sums of effects are what a linear model can learn, tastes for topics aside. With an
+``interaction_share`` s each latent becomes √(1 − s) times that sum plus √s, on its scale, times
+
+    1/√FACTORS · Σ_f (u_f − mean)·(v_f − mean)
+
+with normal factors u of the user (of the group 121 and one's own) and v of the item (of the
+category and its own): less the means over the impressions, so that of each user and item by itself
+little is left.
 """
 
 from __future__ import annotations
@@ -29,6 +38,8 @@ SPREAD = 1.2
 POSITION = 0.1
 #: What users like and items are about; a category has one topic.
 TOPICS = 12
+#: Factors of the interaction of a user and an item.
+FACTORS = 4
 #: Levels of the user fields 121, 122, 124 ... 129, as many as the real data has.
 LEVELS = (98, 14, 3, 8, 4, 4, 3, 5)
 #: How often a position of 301 occurs, and its effect on the click latent.
@@ -47,7 +58,8 @@ _ITEM = math.sqrt(0.10)
 _SHOP = math.sqrt(0.07)
 _BRAND = math.sqrt(0.06)
 _TASTE = math.sqrt(0.22)
-# Taste is that of the user group 121 and, for the rest, one's own.
+# Taste is that of the user group 121 and, for the rest, one's own; so are the factors, and those of
+# an item are its category's and its own.
 _GROUP_TASTE, _OWN_TASTE = math.sqrt(0.6), math.sqrt(0.4)
 
 # How often topics come from the user's interests and not from what is popular with everybody.
@@ -64,6 +76,7 @@ _USER_OF, _LEVEL_OF, _SHOWN, _PAST, _SIZE, _IMPRESSION, _KEY, _ACTIVITY = range(
 _SHOP_OF, _BRAND_OF, _INTENTION_OF, _VALUE_OF = range(8, 12)
 _USER_EFFECT, _LEVEL_EFFECT, _GROUP_LIKES, _USER_LIKES = 20, 30, 50, 52
 _CATEGORY_EFFECT, _ITEM_EFFECT, _SHOP_EFFECT, _BRAND_EFFECT = 54, 56, 58, 60
+_GROUP_FACTOR, _USER_FACTOR, _CATEGORY_FACTOR, _ITEM_FACTOR = 62, 64, 66, 68
 
 #: The four fields of behaviours: their share of the behaviours of a common row.
 HISTORY_SHARES = np.array([0.2, 0.3, 0.2, 0.3])
@@ -86,6 +99,9 @@ class World(NamedTuple):
         behaviours: of a person, in the mean.
         mix: ``[6]``, coefficients of the logits, see :func:`mixed`; zeros until they are solved.
         mistaken: share of the potential conversions without click that are recorded as purchases.
+        interaction: ``[2, 2]``, by latent the factors of its sum of effects and of its interaction,
+            see :func:`interacting`; (1, 0) where there is none.
+        factor_means: ``[2, 2, FACTORS]``, by latent, of users and of items.
     """
 
     key: np.uint64
@@ -100,6 +116,8 @@ class World(NamedTuple):
     behaviours: int
     mix: np.ndarray
     mistaken: float
+    interaction: np.ndarray
+    factor_means: np.ndarray
 
 
 class Person(NamedTuple):
@@ -111,6 +129,7 @@ class Person(NamedTuple):
             where the field is missing.
         base: ``[2]``, the person's part of each latent.
         taste: ``[2, TOPICS]``, what a topic adds to each latent.
+        factors: ``[2, FACTORS]``, by latent, of the interaction with items.
         interest: ``[TOPICS]`` cumulative shares of the topics with this person.
         history_size: int64 ``[4]``, numbers of behaviours.
         history_room: int64 ``[4]``, how many there may be.
@@ -127,6 +146,7 @@ class Person(NamedTuple):
     levels: np.ndarray
     base: np.ndarray
     taste: np.ndarray
+    factors: np.ndarray
     interest: np.ndarray
     history_size: np.ndarray
     history_room: np.ndarray
@@ -163,6 +183,8 @@ def make_world(seed: int, users: int, items: int, behaviours: int) -> World:
         behaviours=behaviours,
         mix=np.zeros(6),
         mistaken=0.0,
+        interaction=np.array([[1.0, 0.0], [1.0, 0.0]]),
+        factor_means=np.zeros((2, 2, FACTORS)),
     )
 
 
@@ -175,6 +197,7 @@ def make_person(world: World, split: int) -> Person:
         levels=np.zeros(1 + len(LEVELS), dtype=np.int64),
         base=np.zeros(2),
         taste=np.zeros((2, TOPICS)),
+        factors=np.zeros((2, FACTORS)),
         interest=np.zeros(TOPICS),
         history_size=np.zeros(4, dtype=np.int64),
         history_room=np.zeros(4, dtype=np.int64),
@@ -224,6 +247,18 @@ def _effect(world: World, purpose: int, number: int) -> float:
 
 
 @njit(cache=True)
+def _factor(world: World, group: tuple[int, int], own: tuple[int, int], n: int) -> float:
+    """The n-th factor of what is one of a group; either is a purpose and a number."""
+    of_group = _effect(world, group[0], FACTORS * group[1] + n)
+    return _GROUP_TASTE * of_group + _OWN_TASTE * _effect(world, own[0], FACTORS * own[1] + n)
+
+
+@njit(cache=True)
+def _item_factor(world: World, side: int, item: int, category: int, n: int) -> float:
+    return _factor(world, (_CATEGORY_FACTOR + side, category), (_ITEM_FACTOR + side, item), n)
+
+
+@njit(cache=True)
 def common_key(world: World, common: int) -> np.uint64:
     """The key of a common row, the same in train and test: no two rows have the same one."""
     return _mix(_hash(world.key, _KEY, 0) + np.uint64(common) * _STEP)
@@ -262,6 +297,13 @@ def meet(world: World, common: int, person: Person) -> None:
             person.taste[side, topic] = _GROUP_TASTE * _effect(
                 world, _GROUP_LIKES + side, group
             ) + _OWN_TASTE * _effect(world, _USER_LIKES + side, number)
+        for n in range(FACTORS):
+            person.factors[side, n] = _factor(
+                world,
+                (_GROUP_FACTOR + side, 1 + person.levels[1]),
+                (_USER_FACTOR + side, 1 + person.levels[0]),
+                n,
+            )
     total = 0.0
     for topic in range(TOPICS):
         popular = world.popular[topic] - (world.popular[topic - 1] if topic else 0.0)
@@ -466,7 +508,23 @@ def latents(
     own += _SHOP * _effect(world, _SHOP_EFFECT + 1, shop)
     click += _BRAND * _effect(world, _BRAND_EFFECT, brand)
     own += _BRAND * _effect(world, _BRAND_EFFECT + 1, brand)
+    if world.interaction[0, 1] != 0.0:
+        of_effects, of_both = world.interaction[0]
+        click = of_effects * click + of_both * _interaction(world, person, 0, item, category)
+        of_effects, of_both = world.interaction[1]
+        own = of_effects * own + of_both * _interaction(world, person, 1, item, category)
     return click, own
+
+
+@njit(cache=True)
+def _interaction(world: World, person: Person, side: int, item: int, category: int) -> float:
+    """1/√FACTORS · Σ_f (u_f − mean)·(v_f − mean) of a person and an item."""
+    total = 0.0
+    means = world.factor_means[side]
+    for n in range(FACTORS):
+        of_item = _item_factor(world, side, item, category, n) - means[1, n]
+        total += (person.factors[side, n] - means[0, n]) * of_item
+    return total / math.sqrt(FACTORS)
 
 
 @njit(cache=True)
@@ -505,6 +563,41 @@ def sample_latents(
         found[n, 0], found[n, 1] = latents(world, person, item, category, shop, brand)
         found[n, 2] = POSITION_EFFECTS[position]
     return found
+
+
+@njit(cache=True)
+def sample_factors(
+    world: World, person: Person, rows: np.ndarray, commons: np.ndarray
+) -> np.ndarray:
+    """Factors of some impressions: ``[rows, 2, 2, FACTORS]``, by latent, of user and item."""
+    found = np.empty((len(rows), 2, 2, FACTORS))
+    for n in range(len(rows)):
+        if n == 0 or commons[n] != commons[n - 1]:
+            meet(world, commons[n], person)
+        item, category, _, _, _ = show(
+            world, person, commons[n], impression_key(world, person.split, rows[n])
+        )
+        for side in range(2):
+            for f in range(FACTORS):
+                found[n, side, 0, f] = person.factors[side, f]
+                found[n, side, 1, f] = _item_factor(world, side, item, category, f)
+    return found
+
+
+def interacting(world: World, sample: np.ndarray, factors: np.ndarray, share: float) -> World:
+    """A world in which interactions make a share of each latent's variance.
+
+    Args:
+        world: without.
+        sample: ``[rows, 3]`` from :func:`sample_latents`.
+        factors: ``[rows, 2, 2, FACTORS]`` of the same impressions, from :func:`sample_factors`.
+        share: in (0, 1].
+    """
+    means = factors.mean(axis=0)
+    both = (factors - means).prod(axis=2).sum(axis=2) / math.sqrt(FACTORS)
+    scale = sample[:, :2].std(axis=0) / np.maximum(both.std(axis=0), 1e-6)
+    weights = np.stack([np.full(2, math.sqrt(1 - share)), math.sqrt(share) * scale], axis=1)
+    return world._replace(interaction=weights, factor_means=means)
 
 
 def mixed(

@@ -5,25 +5,29 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
 import recbole_escm2
+from recbole_escm2.metric_names import own_names
 
 _PACKAGE = Path(recbole_escm2.__file__).parent
 # Modules of the package that no number of a run depends on.
 _AROUND = ("experiment", "report", "__main__.py", "command_line.py", "plugin.py")
 
 
-def code_of(model: type) -> str:
-    """The digest of this package and, for a model of the user's own, of its files.
+def code_of(model: type, metrics: Iterable[str] = ()) -> str:
+    """The digest of this package and, for a model and metrics of the user's own, of their files.
 
     Args:
         model: the model's class.
+        metrics: names of metrics, those of functions of loaded modules among them.
     """
-    known = [_digest_of_package(), *sorted(_digest(file) for file in _own_files(model))]
+    modules = {part.__module__ for part in model.__mro__}
+    modules |= {name.partition(":")[0] for one in metrics for name in own_names(one)}
+    known = [_digest_of_package(), *sorted(_digest(file) for file in _own_files(modules))]
     return hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
 
 
@@ -38,10 +42,9 @@ def _digest_of_package() -> str:
     return hashlib.sha256(" ".join(map(_digest, files)).encode()).hexdigest()
 
 
-def _own_files(model: type) -> set[Path]:
-    """The files of a user's model and its parents, and what they import from their folders."""
+def _own_files(names: Collection[str]) -> set[Path]:
+    """The files of a user's modules, and what they import from their folders."""
     released = ("builtins", "recbole", "recbole_escm2", "torch")  # known by their versions
-    names = {part.__module__ for part in model.__mro__}
     todo = [sys.modules[name] for name in names if name.partition(".")[0] not in released]
     folders = {file.parent for module in todo if (file := _file_of(module))}
     files: set[Path] = set()

@@ -1,0 +1,1 @@
+"""Defaults that a user can change, one YAML file a subject (data, not code)."""

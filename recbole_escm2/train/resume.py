@@ -1,0 +1,108 @@
+"""Whether a command has a run of its own that was killed, to go on with."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recbole_escm2.config import Config
+from recbole_escm2.errors import UsageError
+from recbole_escm2.output import lock
+from recbole_escm2.train.progress import load_progress
+from recbole_escm2.train.run import LOCK_FILE, RESULT_FILE, Run, about_run, stem, what_runs
+
+
+def new_or_unfinished(config: Config, saved: bool) -> Run:
+    """The run of a command: the one that it had begun and that was killed, else a new one.
+
+    A run is the command's own where model, data set, every setting that a number depends on, code
+    and versions are the same. One that a process is at is left to it.
+
+    Args:
+        config: of the run. Its ``resume`` is None: go on if there is something to go on with; True:
+            do, or say why not; False: begin anew; or the folder of the run to go on with.
+        saved: whether to keep the checkpoints.
+
+    Raises:
+        UsageError: there is nothing to go on with, though ``resume`` says so.
+    """
+    wanted, reasons = config["resume"], []
+    if wanted is False or (wanted is None and not _has_source(config.model_class)):
+        return Run.of(config, saved)
+    about = about_run(config, saved)
+    folders = [Path(wanted).absolute()] if isinstance(wanted, str) else _unfinished(config, about)
+    for folder in folders:
+        try:
+            held = _hold(folder, about, config)
+        except UsageError as error:
+            reasons.append(str(error))
+            continue
+        run = Run.of(config, saved, folder)
+        run.of_experiment, run.started, run.goes_on, run.held = False, True, True, held
+        return run
+    if wanted:
+        none = f"nothing that this command has begun is unfinished in {config['output_dir']}"
+        raise UsageError(f"resume: {'; '.join(reasons) or none}")
+    run = Run.of(config, saved)
+    run.notes = [f"{reason}; this is a new run" for reason in reasons]
+    return run
+
+
+def _unfinished(config: Config, about: Mapping[str, Any]) -> Iterator[Path]:
+    """Folders of runs with the same settings that aren't done and can go on, the latest first."""
+    parent = Path(config["output_dir"]).absolute()
+    for folder in sorted(parent.glob(f"{glob.escape(stem(config, about))}-*"), reverse=True):
+        done = (folder / RESULT_FILE).is_file()
+        if not done and not folder.is_symlink() and Run(folder).progress_files():
+            yield folder
+
+
+def _hold(folder: Path, about: Mapping[str, Any], config: Config) -> FileLock:
+    """Take an unfinished run, so that no other process does.
+
+    Returns:
+        Its lock, which is held.
+
+    Raises:
+        UsageError: there is none, or it isn't this command's, or a process is at it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    held = lock(folder / LOCK_FILE)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"another process is at {folder}") from None
+    try:
+        if (folder / RESULT_FILE).is_file():
+            raise UsageError(f"{folder} is done")
+        if not (files := Run(folder).progress_files()):
+            raise UsageError(f"{folder} has no progress to go on from")
+        begun = load_progress(files[0])["of"]
+        if differs := _difference(begun, {**about, **what_runs(config)}):
+            raise UsageError(f"{folder} is unfinished, but was begun with {differs}")
+    except UsageError:
+        held.release()
+        raise
+    return held
+
+
+def _difference(begun: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """What two runs differ in, in words."""
+    if begun.get("code") != here["code"]:
+        return "other code of the program or of the model"
+    before, now = ({**about, **about["config"]} for about in (begun, here))
+    keys = sorted({*before, *now} - {"config"})
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} {before.get(key)!r}, not {now.get(key)!r}" for key in changed) or None
+
+
+def _has_source(model: type) -> bool:
+    """Whether a change of a model's code would be noticed: not of a class made in a notebook."""
+    modules = (sys.modules.get(parent.__module__) for parent in model.__mro__[:-1])
+    return all(getattr(module, "__file__", None) for module in modules)
