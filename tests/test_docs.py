@@ -175,7 +175,7 @@ def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("ESCM2_DR", "ml-100k", config_dict={"impression_sample": 0.02, "epochs": 1})
     (folder,) = tmp_path.glob("output/*")
-    (code,) = re.findall(r"```python\n(.+?)```", PAGES["docs/predict.md"], re.DOTALL)
+    code, of_table = re.findall(r"```python\n(.+?)```", PAGES["docs/predict.md"], re.DOTALL)
     code = code.replace("output/ESCM2_DR-…", str(folder))
     rng = np.random.default_rng(0)
     features = {"age": 30, "gender": "M", "occupation": "other", "zip_code": "94043"}
@@ -183,7 +183,14 @@ def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
     ids = {name: rng.integers(1, 1200, 500).astype(str) for name in ("user_id", "item_id")}
     frame = pd.DataFrame({**ids, **features})
     frame.to_parquet("new.parquet")
-    names: dict = {"frame": frame}
+    click = rng.random(len(frame)) < 0.4
+    labels = {"click": click, "conversion": click & (rng.random(len(frame)) < 0.5)}
+    names: dict = {"frame": frame, "logged": frame.assign(**labels)}
+    exec(
+        compile(of_table.replace("import run", "import run\nimport recbole_escm2"), "", "exec"),
+        names,
+    )
+    assert names["scores"].shape == (500, 3)
     exec(compile(code, "docs/predict.md", "exec"), names)
     known = json.loads((folder / "result.json").read_text())["data"]
     assert known["train"]["impressions"] > 0
