@@ -45,10 +45,10 @@ _ENTRIES: Mapping[str, type] = {
 _WHILE_IT_LASTS: Mapping[str, type] = {
     "totals": dict,
     "state_dict": dict,
+    "average": dict,  # of the weights, where there is one
     "optimizer": dict,
     "scaler": dict,
     "random": dict,
-    "average": dict,  # of the weights, where there is one yet
 }
 
 

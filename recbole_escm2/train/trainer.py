@@ -476,7 +476,7 @@ class EntireSpaceTrainer(Trainer):
             restore_learned(self._learning, self.optimizer, state)
             if state["average"]:
                 self._average = self._new_average()
-                self._average.load_state_dict(state["average"])
+                load_weights(self._average, state["average"])
             self._begun = state
             self.tensorboard = _writer(run, purge_step=epoch)
         restore_bookkeeping(self, state["trainer"])

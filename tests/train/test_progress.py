@@ -126,7 +126,12 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "batch statistics": ("xDeepFM", [9], {}),
     "sgd": ("ESMM", [9], {"learner": "sgd", "sparse_embedding": True}),
     "adagrad": ("ESMM", [9], {"learner": "adagrad"}),
-    "averaged weights": ("ESCM2_IPS", [16, 3], {"weight_averaging": 0.6, "epochs": 3}),
+    "an average of the weights": ("ESMM", [17], {"weight_averaging": 0.9, "epochs": 4}),
+    "an average of sparse rows": (
+        "ESCM2_IPS",
+        [16],
+        {"weight_averaging": 0.9, "sparse_embedding": True, "epochs": 4},
+    ),
     "parts of an epoch": ("ESMM", [6, 2], {"validations_per_epoch": 3, "dropout_prob": 0.1}),
     "no validation": ("ESMM", [9], {"eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}),
     "no validation for two epochs": ("ESMM", [17], {"epochs": 4, "eval_step": 2}),
