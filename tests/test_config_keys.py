@@ -100,6 +100,8 @@ BAD = {
     "seed": [-1, 2**31, 0.5, "dice", True],
     "training_seed": [-1, 2**31, 0.5, "dice", True],
     "keep_together": [["a"], ""],
+    "pos_weight": [2, {}, {"ctr": 0}, {"ctr": math.inf}, {"click": 2}, ["ctr"]],
+    "weighted_metrics": [1, "yes", None],
     "folds": [1, 0, 2.5, "many", True],
     "tuning_part": [
         *(0.5, {}, {"share": 0.5, "seed": 1}, {"share": 0.5, "seed": 1, "role": "test"}),
@@ -114,6 +116,7 @@ BAD = {
     "eval_args": ["RO", 5, ["split"]],
     "output_dir": ["", 7, None],
     "resume": ["", 1, [True]],
+    "init_from": NOT_TEXT,
     "final_fit": NOT_TRUE_OR_FALSE,
     "save_interval": NOT_NEGATIVE,
     "ratings": ["", 7, None],
