@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from recbole_escm2.command_line import main
 from recbole_escm2.quick_start import run
@@ -249,6 +250,17 @@ def test_the_leaderboard_is_what_the_tables_say():
         text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_leaderboard_with_truth_has_the_same_rows_and_the_true_probabilities():
+    folder = ROOT / "scripts" / "results"
+    plain, with_truth = (
+        yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        for name in ("leaderboard.yaml", "leaderboard-truth.yaml")
+    )
+    assert with_truth["models"].pop("Oracle", "missing") is None
+    assert with_truth == plain
+    assert list(with_truth["models"]) == list(plain["models"])
 
 
 def test_the_variant_runs_as_a_class(variant, settings):
