@@ -181,6 +181,8 @@ def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
     parts = [config[f"{task}_settings"] or {} for task in PAIR]
     given = {key for keys in (config.external_config_dict, *parts) for key in keys}
     chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]
+    chosen += [key for key in ("calibrate", "propensity_calibration") if config[key]]
+    chosen += ["propensity_floor"] if config["propensity_floor"] == "slope" else []
     if chosen:
         raise UsageError(
             f"the split has no validation, on which {', '.join(chosen)} would act: leave "

@@ -126,8 +126,8 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "batch statistics": ("xDeepFM", [9], {}),
     "sgd": ("ESMM", [9], {"learner": "sgd", "sparse_embedding": True}),
     "adagrad": ("ESMM", [9], {"learner": "adagrad"}),
-    "averaged weights": ("ESCM2_IPS", [16, 3], {"weight_averaging": 0.6, "epochs": 3}),
-    "averaged sparse rows": (
+    "an average of the weights": ("ESMM", [17], {"weight_averaging": 0.9, "epochs": 4}),
+    "an average of sparse rows": (
         "ESCM2_IPS",
         [16],
         {"weight_averaging": 0.9, "sparse_embedding": True, "epochs": 4},
