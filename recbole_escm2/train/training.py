@@ -181,6 +181,8 @@ def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
     parts = [config[f"{task}_settings"] or {} for task in PAIR]
     given = {key for keys in (config.external_config_dict, *parts) for key in keys}
     chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]
+    chosen += [key for key in ("calibrate", "propensity_calibration") if config[key]]
+    chosen += ["propensity_floor"] if config["propensity_floor"] == "slope" else []
     if chosen:
         raise UsageError(
             f"the split has no validation, on which {', '.join(chosen)} would act: leave "
@@ -228,6 +230,8 @@ def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], t
     dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
     check_groups(config["by"], splits["test"].dataset)
+    if "valid" in config["save_predictions"] and not splits["valid"]:
+        raise UsageError("save_predictions: valid needs a validation part; see eval_args")
     logger.info(str(dataset))
     for name, loader in splits.items():
         logger.info(f"{name:5} {loader.dataset.summary()}")
