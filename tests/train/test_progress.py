@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment import worker
@@ -203,6 +204,14 @@ def test_it_may_be_asked_for_refused_or_named(cut):
     }.items():
         with pytest.raises(UsageError, match=f"^resume: {words}"):
             run("ESMM", "tiny", config_dict={**given, "resume": resume})
+
+
+def test_tensorboard_goes_on(cut):
+    folder, given = cut()
+    assert folder_of(given) == folder
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for tag in ("Loss/Train/ctr", "Valid/CTCVR_AUC"):
+        assert [event.step for event in shown.Scalars(tag)] == [0, 1]
 
 
 def test_what_no_number_depends_on_may_be_another(cut):
