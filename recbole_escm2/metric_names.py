@@ -118,8 +118,10 @@ def metric(
 
     The function takes ``label`` and ``score``, and ``user`` if it has such a parameter: arrays of
     the rows that the task is scored on, ``[N]``, that can't be written into; or one parameter
-    ``predictions``, a :class:`~recbole_escm2.evaluator.predictions.Predictions`. It returns a
-    finite number, or raises ``UndefinedMetricError`` where there is none.
+    ``predictions``, a :class:`~recbole_escm2.evaluator.predictions.Predictions`. A parameter
+    ``weight`` gets the weights of the rows, or None; with ``weighted_metrics`` a function of labels
+    and scores without it is left out. It returns a finite number, or raises
+    ``UndefinedMetricError`` where there is none.
 
     Args:
         task: whose prediction it scores, ``ctr``, ``cvr`` or ``ctcvr``.
