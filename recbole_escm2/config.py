@@ -19,7 +19,7 @@ import numpy as np
 import recbole.config
 
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
     CALIBRATION_KEYS,
@@ -264,6 +264,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             f"eval_step {config['eval_step']} validates after so many epochs, and "
             f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
         )
+    if config["propensity_calibration"] and config["propensity"] != "ctr_tower":
+        raise UsageError(
+            f"propensity_calibration calibrates the CTR tower's prediction, and with propensity: "
+            f"{config['propensity']} clicks aren't weighed by that: leave it out"
+        )
     if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
         raise UsageError(
             f"calibrate_weights weighs the clicks of pCVR by 1/pCTR, and {config['model']} learns "
@@ -285,7 +290,8 @@ def _check_labels(config: Any) -> None:
     """Each label has a column of its own, which is no feature."""
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
-        if config[key] in key_of:
+        weights = {key, key_of.get(config[key])} == set(WEIGHT_KEYS.values())
+        if config[key] in key_of and not weights:
             raise UsageError(f"{key_of[config[key]]} and {key} are both '{config[key]}'")
         if config[key]:
             key_of[config[key]] = key
@@ -420,6 +426,8 @@ def part_config(config: Config, task: str) -> Config:
     of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
+    if "pos_weight" not in own and (by_task := config["pos_weight"]):
+        shared["pos_weight"] = {task: by_task[task]} if task in by_task else None
     try:
         part = Config(
             config.model_class,
@@ -473,6 +481,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     derive_metrics(config, external)
+    _check_weights(config)
     _derive_saved(config)
     _derive_groups(config)
     # RecBole puts the name of a file behind it.
@@ -482,6 +491,32 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     config["learned_tasks"] = list(scored_tasks(config))
     config["train_space"] = "click" if trains_on_clicks(config) else "entire"
     config["weight_field"] = _weight_field(config)
+
+
+def _check_weights(config: Any) -> None:
+    """Refuse weights of impressions where nothing would use them."""
+    model, by_task = config.model_class, config["pos_weight"] or {}
+    fields = [key for key in dict.fromkeys(WEIGHT_KEYS.values()) if config[key]]
+    if config["weighted_metrics"] and not fields:
+        keys = " or ".join(sorted(set(WEIGHT_KEYS.values())))
+        raise UsageError(f"weighted_metrics weighs impressions by a column: name one by {keys}")
+    wanted = [*fields, *(["pos_weight"] if by_task else [])]
+    if is_of_family(model):
+        honours, learned = model.honours_weights(), model.learned_risks()
+    else:  # whether one of RecBole's own does is seen when it is built
+        honours = getattr(model, "takes_weights", True)
+        learned = set(PAIR if config["task"] == "both" else scored_tasks(config))
+    if wanted and not honours:
+        raise UsageError(
+            f"{model.__name__} has a loss of its own, in which {', '.join(wanted)} would do nothing"
+            ": leave it out, or set takes_weights = True in a class whose risks use "
+            "Impressions.weight"
+        )
+    if idle := sorted(set(by_task) - learned):
+        raise UsageError(
+            f"pos_weight names {', '.join(idle)}, and {model.__name__} has no such loss: it has "
+            f"{', '.join(sorted(learned))}"
+        )
 
 
 def _weight_field(config: Any) -> str | None:
@@ -740,6 +775,13 @@ def complete(config: Any) -> None:
     for key, value in added.items():
         config[key] = value
     config["entire_space_defaults"] = True
+    if not is_entire_space(config):
+        for key in ("pos_weight", *WEIGHT_KEYS.values()):
+            if config[key]:
+                raise UsageError(
+                    f"{key}: stock RecBole trains {config['model']} without weights; "
+                    "recbole-escm2 trains it with them"
+                )
     config.internal_config_dict.update(added)  # what a checkpoint takes along
     check_values(config)
     derive(config, external)

@@ -209,6 +209,15 @@ def _are_parts(value: Any) -> bool:
     )
 
 
+def _are_pos_weights(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and set(value) <= set(ALL_TASKS)
+        and all(map(POSITIVE.holds, value.values()))
+    )
+
+
 def _is_path(value: Any) -> bool:
     steps = value if isinstance(value, list) else [value]
     return (
@@ -361,12 +370,17 @@ OURS: Mapping[str, Key] = {
     "training_seed": Key(SEED),
     "final_fit": Key(BOOLEAN, OFTEN),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
+    "pos_weight": Key(
+        Kind("a mapping of ctr, cvr or ctcvr to numbers > 0", _are_pos_weights),
+        TRAINING | OPTIONAL,
+    ),
     "embedding_weight_decay": Key(NOT_NEGATIVE, TRAINING),
     "sleeping_decay": Key(NOT_NEGATIVE, TRAINING, needs="sparse_embedding"),
     "weight_averaging": Key(BELOW_ONE, TRAINING),
     "validations_per_epoch": Key(COUNT, TRAINING),
     # Evaluation
     "primary": Key(_names("a list of one or two metrics"), NO_SWEEP),
+    "weighted_metrics": Key(BOOLEAN, SCORING),
     "decision_threshold": Key(
         Kind(
             "a probability or 'base_rate'",
@@ -392,6 +406,7 @@ OURS: Mapping[str, Key] = {
     "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "init_from": Key(_text("a checkpoint, or a run's folder"), PLACE | NO_SWEEP),
     "resume": Key(
         Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
         PLACE | NO_SWEEP,
@@ -443,7 +458,15 @@ OURS: Mapping[str, Key] = {
         acts_on=("propensity",),
         idle="has no propensity",
     ),
-    "propensity_floor": Key(BELOW_ONE, OFTEN, ("propensity",), "has no propensity"),
+    "propensity_floor": Key(
+        Kind("a number in [0, 1) or 'slope'", lambda v: v == "slope" or BELOW_ONE.holds(v)),
+        OFTEN,
+        ("propensity",),
+        "has no propensity",
+    ),
+    "propensity_calibration": Key(
+        _one_of("platt", "temperature"), acts_on=("propensity",), idle="has no propensity"
+    ),
     "propensity_normalization": Key(
         _one_of("none", "snips"), OPTIONAL, ("rescaled_propensity",), "has no propensity"
     ),

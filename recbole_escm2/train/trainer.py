@@ -56,6 +56,7 @@ from recbole_escm2.train.progress import (
     restore_learned,
     restore_random,
 )
+from recbole_escm2.train.propensity import mapped_propensity, refit_propensity
 from recbole_escm2.train.run import HISTORY_FILE, PROGRESS_FILE, Run
 
 #: What to say with the numbers of a checkpoint whose training hasn't come to its end.
@@ -262,7 +263,8 @@ class EntireSpaceTrainer(Trainer):
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
-        self._kept = kept_of(train_data._dataset)
+        rates = valid_data._dataset.truth.train_rate if valid_data else {}
+        self._kept = kept_of(train_data._dataset, rates)
         self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
@@ -422,7 +424,7 @@ class EntireSpaceTrainer(Trainer):
         state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
         state |= {
             "totals": totals or {},
-            "state_dict": self.model.state_dict(),
+            "state_dict": self._learning.state_dict(),
             "average": {} if self._average is None else self._average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler or {},
@@ -473,7 +475,7 @@ class EntireSpaceTrainer(Trainer):
             return False
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
-            restore_learned(self.model, self.optimizer, state)
+            restore_learned(self._learning, self.optimizer, state)
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
@@ -520,6 +522,9 @@ class EntireSpaceTrainer(Trainer):
         self.weights = self._weigh()
         self.history[-1]["valid"] = dict(result)
         self.history[-1]["weights"] = self.weights and self.weights.as_dict()
+        refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
+        if refitted:
+            self.history[-1]["propensity"] = refitted
         if self.run is not None:
             write_json(self.run.folder / HISTORY_FILE, self.history)
         if self.verbose:
@@ -532,6 +537,9 @@ class EntireSpaceTrainer(Trainer):
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
+            if refitted:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in refitted.items())
+                self.logger.info(f"epoch {epoch} propensity from now on  {numbers}")
         return score, result
 
     def _how_it_stands(self) -> str:
@@ -555,7 +563,9 @@ class EntireSpaceTrainer(Trainer):
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
             return None
-        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+        if self._denominators:
+            return self.denominator()
+        return mapped_propensity(self.model, predictions)
 
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
@@ -564,8 +574,8 @@ class EntireSpaceTrainer(Trainer):
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
-            predictions.propensity,
-            self.model.propensity_floor,
+            mapped_propensity(self.model, predictions),
+            float(self.model.propensity_floor),
             self.denominator(),
         )
 
@@ -573,8 +583,8 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
-        return np.maximum(propensity, self.model.propensity_floor)
+        propensity = mapped_propensity(self.model, self.predictions).astype(np.float64)
+        return np.maximum(propensity, float(self.model.propensity_floor))
 
     def evaluate(
         self,

@@ -71,6 +71,7 @@ def test_the_rows_are_those_of_train_and_validation(settings):
         ("DeepFM", {"task": "both"}),
         ("LogisticRegression", {"task": "ctr"}),
         ("LightGBM", {"task": "both"}),
+        ("ESCM2_DR", {"validations_per_epoch": 3, "weight_averaging": 0.5}),
         ("ESCM2_DR", {"propensity": "oracle", "sparse_embedding": True}),
     ],
 )
