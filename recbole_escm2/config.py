@@ -473,6 +473,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
+    _derive_events(config)
     check_together(config, external)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
@@ -491,6 +492,20 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     config["learned_tasks"] = list(scored_tasks(config))
     config["train_space"] = "click" if trains_on_clicks(config) else "entire"
     config["weight_field"] = _weight_field(config)
+
+
+def _derive_events(config: Any) -> None:
+    """A label that is any of several columns has one name, and ``any_of`` says of what it is."""
+    any_of: dict[str, list[str]] = {}
+    for key in ("CLICK_FIELD", "CONVERSION_FIELD"):
+        if isinstance(names := config[key], list):
+            config[key] = "+".join(names)
+            if len(names) > 1:
+                any_of[config[key]] = names
+    config["any_of"] = any_of
+    if (any_of or config["EVENT_FIELDS"]) and config["source"] not in ("atomic", "table"):
+        key = "EVENT_FIELDS" if config["EVENT_FIELDS"] else "a label that is any of several columns"
+        raise UsageError(f"{key}: that is for atomic files and tables, not for {config['dataset']}")
 
 
 def _check_weights(config: Any) -> None:

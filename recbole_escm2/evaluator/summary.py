@@ -40,6 +40,9 @@ def metric_cells(result: Mapping[str, float]) -> dict[str, dict[str, float]]:
 _NOT_OF_CLICKS = ("_ES", "_Gap", "_CRR", "_CRR_True")
 
 
+_TRUTHS = (("IEB", "IEB"), ("PIP", "PIP (also called FIP)"))  # metrics against a truth
+
+
 def scope_notes(metrics: Iterable[str]) -> list[str]:
     """Which rows the metrics of these names are over, as sentences."""
     names = list(metrics)
@@ -55,7 +58,7 @@ def scope_notes(metrics: Iterable[str]) -> list[str]:
             "GAUC: users weighted by impressions; RecBole's own GAUC weights by positives."
         )
     entire = ["CVR …_ES"] if any(name.endswith("_ES") for name in names) else []
-    entire += [name for name in ("IEB", "PIP") if name in names]
+    entire += [shown for name, shown in _TRUTHS if name in names]
     if entire:
         listed = " and ".join(filter(None, [", ".join(entire[:-1]), entire[-1]]))
         notes.append(f"{listed}: over all impressions, against their potential outcomes.")
