@@ -1,8 +1,8 @@
 """Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set, a preset), config files, ``config_dict``, the command line. What each key may hold is in
-``keys``.
+set, the model on the data set, a preset), config files, ``config_dict``, the command line. What
+each key may hold is in ``keys``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def defaults(
     model_class: type, dataset: str, external: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Our defaults for a model on a data set: overall, then the model's, then the data set's, then
-    those of a preset.
+    the model's on that data set, then those of a preset.
 
     Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
     keys that both have are ours.
@@ -103,6 +103,10 @@ def defaults(
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    for parent in reversed(model_class.__mro__):
+        file = PROPERTIES / "dataset" / parent.__name__ / f"{dataset}.yaml"
+        if is_of_family(parent) and file.is_file():
+            merged.update(read_yaml(file))
     if (preset := (external or {}).get("preset")) is not None:
         merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))

@@ -419,6 +419,14 @@ def test_a_decoupled_decay_is_no_penalty():
     assert config(learner="adamw", weight_decay=0.1)["weight_decay"] == 0.1
 
 
+def test_a_penalty_by_default_gives_way_to_a_learner_without_one(caplog):
+    assert Config("ESMM", "coat")["embedding_weight_decay"] == 0.001
+    for settings in ({"learner": "adamw"}, {"learner": "sgd", "sparse_embedding": True}):
+        caplog.clear()
+        assert Config("ESMM", "coat", None, settings)["embedding_weight_decay"] == 0
+        assert "ESMM trains without L2 on the embedding" in caplog.text
+
+
 def test_only_sparse_rows_sleep():
     with pytest.raises(UsageError, match="sleeping_decay does nothing without sparse_embedding"):
         config(sleeping_decay=0.1)
