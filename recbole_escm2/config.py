@@ -19,7 +19,7 @@ import numpy as np
 import recbole.config
 
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
     CALIBRATION_KEYS,
@@ -246,15 +246,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     """
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
+    _penalty_or_none(config, external)
     if config["sparse_embedding"]:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
-        raise UsageError(
-            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
-            "(weight_decay) is decoupled from the gradient. Choose learner adam"
-        )
     if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
             f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
@@ -296,7 +292,8 @@ def _check_labels(config: Any) -> None:
     """Each label has a column of its own, which is no feature."""
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
-        if config[key] in key_of:
+        weights = {key, key_of.get(config[key])} == set(WEIGHT_KEYS.values())
+        if config[key] in key_of and not weights:
             raise UsageError(f"{key_of[config[key]]} and {key} are both '{config[key]}'")
         if config[key]:
             key_of[config[key]] = key
@@ -342,6 +339,39 @@ def _check_sampling(config: Any) -> None:
         raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
 
 
+def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
+    """Check the penalty on the embedding; as a default it gives way to a learner without one."""
+    key = "embedding_weight_decay"
+    try:
+        _check_penalty(config, key)
+    except UsageError as error:
+        default = config.internal_config_dict.get(key)
+        if external.get(key, default) != default:
+            raise
+        getLogger().warning(f"{config['model']} trains without L2 on the embedding: {error}")
+        config[key] = 0.0
+
+
+def _check_penalty(config: Any, key: str) -> None:
+    learner = str(config["learner"]).lower()
+    if config[key] and learner == "adamw":
+        raise UsageError(
+            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
+            "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
+    _check_sleep(config, key)
+
+
+def _check_sleep(config: Any, key: str) -> None:
+    """Refuse a penalty on rows that sleep where no closed form is known of what they do."""
+    learner = str(config["learner"]).lower()
+    if config["sparse_embedding"] and config[key] and learner not in ("adam", "sparse_adam"):
+        raise UsageError(
+            f"sparse_embedding goes with {key} where the learner is adam, got "
+            f"{config['learner']}: what a row does between its visits follows from Adam's step"
+        )
+
+
 def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
     """Check sparse gradients; as a data set's default they give way in a single-task model."""
     try:
@@ -363,12 +393,7 @@ def _check_sparse(config: Any) -> None:
         raise UsageError(
             "sparse_embedding doesn't go with clip_grad_norm: it needs dense gradients"
         )
-    for key in ("weight_decay", "embedding_weight_decay"):
-        if config[key] and config["learner"].lower() not in ("adam", "sparse_adam"):
-            raise UsageError(
-                f"sparse_embedding goes with {key} where the learner is adam, got "
-                f"{config['learner']}: what a row does between its visits follows from Adam's step"
-            )
+    _check_sleep(config, "weight_decay")
 
 
 # --------------------------------------------------------------------------- what follows from them
@@ -403,6 +428,8 @@ def part_config(config: Config, task: str) -> Config:
     of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
+    if "pos_weight" not in own and (by_task := config["pos_weight"]):
+        shared["pos_weight"] = {task: by_task[task]} if task in by_task else None
     try:
         part = Config(
             config.model_class,
@@ -448,6 +475,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
+    _derive_events(config)
     check_together(config, external)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
@@ -456,6 +484,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     derive_metrics(config, external)
+    _check_weights(config)
     _derive_saved(config)
     _derive_groups(config)
     # RecBole puts the name of a file behind it.
@@ -465,6 +494,46 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     config["learned_tasks"] = list(scored_tasks(config))
     config["train_space"] = "click" if trains_on_clicks(config) else "entire"
     config["weight_field"] = _weight_field(config)
+
+
+def _derive_events(config: Any) -> None:
+    """A label that is any of several columns has one name, and ``any_of`` says of what it is."""
+    any_of: dict[str, list[str]] = {}
+    for key in ("CLICK_FIELD", "CONVERSION_FIELD"):
+        if isinstance(names := config[key], list):
+            config[key] = "+".join(names)
+            if len(names) > 1:
+                any_of[config[key]] = names
+    config["any_of"] = any_of
+    if (any_of or config["EVENT_FIELDS"]) and config["source"] not in ("atomic", "table"):
+        key = "EVENT_FIELDS" if config["EVENT_FIELDS"] else "a label that is any of several columns"
+        raise UsageError(f"{key}: that is for atomic files and tables, not for {config['dataset']}")
+
+
+def _check_weights(config: Any) -> None:
+    """Refuse weights of impressions where nothing would use them."""
+    model, by_task = config.model_class, config["pos_weight"] or {}
+    fields = [key for key in dict.fromkeys(WEIGHT_KEYS.values()) if config[key]]
+    if config["weighted_metrics"] and not fields:
+        keys = " or ".join(sorted(set(WEIGHT_KEYS.values())))
+        raise UsageError(f"weighted_metrics weighs impressions by a column: name one by {keys}")
+    wanted = [*fields, *(["pos_weight"] if by_task else [])]
+    if is_of_family(model):
+        honours, learned = model.honours_weights(), model.learned_risks()
+    else:  # whether one of RecBole's own does is seen when it is built
+        honours = getattr(model, "takes_weights", True)
+        learned = set(PAIR if config["task"] == "both" else scored_tasks(config))
+    if wanted and not honours:
+        raise UsageError(
+            f"{model.__name__} has a loss of its own, in which {', '.join(wanted)} would do nothing"
+            ": leave it out, or set takes_weights = True in a class whose risks use "
+            "Impressions.weight"
+        )
+    if idle := sorted(set(by_task) - learned):
+        raise UsageError(
+            f"pos_weight names {', '.join(idle)}, and {model.__name__} has no such loss: it has "
+            f"{', '.join(sorted(learned))}"
+        )
 
 
 def _weight_field(config: Any) -> str | None:
@@ -723,6 +792,13 @@ def complete(config: Any) -> None:
     for key, value in added.items():
         config[key] = value
     config["entire_space_defaults"] = True
+    if not is_entire_space(config):
+        for key in ("pos_weight", *WEIGHT_KEYS.values()):
+            if config[key]:
+                raise UsageError(
+                    f"{key}: stock RecBole trains {config['model']} without weights; "
+                    "recbole-escm2 trains it with them"
+                )
     config.internal_config_dict.update(added)  # what a checkpoint takes along
     check_values(config)
     derive(config, external)

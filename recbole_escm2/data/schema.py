@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 #: Parts of a source that is split by its publisher, in the order in which a store has them.
 PARTS = ("train", "valid", "test")
@@ -90,6 +92,8 @@ class Labels:
         true_ctr: P(o = 1).
         true_cvr: P(r = 1 | do(o = 1)).
         propensity: P(o = 1) as it was logged, in (0, 1].
+        click_weight: how much the impression counts where clicks are learned, >= 0.
+        conversion_weight: how much it counts where conversions are.
     """
 
     click: str
@@ -98,6 +102,8 @@ class Labels:
     true_ctr: str | None = None
     true_cvr: str | None = None
     propensity: str | None = None
+    click_weight: str | None = None
+    conversion_weight: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ class Chunk:
     table: str = "inter"
     part: str | None = None
     file: str = ""
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int] | NDArray[np.int64] | None = None
     unit: str = "row"
     size: int | None = None
 

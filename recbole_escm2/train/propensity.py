@@ -16,13 +16,17 @@ from recbole_escm2.model import EntireSpaceRecommender
 
 
 def mapped_propensity(model: nn.Module, predictions: Predictions) -> NDArray[Any]:
-    """ô of a split before any floor, calibrated where the model's is, ``[|D|]``.
+    """ô of a split before any floor, as the model weighs clicks by it, ``[|D|]``.
+
+    What it predicts is taken without its ``pos_weight``, and calibrated where it is to be.
 
     Args:
         model: that has made the predictions.
         predictions: uncalibrated.
     """
     propensity = np.asarray(predictions.propensity)
+    if predictions.truth.propensity is None and isinstance(model, EntireSpaceRecommender):
+        propensity = model.as_click_probability(propensity)
     fitted = getattr(model, "propensity_map", None)
     if fitted is None:
         return propensity
@@ -54,7 +58,8 @@ def refit_propensity(
     if model.propensity_map is not None:
         clicks = predictions.scored("ctr")
         try:
-            fitted = fit_map(config["propensity_calibration"], clicks.score, clicks.label)
+            unweighted = model.as_click_probability(clicks.score)
+            fitted = fit_map(config["propensity_calibration"], unweighted, clicks.label)
         except UnfitError:
             pass
         else:

@@ -126,6 +126,8 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        #: Whether ``epochs`` counts parts of an epoch already, where a loader hands out parts.
+        self.epochs_are_parts = False
         self._learning = model
         self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
@@ -212,7 +214,8 @@ class EntireSpaceTrainer(Trainer):
     def _counting_parts(self, train_data: Any) -> Iterator[None]:
         """Have RecBole count each part of an epoch as one, where a loader hands out parts."""
         epochs = self.epochs
-        self.epochs *= getattr(train_data, "parts", 1)
+        if not self.epochs_are_parts:
+            self.epochs *= getattr(train_data, "parts", 1)
         try:
             yield
         finally:
@@ -260,7 +263,8 @@ class EntireSpaceTrainer(Trainer):
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
-        self._kept = kept_of(train_data._dataset)
+        rates = valid_data._dataset.truth.train_rate if valid_data else {}
+        self._kept = kept_of(train_data._dataset, rates)
         self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
@@ -312,6 +316,7 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, ...]:
         if self.run is not None:
             self.run.start()
+        self.model = self._learning
         self.eval_collector.predictions = None  # of the last validation: a training needs the room
         begun = self._begun
         if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
@@ -339,7 +344,6 @@ class EntireSpaceTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
     ) -> dict[str, float]:
         """What an epoch does; returns the mean of each loss."""
-        self.model = self._learning
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)

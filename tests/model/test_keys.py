@@ -76,7 +76,8 @@ OF_ANY_MODEL = {
     },
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
-        *("checkpoint_dir", "output_dir", "resume", "save_interval", "show_progress"),
+        *("checkpoint_dir", "init_from", "output_dir", "resume", "save_interval"),
+        "show_progress",
     },
 }
 # Their parents and DCMT, whose towers they have, are tried on both.

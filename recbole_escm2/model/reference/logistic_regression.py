@@ -15,6 +15,7 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as Solver
 from sklearn.metrics import log_loss
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from recbole_escm2.model.reference.base import ReferenceRecommender
@@ -56,6 +57,7 @@ class LogisticRegression(ReferenceRecommender):
 
     def fit_steps(self, train: Any) -> Iterator[Mapping[str, float]]:
         label = self.labels_of(train)
+        weight = self.weights_of(train, label)
         matrix = self.one_hot.of_split(train)
         for place, column in enumerate(self.one_hot.numbers):
             values = matrix.data[matrix.indices == column]
@@ -67,9 +69,11 @@ class LogisticRegression(ReferenceRecommender):
         )
         for penalty in self.path:
             solver.C = 1 / penalty
-            with warnings.catch_warnings(record=True) as said:
+            # As many threads as the run has: by itself the solver takes all that the machine has.
+            of_run = threadpool_limits(torch.get_num_threads(), user_api="blas")
+            with of_run, warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", ConvergenceWarning)
-                solver.fit(matrix, label)
+                solver.fit(matrix, label, weight)
             if said:
                 getLogger().warning(
                     f"LogisticRegression: l2_penalty {penalty:g} isn't at its optimum after "
@@ -77,7 +81,7 @@ class LogisticRegression(ReferenceRecommender):
                 )
             self.weight.copy_(torch.from_numpy(solver.coef_[0]))
             self.bias.copy_(torch.from_numpy(solver.intercept_))
-            loss = log_loss(label, self._probability(matrix))
+            loss = log_loss(label, self._probability(matrix), sample_weight=weight)
             yield {"l2_penalty": penalty, "log_loss": float(loss)}
 
     def predict(self, interaction: Any) -> Tensor:
