@@ -163,6 +163,7 @@ have labels; all of it is in OUT.json too.
   --items=FILE         those of items
   --skip_bad_rows=True leave rows out that can't be scored, and count them; else they are an error
   --labels=False       without metrics, where the data has labels
+  --page=FILE          all of that as an HTML page (pip install 'recbole-escm2[benchmark]')
   --metrics=[...]      those to compute
   --eval_batch_size=N  rows that the model scores at once
   --model=path.to.module:Class   where the model is your own
