@@ -246,15 +246,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     """
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
+    _penalty_or_none(config, external)
     if config["sparse_embedding"]:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
-        raise UsageError(
-            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
-            "(weight_decay) is decoupled from the gradient. Choose learner adam"
-        )
     if config["calibrate"] and config["final_fit"]:
         raise UsageError(
             "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
@@ -263,6 +259,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         raise UsageError(
             f"eval_step {config['eval_step']} validates after so many epochs, and "
             f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
+        )
+    if config["propensity_calibration"] and config["propensity"] != "ctr_tower":
+        raise UsageError(
+            f"propensity_calibration calibrates the CTR tower's prediction, and with propensity: "
+            f"{config['propensity']} clicks aren't weighed by that: leave it out"
         )
     if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
         raise UsageError(
@@ -332,6 +333,39 @@ def _check_sampling(config: Any) -> None:
         raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
 
 
+def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
+    """Check the penalty on the embedding; as a default it gives way to a learner without one."""
+    key = "embedding_weight_decay"
+    try:
+        _check_penalty(config, key)
+    except UsageError as error:
+        default = config.internal_config_dict.get(key)
+        if external.get(key, default) != default:
+            raise
+        getLogger().warning(f"{config['model']} trains without L2 on the embedding: {error}")
+        config[key] = 0.0
+
+
+def _check_penalty(config: Any, key: str) -> None:
+    learner = str(config["learner"]).lower()
+    if config[key] and learner == "adamw":
+        raise UsageError(
+            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
+            "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
+    _check_sleep(config, key)
+
+
+def _check_sleep(config: Any, key: str) -> None:
+    """Refuse a penalty on rows that sleep where no closed form is known of what they do."""
+    learner = str(config["learner"]).lower()
+    if config["sparse_embedding"] and config[key] and learner not in ("adam", "sparse_adam"):
+        raise UsageError(
+            f"sparse_embedding goes with {key} where the learner is adam, got "
+            f"{config['learner']}: what a row does between its visits follows from Adam's step"
+        )
+
+
 def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
     """Check sparse gradients; as a data set's default they give way in a single-task model."""
     try:
@@ -353,12 +387,7 @@ def _check_sparse(config: Any) -> None:
         raise UsageError(
             "sparse_embedding doesn't go with clip_grad_norm: it needs dense gradients"
         )
-    for key in ("weight_decay", "embedding_weight_decay"):
-        if config[key] and config["learner"].lower() not in ("adam", "sparse_adam"):
-            raise UsageError(
-                f"sparse_embedding goes with {key} where the learner is adam, got "
-                f"{config['learner']}: what a row does between its visits follows from Adam's step"
-            )
+    _check_sleep(config, "weight_decay")
 
 
 # --------------------------------------------------------------------------- what follows from them

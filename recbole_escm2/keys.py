@@ -411,6 +411,7 @@ OURS: Mapping[str, Key] = {
     "calibrate_floor": Key(BETWEEN, needs="calibrate_weights"),
     # Output
     "output_dir": Key(FOLDER, PLACE | NO_SWEEP | OFTEN),
+    "init_from": Key(_text("a checkpoint, or a run's folder"), PLACE | NO_SWEEP),
     "resume": Key(
         Kind("True, False or a run's folder", lambda v: isinstance(v, bool) or TEXT.holds(v)),
         PLACE | NO_SWEEP,
@@ -462,7 +463,15 @@ OURS: Mapping[str, Key] = {
         acts_on=("propensity",),
         idle="has no propensity",
     ),
-    "propensity_floor": Key(BELOW_ONE, OFTEN, ("propensity",), "has no propensity"),
+    "propensity_floor": Key(
+        Kind("a number in [0, 1) or 'slope'", lambda v: v == "slope" or BELOW_ONE.holds(v)),
+        OFTEN,
+        ("propensity",),
+        "has no propensity",
+    ),
+    "propensity_calibration": Key(
+        _one_of("platt", "temperature"), acts_on=("propensity",), idle="has no propensity"
+    ),
     "propensity_normalization": Key(
         _one_of("none", "snips"), OPTIONAL, ("rescaled_propensity",), "has no propensity"
     ),

@@ -194,9 +194,14 @@ class Combined:
 
     @property
     def name(self) -> str:
-        """As it is shown: without weights where they are all alike."""
-        alike = len({weight for weight, _ in self.parts}) == 1
+        """As it is shown: without weights where none are needed."""
+        alike = len({weight for weight, _ in self.parts}) == len(self.scales) == 1
         return "+".join(n if alike else f"{weight:g}*{n}" for weight, n in self.parts)
+
+    @property
+    def scales(self) -> set[str]:
+        """The statistics that the metrics are: those of one are on one scale."""
+        return {statistic_of(name)[0] or name for _, name in self.parts}
 
     def mean(self, values: Sequence[float]) -> float:
         """Of the values of the metrics, in their order."""
@@ -236,14 +241,14 @@ def combined(name: str) -> Combined | None:
         parts.append((number, canonical_name(own)))
     if len({own for _, own in parts}) < len(parts):
         raise ValueError("a metric stands there twice")
-    statistics = {statistic_of(own)[0] or own for _, own in parts}
-    if len(statistics) > 1 and "*" not in name:
-        listed = ", ".join(sorted(statistics))
+    several = Combined(parts)
+    if len(several.scales) > 1 and not all("*" in part for part in name.split("+")):
+        listed = ", ".join(sorted(several.scales))
         raise ValueError(
             f"{listed} have scales of their own, so that each needs a weight: "
             + "+".join(f"1*{own}" for _, own in parts)
         )
-    return Combined(parts)
+    return several
 
 
 def _combined(name: str) -> Combined | None:

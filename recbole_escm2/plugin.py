@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from recbole_escm2.errors import UsageError
 from recbole_escm2.model_names import CONTEXT_PACKAGE, MODEL_NAMES
 
 if TYPE_CHECKING:
@@ -126,12 +128,33 @@ def _enter(register: ModuleType, key: str, spec: Any, cut: str) -> None:
         register.smaller_metrics.append(key)
 
 
+def _explain_checkpoints(module: ModuleType) -> None:
+    """Say so where RecBole's ``load_data_and_model`` is given a checkpoint of ours, in which it
+    looks for a whole config object."""
+    load = module.load_data_and_model
+
+    @wraps(load)
+    def load_data_and_model(model_file: str) -> Any:
+        from recbole_escm2.train.checkpoint import is_sealed
+
+        if is_sealed(model_file):
+            raise UsageError(
+                f"{model_file} is a checkpoint of recbole_escm2, which holds no objects for "
+                "RecBole's load_data_and_model: recbole_escm2.load(PATH) makes its model, and "
+                "recbole_escm2.quick_start.evaluate_checkpoint(PATH) scores it on its test data"
+            )
+        return load(model_file)
+
+    module.load_data_and_model = load_data_and_model  # type: ignore[attr-defined]
+
+
 _MODEL_MODULES = {f"{CONTEXT_PACKAGE}.{name.lower()}" for name in MODEL_NAMES}
 _DATASETS, _TRAINERS = "recbole.data.dataset", "recbole.trainer"
 _WHEN_LOADED: dict[str, Callable[[ModuleType], None]] = {
     _DATASETS: _serve_classes,
     _TRAINERS: _serve_classes,
     "recbole.evaluator.register": _enter_metrics,
+    "recbole.quick_start.quick_start": _explain_checkpoints,
     "recbole_escm2.data.dataset": _complete_configs,
 }
 

@@ -126,6 +126,8 @@ class _Kept:
         self._folder = folder
         self._chunks: dict[tuple[str, str | None], list[Chunk]] = {}
         self._files: dict[tuple[str, str | None], Any] = {}
+        #: Where the chunks of joined tables came from, without their rows, and how many there are.
+        self._origins: dict[tuple[str, str | None], list[tuple[Chunk, int]]] = {}
 
     def _path(self, table: str, part: str | None) -> Path:
         assert self._folder is not None
@@ -133,6 +135,9 @@ class _Kept:
 
     def add(self, chunk: Chunk) -> None:
         key = chunk.table, chunk.part
+        if chunk.table != "inter":
+            origin = replace(chunk, rows=chunk.rows.slice(0, 0)), len(chunk.rows)
+            self._origins.setdefault(key, []).append(origin)
         if self._folder is None:
             self._chunks.setdefault(key, []).append(chunk)
             return
@@ -161,6 +166,15 @@ class _Kept:
         for batch in batches:
             for first in range(0, max(len(batch), 1), _ROWS_AT_ONCE):
                 yield batch.slice(first, _ROWS_AT_ONCE)
+
+    def place(self, table: str, row: int) -> str:
+        """Where a row of a joined table came from, by its number among those of all parts."""
+        for part in self.parts(table):
+            for chunk, count in self._origins[table, part]:
+                if row < count:
+                    return chunk.place(row)
+                row -= count
+        raise IndexError(f"'{table}' has no row {row}")
 
     def remove(self) -> None:
         """Give the room on the disk free."""
@@ -205,7 +219,7 @@ class _Build:
         self.numbering: dict[str, Numbering] = {}
         other = None if schema.group is None else Field(schema.group)  # that is no feature
         self.group = next((own for own in schema.fields if own.name == schema.group), other)
-        self.groups_apart = self.unknown or self.group not in schema.fields
+        self.counts_groups = self.unknown or self.group not in schema.fields
         # Where tokens share the id of unknown ones, a column of its own tells the groups.
         self.group_column = schema.group or ""
         while self.unknown and any(own.name == self.group_column for own in schema.fields):
@@ -257,7 +271,7 @@ class _Build:
                     if table in ("inter", join.table):
                         own = self.references if table == "inter" else self.keys
                         own[join.table, part].add(rows.column(join.key), None)
-                if self.groups_apart and self.group and self.group.table == table:
+                if self.counts_groups and self.group and self.group.table == table:
                     self.groups[table, part].add(rows.column(self.group.name), None)
                 bar.update(len(chunk.rows) if chunk.size is None else chunk.size)
         kept.complete()
@@ -356,8 +370,10 @@ class _Build:
         row_of = Numbering(counted)
         references = self._references(join.table, row_of)
         if repeated := int(counted["count"].to_numpy().sum()) - len(counted):
-            several = pa.Table.from_batches(_shared(_all(kept, join.table), join.key, counted))
-            said = repeated_keys(several, join, list(self.files[join.table]), repeated)
+            several, places = _shared(_all(kept, join.table), join.key, counted)
+            said = repeated_keys(
+                several, join, lambda n: kept.place(join.table, int(places[n])), repeated
+            )
             self.schema.notes.append(("warning", said))
         referenced = merged(_in_order(self.references, join.table))["token"]
         if len(referenced) and len(counted) and not references[1:].any():
@@ -406,7 +422,7 @@ class _Build:
     def _group_number(self) -> Numbering:
         """The number of each token of the group."""
         assert self.group is not None
-        if not self.groups_apart:
+        if not self.counts_groups:
             return self.numbering[self.group.vocabulary or self.group.name]
         return Numbering(merged(_in_order(self.groups, self.group.table)))
 
@@ -733,11 +749,16 @@ def _all(kept: _Kept, table: str) -> Iterator[pa.RecordBatch]:
 
 def _shared(
     batches: Iterable[pa.RecordBatch], key: str, counted: pa.Table
-) -> Iterator[pa.RecordBatch]:
-    """The rows whose key other rows have as well."""
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The rows whose key other rows have as well, and their numbers in the table."""
     several = Numbering(counted.filter(pc.greater(counted["count"], 1)))
+    shared, numbers, first = [], [], 0
     for rows in batches:
-        yield rows.filter(pa.array(several.ids(encoded(rows.column(key))) > 0))
+        own = np.flatnonzero(several.ids(encoded(rows.column(key))))
+        shared.append(rows.take(pa.array(own)))
+        numbers.append(first + own)
+        first += len(rows)
+    return pa.Table.from_batches(shared), np.concatenate(numbers)
 
 
 def _by_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -374,33 +374,37 @@ def _repeated_block(own: NDArray[np.uint64]) -> int:
     return most if most >= max(_ENOUGH, len(own) // 100) else 0
 
 
-def repeated_keys(rows: pa.Table, join: Join, files: Sequence[str], repeated: int) -> str:
+def repeated_keys(rows: pa.Table, join: Join, place: Callable[[int], str], repeated: int) -> str:
     """What to say of rows of a joined table that have one key.
 
     Args:
         rows: those that share their key with another one, in the table's order.
         join: the table and the column.
-        files: those of the table.
+        place: where the n-th of them came from.
         repeated: rows beside the first of each key.
     """
     key = join.key
     first: dict[Any, dict[str, Any]] = {}
-    differ: list[tuple[Any, str]] = []
-    for row in rows.slice(0, _SHOWN).to_pylist():
+    again: list[str] = []
+    differ: list[tuple[Any, str, str]] = []
+    for number, row in enumerate(rows.slice(0, _SHOWN).to_pylist()):
         own = first.setdefault(row[key], row)
+        if own is row:
+            continue
+        again.append(place(number))
         changed = [name for name in row if row[name] != own[name] and row[name] == row[name]]
         if changed:
-            differ.append((row[key], changed[0]))
+            differ.append((row[key], changed[0], again[-1]))
     said = (
         f"{repeated:,} rows of '{join.table}' repeat their {key}: the first row of each counts "
-        f"({_some(files)})"
+        f"({_some(again)})"
     )
     if not differ:
         return said
-    value, column = differ[0]
+    value, column, where = differ[0]
     return (
         f"{said}. {len(differ):,} of them differ from it, the first where {key} is {value!r}, in "
-        f"'{column}'"
+        f"'{column}' ({where})"
     )
 
 

@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_escm2.data.batch import position_dtype
 from recbole_escm2.data.dataset import EntireSpaceDataset
+from recbole_escm2.errors import UsageError
 
 
 class ImpressionLoader:
@@ -52,6 +53,18 @@ class ImpressionLoader:
     def dataset(self) -> EntireSpaceDataset:
         """The split."""
         return self._dataset
+
+    @property
+    def is_sequential(self) -> bool:
+        """What RecBole's ``case_study`` asks of a loader first.
+
+        Raises:
+            UsageError: always: impressions have no candidate items to rank.
+        """
+        raise UsageError(
+            "RecBole's case_study ranks all items for a user, and impressions are scored as they "
+            "were logged: recbole_escm2.load(PATH).predict(rows) scores the rows that you name"
+        )
 
     @property
     def batches(self) -> int:

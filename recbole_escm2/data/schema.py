@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 #: Parts of a source that is split by its publisher, in the order in which a store has them.
 PARTS = ("train", "valid", "test")
@@ -191,7 +193,7 @@ class Chunk:
     table: str = "inter"
     part: str | None = None
     file: str = ""
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int] | NDArray[np.int64] | None = None
     unit: str = "row"
     size: int | None = None
 

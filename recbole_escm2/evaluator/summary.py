@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from recbole_escm2.metric_names import ALL_TASKS, RANDOM_IMPRESSIONS, is_per_user, task_of
@@ -14,16 +14,27 @@ if TYPE_CHECKING:
 
 def metric_table(result: MetricResult, decimals: int = 4) -> str:
     """Metrics as rows and tasks as columns."""
-    tasks = [task.upper() for task in ALL_TASKS]
-    cells: dict[str, dict[str, str]] = {}
+    cells = metric_cells(result)
+    columns = [task for task in _COLUMNS if any(task in row for row in cells.values())]
+    rows = [
+        [name, *(f"{row[task]:.{decimals}f}" if task in row else "" for task in columns)]
+        for name, row in cells.items()
+    ]
+    return table(["metric", *columns], rows)
+
+
+_COLUMNS = (*(task.upper() for task in ALL_TASKS), "predict()")
+
+
+def metric_cells(result: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Values by metric without its task, and by task; ``predict()`` is RecBole's metrics' one."""
+    cells: dict[str, dict[str, float]] = {}
     for name, value in result.items():
         task, _, statistic = name.partition("_")
-        if task not in tasks:
-            task, statistic = (task_of(name) or "").upper(), name
-        cells.setdefault(statistic, {})[task] = f"{value:.{decimals}f}"
-    columns = [task for task in [*tasks, ""] if any(task in row for row in cells.values())]
-    rows = [[name, *(row.get(task, "") for task in columns)] for name, row in cells.items()]
-    return table(["metric", *(column or "predict()" for column in columns)], rows)
+        if task not in _COLUMNS:
+            task, statistic = (task_of(name) or "").upper() or _COLUMNS[-1], name
+        cells.setdefault(statistic, {})[task] = value
+    return cells
 
 
 _NOT_OF_CLICKS = ("_ES", "_Gap", "_CRR", "_CRR_True")

@@ -324,6 +324,7 @@ def overlap(study: Study, labels: Sequence[str] | None = None) -> Figure | None:
     if not drawn:
         return None
     figure, panels = _panels(len(drawn), 2.1, sharex=True)
+    left, right = min(h[0][0] for _, h in drawn), max(h[0][-1] for _, h in drawn)
     chances = np.array([0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999])
     for ax, (row, (edges, clicked, unclicked)) in zip(panels, drawn, strict=True):
         for counts, name, colour, dashes in (
@@ -334,7 +335,8 @@ def overlap(study: Study, labels: Sequence[str] | None = None) -> Figure | None:
             ax.stairs(density, edges, fill=True, color=colour, alpha=0.18, linewidth=0)
             ax.stairs(density, edges, color=colour, linestyle=dashes, label=name, linewidth=1.5)
         floor = next((c.get("propensity_floor") for c in _recorded(study, row, "config")), None)
-        if isinstance(floor, (int, float)) and 0 < floor < 1:
+        seen = isinstance(floor, (int, float)) and 0 < floor < 1 and left <= logit(floor) <= right
+        if seen:  # else its text would stand far from the panel, which would shrink to nothing
             ax.axvline(logit(floor), color=INK, linestyle=DASHES[2], linewidth=1)
             place = ax.get_xaxis_transform() + ScaledTranslation(
                 3 / 72, -2 / 72, figure.dpi_scale_trans
@@ -344,7 +346,6 @@ def overlap(study: Study, labels: Sequence[str] | None = None) -> Figure | None:
         ax.spines["left"].set_visible(False)
         ax.set(xlabel="pCTR", yticks=[], ylim=(0, None))
         ax.tick_params(labelbottom=True)
-    left, right = min(h[0][0] for _, h in drawn), max(h[0][-1] for _, h in drawn)
     shown = chances[(logit(chances) >= left) & (logit(chances) <= right)]
     panels[0].set_xticks(logit(shown), [f"{chance:g}" for chance in shown])
     panels[0].set_xlim(left, right)

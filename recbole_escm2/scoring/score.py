@@ -31,9 +31,11 @@ from recbole_escm2.metric_names import (
     is_metric,
     is_neutral,
     is_per_user,
+    own_names,
     primary_metrics,
     target_of,
 )
+from recbole_escm2.own_code import import_own_metric, with_names
 from recbole_escm2.property_files import PROPERTIES, read_yaml
 from recbole_escm2.scoring.read import COLUMNS, Given, read
 
@@ -238,8 +240,13 @@ def score(labels: Any, predictions: Any = None, **options: Any) -> Scores:
             similar = did_you_mean(name, [*known, *COLUMNS])
             raise UsageError(f"score knows no {name}{similar}")
     for name in ("key", "metrics", "primary", "topk"):
-        if isinstance(options.get(name), str | int):
+        if isinstance(options.get(name), str | int) or callable(options.get(name)):
             options[name] = [options[name]]
+    for key in ("metrics", "primary"):
+        if options.get(key):
+            options[key] = with_names(options[key])
+            for name in own_names(options[key]):
+                import_own_metric(name)
     chosen = Options(columns=columns, **options)
     if predictions is None:
         labels, predictions = None, labels

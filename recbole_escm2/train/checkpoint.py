@@ -184,6 +184,14 @@ def load_sealed(path: Path, device: Any = "cpu") -> dict[str, Any]:
     return state
 
 
+def is_sealed(path: str | Path) -> bool:
+    """Whether a file ends as this package's checkpoints do, whole or not."""
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _SEAL_BYTES))
+        return file.read().startswith(_SEAL.partition(b"%")[0])
+
+
 def _check_seal(path: Path, file: BinaryIO) -> None:
     size = os.fstat(file.fileno()).st_size
     kind = file.read(len(_ZIP))

@@ -790,11 +790,11 @@ def test_duplicate_and_missing_keys(tmp_path, caplog):
     assert (join["repeated"], join["rows"]) == (1, rows - 1)
     assert join["unmatched"]["test"] >= 3
     warnings = " ".join(said(store, "warning"))
-    files = "common_features_train.csv, common_features_test.csv"
+    place = f"common_features_train.csv row {len(lines['common', 'train'])}"
     said_first = (
         "1 rows of 'common' repeat their common_feature_index: the first row of each counts"
     )
-    assert f"{said_first} ({files})" in warnings
+    assert f"{said_first} ({place})" in warnings
     assert f"the first where common_feature_index is 'train {key}'" in warnings
     assert "impressions (test) have no row in 'common' by common_feature_index" in warnings
     assert all(warning in caplog.text for warning in said(store, "warning"))

@@ -281,6 +281,7 @@ def test_weight_diagnostics_by_hand():
     assert found.mean_weight == pytest.approx((2 + 10 + 5) / 4)
     assert found.largest_weight == 10
     assert found.effective_sample_size == pytest.approx(17**2 / (4 + 100 + 25))
+    assert found.propensity_ece == pytest.approx((0.5 + 0.95 + 0.8 + 0.9) / 4)
     assert diagnose(np.zeros(2), np.ones(2), 0.1) is None
 
 

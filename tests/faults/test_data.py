@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -184,9 +186,11 @@ def test_rows_of_one_key(made, folder, suffix, row, expected):
     made.write_all()
     text = said(made, folder)
     key = f"{suffix}_id"
+    place = f"tiny.{suffix} row {len(column)}"
     counts = "the first row of each counts"
-    assert f"1 rows of '{suffix}' repeat their {key}: {counts} (tiny.{suffix})" in text
+    assert f"1 rows of '{suffix}' repeat their {key}: {counts} ({place})" in text
     assert expected in text
+    assert ("differ" in expected) == (f"' ({place})" in text)
     assert ("differ" in expected) == ("differ" in text)
 
 
@@ -718,4 +722,24 @@ def test_raw_files_of_ali_ccp(simulated, tmp_path, folder, names, change, expect
     outcome = call(folder, *small(tmp_path, dataset="ali-ccp"))
     assert outcome.code == 2, outcome
     assert expected in outcome.error
+    assert on_disk(tmp_path / "ali-ccp") == before
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [(0, np.nan, "true_ctr .* got nan"), (1, 1.5, "true_cvr .* got 1.5"), (2, -1, ".* got -1")],
+)
+def test_truth_of_a_simulation_that_is_no_probability(
+    simulated, tmp_path, folder, part, column, value, said
+):
+    raw = tmp_path / "ali-ccp" / "raw"
+    shutil.copytree(simulated, raw)
+    truth = np.load(raw / f"truth_{part}.npy")
+    truth[5, column] = value
+    np.save(raw / f"truth_{part}.npy", truth)
+    before = on_disk(tmp_path / "ali-ccp")
+    outcome = call(folder, *small(tmp_path, dataset="ali-ccp"))
+    assert outcome.code == 2, outcome
+    assert re.search(rf"truth_{part}.npy row 6: {said}", outcome.error), outcome.error
     assert on_disk(tmp_path / "ali-ccp") == before

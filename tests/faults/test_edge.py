@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import getpass
+import importlib
 import json
 import os
 import pickle
@@ -13,16 +14,22 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from common import Outcome, call, on_disk, refused, small
+from recbole.utils import case_study
 
+from recbole_escm2.config import Config
+from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.data import store as store_module
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.data.store import Store, making
+from recbole_escm2.errors import UsageError
 from recbole_escm2.output import alone, beside, write_json, write_whole
 from recbole_escm2.quick_start import run
 from recbole_escm2.train import trainer
+from recbole_escm2.train.run import Run
 
 SIMULATION = ("simulate", "--rows=3000", "--behaviours=5")
 
@@ -432,3 +439,49 @@ def test_a_truth_that_is_no_probability(data_path, tmp_path, column, name, value
     assert said.code == 2, said
     assert f"column '{name}' must hold a probability in [0, 1]" in said.error
     assert "line 7" in said.error
+
+
+# ------------------------------------------------------------------ RecBole's own functions
+
+
+@pytest.fixture
+def recboles_quick_start(monkeypatch):
+    """RecBole's module, which wants Ray."""
+    for name in ("ray", "ray.tune"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["ray"].tune = sys.modules["ray.tune"]
+    return importlib.import_module("recbole.quick_start.quick_start")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_recboles_load_data_and_model(data_path, stored, tmp_path, recboles_quick_start, damaged):
+    assert call(tmp_path, *small(data_path, store_dir=stored)).code == 0
+    (checkpoint,) = (tmp_path / "output").glob("*/checkpoint.pth")
+    if damaged:
+        content = bytearray(checkpoint.read_bytes())
+        content[100] ^= 1
+        checkpoint.write_bytes(content)
+    with pytest.raises(UsageError, match=r"holds no objects for RecBole's .*recbole_escm2\.load"):
+        recboles_quick_start.load_data_and_model(str(checkpoint))
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"")
+    with pytest.raises(EOFError):  # RecBole's own matter
+        recboles_quick_start.load_data_and_model(str(other))
+
+
+@pytest.mark.parametrize("name", ["full_sort_scores", "full_sort_topk"])
+def test_recboles_case_study(data_path, stored, tmp_path, name):
+    given = {"data_path": str(data_path), "store_dir": str(stored), "output_dir": str(tmp_path)}
+    config = Config("ESMM", "tiny", config_dict=given)
+    _, _, test = prepare_data(config, EntireSpaceDataset(config))
+    further = {"k": 3} if name == "full_sort_topk" else {}
+    model = config.model_class(config, test.dataset)
+    with pytest.raises(UsageError, match="case_study ranks all items"):
+        getattr(case_study, name)([1, 2], model, test, **further)
+
+
+@pytest.mark.parametrize("content", ["", '{"model": "ESMM", "te', "\0" * 500, "[]", "{}", "NaN"])
+def test_a_result_that_is_cut(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UsageError, match=r"result\.json.* remove it, and the run is done again"):
+        Run(tmp_path).result()

@@ -90,6 +90,10 @@ YAML = {
         ("user_inter_num_interval: '[10,5]'", ", line 1: user_inter_num_interval must be"),
         ("val_interval: {hour: '[5,3]'}", ", line 1: val_interval must be"),
         ("discretization: {age: {method: ED, bucket: -3}}", ", line 1: discretization must be"),
+        (
+            "discretization: {age: {method: XX}}",
+            r", line 1: discretization must be .* \{method: LD\} or .*'XX'",
+        ),
     ],
     "keys that do nothing": [
         (

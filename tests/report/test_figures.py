@@ -353,13 +353,19 @@ class TestLittleToShow:
         return replace(study, rows=[row], seeds=[1], baseline=label, results=results, failures={})
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize("case", ["as it is", "constant", "one epoch", "equal weights"])
+    @pytest.mark.parametrize(
+        "case", ["as it is", "constant", "one epoch", "equal weights", "a floor out of sight"]
+    )
     def test_of_one_row(self, alone, case):
         (run,) = alone.results.values()
         if case == "constant":
             bin_of_all = {"rows": [100], "predicted": [0.1], "observed": [0.1]}
             curves = dict.fromkeys(figures.TASKS, bin_of_all)
             alone = self.changed(alone, calibration=curves)
+        elif case == "a floor out of sight":
+            bin_of_all = {"logit_edges": [-1.0, -0.8], "clicked": [5], "unclicked": [10]}
+            config = {**run["config"], "propensity_floor": 0.01}
+            alone = self.changed(alone, overlap=bin_of_all, config=config)
         elif case == "one epoch":
             trainings = [{**t, "epochs": t["epochs"][:1]} for t in run["trainings"]]
             alone = self.changed(alone, trainings=trainings)

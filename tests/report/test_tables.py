@@ -229,6 +229,16 @@ class TestMissing:
         assert entry(study, "new", "IEB").value.endswith("(n=2)")
         assert "new, seed 2: no IEB, no truth" in map(str, layout(study).problems)
 
+    def test_a_named_metric_that_no_run_has_is_told_once(self, known):
+        why = {"CVR_AUC_ES": "the data holds no potential conversions", "IEB": "no truth"}
+        results = {key: {**run, "undefined": why} for key, run in known.results.items()}
+        study = replace(known, results=results)
+        said = "base, new: no CVR_AUC_ES, the data holds no potential conversions"
+        assert said not in map(str, layout(study).problems)  # of the default columns
+        problems = list(map(str, layout(replace(study, named=["CTR_AUC", "CVR_AUC_ES"])).problems))
+        assert problems.count(said) == 1
+        assert said in text(replace(study, named=["CVR_AUC_ES"]))
+
     @pytest.mark.parametrize("render", [markdown, latex, text, tidy_csv, runs_csv])
     def test_nothing_has_run(self, known, render):
         assert "base" in render(replace(known, results={}))

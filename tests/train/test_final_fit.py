@@ -71,6 +71,7 @@ def test_the_rows_are_those_of_train_and_validation(settings):
         ("DeepFM", {"task": "both"}),
         ("LogisticRegression", {"task": "ctr"}),
         ("LightGBM", {"task": "both"}),
+        ("ESCM2_DR", {"validations_per_epoch": 3, "weight_averaging": 0.5}),
         ("ESCM2_DR", {"propensity": "oracle", "sparse_embedding": True}),
     ],
 )
@@ -126,3 +127,14 @@ def test_nothing_is_left_to_calibrate_on(settings):
     given = {**settings, "final_fit": True, "calibrate": "platt"}
     with pytest.raises(UsageError, match="calibrate is fitted to validation, which final_fit"):
         Config("ESMM", "tiny", config_dict=given)
+
+
+def test_a_part_of_an_epoch_is_counted_as_one_there_too(settings):
+    parts = {"validations_per_epoch": 3, "train_batch_size": 512, "embedding_weight_decay": 0.0}
+    outcome = trained(settings, **parts)
+    assert outcome["final_fit"]["epochs"] == [outcome["best_epoch"] + 1]
+    folder = Path(outcome["run_dir"])
+    content = json.loads((folder / "result.json").read_text())
+    assert [len(history) for history in content["final_fit"]["trainings"]] == [
+        outcome["best_epoch"] + 1
+    ]

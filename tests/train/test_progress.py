@@ -132,7 +132,8 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
         [16],
         {"weight_averaging": 0.9, "sparse_embedding": True, "epochs": 4},
     ),
-    "validations within an epoch": ("ESMM", [9, 3], {"validations_per_epoch": 3}),
+    "parts of an epoch": ("ESMM", [6, 2], {"validations_per_epoch": 3, "dropout_prob": 0.1}),
+    "no validation": ("ESMM", [9], {"eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}),
     "no validation for two epochs": ("ESMM", [17], {"epochs": 4, "eval_step": 2}),
 }
 
@@ -199,8 +200,8 @@ def test_other_settings_are_another_run(cut):
 def test_other_code_is_another_run(cut, monkeypatch, caplog):
     folder, given = cut()
     with monkeypatch.context() as patch, caplog.at_level("INFO"):
-        patch.setattr("recbole_escm2.train.run.code_of", lambda model, metrics: "other")
-        patch.setattr("recbole_escm2.train.resume.code_and_versions", lambda model: {"code": "x"})
+        patch.setattr("recbole_escm2.train.run.code_of", lambda *given: "other")
+        patch.setattr("recbole_escm2.train.resume.what_runs", lambda config: {"code": "x"})
         assert folder_of(given, epochs=2) != folder
     assert "was begun with other code of the program or of the model; this is a new" in caplog.text
 

@@ -78,8 +78,11 @@ class KuaiRandPure(RawFiles):
         paths = self.paths(config)
         user, item = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         of_users = dict.fromkeys(USER_FEATURES, "token")
-        yield Chunk(features(paths["user"], "user_id", user, of_users), "user")
-        yield Chunk(features(paths["item"], "video_id", item, _VIDEO_FEATURES), "item")
+        of_items = features(paths["item"], "video_id", item, _VIDEO_FEATURES)
+        yield Chunk(
+            features(paths["user"], "user_id", user, of_users), "user", file=str(paths["user"])
+        )
+        yield Chunk(of_items, "item", file=str(paths["item"]))
         for part in _PARTS:
             yield from self._impressions(config, paths[part], part)
 
