@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from recbole_escm2.command_line import main
 from recbole_escm2.data import save_table
@@ -64,10 +65,6 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "epochs": "1",
     },
     "simulate --rows=1000000 --out=dataset/ali-ccp/raw": {"rows": "2000"},
-    # below, on a log that has what they name
-    **dict.fromkeys(
-        re.findall(r"run_recbole_escm2\.py (.*--dataset=mine .+)", PAGES["docs/data.md"])
-    ),
     "--model=ESCM2_DR --dataset=ml-100k --save_interval=5": {
         "impression_sample": "0.02",
         "epochs": "1",
@@ -86,6 +83,10 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "epochs": "1",
     },
     "--model=ESCM2_IPS --dataset=ml-100k --save_predictions=True": None,  # below
+    # below, on a log that has what they name
+    **dict.fromkeys(
+        re.findall(r"run_recbole_escm2\.py (.*--dataset=mine .+)", PAGES["docs/data.md"])
+    ),
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -108,6 +109,16 @@ def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch):
         key = word.removeprefix("--").partition("=")[0]
         words.append(f"--{key}={quick.pop(key)}" if key in quick else word)
     assert main([*words, *(f"--{key}={value}" for key, value in quick.items())]) == 0
+
+
+def test_training_begins_with_a_run_as_printed(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    printed = "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…"
+    quick = ["--impression_sample=0.02", "--epochs=1"]
+    assert main([*printed.split()[:2], *quick]) == 0
+    (folder,) = tmp_path.glob("output/*")
+    assert main([*printed.replace("output/…", str(folder)).split(), *quick]) == 0
+    assert f"beginning with the weights of {folder}/checkpoint.pth" in capfd.readouterr().err
 
 
 LOG_COMMANDS = [command for command in COMMANDS if "--dataset=mine " in command]
@@ -145,16 +156,6 @@ def test_a_command_on_a_log_runs_as_printed(command, log, tmp_path, monkeypatch)
     words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
     quick = [] if any(word.startswith("--epochs=") for word in words) else ["--epochs=1"]
     assert main([*words, *quick, f"--data_path={log}"]) == 0
-
-
-def test_training_begins_with_a_run_as_printed(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    printed = "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…"
-    quick = ["--impression_sample=0.02", "--epochs=1"]
-    assert main([*printed.split()[:2], *quick]) == 0
-    (folder,) = tmp_path.glob("output/*")
-    assert main([*printed.replace("output/…", str(folder)).split(), *quick]) == 0
-    assert f"beginning with the weights of {folder}/checkpoint.pth" in capfd.readouterr().err
 
 
 @pytest.fixture
@@ -292,6 +293,17 @@ def test_the_leaderboard_is_what_the_tables_say():
         text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_leaderboard_with_truth_has_the_same_rows_and_the_true_probabilities():
+    folder = ROOT / "scripts" / "results"
+    plain, with_truth = (
+        yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        for name in ("leaderboard.yaml", "leaderboard-truth.yaml")
+    )
+    assert with_truth["models"].pop("Oracle", "missing") is None
+    assert with_truth == plain
+    assert list(with_truth["models"]) == list(plain["models"])
 
 
 def test_the_variant_runs_as_a_class(variant, settings):

@@ -37,7 +37,8 @@ from recbole_escm2.metric_names import (
 )
 from recbole_escm2.own_code import import_own_metric, with_names
 from recbole_escm2.property_files import PROPERTIES, read_yaml
-from recbole_escm2.scoring.read import COLUMNS, Given, read
+from recbole_escm2.scoring.options import COLUMNS
+from recbole_escm2.scoring.read import Given, read
 
 #: The row that knows nothing but how often things happen.
 CONSTANT = "constant"
@@ -62,7 +63,7 @@ class Options:
         decision_threshold: probability from which F1 and Recall predict a positive, of all tasks
             or by task; by default the share of positives of each task in these rows.
         calibration_bins: of ECE.
-        columns: names of columns, by the keys of ``scoring.read.COLUMNS``.
+        columns: names of columns, by the keys of ``scoring.options.COLUMNS``.
     """
 
     key: Sequence[str] = ()

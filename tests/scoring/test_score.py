@@ -1,6 +1,7 @@
 """Predictions made elsewhere: what is scored is what is there, and agrees with a run's own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,10 @@ import pytest
 
 import recbole_escm2
 from recbole_escm2.command_line import main
-from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
+from recbole_escm2.quick_start import run
 from recbole_escm2.scoring import show
 from recbole_escm2.scoring.score import score
-from recbole_escm2.train.run import Run
-from recbole_escm2.train.training import Training
 
 ROWS = 2000
 
@@ -56,26 +55,13 @@ def files(tables, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_agrees_with_a_runs_own_metrics_to_the_last_digit(settings, tmp_path):
-    config = Config("ESCM2_DR", "tiny", config_dict={**settings, "epochs": 1})
-    run = Run.of(config, saved=False)
-    with run.at_work(config):
-        trained = Training(config, run)
-        trained.fit()
-        wanted, predictions = trained.score("test")
-    truth = predictions.truth
-    columns = {
-        "user": truth.user,
-        "click": truth.click,
-        "conversion": truth.conversion,
-        "potential_conversion": truth.potential_conversion,
-        "true_cvr": truth.true_cvr,
-        **{f"p{task}": values for task, values in predictions.score.items()},
-    }
-    file = tmp_path / "predictions.parquet"
-    pd.DataFrame(columns).to_parquet(file)
-    found = score(file, USER_ID_FIELD="user", decision_threshold=dict(truth.train_rate))
-    own = {name: value for name, (value, _, _) in found.values["predictions"].items()}
+def test_agrees_with_a_runs_own_metrics_to_the_last_digit(settings):
+    given = {**settings, "epochs": 1, "save_predictions": True}
+    outcome = run("ESCM2_DR", "tiny", config_dict=given)
+    wanted = outcome["test_result"]
+    file = Path(outcome["run_dir"]) / "predictions-test.parquet"
+    found = score(None, file, decision_threshold=wanted.threshold)
+    own = {name: value for name, (value, _, _) in found.values["predictions-test"].items()}
     assert own == dict(wanted)
     assert len(own) > 30
 
