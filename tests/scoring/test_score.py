@@ -136,6 +136,18 @@ def test_a_metric_that_was_asked_for_says_why_it_has_no_value(tables):
     assert "true CVR" in found.table.set_index("metric").loc["PIP", "note"]
 
 
+def test_rows_that_leave_metrics_without_a_value_say_so(tables):
+    labels, good, _ = tables
+    none = labels.assign(conversion=0).drop(columns="user_id")
+    found = score(none, good)
+    left_out = [note for note in found.notes if "is left out" in note]
+    assert "model: CVR_AUC is left out: no positive among" in " ".join(left_out)
+    assert not any("GAUC" in note for note in left_out)
+    only = pd.DataFrame({"pctcvr": good["pctr"]})
+    with pytest.raises(UsageError, match="nothing can be scored"):
+        score(labels.drop(columns="conversion"), only)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
