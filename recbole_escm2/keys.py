@@ -257,6 +257,10 @@ TO_TEN = _number("a number from 0 to 10", lambda v: 0 <= v <= 10)
 LAYERS = _each("a list of whole numbers >= 1", COUNT.holds)
 COLUMN, FOLDER, TEXT = _text("the name of a column"), _text("a folder"), _text("text")
 COLUMNS = Kind("a list of different columns", _are_columns)
+EVENTS = Kind(
+    "the name of a column, or a list of different ones",
+    lambda v: COLUMN.holds(v) or (COLUMNS.holds(v) and all(map(COLUMN.holds, v)) and bool(v)),
+)
 BY_SUFFIX = Kind("a mapping of file suffixes (inter, user or item) to lists of columns", _by_suffix)
 INTERVAL = Kind("an interval such as '[5,inf)'", _is_interval)
 AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
@@ -337,8 +341,9 @@ _INITS = ("xavier", "field")
 OURS: Mapping[str, Key] = {
     # Labels and potential outcomes
     **dict.fromkeys(LABEL_KEYS, Key(COLUMN, DATA | OPTIONAL)),
-    "CLICK_FIELD": Key(COLUMN, DATA | OFTEN),
-    "CONVERSION_FIELD": Key(COLUMN, DATA | OFTEN),
+    "CLICK_FIELD": Key(EVENTS, DATA | OFTEN),
+    "CONVERSION_FIELD": Key(EVENTS, DATA | OFTEN | OPTIONAL),
+    "EVENT_FIELDS": Key(COLUMNS, DATA | OPTIONAL),
     "conversion_without_click": Key(_one_of("drop", "unconvert", "raise"), DATA),
     "impressions": Key(_one_of("rows", "pairs"), DATA),
     "impression_sample": Key(_number("a share in (0, 1]", lambda v: 0 < v <= 1)),
@@ -733,6 +738,7 @@ def value_of_text(name: str, text: str) -> Any:
     value = parse_value(text)
     kind = KEYS[name].kind if name in KEYS else None
     is_text = kind in (COLUMN, INTERVAL) or (kind in (FOLDER, TEXT) and _is_number(value))
+    is_text |= kind is EVENTS and not isinstance(value, list)
     return text if is_text and value is not None else value
 
 

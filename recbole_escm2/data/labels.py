@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,15 @@ def label_columns(labels: Labels) -> list[LabelColumn]:
         if field is not None
     ]
     return list({column.field: column for column in columns}.values())  # two weights may be one
+
+
+def joined_events(any_of: Mapping[str, Sequence[str]]) -> list[LabelColumn]:
+    """What columns have to hold that a label is any of.
+
+    Args:
+        any_of: the columns by the label's name.
+    """
+    return [LabelColumn(name) for name in dict.fromkeys(n for ns in any_of.values() for n in ns)]
 
 
 def check_labels(

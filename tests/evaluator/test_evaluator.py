@@ -388,3 +388,15 @@ def test_causal_risk_ratios_are_no_metrics_of_the_clicks():
     assert scope_notes(["CVR_AUC"]) == [
         "CVR: over the clicked impressions, a sample that clicks have selected."
     ]
+
+
+def test_pip_is_fip_too():
+    """Its name in the extended version of the paper, wherever a metric is named."""
+    assert (canonical_name("FIP"), canonical_name("fip")) == ("PIP", "PIP")
+    assert MetricResult(PIP=0.2)["FIP"] == 0.2
+    settings = {"metrics": ["FIP", "IEB", "PIP"], "valid_metric": "FIP", "primary": ["fip"]}
+    config = Config("ESMM", "ml-100k", config_dict=settings)
+    assert config["metrics"] == ["PIP", "IEB"]
+    assert (config["valid_metric"], config["primary"]) == ("PIP", ["PIP"])
+    assert metrics_dict["fip"] is not None
+    assert "PIP (also called FIP)" in " ".join(scope_notes(["PIP"]))

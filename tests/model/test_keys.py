@@ -59,20 +59,24 @@ OF_ANY_MODEL = {
         *("CLICK_FIELD", "CONVERSION_FIELD", "LABEL_FIELD", "POTENTIAL_CONVERSION_FIELD"),
         *("PROPENSITY_FIELD", "TRUE_CTR_FIELD", "TRUE_CVR_FIELD", "conversion_without_click"),
         *("impression_sample", "impressions", "threshold"),
+        *("CLICK_WEIGHT_FIELD", "CONVERSION_WEIGHT_FIELD", "EVENT_FIELDS"),
     },
     "data": {
         *("item_inter_num_interval", "load_col", "multi_value_top_k", "source", "store_dir"),
         *("min_count", "standardize", "user_inter_num_interval", "weight_scaler"),
     },
-    "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
+    "splits": {
+        *("eval_args", "train_neg_sample_args", "tuning_part"),
+        *("folds", "keep_together", "validation_share"),
+    },
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
         *("final_fit", "stopping_step", "train_batch_size", "training_seed", "valid_metric"),
-        *("preset", "validations_per_epoch", "weight_averaging"),
+        *("pos_weight", "preset", "validations_per_epoch", "weight_averaging"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
-        *("by", "save_predictions", "topk"),
+        *("by", "save_predictions", "topk", "weighted_metrics"),
     },
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
