@@ -11,9 +11,34 @@ from recbole_escm2.metric_names import metric
 from recbole_escm2.plugin import register, register_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "metric", "register_model", "score"]
+__all__ = ["__version__", "benchmark", "load", "metric", "register_model", "score"]
 
 register()
+
+
+def benchmark(models: Any, dataset: str | None = None, **settings: Any) -> Any:
+    """Compare models over seeds, or what of it is missing, and report it; also in a notebook.
+
+    ``recbole_escm2.benchmark(["ESMM", "ESCM2_IPS"], "ml-100k", seeds=5).table``
+
+    Args:
+        models: names, or a mapping of rows to their settings.
+        dataset: name of the data set.
+        **settings: ``seeds``, ``jobs``, ``trials``, ``sweep``, ``by``, … and config keys of all
+            rows, as in a benchmark's file.
+
+    Returns:
+        A :class:`recbole_escm2.report.notebook.BenchmarkResult`.
+
+    Raises:
+        UsageError: something that the caller can mend; nothing has run then.
+    """
+    from recbole_escm2.extras import require
+
+    require("benchmark")
+    from recbole_escm2.report.notebook import benchmark as compare
+
+    return compare(models, dataset, **settings)
 
 
 def load(path: Any, model: Any = None, device: Any = None) -> Any:

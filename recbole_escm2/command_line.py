@@ -22,6 +22,8 @@ usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [-
        {program} --model=NAME,NAME,... --dataset=NAME --seeds=N [--KEY=VALUE,VALUE,... ...]
        {program} search --model=NAME --dataset=NAME --trials=N     (more: {program} search --help)
        {program} --checkpoint=FILE --evaluate
+       {program} predict --checkpoint=FILE --data=FILE --out=FILE   (more: predict --help)
+       {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE  (more: --help)
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
        {program} score --predictions=FILE         (more: {program} score --help)
 
@@ -38,6 +40,8 @@ ends with a table of test metrics per task.
   --checkpoint=FILE    a checkpoint that a run has written ...
   --evaluate           ... to be scored again on its test split, with --data_path, --metrics and
                        the like; --model=path.to.module:ClassName where the model is your own
+  --resume=FOLDER|False   which run to go on with, or that a new one is to begin: by itself a run
+                       that was killed goes on where its progress was saved last
   --help, --version
 
 Several models, several seeds or several values of a key (in any combination) are a benchmark. Its
@@ -140,6 +144,49 @@ fit into memory (8 bytes a row and column, and a few times that for sorting).
   --CLICK_FIELD=NAME   and CONVERSION_FIELD, USER_ID_FIELD, ITEM_ID_FIELD,
                        POTENTIAL_CONVERSION_FIELD, TRUE_CTR_FIELD, TRUE_CVR_FIELD, pctr, pcvr,
                        pctcvr: what a column is called
+"""
+_PREDICT_HELP = """\
+usage: {program} predict --checkpoint=FILE --data=FILE --out=FILE [--KEY=VALUE ...]
+
+Scores new rows with a checkpoint alone: pctr, pcvr and pctcvr (those that the model predicts) and
+support (the share of train's clicks whose pCTR is at most the row's), a row in the order of the
+data. Ends with how far the rows are from what the model was trained on, and with metrics where they
+have labels; all of it is in OUT.json too.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --data=FILE          Parquet, CSV, Arrow or Feather; an .inter file, with .user and .item beside
+                       it; a folder of such parts, or of raw Ali-CCP files; - for standard input
+                       (CSV, or a stream of Arrow's record batches)
+  --out=FILE           .parquet, .csv, .arrow or .feather; - for standard output
+  --columns=a,b        columns of the data to pass through
+  --users=FILE         the features of users, where the data has only their ids
+  --items=FILE         those of items
+  --skip_bad_rows=True leave rows out that can't be scored, and count them; else they are an error
+  --labels=False       without metrics, where the data has labels
+  --page=FILE          all of that as an HTML page (pip install 'recbole-escm2[benchmark]')
+  --metrics=[...]      those to compute
+  --eval_batch_size=N  rows that the model scores at once
+  --model=path.to.module:Class   where the model is your own
+  --device=cpu         where to compute; by default a GPU where there is one
+"""
+_RECOMMEND_HELP = """\
+usage: {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE [--KEY=VALUE ...]
+
+Writes the best items of each user, a row each with its rank and its probabilities, of all items or
+of given candidates, with a checkpoint alone.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --users=FILE         each user once, with the features of users, and the context to recommend in
+                       (features of impressions: an hour, a place); Parquet, CSV, Arrow or Feather
+  --items=FILE         each item once, with the features of items
+  --out=FILE           .parquet, .csv, .arrow or .feather
+  --k=10               items a user
+  --by=ctcvr           or ctr or cvr: the probability that ranks them
+  --seen=FILE          pairs of a user and an item that aren't recommended
+  --candidates=FILE    pairs of a user and an item to choose among, instead of all; features that
+                       it doesn't have come from --users and --items
+  --model=path.to.module:Class   where the model is your own
+  --device=cpu         where to compute; by default a GPU where there is one
 """
 #: What stands alone, with the value that it then has.
 _FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
@@ -262,7 +309,11 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:
         files = options.pop("config_files", "").split()
-        outcome = run(model, dataset, files, command_line=options)
+        try:
+            outcome = run(model, dataset, files, command_line=options)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from what was saved last", file=sys.stderr)
+            return 130
     print(show(outcome))
     print()
     print(metric_lines(outcome["test_result"]))
@@ -413,8 +464,41 @@ def _score(options: dict[str, str]) -> int:
     return score_command(options)
 
 
+def _predict(options: dict[str, str]) -> int:
+    if "help" in options:
+        print(_PREDICT_HELP.format(program="run_recbole_escm2.py"))
+        return 0
+    _begin_scoring("predict", options, _PREDICT_HELP)
+    from recbole_escm2.serve.predict import predict
+
+    return predict(options)
+
+
+def _recommend(options: dict[str, str]) -> int:
+    if "help" in options:
+        print(_RECOMMEND_HELP.format(program="run_recbole_escm2.py"))
+        return 0
+    _begin_scoring("recommend", options, _RECOMMEND_HELP)
+    from recbole_escm2.serve.recommend import recommend
+
+    return recommend(options)
+
+
+def _begin_scoring(command: str, options: Mapping[str, str], text: str) -> None:
+    """Refuse an option that a command's help doesn't name; then load torch."""
+    known = re.findall(r"--(\w+)=", text)
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{command} knows no --{name}{did_you_mean(name, known)}")
+    import torch
+
+    torch.set_num_threads(threads_of())
+
+
 _COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {
     "simulate": _simulate,
     "search": _search,
     "score": _score,
+    "predict": _predict,
+    "recommend": _recommend,
 }

@@ -1,8 +1,8 @@
 """Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set, a preset), config files, ``config_dict``, the command line. What each key may hold is in
-``keys``.
+set, the model on the data set, a preset), config files, ``config_dict``, the command line. What
+each key may hold is in ``keys``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import recbole.config
 
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
-from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
     CALIBRATION_KEYS,
@@ -85,7 +85,7 @@ def defaults(
     model_class: type, dataset: str, external: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Our defaults for a model on a data set: overall, then the model's, then the data set's, then
-    those of a preset.
+    the model's on that data set, then those of a preset.
 
     Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
     keys that both have are ours.
@@ -103,6 +103,10 @@ def defaults(
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    for parent in reversed(model_class.__mro__):
+        file = PROPERTIES / "dataset" / parent.__name__ / f"{dataset}.yaml"
+        if is_of_family(parent) and file.is_file():
+            merged.update(read_yaml(file))
     if (preset := (external or {}).get("preset")) is not None:
         merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
@@ -246,23 +250,24 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     """
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
+    _penalty_or_none(config, external)
     if config["sparse_embedding"]:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["embedding_weight_decay"] and str(config["learner"]).lower() == "adamw":
+    if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
-            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
-            "(weight_decay) is decoupled from the gradient. Choose learner adam"
-        )
-    if config["calibrate"] and config["final_fit"]:
-        raise UsageError(
-            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+            f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
         )
     if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
         raise UsageError(
             f"eval_step {config['eval_step']} validates after so many epochs, and "
             f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
+        )
+    if config["propensity_calibration"] and config["propensity"] != "ctr_tower":
+        raise UsageError(
+            f"propensity_calibration calibrates the CTR tower's prediction, and with propensity: "
+            f"{config['propensity']} clicks aren't weighed by that: leave it out"
         )
     if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
         raise UsageError(
@@ -286,11 +291,18 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
 
 
+def fitted_to_validation(config: Any) -> list[str]:
+    """The settings by which something other than an epoch is fitted to validation."""
+    fitted = [key for key in ("calibrate", "propensity_calibration") if config[key]]
+    return fitted + ["propensity_floor: slope"] * (config["propensity_floor"] == "slope")
+
+
 def _check_labels(config: Any) -> None:
     """Each label has a column of its own, which is no feature."""
     key_of: dict[str, str] = {}
     for key in LABEL_KEYS:
-        if config[key] in key_of:
+        weights = {key, key_of.get(config[key])} == set(WEIGHT_KEYS.values())
+        if config[key] in key_of and not weights:
             raise UsageError(f"{key_of[config[key]]} and {key} are both '{config[key]}'")
         if config[key]:
             key_of[config[key]] = key
@@ -343,6 +355,39 @@ def _check_sampling(config: Any) -> None:
         raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
 
 
+def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
+    """Check the penalty on the embedding; as a default it gives way to a learner without one."""
+    key = "embedding_weight_decay"
+    try:
+        _check_penalty(config, key)
+    except UsageError as error:
+        default = config.internal_config_dict.get(key)
+        if external.get(key, default) != default:
+            raise
+        getLogger().warning(f"{config['model']} trains without L2 on the embedding: {error}")
+        config[key] = 0.0
+
+
+def _check_penalty(config: Any, key: str) -> None:
+    learner = str(config["learner"]).lower()
+    if config[key] and learner == "adamw":
+        raise UsageError(
+            "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
+            "(weight_decay) is decoupled from the gradient. Choose learner adam"
+        )
+    _check_sleep(config, key)
+
+
+def _check_sleep(config: Any, key: str) -> None:
+    """Refuse a penalty on rows that sleep where no closed form is known of what they do."""
+    learner = str(config["learner"]).lower()
+    if config["sparse_embedding"] and config[key] and learner not in ("adam", "sparse_adam"):
+        raise UsageError(
+            f"sparse_embedding goes with {key} where the learner is adam, got "
+            f"{config['learner']}: what a row does between its visits follows from Adam's step"
+        )
+
+
 def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
     """Check sparse gradients; as a data set's default they give way in a single-task model."""
     try:
@@ -364,12 +409,7 @@ def _check_sparse(config: Any) -> None:
         raise UsageError(
             "sparse_embedding doesn't go with clip_grad_norm: it needs dense gradients"
         )
-    for key in ("weight_decay", "embedding_weight_decay"):
-        if config[key] and config["learner"].lower() not in ("adam", "sparse_adam"):
-            raise UsageError(
-                f"sparse_embedding goes with {key} where the learner is adam, got "
-                f"{config['learner']}: what a row does between its visits follows from Adam's step"
-            )
+    _check_sleep(config, "weight_decay")
 
 
 # --------------------------------------------------------------------------- what follows from them
@@ -404,6 +444,8 @@ def part_config(config: Config, task: str) -> Config:
     of_both = ("predict_task", *PART_SETTINGS, *CALIBRATION_KEYS)
     shared = {k: v for k, v in config.external_config_dict.items() if k not in of_both}
     alone = metric_for(task, chooses)
+    if "pos_weight" not in own and (by_task := config["pos_weight"]):
+        shared["pos_weight"] = {task: by_task[task]} if task in by_task else None
     try:
         part = Config(
             config.model_class,
@@ -449,6 +491,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
+    _derive_events(config)
     check_together(config, external)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
@@ -457,6 +500,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
         config["propensity_normalization"] = config["propensity_normalization"] or "none"
     config["topk"] = [config["topk"]] if isinstance(config["topk"], int) else config["topk"]
     derive_metrics(config, external)
+    _check_weights(config)
     _derive_saved(config)
     _derive_groups(config)
     # RecBole puts the name of a file behind it.
@@ -466,6 +510,46 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     config["learned_tasks"] = list(scored_tasks(config))
     config["train_space"] = "click" if trains_on_clicks(config) else "entire"
     config["weight_field"] = _weight_field(config)
+
+
+def _derive_events(config: Any) -> None:
+    """A label that is any of several columns has one name, and ``any_of`` says of what it is."""
+    any_of: dict[str, list[str]] = {}
+    for key in ("CLICK_FIELD", "CONVERSION_FIELD"):
+        if isinstance(names := config[key], list):
+            config[key] = "+".join(names)
+            if len(names) > 1:
+                any_of[config[key]] = names
+    config["any_of"] = any_of
+    if (any_of or config["EVENT_FIELDS"]) and config["source"] not in ("atomic", "table"):
+        key = "EVENT_FIELDS" if config["EVENT_FIELDS"] else "a label that is any of several columns"
+        raise UsageError(f"{key}: that is for atomic files and tables, not for {config['dataset']}")
+
+
+def _check_weights(config: Any) -> None:
+    """Refuse weights of impressions where nothing would use them."""
+    model, by_task = config.model_class, config["pos_weight"] or {}
+    fields = [key for key in dict.fromkeys(WEIGHT_KEYS.values()) if config[key]]
+    if config["weighted_metrics"] and not fields:
+        keys = " or ".join(sorted(set(WEIGHT_KEYS.values())))
+        raise UsageError(f"weighted_metrics weighs impressions by a column: name one by {keys}")
+    wanted = [*fields, *(["pos_weight"] if by_task else [])]
+    if is_of_family(model):
+        honours, learned = model.honours_weights(), model.learned_risks()
+    else:  # whether one of RecBole's own does is seen when it is built
+        honours = getattr(model, "takes_weights", True)
+        learned = set(PAIR if config["task"] == "both" else scored_tasks(config))
+    if wanted and not honours:
+        raise UsageError(
+            f"{model.__name__} has a loss of its own, in which {', '.join(wanted)} would do nothing"
+            ": leave it out, or set takes_weights = True in a class whose risks use "
+            "Impressions.weight"
+        )
+    if idle := sorted(set(by_task) - learned):
+        raise UsageError(
+            f"pos_weight names {', '.join(idle)}, and {model.__name__} has no such loss: it has "
+            f"{', '.join(sorted(learned))}"
+        )
 
 
 def _weight_field(config: Any) -> str | None:
@@ -724,11 +808,22 @@ def complete(config: Any) -> None:
     for key, value in added.items():
         config[key] = value
     config["entire_space_defaults"] = True
+    if not is_entire_space(config):
+        for key in ("pos_weight", *WEIGHT_KEYS.values()):
+            if config[key]:
+                raise UsageError(
+                    f"{key}: stock RecBole trains {config['model']} without weights; "
+                    "recbole-escm2 trains it with them"
+                )
     config.internal_config_dict.update(added)  # what a checkpoint takes along
     check_values(config)
     derive(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)
+    if config["calibrate"]:
+        getLogger().warning(
+            "calibrate does nothing in stock RecBole: run the model with recbole_escm2"
+        )
     getLogger().info(
         "recbole_escm2 sets its defaults for what the configuration leaves open: "
         + ", ".join(f"{key}={value}" for key, value in sorted(added.items()))

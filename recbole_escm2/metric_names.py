@@ -93,6 +93,10 @@ def _metrics() -> dict[str, Metric]:
 
 #: Every metric of ours by its name in lower case.
 METRICS: Mapping[str, Metric] = _metrics()
+#: Other names of metrics in the literature. PIP, potential independence priority in ESCM² (SIGIR
+#: 2022), is FIP, false independence prior, in its extended version (arXiv 2210.11039). IEB is short
+#: for inherent estimation bias in the one and for intrinsic estimation bias in the other.
+ALSO_CALLED = {"fip": "pip"}
 #: Measures of CVR that verdicts are about by default, the best first.
 PRIMARY_CVR = ("CVR_AUC_ES", "CVR_AUC")
 METRIC_NAMES = tuple(metric.name for metric in METRICS.values())
@@ -118,8 +122,10 @@ def metric(
 
     The function takes ``label`` and ``score``, and ``user`` if it has such a parameter: arrays of
     the rows that the task is scored on, ``[N]``, that can't be written into; or one parameter
-    ``predictions``, a :class:`~recbole_escm2.evaluator.predictions.Predictions`. It returns a
-    finite number, or raises ``UndefinedMetricError`` where there is none.
+    ``predictions``, a :class:`~recbole_escm2.evaluator.predictions.Predictions`. A parameter
+    ``weight`` gets the weights of the rows, or None; with ``weighted_metrics`` a function of labels
+    and scores without it is left out. It returns a finite number, or raises
+    ``UndefinedMetricError`` where there is none.
 
     Args:
         task: whose prediction it scores, ``ctr``, ``cvr`` or ``ctcvr``.
@@ -188,9 +194,14 @@ class Combined:
 
     @property
     def name(self) -> str:
-        """As it is shown: without weights where they are all alike."""
-        alike = len({weight for weight, _ in self.parts}) == 1
+        """As it is shown: without weights where none are needed."""
+        alike = len({weight for weight, _ in self.parts}) == len(self.scales) == 1
         return "+".join(n if alike else f"{weight:g}*{n}" for weight, n in self.parts)
+
+    @property
+    def scales(self) -> set[str]:
+        """The statistics that the metrics are: those of one are on one scale."""
+        return {statistic_of(name)[0] or name for _, name in self.parts}
 
     def mean(self, values: Sequence[float]) -> float:
         """Of the values of the metrics, in their order."""
@@ -230,14 +241,14 @@ def combined(name: str) -> Combined | None:
         parts.append((number, canonical_name(own)))
     if len({own for _, own in parts}) < len(parts):
         raise ValueError("a metric stands there twice")
-    statistics = {statistic_of(own)[0] or own for _, own in parts}
-    if len(statistics) > 1 and "*" not in name:
-        listed = ", ".join(sorted(statistics))
+    several = Combined(parts)
+    if len(several.scales) > 1 and not all("*" in part for part in name.split("+")):
+        listed = ", ".join(sorted(several.scales))
         raise ValueError(
             f"{listed} have scales of their own, so that each needs a weight: "
             + "+".join(f"1*{own}" for _, own in parts)
         )
-    return Combined(parts)
+    return several
 
 
 def _combined(name: str) -> Combined | None:
@@ -251,6 +262,7 @@ def _combined(name: str) -> Combined | None:
 def _parse(name: str) -> tuple[str, str]:
     """The key in METRICS or RecBole's register, and what stands behind the @ ('' without one)."""
     key = name.strip().lower().replace("-", "_")
+    key = ALSO_CALLED.get(key, key)
     stem, at, cut = key.partition("@")
     if at and f"{stem}@k" in METRICS:
         return f"{stem}@k", cut

@@ -37,7 +37,7 @@ from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
 from recbole_escm2.output import plain_data, table, versions, write_json
-from recbole_escm2.own_code import without_own_metrics
+from recbole_escm2.own_code import refuse_own_metrics, without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
@@ -45,6 +45,7 @@ from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.resume import new_or_unfinished
 from recbole_escm2.train.run import RESULT_FILE, Run
+from recbole_escm2.train.run_result import RunResult
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
 
@@ -63,7 +64,7 @@ def run(
     saved: bool = True,
     command_line: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train a model with early stopping on validation and score the best epoch on test.
 
     A split without validation has neither: the last of ``epochs`` is scored.
@@ -88,7 +89,8 @@ def run(
         a ``task`` with its ``log_loss`` on validation and that of a ``constant`` prediction),
         ``run_dir``, ``simulated`` (what to say with numbers on simulated data, else None),
         ``calibrated`` (None, or what :func:`~recbole_escm2.evaluator.calibration.about_calibration`
-        has).
+        has), ``groups`` (where ``by`` asks for them). A dict, with ``table``, ``history``,
+        ``groups`` and ``predictions`` as tables of pandas.
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -100,7 +102,7 @@ def run(
     )
 
 
-def train_and_test(config: Config, run: Run) -> dict[str, Any]:
+def train_and_test(config: Config, run: Run) -> RunResult:
     """Do a run, by itself or one of an experiment, and write its result.
 
     Args:
@@ -130,9 +132,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
         _keep_predictions(config, run, scored, "test", predictions)
         test = trained.splits["test"].dataset
-        if run.of_experiment and test.seed_draws == "weights":
-            primary = primary_metrics(test_result, config["primary"])
-            keep_influence(run.folder, predictions, _items(test), primary)
+        _keep_influence(config, run, test, test_result, predictions)
         seconds = sum(t.seconds for t in trained.trainings) + time.perf_counter() - started
         getLogger().info(
             f"training and evaluation took {seconds:.1f}s; all of it is in {run.folder}"
@@ -161,7 +161,7 @@ def train_and_test(config: Config, run: Run) -> dict[str, Any]:
         run.forget_progress()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
-    return outcome
+    return RunResult(outcome, content["trainings"])
 
 
 def _calibrated(
@@ -180,6 +180,15 @@ def _calibrated(
 def _items(part: Any) -> Any:
     """The item of each impression, where impressions have one."""
     return None if part.iid_field is None else part.inter_feat[part.iid_field].numpy()
+
+
+def _keep_influence(
+    config: Config, run: Run, test: Any, result: MetricResult, predictions: Predictions
+) -> None:
+    """Write what test rows contribute, where other runs have the same ones."""
+    if run.of_experiment and test.seed_draws == "weights":
+        primary = primary_metrics(result, config["primary"])
+        keep_influence(run.folder, predictions, _items(test), primary)
 
 
 def _keep_predictions(
@@ -271,7 +280,7 @@ def evaluate_checkpoint(
     config_dict: Mapping[str, Any] | None = None,
     command_line: Mapping[str, str] | None = None,
     config_file_list: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> RunResult:
     """Score a saved model on the test split that its run had.
 
     A checkpoint is data: it chooses neither code nor a place. A model of one's own is loaded only
@@ -298,33 +307,18 @@ def evaluate_checkpoint(
     state = load_checkpoint(checkpoint)
     given: dict[str, Any] = {}
     for file in config_file_list:
-        given.update(read_yaml(Path(file)))
+        of_file = read_yaml(Path(file))
+        refuse_own_metrics(of_file, f"{file}: ")
+        given.update(of_file)
     given.update(config_dict or {})
     config = config_to_score(checkpoint, state, model, dataset, given, command_line)
     run = Run.of(config)
     with run.at_work(config):
-        for key, value in state["places"].items():
-            if key not in config.external_config_dict:
-                getLogger().info(
-                    f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
-                    f"say it again with --{key} if the data is still there"
-                )
+        _say_places(config, state)
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
         trainer.take(state, test)
-        calibrator = None
-        if state.get("calibration"):
-            calibrator = Calibration.of_state(state["calibration"])
-        elif config["calibrate"]:
-            getLogger().warning(NOT_CALIBRATED)
-        for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
-            result = trainer.evaluate(
-                training.splits[split], False, show_progress=config["show_progress"]
-            )
-            test_result, predictions, about = _calibrated(
-                config, calibrator, result, trainer.predictions
-            )
-            _keep_predictions(config, run, training, split, predictions)
+        test_result, predictions, about = _score_saved(config, run, training, state)
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -338,7 +332,37 @@ def evaluate_checkpoint(
         }
         content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
-    return outcome
+    return RunResult(outcome)
+
+
+def _say_places(config: Config, state: Mapping[str, Any]) -> None:
+    """Which folders of a checkpoint's training weren't taken from it."""
+    for key, value in state["places"].items():
+        if key not in config.external_config_dict:
+            getLogger().info(
+                f"the checkpoint was trained with {key} {value!r}, which is not taken from it: "
+                f"say it again with --{key} if the data is still there"
+            )
+
+
+def _score_saved(
+    config: Config, run: Run, training: Training, state: Mapping[str, Any]
+) -> tuple[MetricResult, Predictions, dict[str, Any] | None]:
+    """Test metrics and predictions of a saved model, calibrated as it was, and what that changed.
+
+    Predictions are kept where they are asked for, of validation too.
+    """
+    calibrator = None
+    if state.get("calibration"):
+        calibrator = Calibration.of_state(state["calibration"])
+    elif config["calibrate"]:
+        getLogger().warning(NOT_CALIBRATED)
+    trainer, show_progress = training.trainer, config["show_progress"]
+    for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
+        result = trainer.evaluate(training.splits[split], False, show_progress=show_progress)
+        scored = _calibrated(config, calibrator, result, trainer.predictions)
+        _keep_predictions(config, run, training, split, scored[1])
+    return scored
 
 
 def config_to_score(

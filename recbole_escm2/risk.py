@@ -8,6 +8,10 @@ scalar tensor, unless it says otherwise. ``error`` on an impression without a cl
 whatever it holds (not even NaN), so neither does its conversion label. No function floors or clips
 the propensity: the caller decides that.
 
+Most take the impressions' weights w, which multiply what an impression adds: (1/|D|) Σ w·x in
+place of (1/|D|) Σ x, and likewise in the sums that a self-normalised risk divides by. With weights
+of mean 1 that is the mean over D with each impression repeated w times.
+
 Each raises ``ValueError`` where shapes differ (broadcasting would silently average over pairs of
 impressions) or where there is no impression.
 
@@ -37,11 +41,14 @@ __all__ = [
     "imputation_risk",
     "ips_risk",
     "mrdr_imputation_risk",
+    "positives_weighted",
     "self_normalized",
     "snips_risk",
     "stabilizing_risk",
     "targeted_imputation",
     "unclicked_entropy",
+    "weighted_mean",
+    "without_pos_weight",
 ]
 
 
@@ -53,12 +60,27 @@ def _check(**tensors: Tensor) -> None:
         raise ValueError("a risk is a mean over impressions, and there is none")
 
 
-def binary_cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
+def weighted_mean(value: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(1/|D|) Σ w·x.
+
+    Args:
+        value: x of each impression, ``[|D|]``.
+        weight: w of each impression, ``[|D|]``; 1 by default.
+    """
+    if weight is None:
+        return value.mean()
+    _check(value=value, weight=weight)
+    return (weight * value).mean()
+
+
+def binary_cross_entropy(target: Tensor, logit: Tensor, pos_weight: float = 1.0) -> Tensor:
     """BCE(t, σ(x)) = −t·log σ(x) − (1 − t)·log σ(−x) for each impression, differentiable in both.
 
     Args:
         target: probabilities or 0/1 labels t, any shape.
         logit: logits x of the prediction, the same shape.
+        pos_weight: a factor of the first term, as in torch. With p it is least where the odds of
+            the prediction are p times those of t.
 
     Returns:
         The cross entropy in nats, the same shape; right for logits of any size and sign.
@@ -68,18 +90,53 @@ def binary_cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
     """
     if target.shape != logit.shape:
         raise ValueError(f"target {tuple(target.shape)} and logit {tuple(logit.shape)} must match")
-    return target * F.softplus(-logit) + (1 - target) * F.softplus(logit)
+    positive = target if pos_weight == 1 else pos_weight * target
+    return positive * F.softplus(-logit) + (1 - target) * F.softplus(logit)
 
 
-def ctr_risk(ctr_logit: Tensor, click: Tensor) -> Tensor:
+def positives_weighted(
+    weight: Tensor | None, label: Tensor, pos_weight: float = 1.0
+) -> Tensor | None:
+    """The weights with which any risk counts positives ``pos_weight`` times as much.
+
+    Args:
+        weight: w, ``[|D|]``, or None for 1.
+        label: 0 or 1, ``[|D|]``.
+        pos_weight: as for :func:`binary_cross_entropy`, > 0.
+
+    Returns:
+        w·(1 + (p − 1)·y), or None where that is 1 for all.
+    """
+    if pos_weight == 1:
+        return weight
+    factor = torch.where(label > 0, pos_weight, 1.0)
+    return factor if weight is None else weight * factor
+
+
+def without_pos_weight(probability: Any, pos_weight: float) -> Any:
+    """What a probability that was learned with a ``pos_weight`` stands for: q/(q + p·(1 − q)).
+
+    With p the odds of the prediction q are p times those of the probability of a positive.
+
+    Args:
+        probability: q, a tensor or an array of any shape.
+        pos_weight: p > 0.
+    """
+    if pos_weight == 1:
+        return probability
+    return probability / (probability + pos_weight * (1 - probability))
+
+
+def ctr_risk(ctr_logit: Tensor, click: Tensor, weight: Tensor | None = None) -> Tensor:
     """Empirical risk of the CTR tower: (1/|D|) Σ BCE(o, ô) (ESMM, eq. 4, first term).
 
     Args:
         ctr_logit: logit of ô, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     _check(ctr_logit=ctr_logit, click=click)
-    return binary_cross_entropy(click, ctr_logit).mean()
+    return weighted_mean(binary_cross_entropy(click, ctr_logit), weight)
 
 
 class _CTCVRCrossEntropy(torch.autograd.Function):
@@ -125,7 +182,9 @@ def _log_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return log_p, log_not_p, log_not_a, log_not_b
 
 
-def ctcvr_risk(ctr_logit: Tensor, cvr_logit: Tensor, ctcvr: Tensor) -> Tensor:
+def ctcvr_risk(
+    ctr_logit: Tensor, cvr_logit: Tensor, ctcvr: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Global risk: (1/|D|) Σ BCE(o·r, ô·r̂) (ESMM, eq. 4, second term; ESCM², L_CTCVR).
 
     Computed on logits, so that loss and gradient hold at pctcvr = 1e-12 and stay finite for
@@ -135,10 +194,11 @@ def ctcvr_risk(ctr_logit: Tensor, cvr_logit: Tensor, ctcvr: Tensor) -> Tensor:
         ctr_logit: logit of ô, ``[|D|]``.
         cvr_logit: logit of r̂, ``[|D|]``.
         ctcvr: the label o·r in {0, 1}, ``[|D|]``.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     _check(ctr_logit=ctr_logit, cvr_logit=cvr_logit, ctcvr=ctcvr)
     loss: Tensor = _CTCVRCrossEntropy.apply(ctr_logit, cvr_logit, ctcvr)
-    return loss.mean()
+    return weighted_mean(loss, weight)
 
 
 def _clicked_over_propensity(click: Tensor, propensity: Tensor) -> Tensor:
@@ -151,7 +211,7 @@ def _of_clicked(error: Tensor, click: Tensor) -> Tensor:
     return torch.where(click > 0, error, 0.0)
 
 
-def self_normalized(propensity: Tensor, click: Tensor) -> Tensor:
+def self_normalized(propensity: Tensor, click: Tensor, weight: Tensor | None = None) -> Tensor:
     """ô·(1/|D|) Σ o/ô: the propensity by which the weights o/ô of D add up to |D|.
 
     With it each risk here becomes its self-normalised form, Σ o·x/ô / Σ o/ô in place of
@@ -165,15 +225,19 @@ def self_normalized(propensity: Tensor, click: Tensor) -> Tensor:
         propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
         click: o in {0, 1}, ``[|D|]``.
 
+        weight: w of each impression, ``[|D|]``; 1 by default. The weights are then w·o/ô.
+
     Returns:
         ``[|D|]``; may exceed 1. Without a click there is nothing to normalise: ô as it came.
     """
     _check(propensity=propensity, click=click)
-    total = _clicked_over_propensity(click, propensity).mean()
+    total = weighted_mean(_clicked_over_propensity(click, propensity), weight)
     return propensity.detach() * torch.where(total > 0, total, 1.0)
 
 
-def ips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+def ips_risk(
+    error: Tensor, click: Tensor, propensity: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Inverse-propensity-score risk: (1/|D|) Σ o·δ/ô (ESCM², R_IPS; Multi-IPW).
 
     Unbiased for the mean of δ over D when the propensity is the true click probability.
@@ -182,12 +246,17 @@ def ips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
         error: δ for each impression, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
         propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     _check(error=error, click=click, propensity=propensity)
-    return (_clicked_over_propensity(click, propensity) * _of_clicked(error, click)).mean()
+    return weighted_mean(
+        _clicked_over_propensity(click, propensity) * _of_clicked(error, click), weight
+    )
 
 
-def snips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+def snips_risk(
+    error: Tensor, click: Tensor, propensity: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Self-normalised IPS risk: (Σ o·δ/ô) / (Σ o/ô), the sums over the impressions at hand.
 
     Swaminathan and Joachims, NeurIPS 2015; in CVR estimation DCMT (Zhu et al., ICDE 2023). Biased,
@@ -197,12 +266,13 @@ def snips_risk(error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
         error: δ for each impression, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
         propensity: ô in (0, 1] where o = 1, ``[|D|]``; detached here.
+        weight: w of each impression, ``[|D|]``; 1 by default. (Σ w·o·δ/ô) / (Σ w·o/ô).
     """
     _check(error=error, click=click, propensity=propensity)
-    return ips_risk(error, click, self_normalized(propensity, click))
+    return ips_risk(error, click, self_normalized(propensity, click, weight), weight)
 
 
-def click_space_risk(error: Tensor, click: Tensor) -> Tensor:
+def click_space_risk(error: Tensor, click: Tensor, weight: Tensor | None = None) -> Tensor:
     """Naive risk: (1/|O|) Σ o·δ, the mean error over the click space. 0 where there is no click.
 
     Biased for the mean over D wherever clicks select the impressions with another error.
@@ -210,12 +280,19 @@ def click_space_risk(error: Tensor, click: Tensor) -> Tensor:
     Args:
         error: δ for each impression, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
+        weight: w of each impression, ``[|D|]``; 1 by default. (Σ w·o·δ) / (Σ w·o).
     """
     _check(error=error, click=click)
-    return snips_risk(error, click, torch.ones_like(click))
+    return snips_risk(error, click, torch.ones_like(click), weight)
 
 
-def dr_risk(error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor) -> Tensor:
+def dr_risk(
+    error: Tensor,
+    imputed_error: Tensor,
+    click: Tensor,
+    propensity: Tensor,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Doubly robust risk: (1/|D|) Σ [δ̂ + o(δ − δ̂)/ô] (ESCM², R_DR; Multi-DR).
 
     Unbiased for the mean of δ over D when the propensity or the imputed error is right.
@@ -227,14 +304,21 @@ def dr_risk(error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Ten
             to 0 wherever the floored propensity exceeds the click probability.
         click: o in {0, 1}, ``[|D|]``.
         propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
     residual = _of_clicked(error - imputed_error, click)
-    return (imputed_error + _clicked_over_propensity(click, propensity) * residual).mean()
+    return weighted_mean(
+        imputed_error + _clicked_over_propensity(click, propensity) * residual, weight
+    )
 
 
 def imputation_risk(
-    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+    error: Tensor,
+    imputed_error: Tensor,
+    click: Tensor,
+    propensity: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Risk of the imputation tower: (1/|D|) Σ o(δ − δ̂)²/ô (ESCM², R_DR^imp; DR-JL).
 
@@ -243,10 +327,11 @@ def imputation_risk(
         imputed_error: δ̂ for each impression, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
         propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
     residual = _of_clicked(error.detach() - imputed_error, click)
-    return (_clicked_over_propensity(click, propensity) * residual.square()).mean()
+    return weighted_mean(_clicked_over_propensity(click, propensity) * residual.square(), weight)
 
 
 def mrdr_imputation_risk(
@@ -255,6 +340,7 @@ def mrdr_imputation_risk(
     click: Tensor,
     propensity: Tensor,
     click_probability: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Imputation risk of MRDR: (1/|D|) Σ o·(1 − p)/ô²·(δ − δ̂)² (Guo et al., SIGIR 2021, L_e^MRDR).
 
@@ -267,18 +353,23 @@ def mrdr_imputation_risk(
         click: o in {0, 1}, ``[|D|]``.
         propensity: ô > 0 where o = 1, ``[|D|]``, by which the DR risk divides; detached here.
         click_probability: p in [0, 1], ``[|D|]``, where ô was floored; ô by default; detached here.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     probability = propensity if click_probability is None else click_probability
     _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
     _check(click=click, click_probability=probability)
     residual = _of_clicked(error.detach() - imputed_error, click)
-    weight = _clicked_over_propensity(click, propensity)
+    inverse = _clicked_over_propensity(click, propensity)
     variance = _of_clicked(1 - probability.detach(), click)
-    return (weight.square() * variance * residual.square()).mean()
+    return weighted_mean(inverse.square() * variance * residual.square(), weight)
 
 
 def dr_bias_imputation_risk(
-    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+    error: Tensor,
+    imputed_error: Tensor,
+    click: Tensor,
+    propensity: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Imputation risk of DR-BIAS: (1/|D|) Σ o·(1 − ô)²/ô³·(δ − δ̂)² (Dai et al., KDD 2022).
 
@@ -291,11 +382,12 @@ def dr_bias_imputation_risk(
         imputed_error: δ̂ for each impression, ``[|D|]``.
         click: o in {0, 1}, ``[|D|]``.
         propensity: ô > 0 where o = 1, ``[|D|]``, by which the DR risk divides; detached here.
+        weight: w of each impression, ``[|D|]``; 1 by default.
     """
     _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
     residual = _of_clicked(error.detach() - imputed_error, click)
-    weight = _clicked_over_propensity(click, propensity)
-    return (weight * (weight - 1).square() * residual.square()).mean()
+    inverse = _clicked_over_propensity(click, propensity)
+    return weighted_mean(inverse * (inverse - 1).square() * residual.square(), weight)
 
 
 def balancing_risk(balanced: Tensor, click: Tensor, propensity: Tensor, rest: Tensor) -> Tensor:

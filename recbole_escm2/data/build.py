@@ -496,7 +496,7 @@ class _Build:
             columns = [Column(n, "float") for n in (labels.click, labels.conversion) if n]
             columns += [Column(_row_column(j)) for j in self.schema.joins if not self._by_id(j.key)]
             columnar = {
-                label.field: "float32" if label.probability else "uint8" for label in self.labels
+                label.field: "uint8" if label.is_event else "float32" for label in self.labels
             }
             if self.group is not None:
                 columnar[self.group_column] = "int32"

@@ -35,6 +35,7 @@ from recbole_escm2.data.splits import (
 )
 from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import WEIGHT_KEYS
 from recbole_escm2.identity import Identity
 
 _COUNTED_AT_ONCE = 1 << 16
@@ -159,6 +160,7 @@ class EntireSpaceDataset(Dataset):
                 self._lengths[name] = min(entry["length"], self.config["multi_value_top_k"])
                 self._scales[name] = entry["scale"] if scaled else 1.0
         self._check_conversion()
+        self._check_weights()
         for name in (self.click_field, self.conversion_field):
             if name in self.store.tables["inter"].fields:
                 self.set_field_property(name, FeatureType.FLOAT, LABEL_SOURCE, 1)
@@ -346,22 +348,28 @@ class EntireSpaceDataset(Dataset):
             train = parts[0]
             of_train = train._logged().of_part("train", self.store.schema)
         self._show_propensity(train, of_train.propensity)
-        if not of_train.click.any():
-            raise UsageError(
-                f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
-                f"train (column '{self.click_field}'). Nothing can be learned about conversion"
-            )
-        if of_train.click.all() and of_train.clicks_known:
-            self.logger.warning(
-                f"all {len(train):,} impressions of train are clicked: a log of clicks alone tells "
-                "nothing of what is clicked, CTR is 1 for every impression, and weighting clicks "
-                "by their propensity has nothing to weigh"
-            )
+        self._check_clicks(of_train)
         if self.config["train_space"] == "click":
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(of_train.click)])
             parts[0]._part = None
+        self._show_weights(parts[0])
         self._count_ids(parts)
         return parts
+
+    def _check_clicks(self, train: Truth) -> None:
+        """Make sure that train has clicks, and say where it has nothing else."""
+        rows = f"{len(train.click):,} impressions of train"
+        if not train.click.any():
+            raise UsageError(
+                f"data set '{self.dataset_name}': no click among the {rows} (column "
+                f"'{self.click_field}'). Nothing can be learned about conversion"
+            )
+        if train.click.all() and train.clicks_known:
+            self.logger.warning(
+                f"all {rows} are clicked: a log of clicks alone tells nothing of what is clicked, "
+                "CTR is 1 for every impression, and weighting clicks by their propensity has "
+                "nothing to weigh"
+            )
 
     def _split(self) -> list[Any]:
         """What ``eval_args``, ``folds`` and ``keep_together`` make of D; RecBole does the rest."""
@@ -535,13 +543,35 @@ class EntireSpaceDataset(Dataset):
             )
         train.inter_feat[field] = torch.from_numpy(propensity)
 
+    def _check_weights(self) -> None:
+        """Weights that a user names are there."""
+        for key in dict.fromkeys(WEIGHT_KEYS.values()):
+            field = self.config[key]
+            if field is not None and field not in self.store.tables["inter"].layout.columnar:
+                raise UsageError(f"data set '{self.dataset_name}' has no column '{field}' ({key})")
+
+    def _show_weights(self, train: EntireSpaceDataset) -> None:
+        """Put weights into the batches of train, divided by their mean over its impressions."""
+        for field in {self.config[key] for key in WEIGHT_KEYS.values()} - {None}:
+            weight = torch.from_numpy(np.asarray(train.inter_feat.columnar(field)))
+            mean = float(weight.double().mean())
+            if not mean:
+                raise UsageError(
+                    f"data set '{self.dataset_name}': the weights '{field}' are 0 in all "
+                    f"{len(weight):,} impressions to train on"
+                )
+            train.inter_feat[field] = (weight.double() / mean).float()
+
     def _logged(self) -> Truth:
         """The labels without what only an evaluation needs."""
-        column = self.inter_feat.columnar
+        config, column = self.config, self.inter_feat.columnar
+        weighted = config["weighted_metrics"]
         return Truth(
             click=column(self.click_field),
             conversion=column(self.conversion_field),
-            propensity=column(self.config["weight_field"]),
+            propensity=column(config["weight_field"]),
+            click_weight=column(config["CLICK_WEIGHT_FIELD"]) if weighted else None,
+            conversion_weight=column(config["CONVERSION_WEIGHT_FIELD"]) if weighted else None,
         )
 
     def _labels(self) -> Truth:

@@ -42,18 +42,20 @@ _ENTRY = {
 _NUMBER = {"count": int, "mean": float, "squares": float}
 
 
-def kept_of(train: Any) -> dict[str, Any]:
+def kept_of(train: Any, rates: Mapping[str, float]) -> dict[str, Any]:
     """What a checkpoint keeps of a data set, to read new rows by.
 
     Args:
         train: the training part, built.
+        rates: shares of positives in it, by task.
 
     Returns:
         ``fields``: ``described`` (as in a store's schema, in the order in which models see them),
         ``time`` (the field of times, or None), ``unseen_filled`` (whether ids that train lacks
-        were given their field's mean); ``vocabularies``: of each a uint8 tensor ``text`` and an
-        int64 one ``ends``; ``train_ids``: by field how often train has each id, int64 ``[ids]``;
-        ``deciles``: by numerical feature, float64 ``[9]``.
+        were given their field's mean), ``train_rate`` (by task); ``vocabularies``: of each a uint8
+        tensor ``text`` and an int64 one ``ends``; ``train_ids``: by field how often train has each
+        id, int64 ``[ids]``; ``deciles``: by numerical feature, float64 ``[2, 10]``, upper edges
+        and shares of train.
     """
     described = [own for own in train.store.schema["fields"] if own["name"] in train.field2type]
     for entry in described:
@@ -65,6 +67,7 @@ def kept_of(train: Any) -> dict[str, Any]:
             "described": described,
             "time": train.store.schema["time"],
             "unseen_filled": train.seen_ids is not None,
+            "train_rate": dict(rates),
         },
         "vocabularies": [own.plain() for own in train.store.vocabularies],
         "train_ids": {name: own.long() for name, own in train.train_ids.items()},
@@ -78,7 +81,13 @@ def _deciles(train: Any, names: Sequence[str]) -> dict[str, Tensor]:
     step = max(1, len(train) // _LOOKED_AT)
     batch = train[torch.arange(0, len(train), step)]
     shares = np.arange(1, DECILES) / DECILES
-    return {name: torch.from_numpy(np.quantile(numbers_in(batch[name]), shares)) for name in names}
+    found = {}
+    for name in names:
+        numbers = numbers_in(batch[name])
+        edges = np.quantile(numbers, shares)
+        bins = np.bincount(np.searchsorted(edges, numbers, side="right"), minlength=DECILES)
+        found[name] = torch.from_numpy(np.stack([np.append(edges, np.inf), bins / len(numbers)]))
+    return found
 
 
 def numbers_in(pairs: Tensor) -> NDArray[np.float64]:
@@ -235,6 +244,7 @@ class Known:
             self.described: list[dict[str, Any]] = [dict(own) for own in about["described"]]
             self.time: str | None = about["time"]
             self.unseen_filled = bool(about["unseen_filled"])
+            self.train_rate = {task: float(rate) for task, rate in about["train_rate"].items()}
             vocabularies = [Tokens(own, spare) for own in kept["vocabularies"]]
             self.vocabularies = vocabularies
             for entry in self.described:
@@ -248,11 +258,11 @@ class Known:
             for name, counts in self.train_ids.items():
                 if counts.shape != (self.tokens[name].trained,) or bool((counts < 0).any()):
                     raise ValueError(f"the counts of '{name}' aren't those of its vocabulary")
-            self.deciles = {
-                name: kept["deciles"][name].double().numpy()
-                for name, own in self.fields.items()
-                if own.numerical
-            }
+            numerical = [name for name, own in self.fields.items() if own.numerical]
+            self.deciles = {name: kept["deciles"][name].double().numpy() for name in numerical}
+            for name, own in self.deciles.items():
+                if own.shape != (2, DECILES) or (np.diff(own[0]) < 0).any():
+                    raise ValueError(f"the deciles of '{name}' aren't such")
         except _NOT_AS_WRITTEN as error:
             raise UsageError(f"its fields aren't as this program writes them ({error})") from error
 
@@ -328,12 +338,14 @@ class Encoder:
         self.unknown: dict[str, int] = dict.fromkeys(known.tokens, 0)
         self.values: dict[str, int] = dict.fromkeys(known.tokens, 0)
 
-    def check_columns(self, names: Sequence[str], where: str) -> None:
+    def check_columns(self, names: list[str], where: str) -> None:
         """Make sure that each feature has a column.
 
         Raises:
-            UsageError: one has none; the message says which.
+            UsageError: one has none, or two; the message says which.
         """
+        if twice := [name for name in self.known.features if names.count(name) > 1]:
+            raise UsageError(f"{where} has the column '{twice[0]}' twice")
         if lacking := [name for name in self.known.features if name not in names]:
             s = "s" * (len(lacking) > 1)
             raise UsageError(
@@ -528,6 +540,20 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         bags[name] = Bags(bag.fields, bag.ids[values], weights, bag.lengths[:, start:stop])
     columns = {name: own[start:stop] for name, own in batch.interaction.items()}
     return _batch(columns, bags, batch.lengths, stop - start)
+
+
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Rows of a batch, of :meth:`Encoder.encode`, in another order or several times."""
+    bags = {}
+    for name, bag in batch.bags.items():
+        (lengths,) = bag.lengths
+        chosen = lengths[rows]
+        shift = (lengths.cumsum(0) - lengths)[rows] - (chosen.cumsum(0) - chosen)
+        places = torch.repeat_interleave(shift, chosen) + torch.arange(int(chosen.sum()))
+        weights = None if bag.weights is None else bag.weights[places]
+        bags[name] = Bags(bag.fields, bag.ids[places], weights, chosen.unsqueeze(0))
+    columns = {name: own[rows] for name, own in batch.interaction.items()}
+    return _batch(columns, bags, batch.lengths, len(rows))
 
 
 def _batch(

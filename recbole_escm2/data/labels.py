@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ LABEL_SOURCE = "label"
 
 _MANY = 20  # conversions without a click from which there may be more of them than clicks
 _NEARLY_ALL = 0.95
+LARGEST = 1e30  # a weight, of which many are summed in float32
 SHOWN = 5  # faulty rows that a message names
 
 
@@ -31,16 +32,25 @@ class LabelColumn:
         field: the column's name.
         probability: whether it holds probabilities instead of 0 and 1.
         positive: whether it may not be 0, because something is divided by it.
+        weight: whether it says how much an impression counts.
     """
 
     field: str
     probability: bool = False
     positive: bool = False
+    weight: bool = False
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it holds 0 and 1."""
+        return not (self.probability or self.weight)
 
     def is_valid(self, value: np.ndarray) -> np.ndarray:
         """Which numbers are allowed."""
         if self.probability:
             return ((value > 0) if self.positive else (value >= 0)) & (value <= 1)
+        if self.weight:
+            return (value >= 0) & (value <= LARGEST)
         return (value == 0) | (value == 1)
 
     @property
@@ -48,7 +58,7 @@ class LabelColumn:
         """What is allowed, for a message."""
         if self.probability:
             return "a probability in (0, 1]" if self.positive else "a probability in [0, 1]"
-        return "0 or 1"
+        return f"a weight, a number from 0 to {LARGEST:.0e}," if self.weight else "0 or 1"
 
 
 def labels_of(config: Any) -> Labels:
@@ -59,11 +69,26 @@ def labels_of(config: Any) -> Labels:
 def label_columns(labels: Labels) -> list[LabelColumn]:
     """What each label column has to hold."""
     named = {role.name: getattr(labels, role.name) for role in fields(labels)}
-    return [
-        LabelColumn(field, role.startswith(("true_", "propensity")), role == "propensity")
+    columns = [
+        LabelColumn(
+            field,
+            probability=role.startswith(("true_", "propensity")),
+            positive=role == "propensity",
+            weight=role.endswith("_weight"),
+        )
         for role, field in named.items()
         if field is not None
     ]
+    return list({column.field: column for column in columns}.values())  # two weights may be one
+
+
+def joined_events(any_of: Mapping[str, Sequence[str]]) -> list[LabelColumn]:
+    """What columns have to hold that a label is any of.
+
+    Args:
+        any_of: the columns by the label's name.
+    """
+    return [LabelColumn(name) for name in dict.fromkeys(n for ns in any_of.values() for n in ns)]
 
 
 def check_labels(
@@ -107,7 +132,7 @@ def label_error(
     return UsageError(
         f"{file}: column '{column.field}' must hold {column.wanted} in every row, but "
         f"{', '.join(faults)}{more}"
-        + ("" if column.probability else ". An impression without the event has a 0")
+        + ("" if not column.is_event else ". An impression without the event has a 0")
     )
 
 

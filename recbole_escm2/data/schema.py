@@ -92,6 +92,8 @@ class Labels:
         true_ctr: P(o = 1).
         true_cvr: P(r = 1 | do(o = 1)).
         propensity: P(o = 1) as it was logged, in (0, 1].
+        click_weight: how much the impression counts where clicks are learned, >= 0.
+        conversion_weight: how much it counts where conversions are.
     """
 
     click: str
@@ -100,6 +102,8 @@ class Labels:
     true_ctr: str | None = None
     true_cvr: str | None = None
     propensity: str | None = None
+    click_weight: str | None = None
+    conversion_weight: str | None = None
 
 
 @dataclass(frozen=True)

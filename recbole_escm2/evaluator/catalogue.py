@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from recbole_escm2.errors import UsageError, place_in_own_code
-from recbole_escm2.evaluator import metrics
+from recbole_escm2.evaluator import metrics, weighted
 from recbole_escm2.evaluator.predictions import (
     NotPredictedError,
     NoTruthError,
@@ -99,6 +99,24 @@ _STATISTICS: dict[str, Callable[[Scored, Setting], float]] = {
 }
 
 
+# the same of rows that have weights; what isn't here has no such form
+_WEIGHTED: dict[str, Callable[[Scored, Setting], float]] = {
+    "AUC": lambda rows, _: weighted.auc(rows.weighted),
+    "LogLoss": lambda rows, _: weighted.log_loss(rows.weighted),
+    "PR_AUC": lambda rows, _: weighted.pr_auc(rows.weighted),
+    "KS": lambda rows, _: weighted.ks(rows.weighted),
+    "Recall": lambda rows, s: weighted.recall(rows.weighted, s.threshold_of(rows)),
+    "F1": lambda rows, s: weighted.f1(rows.weighted, s.threshold_of(rows)),
+    "PCOC": lambda rows, _: weighted.pcoc(rows.weighted),
+}
+
+
+def _no_weights(name: str) -> metrics.UndefinedMetricError:
+    return metrics.UndefinedMetricError(
+        f"{name} has no form for impressions that have weights (weighted_metrics)"
+    )
+
+
 def _true_cvr(predictions: Predictions) -> Any:
     if predictions.truth.true_cvr is None:
         raise NoTruthError("the data doesn't hold the true CVR")
@@ -106,6 +124,8 @@ def _true_cvr(predictions: Predictions) -> Any:
 
 
 def _mae(predictions: Predictions, _: Setting) -> float:
+    if (weight := predictions.truth.conversion_weight) is not None:
+        return weighted.mean(np.abs(predictions.of("cvr") - _true_cvr(predictions)), weight)
     return metrics.mean_absolute_error(_true_cvr(predictions), predictions.of("cvr"))
 
 
@@ -114,18 +134,26 @@ def _ieb(predictions: Predictions, _: Setting) -> float:
     if truth is None:  # the mean of potential conversions estimates that of the true CVR
         truth = predictions.truth.potential_conversion
     wanted = _true_cvr(predictions) if truth is None else truth
+    if (weight := predictions.truth.conversion_weight) is not None:
+        return weighted.mean(np.subtract(predictions.of("cvr"), wanted, dtype=np.float64), weight)
     return metrics.mean_difference(wanted, predictions.of("cvr"))
 
 
 def _gap(predictions: Predictions, _: Setting) -> float:
-    over_d = float(np.mean(predictions.of("cvr"), dtype=np.float64))
+    pcvr, weight = predictions.of("cvr"), predictions.truth.conversion_weight
+    if weight is None:
+        over_d = float(np.mean(pcvr, dtype=np.float64))
+    else:
+        over_d = weighted.mean(pcvr, weight)
     clicked = predictions.scored("cvr")
-    if len(clicked.label) == 0:
+    if len(clicked.label) == 0 or (clicked.weight is not None and not clicked.weight.any()):
         raise metrics.UndefinedMetricError("no click")
     return over_d - clicked.base_rate
 
 
 def _crr(predictions: Predictions, outcome: Any) -> float:
+    if predictions.truth.has_weights:
+        raise _no_weights("a ratio of matched impressions")
     return metrics.causal_risk_ratio(predictions.clicks, predictions.of("ctr"), outcome)
 
 
@@ -155,8 +183,17 @@ def _value_of(metric: Metric) -> Callable[[Predictions, Setting], float]:
     if metric.name in _OF_PREDICTIONS:
         return _OF_PREDICTIONS[metric.name]
     statistic, suffix = statistic_of(metric.name)
-    value, space = _STATISTICS[statistic], f"{metric.task}{suffix.lower()}"
-    return lambda predictions, setting: value(predictions.scored(space), setting)
+    space = f"{metric.task}{suffix.lower()}"
+
+    def value(predictions: Predictions, setting: Setting) -> float:
+        rows = predictions.scored(space)
+        if rows.weight is None:
+            return _STATISTICS[statistic](rows, setting)
+        if statistic not in _WEIGHTED:
+            raise _no_weights(statistic)
+        return _WEIGHTED[statistic](rows, setting)
+
+    return value
 
 
 SPECS: Mapping[str, MetricSpec] = {
@@ -203,6 +240,9 @@ def _own_value(name: str, predictions: Predictions, _: Setting) -> float:
         else:
             scored = predictions.scored(marked["space"])
             given = {"label": scored.label, "score": scored.score, "user": scored.user}
+            given["weight"] = scored.weight
+            if scored.weight is not None and "weight" not in parameters:
+                raise _no_weights(name)
             value = function(**{k: _unwritable(given[k]) for k in given if k in parameters})
     except (metrics.UndefinedMetricError, NotPredictedError, UsageError):
         raise

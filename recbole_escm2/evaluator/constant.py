@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recbole_escm2.evaluator import weighted
 from recbole_escm2.evaluator.metrics import log_loss
 from recbole_escm2.evaluator.predictions import Predictions
 
@@ -47,7 +48,8 @@ def beside_constant(predictions: Predictions, task: str) -> BesideConstant | Non
     """
     try:
         scored = predictions.scored(task)
-        own = log_loss(scored.classes)
+        weighs = scored.weight is not None
+        own = weighted.log_loss(scored.weighted) if weighs else log_loss(scored.classes)
     except ValueError:  # another task, no row of it, or what is no probability
         return None
     rate, here = scored.train_rate, scored.base_rate

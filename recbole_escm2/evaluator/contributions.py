@@ -54,7 +54,7 @@ def contributions(predictions: Predictions, name: str, setting: Setting) -> Cont
         NotPredictedError: the model doesn't predict what it scores.
     """
     spec = spec_of(name)
-    if spec is None:
+    if spec is None or predictions.truth.has_weights:
         return None
     if spec.name in _OF_PREDICTIONS:
         return Contributions(_OF_PREDICTIONS[spec.name](predictions))

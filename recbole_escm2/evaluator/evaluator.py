@@ -194,6 +194,10 @@ class EntireSpaceEvaluator(Evaluator):
         metric = self.metric_class[name]
         if isinstance(metric, EntireSpaceMetric):
             return metric.calculate_metric(dataobject)
+        if dataobject.get(PREDICTIONS).truth.has_weights:
+            raise UndefinedMetricError(
+                f"RecBole's {name} has no form for impressions that have weights (weighted_metrics)"
+            )
         if len(np.unique(dataobject.get("data.label"))) < 2 and name == "AUC":
             raise UndefinedMetricError("the label has one value only")
         (value,) = metric.calculate_metric(dataobject).values()

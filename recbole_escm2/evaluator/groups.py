@@ -129,21 +129,22 @@ def groupings(
 def _by_item(by: str, count: int, train: EntireSpaceDataset, part: EntireSpaceDataset) -> Grouping:
     field, of_clicks = part.iid_field, parsed(by)[0] == CLICKS
     assert field is not None, "check_groups has seen it"
-    ids = train.values(field).numpy()
+    vocabulary, least = part.field2id_token[field], int(part.config["min_count"] or 1)
+    ids, own = train.values(field).numpy(), part.values(field).numpy()
     counted = ids[train.inter_feat.columnar(train.click_field) > 0] if of_clicks else ids
-    times = np.bincount(counted, minlength=len(part.field2id_token[field]))
-    what = "clicks" if of_clicks else "impressions"
-    cuts = quantiles(times[ids], count)
-    names, about, index = _of_quantiles(times[part.values(field).numpy()], cuts, count)
-    known = times[part.values(field).numpy()] > 0
-    index = np.where(known, index + 1, 0)
+    times = np.bincount(counted, minlength=len(vocabulary))
+    nobody = np.zeros(len(vocabulary), dtype=bool)
+    nobody[[0, *([] if vocabulary.unknown is None else [vocabulary.unknown])]] = True
+    times[nobody] = 0  # what rare items have together says nothing of one of them
+    cuts = quantiles(times[ids[~nobody[ids]]], count)
+    names, about, index = _of_quantiles(times[own], cuts, count)
     return Grouping(
         by,
-        f"{what} of the item in train, cut so that each group has about as many impressions of "
-        "train; items without any are by themselves",
+        f"{'clicks' if of_clicks else 'impressions'} of the item in train, cut so that each group "
+        "has about as many impressions of train; items without any are by themselves",
         ("none", *names),
-        ("0", *about),
-        index,
+        ("0" if least == 1 else f"0, or an item with fewer than {least} impressions", *about),
+        np.where(times[own] > 0, index + 1, 0),
     )
 
 

@@ -129,7 +129,7 @@ def influence_values(predictions: Predictions, metrics: Sequence[str]) -> dict[s
     """Influence values of those metrics that have them, float32, ``[rows of the metric]``."""
     by_metric = {}
     for metric in metrics:
-        if metric in _SPACES:
+        if metric in _SPACES and not predictions.truth.has_weights:
             try:
                 rows = predictions.scored(_SPACES[metric])
                 values = auc_influence(rows.classes, rows.label, rows.score)

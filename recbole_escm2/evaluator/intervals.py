@@ -21,8 +21,8 @@ of the population, but 87 to 92 % of those of KS and 86 to 91 % of those of ECE,
 both larger.
 
 Costs: a sort for each metric of the first kind and a sparse matrix of clusters by bins for ECE; for
-the last kind as many evaluations of the metric as there are draws: 200 up to 100,000 rows, fewer
-beyond, and no interval above a million rows.
+the last kind as many evaluations of the metric as there are draws: 200 up to 50,000 rows, fewer
+beyond, and no interval above 200,000 rows.
 
 Sources: Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982; Cameron, Gelbach &
 Miller, JBES 29, 2011; Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007; the
@@ -58,8 +58,8 @@ LEVEL = 0.95
 #: Of clusters, where a metric is computed on each.
 DRAWS = 200
 #: Above, no metric is computed on draws.
-MOST_ROWS = 1_000_000
-_ROWS_OF_DRAWS = 20_000_000  # together; beyond there are fewer draws
+MOST_ROWS = 200_000
+_ROWS_OF_DRAWS = 10_000_000  # together; beyond there are fewer draws
 _LEAST_DRAWS = 50
 _NORMAL_DRAWS = 4000  # which cost little, as they aren't of rows
 _IN_0_1 = ("AUC", "GAUC", "PR_AUC", "KS", "Recall", "F1", "NDCG@K", "Recall@K")
@@ -80,12 +80,14 @@ class Intervals(dict[str, Interval]):
 
     Attributes:
         undefined: why a metric has no value, by name; it isn't among the intervals.
+        lacking: those of the undefined ones whose truth or prediction isn't there.
         unknown: why a metric that has a value has no interval.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.undefined: dict[str, str] = {}
+        self.lacking: set[str] = set()
         self.unknown: dict[str, str] = {}
 
 
@@ -115,12 +117,14 @@ class Differences(dict[str, Difference]):
 
     Attributes:
         undefined: why a metric has no value on one of the two, by name.
+        lacking: those of them whose truth or prediction isn't there.
         unknown: why a difference has no interval.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.undefined: dict[str, str] = {}
+        self.lacking: set[str] = set()
         self.unknown: dict[str, str] = {}
 
 
@@ -146,7 +150,7 @@ def intervals(
     """
     found = Intervals()
     rows = _Rows([predictions], item, draws, seed)
-    for name, own, (value,) in _defined(rows, names, setting, found.undefined):
+    for name, own, (value,) in _defined(rows, names, setting, found):
         try:
             low, high = rows.interval(name, own, [value], level)
         except _Unknown as why:
@@ -178,7 +182,7 @@ def differences(
     """
     found = Differences()
     rows = _Rows([first, second], item, DRAWS, seed)
-    for name, own, values in _defined(rows, names, setting, found.undefined):
+    for name, own, values in _defined(rows, names, setting, found):
         value = _difference(name, values)
         try:
             noise = rows.noise(name, own, values)
@@ -196,7 +200,10 @@ class _Unknown(ValueError):
 
 
 def _defined(
-    rows: _Rows, names: Iterable[str], setting: Setting | None, undefined: dict[str, str]
+    rows: _Rows,
+    names: Iterable[str],
+    setting: Setting | None,
+    found: Intervals | Differences,
 ) -> Iterable[tuple[str, Setting, list[float]]]:
     """Shown name, setting and values of each metric that has some; the others are noted."""
     setting = setting or Setting()
@@ -205,7 +212,9 @@ def _defined(
         try:
             values = [_value(name, own, one) for one in rows.predictions]
         except (UndefinedMetricError, NotPredictedError) as why:
-            undefined[name] = str(why)
+            found.undefined[name] = str(why)
+            if isinstance(why, NotPredictedError):
+                found.lacking.add(name)
         else:
             yield name, own, values
 
@@ -431,14 +440,19 @@ def _covariance_of_bins(
     """The covariance by cluster of the bins' sums of errors, ``[bins, bins]``, and those sums."""
     number, error = np.concatenate(numbers), np.concatenate(errors)
     total = np.bincount(number, error, minlength=bins)
-    rows = np.arange(len(numbers[0]))
-    kinds = [*map(_with_own_ids, clusters)] if clusters else [rows]
-    kinds += [rows] if len(kinds) > 1 else []
+    rows = len(numbers[0])
+    by_row = np.zeros((bins, bins))
+    for one, own in zip(numbers, errors, strict=True):
+        for other, theirs in zip(numbers, errors, strict=True):
+            products = np.bincount(one * bins + other, own * theirs, minlength=bins * bins)
+            by_row += products.reshape(bins, bins)
     parts = []
-    for ids in kinds:
+    for ids in map(_with_own_ids, clusters):
         places = (np.tile(ids, len(numbers)), number)
         sums = csr_array((error, places), shape=(int(ids.max()) + 1, bins))
-        parts.append((sums.T @ sums).toarray() - np.outer(total, total) / len(np.unique(ids)))
+        parts.append((sums.T @ sums).toarray() - np.outer(total, total) / _count(ids))
+    if len(parts) != 1:
+        parts.append(by_row - np.outer(total, total) / rows)
     covariance: Floats = parts[0] + parts[1] - parts[2] if len(parts) > 2 else parts[0]
     return covariance, np.asarray(total, dtype=np.float64)
 

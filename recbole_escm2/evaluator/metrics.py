@@ -109,7 +109,7 @@ def class_scores(label: ArrayLike, score: ArrayLike) -> ClassScores:
             score that is not a finite number.
         UndefinedMetricError: There are no rows.
     """
-    is_positive, scores = _labelled_scores(label, score)
+    is_positive, scores = labelled_scores(label, score)
     positive, negative = scores[is_positive], scores[~is_positive]
     for ordered in (positive, negative):
         sort_in_place(ordered)
@@ -233,7 +233,7 @@ def log_loss(classes: ClassScores) -> float:
     low, high = min(float(s[0]) for s in some), max(float(s[-1]) for s in some)
     if low < 0 or high > 1:
         raise ValueError(f"score must lie in [0, 1], not in [{low!r}, {high!r}]")
-    p, q = _clipped(classes.positive), _clipped(classes.negative)
+    p, q = clipped(classes.positive), clipped(classes.negative)
     log_p, log_1q = np.log(p, out=p), np.log1p(np.negative(q, out=q), out=q)
     return -float(np.sum(log_p) + np.sum(log_1q)) / _rows(classes)
 
@@ -245,7 +245,7 @@ def row_log_loss(label: NDArray[Any], score: Scores) -> Floats:
         label: 0 or 1, ``[N]``.
         score: in [0, 1], ``[N]``.
     """
-    p = _clipped(score)
+    p = clipped(score)
     return -np.where(np.asarray(label) > 0, np.log(p), np.log1p(-p))
 
 
@@ -436,7 +436,7 @@ def user_ranking(label: ArrayLike, score: ArrayLike, user: ArrayLike) -> UserRan
         UndefinedMetricError: There are no rows.
     """
     owner = _column("user", user)
-    positive, values = _labelled_scores(label, score, owner)
+    positive, values = labelled_scores(label, score, owner)
     _require_finite("score", values)
     if owner.dtype.kind not in "iu":
         raise ValueError(f"user must be of an integer dtype, not {owner.dtype}")
@@ -590,7 +590,7 @@ def _require_finite(name: str, values: Scores) -> None:
         raise ValueError(f"{name} is not finite in {bad:,} of {values.size:,} rows")
 
 
-def _labelled_scores(
+def labelled_scores(
     label: ArrayLike, score: ArrayLike, user: NDArray[np.generic] | None = None
 ) -> tuple[NDArray[np.bool_], Scores]:
     """The columns, checked but for finiteness; they may be the arguments themselves."""
@@ -656,7 +656,7 @@ def _confusion(classes: ClassScores, threshold: float) -> tuple[int, int]:
     return true, true + false
 
 
-def _clipped(scores: Scores) -> Floats:
+def clipped(scores: Scores) -> Floats:
     """A new array of probabilities whose logarithms, and their complements', are finite."""
     p = scores.astype(np.float64)
     return np.clip(p, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR, out=p)

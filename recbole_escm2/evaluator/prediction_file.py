@@ -61,7 +61,8 @@ def keep_predictions(
     if user is None or predictions.truth.user is None:
         getLogger().info(f"{said}; the data has no user column, and so no metrics by user")
         return
-    table = metrics_by_user(predictions, user, part.field2id_token[user])
+    ids = part.values(user).numpy()
+    table = metrics_by_user(predictions, user, ids, part.field2id_token[user])
     by_user = user_metrics_file(folder, split)
     with replacing(by_user) as stream:
         pq.write_table(table, stream)
@@ -136,20 +137,22 @@ def _labels(part: EntireSpaceDataset, predictions: Predictions) -> dict[str, Blo
     }
 
 
-def metrics_by_user(predictions: Predictions, field: str, tokens: Any) -> pa.Table:
+def metrics_by_user(predictions: Predictions, field: str, ids: Array, tokens: Any) -> pa.Table:
     """A line for each user: impressions, clicks, conversions, and the AUC of each task.
 
     An AUC is null for a user who has one class only. Impressions without a user id are left out.
+    Users whom train doesn't know are told apart, and all called as the vocabulary calls them.
 
     Args:
         predictions: of a split.
         field: name of the user column.
-        tokens: of the users by id.
+        ids: of the users in their vocabulary, ``[|D|]``.
+        tokens: by id.
     """
     truth = predictions.truth
     assert truth.user is not None, "whoever calls knows that the data has users"
-    users, inverse = np.unique(truth.user, return_inverse=True)
-    columns: dict[str, Any] = {field: pa.array([str(tokens[user]) for user in users])}
+    users, first, inverse = np.unique(truth.user, return_index=True, return_inverse=True)
+    columns: dict[str, Any] = {field: pa.array([str(tokens[own]) for own in ids[first]])}
     columns["impressions"] = np.bincount(inverse)
     if truth.clicks_known:
         clicked = truth.click > 0

@@ -18,6 +18,8 @@ from recbole_escm2.evaluator.metrics import (
     class_scores,
     user_ranking,
 )
+from recbole_escm2.evaluator.weighted import WeightedScores, weighted_scores
+from recbole_escm2.evaluator.weighted import mean as weighted_mean
 
 Array = NDArray[Any]
 
@@ -39,12 +41,20 @@ class Scored:
         score: the probability, ``[N]``.
         user: user ids, 0 where there is none, ``[N]``; None where the data has none.
         train_rate: share of positives on such rows of train, where it is known.
+        weight: how much each row counts, ``[N]``; None where all count alike.
     """
 
     label: Array
     score: Array
     user: Array | None
     train_rate: float | None = None
+    weight: Array | None = None
+
+    @cached_property
+    def weighted(self) -> WeightedScores:
+        """The rows' weights by label and score, where they have weights."""
+        assert self.weight is not None, "asked for where there are weights"
+        return weighted_scores(self.label, self.score, self.weight)
 
     @cached_property
     def classes(self) -> ClassScores:
@@ -70,7 +80,10 @@ class Scored:
 
     @cached_property
     def base_rate(self) -> float:
-        """The share of positives, 0 where there is no row."""
+        """The share of positives, by weight where there are weights; 0 where there is no row."""
+        if self.weight is not None:
+            total = float(np.sum(self.weight, dtype=np.float64))
+            return weighted_mean(self.label, self.weight) if total else 0.0
         return np.count_nonzero(self.label) / len(self.label) if len(self.label) else 0.0
 
 
@@ -134,19 +147,22 @@ class Predictions:
                 raise NoTruthError("the data's impressions weren't drawn at random")
             return self.scored(space.removesuffix("_ri"))
         if space == "ctr":
-            return Scored(self.clicks, self.of("ctr"), truth.user, truth.train_rate.get("ctr"))
+            rate = truth.train_rate.get("ctr")
+            return Scored(self.clicks, self.of("ctr"), truth.user, rate, truth.click_weight)
         if space == "ctcvr":
             label = (self.clicks > 0) & (self._conversion > 0)
             rate = truth.train_rate.get("ctcvr")
-            return Scored(label, self.of("ctcvr"), truth.user, rate)
+            return Scored(label, self.of("ctcvr"), truth.user, rate, truth.conversion_weight)
         if space == "cvr_es":
             if truth.potential_conversion is None:
                 raise NoTruthError("the data holds no potential conversions")
-            return Scored(truth.potential_conversion, self.of("cvr"), truth.user)
+            potential, weight = truth.potential_conversion, truth.conversion_weight
+            return Scored(potential, self.of("cvr"), truth.user, weight=weight)
         clicked = np.flatnonzero(self.clicks > 0)
         user = None if truth.user is None else truth.user[clicked]
         rate = truth.train_rate.get("cvr")
-        return Scored(self._conversion[clicked], self.of("cvr")[clicked], user, rate)
+        weight = None if truth.conversion_weight is None else truth.conversion_weight[clicked]
+        return Scored(self._conversion[clicked], self.of("cvr")[clicked], user, rate, weight)
 
     @property
     def clicks(self) -> Array:

@@ -104,7 +104,7 @@ def _said_once() -> Iterator[None]:
 
 
 @_said_once()
-def make_experiment(options: Mapping[str, str]) -> Experiment:
+def make_experiment(options: Mapping[str, Any]) -> Experiment:
     """The experiment that a command line asks for.
 
     Args:

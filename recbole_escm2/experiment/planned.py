@@ -18,7 +18,7 @@ from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
 from recbole_escm2.output import plain_data
 from recbole_escm2.tasks import learns_both
-from recbole_escm2.train.run import Run, code_and_versions, effective, given_settings
+from recbole_escm2.train.run import Run, beginning, code_and_versions, effective, given_settings
 
 #: What a run that is only tried doesn't write, whatever is asked of those of the table.
 OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": [], "final_fit": False}
@@ -73,6 +73,7 @@ def plan_run(
         **code_and_versions(config.model_class, [*metrics, config["valid_metric"]]),
         "threads": threads,
         "data": _data(config, own),
+        **beginning(config),
         "config": effective({**config.final_config_dict, "metrics": sorted(metrics), **own}),
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]

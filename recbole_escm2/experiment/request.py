@@ -235,12 +235,13 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def read_request(options: Mapping[str, str]) -> Request:
+def read_request(options: Mapping[str, Any]) -> Request:
     """What a command line asks for.
 
     Args:
         options: as text: those of :data:`KEYS`, ``model``, ``dataset``, ``config_files``, and
-            config keys, of which some may have several values.
+            config keys, of which some may have several values. ``benchmark`` is a file, or a
+            mapping of what one holds.
 
     Raises:
         UsageError: whatever is wrong with them.
@@ -282,10 +283,11 @@ def _values(key: str, text: str) -> list[str]:
     return [text] if "" in parts else parts
 
 
-def _from_file(path: str | None) -> dict[str, Any]:
-    if path is None:
+def _from_file(file: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if file is None:
         return {}
-    given = read_yaml(Path(path))
+    given = dict(file) if isinstance(file, Mapping) else read_yaml(Path(file))
+    path = "in Python" if isinstance(file, Mapping) else file
     refuse_own_metrics(given, f"benchmark {path}: ")
     if "models" not in given and "model" in given:
         given["models"] = given.pop("model")

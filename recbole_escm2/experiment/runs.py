@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from functools import cache
 from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
@@ -63,7 +65,7 @@ class Process:
             raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", run.folder)
         self._process = _server().Process(target=main, args=(run,))
-        with spinning_bounded_in_children():
+        with spinning_bounded_in_children(), _without_main_module():
             self._process.start()
 
     def poll(self) -> Outcome | None:
@@ -144,6 +146,20 @@ def execute(
             process.ask_to_stop("stopped")
         for process in at_work:
             process.stop("stopped")
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keep a new process from importing the program's main module, of which runs need nothing.
+
+    A script without ``if __name__ == "__main__"`` would do all of its work again there.
+    """
+    main_module = sys.modules["__main__"]
+    with (
+        patch.object(main_module, "__spec__", None),
+        patch.object(main_module, "__file__", None, create=True),
+    ):
+        yield
 
 
 def _server() -> Any:

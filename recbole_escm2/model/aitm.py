@@ -14,7 +14,12 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.dropout import Dropout
 from recbole_escm2.model.entire_space import CVRRisk, EntireSpaceRecommender, Impressions
-from recbole_escm2.risk import binary_cross_entropy, ctr_risk
+from recbole_escm2.risk import (
+    binary_cross_entropy,
+    ctr_risk,
+    positives_weighted,
+    weighted_mean,
+)
 
 
 class InformationTransfer(nn.Module):
@@ -58,6 +63,7 @@ class AITM(EntireSpaceRecommender):
     """
 
     tower_names = ("ctr", "ctcvr")
+    takes_weights = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         if config["backbone"] not in BOTTOMS:
@@ -83,11 +89,16 @@ class AITM(EntireSpaceRecommender):
     def risks(self, impressions: Impressions, cvr_risk: CVRRisk | None = None) -> dict[str, Tensor]:
         """The unweighted risks ``ctr`` and ``ctcvr``, and the ``calibrator``, scalars."""
         ctr, ctcvr = impressions.logit["ctr"], impressions.logit["ctcvr"]
-        label = impressions.click * impressions.conversion
+        click, weight = impressions.click, impressions.weight
+        error = binary_cross_entropy(
+            click * impressions.conversion, ctcvr, self.pos_weight["ctcvr"]
+        )
+        above = F.relu(torch.sigmoid(ctcvr) - torch.sigmoid(ctr))
+        of_clicks = positives_weighted(impressions.click_weight, click, self.pos_weight["ctr"])
         return {
-            "ctr": ctr_risk(ctr, impressions.click),
-            "ctcvr": binary_cross_entropy(label, ctcvr).mean(),
-            "calibrator": F.relu(torch.sigmoid(ctcvr) - torch.sigmoid(ctr)).mean(),
+            "ctr": ctr_risk(ctr, click, of_clicks),
+            "ctcvr": weighted_mean(error, weight),
+            "calibrator": weighted_mean(above, weight),
         }
 
     def predict_tasks(self, interaction: Any) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recbole_escm2.model.entire_space import EntireSpaceRecommender, Impressions
-from recbole_escm2.risk import binary_cross_entropy, snips_risk
+from recbole_escm2.risk import binary_cross_entropy, snips_risk, weighted_mean
 
 
 class DCMT(EntireSpaceRecommender):
@@ -30,6 +30,7 @@ class DCMT(EntireSpaceRecommender):
     """
 
     tower_names = ("ctr", "cvr", "counterfactual_cvr")
+    takes_weights = True
     takes_rescaled_propensity = False  # it has 1 − ô, and is self-normalised as it is
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -41,9 +42,10 @@ class DCMT(EntireSpaceRecommender):
         cvr, counterfactual = impressions.logit["cvr"], impressions.logit["counterfactual_cvr"]
         counterfactual_error = binary_cross_entropy(1 - impressions.conversion, counterfactual)
         no_click = (1 - impressions.click_probability).clamp(min=self.propensity_floor)
-        prior = (1 - torch.sigmoid(cvr) - torch.sigmoid(counterfactual)).abs().mean()
+        prior = (1 - torch.sigmoid(cvr) - torch.sigmoid(counterfactual)).abs()
+        weight = impressions.weight
         return (
-            snips_risk(impressions.error, click, propensity)
-            + snips_risk(counterfactual_error, 1 - click, no_click)
-            + self.counterfactual_prior_weight * prior
+            snips_risk(impressions.error, click, propensity, weight)
+            + snips_risk(counterfactual_error, 1 - click, no_click, weight)
+            + self.counterfactual_prior_weight * weighted_mean(prior, weight)
         )

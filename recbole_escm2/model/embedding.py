@@ -146,7 +146,7 @@ def reserved_rows(
         if isinstance(module, (FMEmbedding, FLEmbedding)):
             reserved[module.embedding] = torch.as_tensor(module.offsets)
     for module in model.modules():
-        for table, fields, offsets in _tables_of_fields(module):
+        for table, fields, offsets in tables_of_fields(module):
             found = [getattr(vocabularies[field], "unknown", None) for field in fields]
             unknown = [at + id for at, id in zip(offsets, found, strict=True) if id is not None]
             reserved[table] = torch.tensor([*offsets, *unknown])
@@ -163,7 +163,7 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
         counts: how often training has each id, ``[ids]`` by field; id 0 is no value.
     """
     for module in model.modules():
-        for table, fields, offsets in _tables_of_fields(module):
+        for table, fields, offsets in tables_of_fields(module):
             for field, first in zip(fields, offsets, strict=True):
                 count = counts.get(field)
                 if count is None or not count[1:].any():
@@ -177,10 +177,10 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
 def with_unknown_rows(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    added: Mapping[str, int],
+    unknown: Mapping[str, int | None],
     counts: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Weights of a model that has a row more for each field whose unknown ids had none.
+    """Weights of a model with a row for each field's unknown ids.
 
     The row is the mean of its field's rows, weighted by how often training has each of them, as
     that of an id that training lacks (:func:`fill_unseen`).
@@ -188,8 +188,9 @@ def with_unknown_rows(
     Args:
         model: with the rows.
         weights: of the model without them, by name.
-        added: rows more, 0 or 1, by field.
-        counts: how often training has each id, ``[ids]`` by field, without the row.
+        unknown: which id's row it is, by field; one after all others is added. None where training
+            has learned the row.
+        counts: how often training has each id, ``[ids]`` by field.
 
     Returns:
         By name; a table that isn't as training had it stays as it is.
@@ -199,7 +200,7 @@ def with_unknown_rows(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for module in model.modules():
-        for table, fields, _ in _tables_of_fields(module):
+        for table, fields, _ in tables_of_fields(module):
             sizes = [len(counts[field]) for field in fields]
             for name in names[id(table.weight)]:
                 own = weights.get(name)
@@ -208,13 +209,15 @@ def with_unknown_rows(
                 rows = []
                 for field, part in zip(fields, own.split(sizes), strict=True):
                     share = counts[field][1:] / counts[field][1:].sum().clamp(min=1)
-                    mean = (share.to(part) @ part[1:]).unsqueeze(0)
-                    rows += [part, *[mean] * added[field]]
+                    mean, row = (share.to(part) @ part[1:]).unsqueeze(0), unknown[field]
+                    if row is not None:  # in its place, or behind the others
+                        part = torch.cat([part[:row], mean, part[row + 1 :]])
+                    rows.append(part)
                 grown[name] = torch.cat(rows)
     return grown
 
 
-def _tables_of_fields(
+def tables_of_fields(
     module: Any,
 ) -> Iterator[tuple[nn.Embedding, Sequence[str], Sequence[int]]]:
     """The tables of token fields that a module holds as RecBole's models do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,19 @@ from torch import Tensor, nn
 
 from recbole_escm2 import keys
 from recbole_escm2.errors import UsageError
-from recbole_escm2.fields import LABEL_KEYS
+from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.model import backbone
 from recbole_escm2.model.bottom import BOTTOMS
 from recbole_escm2.model.embedding import BagEmbedding, initialize
 from recbole_escm2.model.tower import Tower, evaluate
-from recbole_escm2.risk import binary_cross_entropy, ctcvr_risk, ctr_risk, self_normalized
+from recbole_escm2.risk import (
+    binary_cross_entropy,
+    ctcvr_risk,
+    ctr_risk,
+    positives_weighted,
+    self_normalized,
+    without_pos_weight,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,12 @@ class Impressions:
         conversion: r where o = 1, and 0 elsewhere, whatever the data says there.
         logit: the logit of each tower by its name (``ctr``, ``cvr``, …), float32.
         propensity: ô as a weight: floored, normalised where that is asked for, without gradient.
-        click_probability: ô as it was predicted or logged, without gradient.
+        click_probability: ô as it was predicted (and calibrated, where that is asked for) or
+            logged, without gradient.
+        weight: of the impression in the risks of conversion, which are means over D with these
+            weights; None: 1 for each.
+        click_weight: of the impression in the CTR risk, likewise.
+        pos_weight: factor of the loss of a conversion.
     """
 
     click: Tensor
@@ -41,14 +54,26 @@ class Impressions:
     logit: dict[str, Tensor]
     propensity: Tensor
     click_probability: Tensor
+    weight: Tensor | None = None
+    click_weight: Tensor | None = None
+    pos_weight: float = 1.0
 
     @cached_property
     def error(self) -> Tensor:
         """δ = BCE(r, r̂) of each impression; it means something where o = 1 only."""
-        return binary_cross_entropy(self.conversion, self.logit["cvr"])
+        return binary_cross_entropy(self.conversion, self.logit["cvr"], self.pos_weight)
 
+
+#: What a subclass overrides with terms of the loss in it.
+_RISKS = (
+    *("calculate_loss", "counterfactual_risk", "dr_risk", "imputation_risk", "impressions"),
+    *("imputed_error", "loss_steps", "risks", "task_risks", "weighted"),
+)
+_ALIKE = 0.05  # mean weights of clicked and other impressions, as far as it makes no difference
 
 CVRRisk = Callable[[Impressions], Tensor | None]
+#: Of ``propensity_floor: slope`` until the first validation.
+FIRST_FLOOR = 0.1
 
 
 class EntireSpaceRecommender(BagEmbedding):
@@ -74,6 +99,8 @@ class EntireSpaceRecommender(BagEmbedding):
     * :meth:`loss_steps`: more than one optimizer step a batch.
     * :attr:`default_config`: config keys of its own and their defaults; a value of another type
       is refused. Ranges for tuning are in ``CLASS.hyper`` beside the module.
+    * :attr:`takes_weights`: True where the model's own risks use ``Impressions.weight``; without it
+      a model that overrides a risk is refused weights of impressions.
     * :attr:`config_keys`: keys of the family that act on it though its parents have no use for
       them. A key that doesn't act on a model is refused where somebody sets it: see
       :meth:`acting_keys`.
@@ -99,6 +126,8 @@ class EntireSpaceRecommender(BagEmbedding):
     weighs_by_propensity: ClassVar[bool] = True
     #: Whether a propensity that is rescaled, and so may exceed 1, makes sense in it.
     takes_rescaled_propensity: ClassVar[bool] = True
+    #: Whether the risks that this class defines take the weights of impressions.
+    takes_weights: ClassVar[bool] = True
     #: Config keys that a model adds, with their defaults; a subclass inherits its parents'.
     default_config: ClassVar[dict[str, Any]] = {}
     #: Config keys of the family that act on a model beside those of its :meth:`traits`.
@@ -110,8 +139,11 @@ class EntireSpaceRecommender(BagEmbedding):
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
         self._label_fields = {config[key] for key in LABEL_KEYS}
+        #: Columns of the batch that hold the impressions' weights, by task, where they have any.
+        self.weight_field = {task: config[key] for task, key in WEIGHT_KEYS.items()}
+        self.pos_weight = dict.fromkeys(WEIGHT_KEYS, 1.0) | (config["pos_weight"] or {})
         self.predict_task: str = config["predict_task"]
-        self.propensity_floor: float = config["propensity_floor"]
+        self._prepare_propensity(config)
         normalizes = "propensity_normalization" in self.acting_keys(config["backbone"])
         self.propensity_normalization: str = (
             config["propensity_normalization"] if normalizes else "none"
@@ -140,6 +172,7 @@ class EntireSpaceRecommender(BagEmbedding):
         self.dropout_prob: float = config["dropout_prob"]
         self.bag_pooling = config["bag_pooling"]
         self._check_features(dataset)
+        self._check_propensity(dataset)
 
         self.backbone: str = config["backbone"]
         self._embeds = backbone.uses_shared_embedding(self.backbone)
@@ -161,6 +194,23 @@ class EntireSpaceRecommender(BagEmbedding):
             self.first_order = backbone.first_order_parts(self.tower_names, config, dataset)
         if config["sparse_embedding"]:
             backbone.make_sparse(self, self.regularizer())
+
+    def _prepare_propensity(self, config: Any) -> None:
+        """Set the floor and, where that is asked for, the map of ô.
+
+        What a trainer fits anew after each validation is a buffer, so that a checkpoint has it.
+        """
+        floor = config["propensity_floor"]
+        #: Least value of ô as a weight; a tensor where a trainer chooses it.
+        self.propensity_floor: float | Tensor
+        if floor == "slope":
+            self.register_buffer("propensity_floor", torch.tensor(FIRST_FLOOR))
+        else:
+            self.propensity_floor = floor
+        #: ``[2]``, a and b of ô = σ(a·logit + b); None where it isn't calibrated.
+        self.propensity_map: Tensor | None
+        calibrated = bool(config["propensity_calibration"]) and self.weighs_clicks()
+        self.register_buffer("propensity_map", torch.tensor([1.0, 0.0]) if calibrated else None)
 
     def _build_recbole_towers(self, config: Any, dataset: Any) -> None:
         if type(self).build_tower is not EntireSpaceRecommender.build_tower:
@@ -191,6 +241,21 @@ class EntireSpaceRecommender(BagEmbedding):
             raise UsageError(
                 f"{dataset.dataset_name} has no feature to learn from: load token columns with "
                 "load_col, or name float columns in numerical_features"
+            )
+
+    def _check_propensity(self, dataset: Any) -> None:
+        """Say where weights make the CTR tower predict something else than P(o = 1)."""
+        field = self.weight_field["ctr"]
+        if field is None or self.propensity_field or not self.weighs_clicks():
+            return
+        weight, clicked = dataset.inter_feat[field], dataset.inter_feat[self.click_field] > 0
+        mean = [float(weight[rows].mean()) if rows.any() else 0.0 for rows in (clicked, ~clicked)]
+        if abs(mean[0] - mean[1]) > _ALIKE * max(mean):
+            getLogger().warning(
+                f"the click weights '{field}' are {mean[0]:.3g} on average where there is a click "
+                f"and {mean[1]:.3g} where there is none: the CTR tower then predicts other odds "
+                "than those of a click, and as a propensity it is wrong by as much. propensity: "
+                "field, or weights that don't depend on the click, are free of that"
             )
 
     def build_tower(self, input_size: int) -> nn.Module:
@@ -266,11 +331,23 @@ class EntireSpaceRecommender(BagEmbedding):
         return self.click_probability(logit, interaction).clamp(min=self.propensity_floor)
 
     def click_probability(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
-        """ô by config ``propensity``, as it is, without gradient, ``[|D|]``."""
+        """ô by config ``propensity``, without gradient, ``[|D|]``.
+
+        The CTR tower's prediction is calibrated where ``propensity_calibration`` says how.
+        """
         if self.propensity_field is None:
-            return torch.sigmoid(logit["ctr"].detach())
+            ctr = logit["ctr"].detach()
+            if self.propensity_map is None:
+                unweighted: Tensor = self.as_click_probability(torch.sigmoid(ctr))
+                return unweighted
+            slope, intercept = self.propensity_map
+            return torch.sigmoid(slope * (ctr - math.log(self.pos_weight["ctr"])) + intercept)
         probability: Tensor = interaction[self.propensity_field].float()
         return probability
+
+    def as_click_probability(self, pctr: Any) -> Any:
+        """What a prediction of the CTR tower says of a click: it without ``pos_weight``."""
+        return without_pos_weight(pctr, self.pos_weight["ctr"])
 
     def impressions(self, interaction: Any) -> Impressions:
         """The labels, logits and propensities of a batch."""
@@ -280,14 +357,39 @@ class EntireSpaceRecommender(BagEmbedding):
         logit = self(interaction)
         propensity = self.propensity(logit, interaction)
         _check_shape(self, "propensity", propensity, click.shape)
+        click_weight, weight = (self._weight(task, interaction) for task in ("ctr", "cvr"))
         if self.propensity_normalization == "snips":
-            propensity = self_normalized(propensity, click)
+            propensity = self_normalized(propensity, click, weight)
         probability = self.click_probability(logit, interaction)
-        return Impressions(click, conversion, logit, propensity, probability)
+        known = (click, conversion, logit, propensity, probability)
+        return Impressions(*known, weight, click_weight, self.pos_weight["cvr"])
+
+    def _weight(self, task: str, interaction: Any) -> Tensor | None:
+        """The weight of each impression in a task's risks, ``[|D|]``; None for 1."""
+        field = self.weight_field[task]
+        return None if field is None else interaction[field].float()
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor | None:
         """L_CVR as a scalar, or None where the model has no such term (ESMM)."""
         return None
+
+    @classmethod
+    def honours_weights(cls) -> bool:
+        """Whether all risks of the model take the weights of impressions.
+
+        A class that overrides a risk has to say so, by :attr:`takes_weights`.
+        """
+        for parent in cls.__mro__:
+            own = vars(parent)
+            if "takes_weights" in own or any(name in own for name in _RISKS):
+                return bool(own.get("takes_weights", False))
+        return False
+
+    @classmethod
+    def learned_risks(cls) -> set[str]:
+        """The tasks that the model has a risk of."""
+        has = {"ctr": True, "cvr": has_counterfactual_risk(cls), "ctcvr": cls.has_global_risk}
+        return {task for task in has if has[task]}
 
     @property
     def has_counterfactual_risk(self) -> bool:
@@ -350,7 +452,8 @@ class EntireSpaceRecommender(BagEmbedding):
             cvr_risk: L_CVR; :meth:`counterfactual_risk` by default.
         """
         logit, click = impressions.logit, impressions.click
-        risks = {"ctr": ctr_risk(logit["ctr"], click)}
+        ctr_weight = positives_weighted(impressions.click_weight, click, self.pos_weight["ctr"])
+        risks = {"ctr": ctr_risk(logit["ctr"], click, ctr_weight)}
         counterfactual = (cvr_risk or self.counterfactual_risk)(impressions)
         if counterfactual is not None:
             risks["cvr"] = counterfactual
@@ -361,7 +464,8 @@ class EntireSpaceRecommender(BagEmbedding):
             )
         if self.has_global_risk:
             ctcvr = click * impressions.conversion
-            risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], ctcvr)
+            weight = positives_weighted(impressions.weight, ctcvr, self.pos_weight["ctcvr"])
+            risks["ctcvr"] = ctcvr_risk(logit["ctr"], logit["cvr"], ctcvr, weight)
         if (penalty := self.regularizer()) is not None:
             risks["regularizer"] = penalty
         return risks
@@ -422,7 +526,7 @@ HOOKS = (
     *("build_tower", "config_keys", "counterfactual_risk", "default_config", "forward"),
     "has_global_risk",
     *("loss_steps", "propensity", "risks", "takes_rescaled_propensity", "tower_inputs"),
-    *("tower_names", "weighs_by_propensity", "predict_tasks", "regularizer"),
+    *("takes_weights", "tower_names", "weighs_by_propensity", "predict_tasks", "regularizer"),
 )
 
 

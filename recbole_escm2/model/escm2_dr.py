@@ -39,6 +39,7 @@ class ESCM2_DR(EntireSpaceRecommender):
     """
 
     tower_names = ("ctr", "cvr", "imputation")
+    takes_weights = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -55,21 +56,31 @@ class ESCM2_DR(EntireSpaceRecommender):
     def imputed_error(self, imputed: Tensor, cvr: Tensor) -> Tensor:
         """δ̂ from the logits of the imputation and the CVR tower, ``[|D|]``; the caller detaches."""
         if self.imputation == "label":
-            return binary_cross_entropy(torch.sigmoid(imputed), cvr)
+            return binary_cross_entropy(torch.sigmoid(imputed), cvr, self.pos_weight["cvr"])
         return F.softplus(imputed)
 
     def dr_risk(self, impressions: Impressions) -> Tensor:
         """R_DR: no gradient to the imputation tower."""
         logit = impressions.logit
         imputed_error = self.imputed_error(logit["imputation"].detach(), logit["cvr"])
-        return dr_risk(impressions.error, imputed_error, impressions.click, impressions.propensity)
+        return dr_risk(
+            impressions.error,
+            imputed_error,
+            impressions.click,
+            impressions.propensity,
+            impressions.weight,
+        )
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
         """R_imp: gradient to the imputation tower and the embedding below it only."""
         logit = impressions.logit
         imputed_error = self.imputed_error(logit["imputation"], logit["cvr"].detach())
         return imputation_risk(
-            impressions.error, imputed_error, impressions.click, impressions.propensity
+            impressions.error,
+            imputed_error,
+            impressions.click,
+            impressions.propensity,
+            impressions.weight,
         )
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor:

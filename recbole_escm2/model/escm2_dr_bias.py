@@ -17,11 +17,16 @@ class ESCM2_DR_BIAS(ESCM2_DR):
     learning is ``imputation: label`` with ``imputation_schedule: alternate``.
     """
 
+    takes_weights = True
     takes_rescaled_propensity = False  # it has 1 − ô
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
         logit = impressions.logit
         imputed_error = self.imputed_error(logit["imputation"], logit["cvr"].detach())
         return dr_bias_imputation_risk(
-            impressions.error, imputed_error, impressions.click, impressions.propensity
+            impressions.error,
+            imputed_error,
+            impressions.click,
+            impressions.propensity,
+            impressions.weight,
         )

@@ -20,6 +20,8 @@ class ESCM2_DR_MSE(ESCM2_DR_BIAS, ESCM2_MRDR):
     Config keys: see ``properties/model/ESCM2_DR_MSE.yaml``.
     """
 
+    takes_weights = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.bias_share: float = config["bias_share"]

@@ -18,5 +18,9 @@ class ESCM2_IPS(EntireSpaceRecommender):
     (Swaminathan & Joachims, NIPS 2015): the weights add up to |D|.
     """
 
+    takes_weights = True
+
     def counterfactual_risk(self, impressions: Impressions) -> Tensor:
-        return ips_risk(impressions.error, impressions.click, impressions.propensity)
+        return ips_risk(
+            impressions.error, impressions.click, impressions.propensity, impressions.weight
+        )

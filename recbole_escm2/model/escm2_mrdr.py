@@ -18,6 +18,7 @@ class ESCM2_MRDR(ESCM2_DR):
     ``imputation: label`` with ``imputation_schedule: alternate``.
     """
 
+    takes_weights = True
     takes_rescaled_propensity = False  # it has 1 − ô
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
@@ -29,4 +30,5 @@ class ESCM2_MRDR(ESCM2_DR):
             impressions.click,
             impressions.propensity,
             impressions.click_probability,
+            impressions.weight,
         )

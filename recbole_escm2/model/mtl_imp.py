@@ -4,7 +4,7 @@ from torch import Tensor
 
 from recbole_escm2.model.entire_space import Impressions
 from recbole_escm2.model.multi_task import MultiTaskRecommender
-from recbole_escm2.risk import binary_cross_entropy
+from recbole_escm2.risk import binary_cross_entropy, weighted_mean
 
 
 class MTL_IMP(MultiTaskRecommender):
@@ -16,7 +16,9 @@ class MTL_IMP(MultiTaskRecommender):
     """
 
     weighs_by_propensity = False
+    takes_weights = True
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor:
         ctcvr = impressions.click * impressions.conversion
-        return binary_cross_entropy(ctcvr, impressions.logit["cvr"]).mean()
+        error = binary_cross_entropy(ctcvr, impressions.logit["cvr"], impressions.pos_weight)
+        return weighted_mean(error, impressions.weight)

@@ -16,6 +16,7 @@ class Naive(MultiTaskRecommender):
     """
 
     weighs_by_propensity = False
+    takes_weights = True
 
     def counterfactual_risk(self, impressions: Impressions) -> Tensor:
-        return click_space_risk(impressions.error, impressions.click)
+        return click_space_risk(impressions.error, impressions.click, impressions.weight)

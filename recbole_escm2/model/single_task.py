@@ -14,8 +14,11 @@ from recbole.model.abstract_recommender import ContextRecommender
 from recbole.model.layers import FMFirstOrderLinear
 from torch import Tensor, nn
 
+from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import WEIGHT_KEYS
 from recbole_escm2.model.backbone import RECBOLE, FirstOrderLinear
 from recbole_escm2.model.embedding import BagEmbedding
+from recbole_escm2.risk import positives_weighted
 
 
 def pool_all_values(model: ContextRecommender, pooling: str) -> bool:
@@ -95,6 +98,53 @@ def make_tables_sparse(model: ContextRecommender, batch: Any) -> list[str]:
     return dense
 
 
+def weigh_rows(model: ContextRecommender, config: Any, batch: Any) -> None:
+    """Have a model's loss weigh impressions by their column, and positives by ``pos_weight``.
+
+    Its loss is the mean of a binary cross entropy, which torch weighs row by row.
+
+    Args:
+        model: RecBole's or the user's own, on its device.
+        config: a complete one.
+        batch: a few rows of train, on that device.
+
+    Raises:
+        UsageError: its loss is another one.
+    """
+    task, label = config["label_task"], config["LABEL_FIELD"]
+    field, pos_weight = config[WEIGHT_KEYS[task]], (config["pos_weight"] or {}).get(task, 1.0)
+    if field is None and pos_weight == 1:
+        return
+    loss: Any = getattr(model, "loss", None)
+    own = model.calculate_loss
+
+    def weighted_loss(interaction: Any) -> Any:
+        given = None if field is None else interaction[field].float()
+        loss.weight = positives_weighted(given, interaction[label], pos_weight)
+        try:
+            return own(interaction)
+        finally:
+            loss.weight = None  # a buffer of the module, of which a checkpoint must not have it
+
+    heeds = isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss)
+    if heeds:
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            before = own(batch)
+            loss.weight = torch.full_like(batch[label], 2.0)
+            heeds = not torch.equal(torch.as_tensor(before), torch.as_tensor(own(batch)))
+            loss.weight = None
+        model.train(training)
+    if not heeds:
+        wanted = "pos_weight" if field is None else WEIGHT_KEYS[task]
+        raise UsageError(
+            f"the loss of {config['model']} isn't a binary cross entropy of each impression, so "
+            f"that {wanted} would do nothing: leave it out"
+        )
+    model.calculate_loss = weighted_loss
+
+
 def train_as_the_family(model: ContextRecommender, config: Any, batch: Any) -> list[str]:
     """Give a single-task model the bags and, by config, the sparse tables that the family has.
 
@@ -108,6 +158,7 @@ def train_as_the_family(model: ContextRecommender, config: Any, batch: Any) -> l
     """
     remains = []
     hold_loose_weights(model)
+    weigh_rows(model, config, batch)
     pooled = pool_all_values(model, config["bag_pooling"])
     if not pooled and model.token_seq_field_names:
         remains.append(

@@ -25,6 +25,11 @@ from recbole_escm2.report.notes import BETTER, MINUS, RIVAL_BETTER, RIVAL_WORSE,
 
 def tidy_csv(study: Study) -> str:
     """One line a row and metric of the table, costs included; a missing number is empty."""
+    return output.csv_text(*tidy_lines(study))
+
+
+def tidy_lines(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and lines of :func:`tidy_csv`."""
     lines: list[dict[str, Any]] = []
     for row in study.rows:
         head = {"row": row.label, "model": row.model, "seeds": len(study.seeds)}
@@ -40,11 +45,16 @@ def tidy_csv(study: Study) -> str:
     columns = ["row", "model", "metric", "direction", "seeds", *_tidy_sample(None)]
     columns += [key for key in _tidy("AUC", None) if key not in columns]
     columns += ["aa", "seed_draws"]
-    return output.csv_text(columns, lines)
+    return columns, lines
 
 
 def runs_csv(study: Study) -> str:
     """One line a run: its state, all test metrics, time, epochs, parameters."""
+    return output.csv_text(*runs_lines(study))
+
+
+def runs_lines(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and lines of :func:`runs_csv`."""
     lines: list[dict[str, Any]] = []
     for row in study.rows:
         for seed in study.seeds:
@@ -58,7 +68,7 @@ def runs_csv(study: Study) -> str:
                 line |= run["test_result"]
             lines.append(line)
     columns = ["row", "model", "seed", "state", "reason", *COSTS, "best_epoch", "threads"]
-    return output.csv_text([*columns, *study.metrics, "run_dir"], lines)
+    return [*columns, *study.metrics, "run_dir"], lines
 
 
 def trials_csv(tuning: Tuning) -> str:
@@ -205,14 +215,19 @@ def text(study: Study, width: int | None = None) -> str:
         study: what is shown.
         width: columns that don't fit into it go into a further table below.
     """
-    shown = layout(study)
-    head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
-    problems = [str(problem) for problem in shown.problems]
-    under = [*_first(shown), *shown.caption("*"), *problems]
+    head, rows, under = shown_table(study)
     by_group = groups.text(study)
     return "\n".join(
         [output.table(head, rows, width), "", *under, *(["", by_group] if by_group else [])]
     )
+
+
+def shown_table(study: Study) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header, rows and what stands under the table, as text."""
+    shown = layout(study)
+    head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
+    problems = [str(problem) for problem in shown.problems]
+    return head, rows, [*_first(shown), *shown.caption("*"), *problems]
 
 
 def tuning_table(tuning: Tuning) -> list[list[str]]:

@@ -18,22 +18,10 @@ from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.metric_names import ALL_TASKS
+from recbole_escm2.scoring.options import COLUMNS
 
 Array = NDArray[Any]
 
-#: Names of columns that can be given, with their defaults.
-COLUMNS = {
-    "CLICK_FIELD": "click",
-    "CONVERSION_FIELD": "conversion",
-    "POTENTIAL_CONVERSION_FIELD": "potential_conversion",
-    "TRUE_CTR_FIELD": "true_ctr",
-    "TRUE_CVR_FIELD": "true_cvr",
-    "USER_ID_FIELD": "user_id",
-    "ITEM_ID_FIELD": "item_id",
-    "pctr": "pctr",
-    "pcvr": "pcvr",
-    "pctcvr": "pctcvr",
-}
 _OUTCOMES = ("CLICK_FIELD", "CONVERSION_FIELD", "POTENTIAL_CONVERSION_FIELD")
 _CHANCES = ("TRUE_CTR_FIELD", "TRUE_CVR_FIELD")
 _IDS = ("USER_ID_FIELD", "ITEM_ID_FIELD")
@@ -70,7 +58,7 @@ class Table:
 
     def __init__(self, source: Any, what: str, texts: Sequence[str] = ()) -> None:
         self._texts = texts
-        self._starts: list[tuple[int, Path, int]] = []
+        self._starts: list[tuple[int, Path, Sequence[int]]] = []
         self._rows = 0
         if isinstance(source, str | Path):
             self._path: Path | None = Path(source)
@@ -101,7 +89,7 @@ class Table:
             if missing := [name for name in names if name not in found.names]:
                 raise UsageError(f"{file} has no column '{missing[0]}', unlike other parts")
             for numbers, batch in batches(list(names)):
-                self._starts.append((row, file, numbers.start))
+                self._starts.append((row, file, numbers))
                 row += len(batch)
                 for name in names:
                     chunks[name].append(batch.column(name))
@@ -120,9 +108,9 @@ class Table:
         """Where a row stands: its file and line, or its number."""
         if not self._starts:
             return f"{self.name}, row {row + 1:,}"
-        first, file, number = next(s for s in reversed(self._starts) if s[0] <= row)
+        first, file, numbers = next(s for s in reversed(self._starts) if s[0] <= row)
         unit = "line" if file.suffix == ".csv" else "row"
-        return f"{file}, {unit} {number + row - first:,}"
+        return f"{file}, {unit} {numbers[row - first]:,}"
 
 
 def _chunked(chunks: Sequence[pa.Array]) -> pa.ChunkedArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import Fault, part_of
 from recbole_escm2.data.sources.table_files import as_arrow
 from recbole_escm2.errors import UsageError
@@ -30,12 +31,14 @@ class Scores:
     """Of some rows.
 
     Attributes:
-        of: probabilities by task, float32 ``[rows]``.
+        of: probabilities by task, calibrated where the model is, float32 ``[rows]``.
+        pctr: as the model gives it, or None.
         kept: which of the rows they are of, where others can't be scored; None where all can.
         faults: what is wrong with those.
     """
 
     of: dict[str, NDArray[np.float32]]
+    pctr: NDArray[np.float32] | None
     kept: NDArray[np.bool_] | None
     faults: list[Fault]
 
@@ -47,6 +50,7 @@ class Scorer:
         path: a checkpoint, the folder of a run, or the checkpoints of a CTR and a CVR model.
         model: the class or ``path.to.module:Class``, where it is the user's own.
         device: where to compute; by default a GPU where there is one.
+        settings: config keys of scoring, as text, such as ``metrics``.
 
     Attributes:
         tasks: what is predicted, of ``ctr``, ``cvr`` and ``ctcvr``.
@@ -61,8 +65,10 @@ class Scorer:
         path: str | Path | Sequence[str | Path],
         model: str | type | None = None,
         device: Any = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.models = [TrainedModel(file, model, device) for file in checkpoints_of(path)]
+        files = checkpoints_of(path)
+        self.models = [TrainedModel(file, model, device, settings) for file in files]
         if len(self.models) > 1:
             _check_pair(self.models)
         first = self.models[0]
@@ -103,7 +109,8 @@ class Scorer:
         for start in range(0, rows.num_rows, self.block):
             scores = self.score(one_batch(rows.slice(start, self.block)), "the table")
             if scores.faults:
-                raise fault_error(scores.faults[0], f"the table's row {start + 1:,}", start)
+                fault = scores.faults[0]
+                raise fault_error(fault, f"the table's row {start + fault.row + 1:,}")
             for task, own in scores.of.items():
                 parts[task].append(own)
         empty = np.empty(0, np.float32)
@@ -128,15 +135,26 @@ class Scorer:
             kept = np.ones(len(rows), bool)
             kept[[fault.row for fault in faults]] = False
             rows = rows.filter(pa.array(kept))
+        batches = [encoder.encode(rows) for encoder in self.encoders]
+        for watch in self.watchers:
+            watch(batches[0])
+        of, pctr = self.probabilities(batches, where)
+        return Scores(of, pctr, kept, faults)
+
+    def probabilities(
+        self, batches: Sequence[Batch], where: str
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32] | None]:
+        """Those of a batch by task, and pCTR before calibration, as in :class:`Scores`.
+
+        Args:
+            batches: the same rows for each of the models.
+            where: they come from, for messages.
+        """
         found: dict[str, Tensor] = {}
-        for own, encoder in zip(self.models, self.encoders, strict=True):
-            batch = encoder.encode(rows)
-            if own is self.models[0]:
-                for watch in self.watchers:
-                    watch(batch)
+        for own, batch in zip(self.models, batches, strict=True):
             pieces = [
-                own.probabilities(part_of(batch, start, min(start + self.batch_size, len(rows))))
-                for start in range(0, len(rows), self.batch_size)
+                own.probabilities(part_of(batch, start, min(start + self.batch_size, len(batch))))
+                for start in range(0, len(batch), self.batch_size)
             ]
             for task in own.tasks:
                 found[task] = torch.cat([torch.empty(0), *(piece[task] for piece in pieces)])
@@ -144,7 +162,11 @@ class Scorer:
             found["ctcvr"] = found["ctr"] * found["cvr"]
         if not all(bool(torch.isfinite(own).all()) for own in found.values()):
             raise UsageError(f"{where}: the model's predictions aren't finite there")
-        return Scores({task: found[task].numpy() for task in self.tasks}, kept, faults)
+        of = {task: found[task].numpy() for task in self.tasks}
+        pctr = of.get("ctr")
+        if calibration := self.models[0].calibration:
+            of = {task: own.astype(np.float32) for task, own in calibration.apply(of).items()}
+        return of, pctr
 
 
 def checkpoints_of(path: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -191,13 +213,13 @@ def one_batch(rows: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=whole.column_names)
 
 
-def fault_error(fault: Fault, place: str, first: int = 0) -> UsageError:
+def fault_error(fault: Fault, place: str) -> UsageError:
     """The error of a value that can't be read."""
     return UsageError(f"{place}: column '{fault.column}' holds {fault.value!r}: {fault.why}")
 
 
 def blocks_of(
-    batches: Iterator[tuple[Sequence[int], pa.RecordBatch]], size: int
+    batches: Iterator[tuple[Sequence[int] | NDArray[np.int64], pa.RecordBatch]], size: int
 ) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
     """The same rows, with the number of each, in blocks of a size; the last one is what is left."""
     waiting: list[pa.RecordBatch] = []

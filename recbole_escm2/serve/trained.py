@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import Encoder, Known
 from recbole_escm2.data.stand_in import StandInDataset
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code
+from recbole_escm2.evaluator.calibration import Calibration
 from recbole_escm2.model.embedding import with_unknown_rows
 from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import hold_loose_weights, pool_all_values
-from recbole_escm2.quick_start import config_to_score
+from recbole_escm2.quick_start import NOT_CALIBRATED, config_to_score
 from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.train.checkpoint import SUPPORT_STEPS, load_checkpoint, load_weights
 from recbole_escm2.train.trainer import CUT_SHORT
@@ -30,11 +32,13 @@ class TrainedModel:
         checkpoint: the file.
         model: its class or ``path.to.module:Class``, where it is the user's own.
         device: where to compute; by default a GPU where there is one.
+        settings: of scoring, as text, such as ``metrics``.
 
     Attributes:
         tasks: what it predicts, of ``ctr``, ``cvr`` and ``ctcvr``.
         known: of its fields.
         support: quantiles of the pCTR of train's clicks, float64 ``[1001]``, or None.
+        calibration: what is done to probabilities last, or None.
         data: the digests of what it was trained on.
 
     Raises:
@@ -42,23 +46,30 @@ class TrainedModel:
     """
 
     def __init__(
-        self, checkpoint: Path, model: str | type | None = None, device: Any = None
+        self,
+        checkpoint: Path,
+        model: str | type | None = None,
+        device: Any = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         state = load_checkpoint(checkpoint)
         self.checkpoint = checkpoint
-        self.config = config_to_score(checkpoint, state, model, None, {}, None)
+        self.config = config_to_score(checkpoint, state, model, None, {}, settings)
+        if "metrics" not in (settings or {}):  # those of the training aren't asked for here
+            self.config.external_config_dict.pop("metrics", None)
         if device is not None:
-            self.config["device"] = torch.device(device)
+            self.config["device"] = _device(device)
         self.device = self.config["device"]
         self.tasks = scored_tasks(self.config)
         self.data: Mapping[str, Any] = state["data"]
         self.support = _support(state["support"], checkpoint)
         if not state["training_ended"]:
             getLogger().warning(CUT_SHORT.format(**state))
-        if state["calibration"] is not None:
-            raise UsageError(
-                f"checkpoint {checkpoint} is calibrated in a way that this version doesn't know"
-            )
+        self.calibration: Calibration | None = None
+        if state["calibration"]:
+            self.calibration = Calibration.of_state(state["calibration"])
+        elif self.config["calibrate"]:
+            getLogger().warning(NOT_CALIBRATED)
         kind = self.config.model_class
         if is_reference(kind) and not kind.scores_new_rows:
             raise UsageError(f"{self.config['model']} knows its own rows, and can't score new ones")
@@ -74,7 +85,7 @@ class TrainedModel:
             self.known = Known(state, spare)
             self.dataset = StandInDataset(self.config, self.known)
             # Which draws initial weights, that nobody sees.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), _errors_in_words(self.config):
                 self.model: Any = self.config.model_class(self.config, self.dataset)
             if not (is_entire_space(self.config) or is_reference(self.config.model_class)):
                 hold_loose_weights(self.model)
@@ -92,12 +103,19 @@ class TrainedModel:
         self.model.to(self.device).eval()
 
     def _with_unknown_ids(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        added = {name: int(own.spare) for name, own in self.known.tokens.items()}
+        tokens = self.known.tokens
         if isinstance(self.model, ReferenceRecommender):
+            added = {name: int(own.spare) for name, own in tokens.items()}
             one_hot: Any = getattr(self.model, "one_hot", None)
             wide = [name for name in self.model.of_columns if isinstance(weights.get(name), Tensor)]
             return {**weights, **{name: one_hot.widened(weights[name], added) for name in wide}}
-        return with_unknown_rows(self.model, weights, added, self.known.train_ids)
+        counts = self.known.train_ids
+        learned = {
+            name: not own.spare and (self.known.unseen_filled or bool(counts[name][own.unknown]))
+            for name, own in tokens.items()
+        }
+        rows = {name: None if learned[name] else own.unknown for name, own in tokens.items()}
+        return with_unknown_rows(self.model, weights, rows, counts)
 
     def encoder(self) -> Encoder:
         """From rows to its batches."""
@@ -120,6 +138,30 @@ class TrainedModel:
         else:
             found = {self.tasks[0]: self.model.predict(batch).reshape(-1)}
         return {task: own.float().cpu() for task, own in found.items()}
+
+
+def _device(name: Any) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"device {name!r} can't be used: {said}") from error
+    return device
+
+
+@contextlib.contextmanager
+def _errors_in_words(config: Any) -> Iterator[None]:
+    """What a model's constructor refuses, or has no memory for, as a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (MemoryError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        if place := place_in_own_code(error, own_files(config.model_class)):
+            raise UsageError(place) from error
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"{config['model']} can't be made of it: {said}") from error
 
 
 def _fits(model: nn.Module, weights: Mapping[str, Any]) -> bool:

@@ -26,7 +26,8 @@ def final_fit(selected: Training | Pair) -> Training | Pair:
     for one in selected.trainings:
         assert one.best_epoch is not None, "one model has a best epoch"
         epochs = one.best_epoch + 1
-        many = f"{epochs} epoch{'s' * (epochs > 1)}"
+        parts = one.splits["train"].parts
+        many = f"{epochs}{' parts of' * (parts > 1)} epoch{'s' * (epochs > 1)}"
         getLogger().info(f"final fit, on train and validation for {many}, which were best")
         config = copy.copy(one.config)
         config.final_config_dict = {**one.config.final_config_dict, "fits_validation": True}

@@ -14,7 +14,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.output import lock
 from recbole_escm2.train.progress import load_progress
-from recbole_escm2.train.run import LOCK_FILE, RESULT_FILE, Run, about_run, code_and_versions, stem
+from recbole_escm2.train.run import LOCK_FILE, RESULT_FILE, Run, about_run, stem, what_runs
 
 
 def new_or_unfinished(config: Config, saved: bool) -> Run:
@@ -38,7 +38,7 @@ def new_or_unfinished(config: Config, saved: bool) -> Run:
     folders = [Path(wanted).absolute()] if isinstance(wanted, str) else _unfinished(config, about)
     for folder in folders:
         try:
-            held = _hold(folder, about, config.model_class)
+            held = _hold(folder, about, config)
         except UsageError as error:
             reasons.append(str(error))
             continue
@@ -62,7 +62,7 @@ def _unfinished(config: Config, about: Mapping[str, Any]) -> Iterator[Path]:
             yield folder
 
 
-def _hold(folder: Path, about: Mapping[str, Any], model_class: type) -> FileLock:
+def _hold(folder: Path, about: Mapping[str, Any], config: Config) -> FileLock:
     """Take an unfinished run, so that no other process does.
 
     Returns:
@@ -84,7 +84,7 @@ def _hold(folder: Path, about: Mapping[str, Any], model_class: type) -> FileLock
         if not (files := Run(folder).progress_files()):
             raise UsageError(f"{folder} has no progress to go on from")
         begun = load_progress(files[0])["of"]
-        if differs := _difference(begun, {**about, **code_and_versions(model_class)}):
+        if differs := _difference(begun, {**about, **what_runs(config)}):
             raise UsageError(f"{folder} is unfinished, but was begun with {differs}")
     except UsageError:
         held.release()

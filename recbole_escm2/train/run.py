@@ -25,6 +25,7 @@ from filelock import FileLock
 from recbole_escm2 import __version__
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
+from recbole_escm2.identity import file_digest
 from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
 from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain_data
@@ -115,7 +116,7 @@ class Run:
             saved=saved,
             of_experiment=of_experiment,
             parent_is_new=parent_is_new,
-            about=cache(lambda: {**about, **code_and_versions(config.model_class)}),
+            about=cache(lambda: {**about, **what_runs(config)}),
             selects=config["final_fit"],
         )
 
@@ -252,8 +253,9 @@ class Run:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):
-                    (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                if (self.folder / RESULT_FILE).is_file():  # else somebody else may have opened it
+                    with contextlib.suppress(OSError):
+                        (self.folder / LOCK_FILE).unlink(missing_ok=True)
                 held.release(force=True)
 
 
@@ -264,6 +266,7 @@ def about_run(config: Config, saved: bool) -> dict[str, Any]:
         "dataset": config["dataset"],
         "saved": saved,
         "config": effective(config.final_config_dict),
+        **beginning(config),
     }
 
 
@@ -277,9 +280,31 @@ def code_and_versions(model_class: type, metrics: Iterable[str] = ()) -> dict[st
     }
 
 
+def what_runs(config: Config) -> dict[str, Any]:
+    """:func:`code_and_versions` of a run by itself."""
+    metrics = [*config["metrics"], config["valid_metric"]]
+    return code_and_versions(config.model_class, metrics)
+
+
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
     return {k: _number(v) for k, v in plain_data(settings).items() if k not in _WITHOUT_EFFECT}
+
+
+def beginning(config: Config) -> dict[str, Any]:
+    """Digests of the checkpoints with whose weights a training begins; nothing where none is set.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if not config["init_from"]:
+        return {}
+    path = Path(config["init_from"])
+    files = sorted(path.glob("**/checkpoint.pth")) if path.is_dir() else [path]
+    try:
+        return {"init_from": [file_digest(file) for file in files]}
+    except OSError as error:
+        raise UsageError(f"init_from: {said_by_system(error)}") from error
 
 
 def _number(value: Any) -> Any:

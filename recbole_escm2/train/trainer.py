@@ -48,6 +48,7 @@ from recbole_escm2.train.checkpoint import (
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
+    OF_EPOCH,
     ProgressFile,
     bookkeeping_of,
     load_progress,
@@ -56,6 +57,7 @@ from recbole_escm2.train.progress import (
     restore_learned,
     restore_random,
 )
+from recbole_escm2.train.propensity import mapped_propensity, refit_propensity
 from recbole_escm2.train.run import HISTORY_FILE, PROGRESS_FILE, Run
 
 #: What to say with the numbers of a checkpoint whose training hasn't come to its end.
@@ -125,6 +127,8 @@ class EntireSpaceTrainer(Trainer):
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
         self._has_saved = False
+        #: Whether ``epochs`` counts parts of an epoch already, where a loader hands out parts.
+        self.epochs_are_parts = False
         self._learning = model
         self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
@@ -211,7 +215,8 @@ class EntireSpaceTrainer(Trainer):
     def _counting_parts(self, train_data: Any) -> Iterator[None]:
         """Have RecBole count each part of an epoch as one, where a loader hands out parts."""
         epochs = self.epochs
-        self.epochs *= getattr(train_data, "parts", 1)
+        if not self.epochs_are_parts:
+            self.epochs *= getattr(train_data, "parts", 1)
         try:
             yield
         finally:
@@ -259,7 +264,8 @@ class EntireSpaceTrainer(Trainer):
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
-        self._kept = kept_of(train_data._dataset)
+        rates = valid_data._dataset.truth.train_rate if valid_data else {}
+        self._kept = kept_of(train_data._dataset, rates)
         self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
@@ -311,6 +317,7 @@ class EntireSpaceTrainer(Trainer):
     ) -> tuple[float, ...]:
         if self.run is not None:
             self.run.start()
+        self.model = self._learning
         self.eval_collector.predictions = None  # of the last validation: a training needs the room
         begun = self._begun
         if begun is None and self.train_loss_dict and self._is_progress_due(after_epoch=True):
@@ -338,7 +345,6 @@ class EntireSpaceTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any, show_progress: bool
     ) -> dict[str, float]:
         """What an epoch does; returns the mean of each loss."""
-        self.model = self._learning
         self.model.train()
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
@@ -474,7 +480,7 @@ class EntireSpaceTrainer(Trainer):
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
-            self._begun = state
+            self._begun = {name: state[name] for name in OF_EPOCH}
             self.tensorboard = _writer(run, purge_step=epoch)
         restore_bookkeeping(self, state["trainer"])
         self.history, self.start_epoch = state["history"], epoch
@@ -517,6 +523,9 @@ class EntireSpaceTrainer(Trainer):
         self.weights = self._weigh()
         self.history[-1]["valid"] = dict(result)
         self.history[-1]["weights"] = self.weights and self.weights.as_dict()
+        refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
+        if refitted:
+            self.history[-1]["propensity"] = refitted
         if self.run is not None:
             write_json(self.run.folder / HISTORY_FILE, self.history)
         if self.verbose:
@@ -529,6 +538,9 @@ class EntireSpaceTrainer(Trainer):
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
+            if refitted:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in refitted.items())
+                self.logger.info(f"epoch {epoch} propensity from now on  {numbers}")
         return score, result
 
     def _how_it_stands(self) -> str:
@@ -552,7 +564,9 @@ class EntireSpaceTrainer(Trainer):
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
             return None
-        return self.denominator() if self._denominators else np.asarray(predictions.propensity)
+        if self._denominators:
+            return self.denominator()
+        return mapped_propensity(self.model, predictions)
 
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
@@ -561,8 +575,8 @@ class EntireSpaceTrainer(Trainer):
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
-            predictions.propensity,
-            self.model.propensity_floor,
+            mapped_propensity(self.model, predictions),
+            float(self.model.propensity_floor),
             self.denominator(),
         )
 
@@ -570,8 +584,8 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        propensity = np.asarray(self.predictions.propensity, dtype=np.float64)
-        return np.maximum(propensity, self.model.propensity_floor)
+        propensity = mapped_propensity(self.model, self.predictions).astype(np.float64)
+        return np.maximum(propensity, float(self.model.propensity_floor))
 
     def evaluate(
         self,

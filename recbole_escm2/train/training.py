@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.config import training_seed
+from recbole_escm2.config import fitted_to_validation, training_seed
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
@@ -25,6 +25,7 @@ from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.model.single_task import train_as_the_family
 from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
+from recbole_escm2.train.initial import begin_with
 from recbole_escm2.train.reference import ReferenceTrainer
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
@@ -37,7 +38,8 @@ class Training:
         config: of the training.
         run: its folder.
         task: ``ctr`` or ``cvr``, where it is one of two models.
-        epochs: how many, where they are known and nothing validates.
+        epochs: how many, or parts of them with ``validations_per_epoch``, where that is known and
+            nothing validates.
 
     Attributes:
         trainer: with the model, and its best epoch in a checkpoint.
@@ -62,7 +64,7 @@ class Training:
         self.show_progress = bool(config["show_progress"])
         _log_start(config, task)
         try:
-            self.splits, model = _data_and_model(config)
+            self.splits, model = _data_and_model(config, task)
         except UsageError:
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
@@ -82,7 +84,8 @@ class Training:
             ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
         self.trainer: EntireSpaceTrainer = kind(config, model, run)
-        self.trainer.epochs = epochs or self.trainer.epochs
+        if epochs is not None:
+            self.trainer.epochs, self.trainer.epochs_are_parts = epochs, True
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
         getLogger().info(
             f"{counted}on {config['device']}; "
@@ -178,6 +181,7 @@ def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
     parts = [config[f"{task}_settings"] or {} for task in PAIR]
     given = {key for keys in (config.external_config_dict, *parts) for key in keys}
     chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]
+    chosen += fitted_to_validation(config)
     if chosen:
         raise UsageError(
             f"the split has no validation, on which {', '.join(chosen)} would act: leave "
@@ -218,13 +222,15 @@ def _log_start(config: Any, task: str | None) -> None:
         logger.warning(sentence)
 
 
-def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
+def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], torch.nn.Module]:
     """The loaders by the name of their split, and the model with its initial weights."""
     logger, seed = getLogger(), training_seed(config)
     init_seed(seed, config["reproducibility"])
     dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
     check_groups(config["by"], splits["test"].dataset)
+    if "valid" in config["save_predictions"] and not splits["valid"]:
+        raise UsageError("save_predictions: valid needs a validation part; see eval_args")
     logger.info(str(dataset))
     for name, loader in splits.items():
         logger.info(f"{name:5} {loader.dataset.summary()}")
@@ -235,4 +241,6 @@ def _data_and_model(config: Any) -> tuple[Mapping[str, Any], torch.nn.Module]:
         few = train[:2].to(config["device"])
         for sentence in train_as_the_family(model, config, few):
             logger.info(sentence)
+    if config["init_from"]:
+        begin_with(model, config, train, task)
     return splits, model

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
-from recbole_escm2.data import EntireSpaceDataset
+from recbole_escm2.data import EntireSpaceDataset, save_table
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.groups import groupings, groups_text, missing_notes
 from recbole_escm2.evaluator.predictions import Predictions
@@ -63,6 +63,27 @@ def test_clicks_of_the_item_are_those_of_train(parts):
         own[made.index == n].max() for n in (1, 2, 3)
     )
     assert made.about[1] == f"≤ {int(own[made.index == 1].max())}"
+
+
+def test_what_rare_items_have_together_is_nobodys_popularity(settings, tmp_path):
+    """Items below min_count share an id, which may have more impressions than any other."""
+    rng = np.random.default_rng(0)
+    parts = {}
+    for part in ("train", "valid", "test"):
+        item = [f"rare{n}" if n % 2 else f"item{n % 3}" for n in range(400)]
+        click = rng.integers(2, size=400)
+        frame = pd.DataFrame({"user_id": np.arange(400) % 7, "item_id": item, "click": click})
+        parts[part] = frame.assign(conversion=click)
+    save_table(parts, "tail", tmp_path)
+    own = {"data_path": str(tmp_path), "min_count": 5, "numerical_features": None}
+    own["benchmark_filename"] = ["train", "valid", "test"]
+    train, _, test = EntireSpaceDataset(
+        Config("ESMM", "tail", config_dict={**settings, **own})
+    ).build()
+    made, _ = formed("item_popularity:2", (train, test))
+    assert (made.names[0], (made.index == 0).sum()) == ("none", 200)
+    assert made.about[0] == "0, or an item with fewer than 5 impressions"
+    assert int(made.about[1].removeprefix("≤ ")) < 70
 
 
 @pytest.mark.parametrize("by", ["item_popularity", "item_clicks", "category:2", "pctr", "age"])
@@ -178,8 +199,6 @@ def test_what_forms_no_groups_is_refused_before_training(settings, by, said, cap
 
 
 def test_groups_by_an_item_need_one(settings, tmp_path):
-    from recbole_escm2.data import save_table
-
     click = np.random.default_rng(0).integers(2, size=300)
     frame = pd.DataFrame({"place": np.arange(300) % 3, "click": click, "conversion": click})
     save_table(frame, "bare", tmp_path)

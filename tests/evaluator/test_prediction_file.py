@@ -122,3 +122,25 @@ def test_impressions_without_an_id_have_none_in_the_file(settings, tmp_path):
     assert (frame["user_id"].isna() == (frame["row"] % 5 == 0)).all()
     assert set(users["user_id"]) == {f"u{n}" for n in range(7)}
     assert users["impressions"].sum() == frame["user_id"].notna().sum()
+
+
+def test_users_whom_train_does_not_know_are_told_apart(settings, tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {}
+    for part, users in (("train", 6), ("valid", 6), ("test", 9)):
+        click = rng.integers(2, size=400)
+        user = [f"u{n % users}" for n in range(400)]
+        frame = pd.DataFrame({"user_id": user, "item_id": rng.integers(9, size=400)})
+        parts[part] = frame.assign(click=click, conversion=click * rng.integers(2, size=400))
+    save_table(parts, "strangers", tmp_path)
+    own = {"data_path": str(tmp_path), "save_predictions": True, "numerical_features": None}
+    own["benchmark_filename"] = ["train", "valid", "test"]
+    outcome = run("ESMM", "strangers", config_dict={**settings, **own}, saved=False)
+    _, users = kept(outcome)
+    expected = parts["test"].groupby("user_id")["click"].agg(["size", "sum"])
+    known = users.set_index("user_id").loc[[f"u{n}" for n in range(6)]]
+    assert (known["impressions"] == expected["size"].iloc[:6]).all()
+    assert (known["clicks"] == expected["sum"].iloc[:6]).all()
+    strangers = users[~users["user_id"].isin(known.index)]
+    assert strangers["user_id"].nunique() == 1
+    assert sorted(strangers["clicks"]) == sorted(expected["sum"].iloc[6:])

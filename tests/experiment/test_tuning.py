@@ -48,7 +48,8 @@ def test_what_somebody_has_set_is_not_tuned(options, tmp_path):
         "models:\n  ESMM:\n  wide: {model: ESMM, embedding_size: 4}\n"
     )
     found = drawn({**options, "benchmark": f"{tmp_path}/b.yaml", "learning_rate": "0.01"})
-    free = {"mlp_hidden_size", "dropout_prob", "embedding_weight_decay"}
+    free = {"mlp_hidden_size", "dropout_prob", "embedding_weight_decay", "embedding_dropout"}
+    free |= {"embedding_init", "first_order", "validations_per_epoch", "weight_averaging"}
     assert set(found["ESMM"][1]) == {"embedding_size", *free}
     assert set(found["wide"][1]) == free
 

@@ -145,9 +145,9 @@ class TestLayout:
         [
             (["CVR_AUC_ES"], "CVR …_ES"),
             (["IEB"], "IEB"),
-            (["PIP"], "PIP"),
-            (["PIP", "CVR_MAE_ES"], "CVR …_ES and PIP"),
-            (["CVR_AUC_ES", "IEB", "PIP"], "CVR …_ES, IEB and PIP"),
+            (["PIP"], "PIP (also called FIP)"),
+            (["PIP", "CVR_MAE_ES"], "CVR …_ES and PIP (also called FIP)"),
+            (["CVR_AUC_ES", "IEB", "PIP"], "CVR …_ES, IEB and PIP (also called FIP)"),
         ],
     )
     def test_a_note_names_only_what_is_there(self, metrics, named):

@@ -71,6 +71,7 @@ def test_the_rows_are_those_of_train_and_validation(settings):
         ("DeepFM", {"task": "both"}),
         ("LogisticRegression", {"task": "ctr"}),
         ("LightGBM", {"task": "both"}),
+        ("ESCM2_DR", {"validations_per_epoch": 3, "weight_averaging": 0.5}),
         ("ESCM2_DR", {"propensity": "oracle", "sparse_embedding": True}),
     ],
 )
@@ -122,7 +123,26 @@ def test_without_validation_there_is_nothing_to_add(settings):
         run("ESMM", "tiny", config_dict={**settings, **split})
 
 
-def test_nothing_is_left_to_calibrate_on(settings):
-    given = {**settings, "final_fit": True, "calibrate": "platt"}
-    with pytest.raises(UsageError, match="calibrate is fitted to validation, which final_fit"):
-        Config("ESMM", "tiny", config_dict=given)
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("calibrate", "platt", "calibrate"),
+        ("propensity_calibration", "platt", "propensity_calibration"),
+        ("propensity_floor", "slope", "propensity_floor: slope"),
+    ],
+)
+def test_nothing_is_left_to_calibrate_on(settings, key, value, named):
+    given = {**settings, "final_fit": True, key: value}
+    with pytest.raises(UsageError, match=f"{named} is fitted to validation, which final_fit"):
+        Config("ESCM2_IPS", "tiny", config_dict=given)
+
+
+def test_a_part_of_an_epoch_is_counted_as_one_there_too(settings):
+    parts = {"validations_per_epoch": 3, "train_batch_size": 512, "embedding_weight_decay": 0.0}
+    outcome = trained(settings, **parts)
+    assert outcome["final_fit"]["epochs"] == [outcome["best_epoch"] + 1]
+    folder = Path(outcome["run_dir"])
+    content = json.loads((folder / "result.json").read_text())
+    assert [len(history) for history in content["final_fit"]["trainings"]] == [
+        outcome["best_epoch"] + 1
+    ]

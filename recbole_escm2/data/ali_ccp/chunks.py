@@ -148,13 +148,14 @@ class Reader:
                 corrupt, no impressions.
         """
         for part in parts:
-            yield from self._chunks_of(part)
+            yield from self.chunks_of(part)
         for split, name in (("train", "training"), ("test", "test")):
             if not self._rows[split]:
                 held = ", ".join(f"{file['rows']:,} rows in {file['name']}" for file in self._files)
                 raise UsageError(f"no {name} impressions are left; the files hold {held}")
 
-    def _chunks_of(self, part: Part) -> Iterator[Chunk]:
+    def chunks_of(self, part: Part) -> Iterator[Chunk]:
+        """The rows of one text."""
         wanted = [FIELD_BY_NAME[name] for name in self._options.wanted(part.kind)]
         counts = Counter(dict.fromkeys(_COUNTED if part.kind == "skeleton" else (), 0))
         further, unknown = Counter[str](), Counter[str]()

@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -54,8 +54,21 @@ class RawFiles:
         return (*raw, *self.truth.values(), *([self.simulation] if self.simulation else []))
 
 
-def find_raw(folder: Path) -> RawFiles:
+def splits_in(folder: Path) -> list[str]:
+    """The splits of which a folder holds the impressions, whatever their packing."""
+    return [
+        split
+        for split in SPLITS
+        if _first_file(folder, NAMES["skeleton"](split)) or (folder / archive_name(split)).is_file()
+    ]
+
+
+def find_raw(folder: Path, splits: Sequence[str] = SPLITS) -> RawFiles:
     """The raw files in a folder: plain ones, else ``.gz`` ones, else the original archives.
+
+    Args:
+        folder: that holds them.
+        splits: those that are wanted.
 
     Raises:
         UsageError: something is missing; the message says what, and what is there.
@@ -64,7 +77,7 @@ def find_raw(folder: Path) -> RawFiles:
         raise UsageError(f"{folder} is not a folder; it should hold the raw files of Ali-CCP")
     files: dict[str, dict[str, Path]] = {}
     missing = []
-    for split in SPLITS:
+    for split in splits:
         found = {kind: _first_file(folder, NAMES[kind](split)) for kind in KINDS}
         archive = folder / archive_name(split)
         if all(found.values()):
@@ -81,9 +94,9 @@ def find_raw(folder: Path) -> RawFiles:
             f"{folder}: missing {'; '.join(missing)}. The folder holds {there or 'nothing'}"
         )
     simulation = folder / SIMULATION_FILE
-    truth = {split: folder / truth_name(split) for split in SPLITS}
+    truth = {split: folder / truth_name(split) for split in splits}
     there_too = [split for split, path in truth.items() if path.is_file()]
-    if len(there_too) == 1:
+    if 0 < len(there_too) < len(splits):
         raise UsageError(
             f"{folder}: {truth_name(there_too[0])} is there, but that of the other split is not"
         )
@@ -207,7 +220,7 @@ def open_texts(raw: RawFiles) -> Iterator[RawText]:
     Raises:
         UsageError: a file is corrupt or cut off, or an archive lacks a text or has it twice.
     """
-    named = [(split, *named) for split in SPLITS for named in raw.files[split].items()]
+    named = [(split, *named) for split, files in raw.files.items() for named in files.items()]
     for split, kind, path in named:
         truth = Truth(raw.truth[split]) if raw.truth and kind != "common" else None
         with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -22,7 +23,7 @@ def csv_columns(
     delimiter: str = ",",
     names: Sequence[str] = (),
     whole: Collection[str] = (),
-) -> Iterator[tuple[range, pa.RecordBatch]]:
+) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
     """Some columns of a file in batches, with the number of each row's line.
 
     Args:
@@ -54,7 +55,9 @@ def csv_batches(
     delimiter: str = ",",
     names: Sequence[str] = (),
     only: Sequence[str] = (),
-) -> tuple[pa.Schema, Iterator[tuple[range, pa.RecordBatch]]]:
+    stream: Any = None,
+    skipped: list[int] | None = None,
+) -> tuple[pa.Schema, Iterator[tuple[Sequence[int], pa.RecordBatch]]]:
     """The columns of a file, and its rows in batches with the number of each one's line.
 
     Args:
@@ -63,31 +66,56 @@ def csv_batches(
         delimiter: between cells.
         names: of the columns, where the first line is a row.
         only: the columns to read; by default all.
+        stream: what to read, where it isn't the file of that name.
+        skipped: takes the numbers of lines with too few or too many cells, which are left out
+            then.
 
     Raises:
         UsageError: a line has too few or too many cells, or a cell isn't of its column's type; the
             message names file and line.
     """
+
+    def skip(row: pa.csv.InvalidRow) -> str:
+        assert skipped is not None
+        skipped.append(row.number)
+        return "skip"
+
     with _faults(file):
         reader = pa.csv.open_csv(
-            file,
+            file if stream is None else stream,
             # A row's number is known in one thread only.
             read_options=pa.csv.ReadOptions(
                 use_threads=False, block_size=_BLOCK, column_names=list(names)
             ),
-            parse_options=pa.csv.ParseOptions(ignore_empty_lines=False, delimiter=delimiter),
+            parse_options=pa.csv.ParseOptions(
+                ignore_empty_lines=False,
+                delimiter=delimiter,
+                invalid_row_handler=None if skipped is None else skip,
+            ),
             convert_options=pa.csv.ConvertOptions(
                 column_types=dict(types), include_columns=list(only)
             ),
         )
-    return reader.schema, _batches(file, reader, 1 if names else 2)
+    return reader.schema, _batches(file, reader, 1 if names else 2, skipped)
 
 
-def _batches(file: Path, reader: Any, line: int) -> Iterator[tuple[range, pa.RecordBatch]]:
+def _batches(
+    file: Path, reader: Any, line: int, skipped: list[int] | None
+) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
     with _faults(file):
         for batch in reader:
-            yield range(line, line + len(batch)), _without_empty(batch)
-            line += len(batch)
+            lines: Sequence[int] = range(line, line + len(batch))
+            if skipped:
+                lines = _without(skipped, line, len(batch))
+            yield lines, _without_empty(batch)
+            line = lines[-1] + 1 if len(batch) else line
+
+
+def _without(skipped: list[int], first: int, count: int) -> Sequence[int]:
+    """The numbers of so many lines, from one on, of which some are left out."""
+    numbers = np.arange(first, first + count + len(skipped))
+    kept: list[int] = numbers[~np.isin(numbers, skipped)][:count].tolist()
+    return kept
 
 
 def _without_empty(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,36 @@ def as_arrow(table: Any) -> pa.Table:
     """A table of pandas, Polars or Arrow as one of Arrow.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these, or a column's values are of several types.
     """
     if hasattr(table, "to_arrow"):  # Polars
         table = table.to_arrow()
     elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
-        table = pa.Table.from_pandas(table, preserve_index=False)
+        if not table.columns.is_unique:
+            twice = table.columns[table.columns.duplicated()][0]
+            raise UsageError(f"the table has the column '{twice}' twice")
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise _of_several_types(table, error) from error
     if not isinstance(table, pa.Table):
         raise UsageError(f"a table of pandas, Polars or Arrow is needed, got {type(table)}")
     return table
+
+
+def _of_several_types(table: Any, error: Exception) -> UsageError:
+    """The error of a pandas table with a column whose values are no one type."""
+    for name in table:
+        try:
+            pa.array(table[name], from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            kinds: dict[type, tuple[int, str]] = {}  # with the first row of each
+            for row, own in enumerate(table[name], 1):
+                said = f"row {row:,}: column '{name}' holds {own!r}, a {type(own).__name__}"
+                kinds.setdefault(type(own), (row, said))
+            _, said = max(kinds.values())
+            return UsageError(f"the table's {said}, and other types before it")
+    return UsageError(f"the table can't be read: {error}")
 
 
 def table_files(path: Path) -> list[Path]:
@@ -43,7 +64,7 @@ def table_files(path: Path) -> list[Path]:
 
 def open_table(
     file: Path, types: Mapping[str, pa.DataType]
-) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[range, pa.RecordBatch]]]]:
+) -> tuple[pa.Schema, Callable[[list[str]], Iterator[tuple[Sequence[int], pa.RecordBatch]]]]:
     """The columns of a file, and how to get some of them in batches, with the rows' numbers.
 
     Args:

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.fields import WEIGHT_KEYS
+from recbole_escm2.risk import positives_weighted
 
 _ROWS = 16_384  # read at a time
 
@@ -39,6 +42,8 @@ class ReferenceRecommender(AbstractRecommender):
     scores_new_rows: ClassVar[bool] = True
     #: Names of the weights that have a value for each column of its ``one_hot``.
     of_columns: ClassVar[tuple[str, ...]] = ()
+    #: Whether it takes the weights of impressions.
+    takes_weights: ClassVar[bool] = True
     #: How many steps there are at most.
     steps: int = 1
 
@@ -46,6 +51,8 @@ class ReferenceRecommender(AbstractRecommender):
         super().__init__()
         self.task: str = config["label_task"]
         self.label_field: str = config["LABEL_FIELD"]
+        self.weight_field: str | None = config[WEIGHT_KEYS[self.task]]
+        self.pos_weight: float = (config["pos_weight"] or {}).get(self.task, 1.0)
 
     @abstractmethod
     def fit_steps(self, train: Any) -> Iterator[Mapping[str, float]]:
@@ -89,6 +96,13 @@ class ReferenceRecommender(AbstractRecommender):
                 f"all {len(label):,} impressions that it is to learn from"
             )
         return label
+
+    def weights_of(self, train: Any, label: NDArray[Any]) -> NDArray[Any] | None:
+        """How much each impression counts, ``[rows]``; None where all count alike."""
+        field = self.weight_field
+        given = None if field is None else train.inter_feat[field].double()
+        weight = positives_weighted(given, torch.from_numpy(label), self.pos_weight)
+        return None if weight is None else weight.numpy()
 
 
 def pieces(split: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,8 @@ class Constant(ReferenceRecommender):
         self.rate = torch.nn.Parameter(torch.zeros(1).double(), requires_grad=False)
 
     def fit_steps(self, train: Any) -> Iterator[Mapping[str, float]]:
-        self.rate.fill_(train.inter_feat[self.label_field].double().mean())
+        label = train.inter_feat[self.label_field].double()
+        self.rate.fill_(float(np.average(label, weights=self.weights_of(train, label.numpy()))))
         yield {"rate": self.rate.item()}
 
     def predict(self, interaction: Any) -> Tensor:

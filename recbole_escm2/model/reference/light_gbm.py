@@ -77,6 +77,7 @@ class LightGBM(ReferenceRecommender):
         import lightgbm
 
         label = self.labels_of(train)
+        weight = self.weights_of(train, label)
         fold = np.random.default_rng(self.seed).integers(_FOLDS, size=len(train))
         seen, positive = self._count(train, label, fold)
         self.rate.fill_(label.mean())
@@ -90,7 +91,8 @@ class LightGBM(ReferenceRecommender):
             table[start:end] = self._table(batch, *others, fold[start:end])
             start = end
         settings = {**self.settings, "num_threads": torch.get_num_threads()}
-        booster = lightgbm.Booster(settings, lightgbm.Dataset(table, label, params=settings))
+        data = lightgbm.Dataset(table, label, weight=weight, params=settings)
+        booster = lightgbm.Booster(settings, data)
         for _ in range(self.steps):
             for _ in range(_TREES):
                 booster.update()

@@ -57,6 +57,7 @@ class LogisticRegression(ReferenceRecommender):
 
     def fit_steps(self, train: Any) -> Iterator[Mapping[str, float]]:
         label = self.labels_of(train)
+        weight = self.weights_of(train, label)
         matrix = self.one_hot.of_split(train)
         for place, column in enumerate(self.one_hot.numbers):
             values = matrix.data[matrix.indices == column]
@@ -72,7 +73,7 @@ class LogisticRegression(ReferenceRecommender):
             of_run = threadpool_limits(torch.get_num_threads(), user_api="blas")
             with of_run, warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", ConvergenceWarning)
-                solver.fit(matrix, label)
+                solver.fit(matrix, label, weight)
             if said:
                 getLogger().warning(
                     f"LogisticRegression: l2_penalty {penalty:g} isn't at its optimum after "
@@ -80,7 +81,7 @@ class LogisticRegression(ReferenceRecommender):
                 )
             self.weight.copy_(torch.from_numpy(solver.coef_[0]))
             self.bias.copy_(torch.from_numpy(solver.intercept_))
-            loss = log_loss(label, self._probability(matrix))
+            loss = log_loss(label, self._probability(matrix), sample_weight=weight)
             yield {"l2_penalty": penalty, "log_loss": float(loss)}
 
     def predict(self, interaction: Any) -> Tensor:
