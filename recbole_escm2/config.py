@@ -1,8 +1,8 @@
 """Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set, a preset), config files, ``config_dict``, the command line. What each key may hold is in
-``keys``.
+set, the model on the data set, a preset), config files, ``config_dict``, the command line. What
+each key may hold is in ``keys``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def defaults(
     model_class: type, dataset: str, external: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Our defaults for a model on a data set: overall, then the model's, then the data set's, then
-    those of a preset.
+    the model's on that data set, then those of a preset.
 
     Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
     keys that both have are ours.
@@ -103,6 +103,10 @@ def defaults(
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    for parent in reversed(model_class.__mro__):
+        file = PROPERTIES / "dataset" / parent.__name__ / f"{dataset}.yaml"
+        if is_of_family(parent) and file.is_file():
+            merged.update(read_yaml(file))
     if (preset := (external or {}).get("preset")) is not None:
         merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
@@ -251,9 +255,9 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["calibrate"] and config["final_fit"]:
+    if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
-            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+            f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
         )
     if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
         raise UsageError(
@@ -280,6 +284,12 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         default = config.internal_config_dict.get(key)
         if external.get(key, default) != default and not config[needed]:
             raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
+
+
+def fitted_to_validation(config: Any) -> list[str]:
+    """The settings by which something other than an epoch is fitted to validation."""
+    fitted = [key for key in ("calibrate", "propensity_calibration") if config[key]]
+    return fitted + ["propensity_floor: slope"] * (config["propensity_floor"] == "slope")
 
 
 def _check_labels(config: Any) -> None:
@@ -798,6 +808,10 @@ def complete(config: Any) -> None:
     derive(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)
+    if config["calibrate"]:
+        getLogger().warning(
+            "calibrate does nothing in stock RecBole: run the model with recbole_escm2"
+        )
     getLogger().info(
         "recbole_escm2 sets its defaults for what the configuration leaves open: "
         + ", ".join(f"{key}={value}" for key, value in sorted(added.items()))

@@ -134,6 +134,8 @@ MISTYPED = "there is no config key '{}'.*did you mean {}"
         (["--model=ESMM", "--epoch=3"], 2, MISTYPED.format("epoch", "epochs")),
         (["--model=DeepFM,ESMM", "--sedes=3"], 2, MISTYPED.format("sedes", "seeds")),
         (["search", "--model=ESMM", "--trails=3"], 2, MISTYPED.format("trails", "trials")),
+        (["score", "--help"], 0, "usage: "),
+        (["score", "--labls=a.csv"], 2, r"score knows no --labls \(did you mean labels\?\)"),
     ],
 )
 def test_a_quick_answer_loads_neither_torch_nor_recbole(arguments, code, said):
