@@ -136,6 +136,11 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
         {"weight_averaging": 0.9, "sparse_embedding": True, "epochs": 4},
     ),
     "parts of an epoch": ("ESMM", [6, 2], {"validations_per_epoch": 3, "dropout_prob": 0.1}),
+    "a propensity fitted to validation": (
+        "ESCM2_IPS",
+        [16],
+        {"propensity_calibration": "platt", "propensity_floor": "slope", "epochs": 4},
+    ),
     "no validation": ("ESMM", [9], {"eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}),
     "no validation for two epochs": ("ESMM", [17], {"epochs": 4, "eval_step": 2}),
 }
