@@ -1,9 +1,10 @@
 """Kills a training at random moments, again and again, and compares it with an undisturbed one.
 
-The command runs in a process of its own, which SIGKILL ends after a random time: at the start,
-within a batch, while a file is written, while test is scored. The same command then goes on. Where
-it comes to its end, its metrics, its history (but for seconds) and each tensor of its checkpoints
-must be those of a run that nothing has happened to, bit by bit; then it begins anew.
+Each attempt is a process of its own (a fork of this one, which has imported everything), which
+SIGKILL ends after a random time: at the start, within a batch, while a file is written, while test
+is scored. The same settings then go on. Where they come to an end, metrics, history (but for
+seconds) and each tensor of the checkpoints must be those of a run that nothing has happened to, bit
+by bit; then they begin anew.
 
     python scripts/kills.py --kills=20 -- --model=ESCM2_DR --dataset=ml-100k --dropout_prob=0.2
 """
@@ -12,17 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
+import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recbole_escm2.command_line import parse_arguments
+from recbole_escm2.quick_start import run
 from recbole_escm2.train.checkpoint import load_checkpoint
 
 #: What two runs of the same may differ in.
@@ -55,49 +61,63 @@ def differing(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if one == other else [f"{place}: {one!r} and {other!r}"]
 
 
+def attempt(options: Mapping[str, str], said: Path) -> None:
+    """What the process of a run does: its output goes into a file."""
+    with open(said, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    given = dict(options)
+    run(given.pop("model"), given.pop("dataset"), command_line=given)
+
+
+def killed_after(
+    seconds: float | None, options: Mapping[str, str], folder: Path
+) -> tuple[int, str]:
+    """Run for some seconds at most: the exit code, and where it says that it began."""
+    said = folder / "said"
+    said.unlink(missing_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=attempt, args=(options, said))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    assert process.exitcode is not None, "it has been waited for"
+    text = said.read_text(encoding="utf-8") if said.exists() else ""
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise RuntimeError(text)
+    where = re.search(r"going on with \S+?(?=,| )(.*)", text)
+    return process.exitcode, f"from{where[1].removeprefix(' from')}" if where else "a new run"
+
+
 def main() -> int:
-    """Print each kill, and whether the end is the same."""
+    """Print each kill, and whether the ends are the same."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("command", nargs="*", help="options of the run, after --")
+    parser.add_argument("options", nargs="*", help="of the run, after --")
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
-    program = [sys.executable, "-m", "recbole_escm2", *asked.command, "--save_interval=0"]
-    with tempfile.TemporaryDirectory() as folder:
-        whole, cut = Path(folder) / "whole", Path(folder) / "cut"
+    options = {"save_interval": "0", **parse_arguments(asked.options)}
+    torch.set_num_threads(1)  # a fork has no other
+    with tempfile.TemporaryDirectory() as name:
+        folder, whole, cut = Path(name), Path(name) / "whole", Path(name) / "cut"
+        killed_after(None, {**options, "output_dir": str(whole)}, folder)  # makes the store
         started = time.perf_counter()
-        subprocess.run([*program, f"--output_dir={whole}"], check=True, capture_output=True)
+        killed_after(None, {**options, "output_dir": str(whole), "resume": "False"}, folder)
         seconds = time.perf_counter() - started
         print(f"undisturbed: {seconds:.1f}s", flush=True)
-        program.append(f"--output_dir={cut}")
-        kills = 0
+        options["output_dir"], kills, code = str(cut), 0, 0
         while kills < asked.kills:
-            end, begun = killed_after(draw.uniform(0.3, 1.1) * seconds, program)
-            kills += end == -signal.SIGKILL
-            print(f"{'done' if end == 0 else f'kill {kills}'}; {begun}", flush=True)
-        subprocess.run(program, check=True, capture_output=True)
-        (reference,) = (outcome(run) for run in whole.iterdir())
-        ends = [outcome(file.parent) for file in sorted(cut.glob("*/result.json"))]
+            code, begun = killed_after(draw.uniform(0, 1.1) * seconds, options, folder)
+            kills += code != 0
+            print(f"{begun}: {'done' if code == 0 else f'kill {kills}'}", flush=True)
+        killed_after(None, options, folder)
+        reference, again = (outcome(run) for run in sorted(whole.iterdir()))
+        ends = [again, *(outcome(file.parent) for file in sorted(cut.glob("*/result.json")))]
         differences = [found for end in ends for found in differing(reference, end)]
-    print("\n".join(differences) or f"{len(ends)} ends after {kills} kills, each bit the same")
+    print("\n".join(differences) or f"{len(ends) - 1} ends after {kills} kills, each bit the same")
     return bool(differences)
-
-
-def killed_after(seconds: float, program: list[str]) -> tuple[int, str]:
-    """Run a program for some seconds at most: its exit code, and where it says that it began."""
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=said)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        code = process.wait()
-        said.seek(0)
-        lines = [line for line in said if "going on with" in line]
-    if code not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"{' '.join(program)} ended with {code}")
-    return code, lines[0].partition("going on with ")[2].strip() if lines else "a new run"
 
 
 if __name__ == "__main__":
