@@ -255,9 +255,9 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["calibrate"] and config["final_fit"]:
+    if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
-            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+            f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
         )
     if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
         raise UsageError(
@@ -284,6 +284,12 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         default = config.internal_config_dict.get(key)
         if external.get(key, default) != default and not config[needed]:
             raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
+
+
+def fitted_to_validation(config: Any) -> list[str]:
+    """The settings by which something other than an epoch is fitted to validation."""
+    fitted = [key for key in ("calibrate", "propensity_calibration") if config[key]]
+    return fitted + ["propensity_floor: slope"] * (config["propensity_floor"] == "slope")
 
 
 def _check_labels(config: Any) -> None:
@@ -802,6 +808,10 @@ def complete(config: Any) -> None:
     derive(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)
+    if config["calibrate"]:
+        getLogger().warning(
+            "calibrate does nothing in stock RecBole: run the model with recbole_escm2"
+        )
     getLogger().info(
         "recbole_escm2 sets its defaults for what the configuration leaves open: "
         + ", ".join(f"{key}={value}" for key, value in sorted(added.items()))

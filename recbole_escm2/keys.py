@@ -84,6 +84,12 @@ def _task(*tasks: str) -> Kind:
     return Kind(f"one of {wanted}", lambda v: isinstance(v, str) and v in tasks)
 
 
+_METRIC = Kind(
+    "the name of a metric, or a mapping of names to weights",
+    lambda v: isinstance(v, str | dict) and bool(v),
+)
+
+
 def _names(wanted: str) -> Kind:
     return Kind(wanted, lambda v: isinstance(v, list | str) and bool(v))
 
@@ -568,7 +574,7 @@ RECBOLES: Mapping[str, Key] = {
         Kind("a list of whole numbers >= 1", lambda v: COUNT.holds(v) or LAYERS.holds(v)),
         SCORING | NO_SWEEP,
     ),
-    "valid_metric": Key(_text("the name of a metric"), TRAINING | OFTEN),
+    "valid_metric": Key(_METRIC, TRAINING | OFTEN),
     "eval_batch_size": Key(COUNT, SCORING),
     "metric_decimal_place": Key(NATURAL, SCORING | UNUSED),
     # Files

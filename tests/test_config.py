@@ -260,10 +260,15 @@ def test_no_call_is_executed(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["[2020-13-45]", "[0b_]", "[!!bool x]", "[!!int '']", "[!!timestamp x]", "[" * 3000],
+    ["[!!float x]", "[0b_]", "[!!bool x]", "[!!int '']", "[!!timestamp x]", "[" * 3000],
 )
 def test_what_only_looks_like_yaml_stays_text(text):
     assert parse_value(text) == text
+
+
+@pytest.mark.parametrize("text", ["2020-01-31", "2020-13-45", "2020-01-31 12:00:00"])
+def test_a_date_is_text(text):
+    assert parse_value(f"[{text}]") == [text]
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -694,7 +699,7 @@ def test_model_that_cannot_be_run_is_refused(model, message):
         (b"- epochs\n- seed", r"holds no 'key: value' lines"),
         (b"epochs", r"holds no 'key: value' lines"),
         (b"model: \xff\xfe", r"codec can't decode"),
-        (b"since: 2020-13-45", r"is not YAML"),
+        (b"since: !!int ''", r"is not YAML"),
         (b"1: 2", r"key 1"),
         (b"on: 2", r"key True"),
         (b"a: !!timestamp x", r"is not YAML"),

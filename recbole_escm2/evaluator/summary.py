@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 def metric_table(result: MetricResult, decimals: int = 4) -> str:
     """Metrics as rows and tasks as columns."""
+    return table(*metric_rows(result, decimals))
+
+
+def metric_rows(result: MetricResult, decimals: int = 4) -> tuple[list[str], list[list[str]]]:
+    """The same as a header and rows."""
     cells = metric_cells(result)
     columns = [task for task in _COLUMNS if any(task in row for row in cells.values())]
     rows = [
         [name, *(f"{row[task]:.{decimals}f}" if task in row else "" for task in columns)]
         for name, row in cells.items()
     ]
-    return table(["metric", *columns], rows)
+    return ["metric", *columns], rows
 
 
 _COLUMNS = (*(task.upper() for task in ALL_TASKS), "predict()")

@@ -48,6 +48,7 @@ from recbole_escm2.train.checkpoint import (
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
+    OF_EPOCH,
     ProgressFile,
     bookkeeping_of,
     load_progress,
@@ -479,7 +480,7 @@ class EntireSpaceTrainer(Trainer):
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
-            self._begun = state
+            self._begun = {name: state[name] for name in OF_EPOCH}
             self.tensorboard = _writer(run, purge_step=epoch)
         restore_bookkeeping(self, state["trainer"])
         self.history, self.start_epoch = state["history"], epoch

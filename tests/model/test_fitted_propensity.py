@@ -175,7 +175,7 @@ def test_what_cannot_be_fitted_is_refused(settings):
         with pytest.raises(UsageError, match=f"ESMM has no propensity: {key} does nothing"):
             Config("ESMM", "ml-100k", config_dict={key: value})
         unvalidated = {**settings, key: value, "eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}
-        with pytest.raises(UsageError, match=f"no validation, on which {key} would act"):
+        with pytest.raises(UsageError, match=f"no validation, on which {key}.* would act"):
             run("ESCM2_IPS", "tiny", config_dict=unvalidated)
     unvalidated = {**settings, "calibrate": "platt", "eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}
     with pytest.raises(UsageError, match="no validation, on which calibrate would act"):

@@ -199,7 +199,10 @@ def test_a_mistyped_option_is_refused_by_name(done, predict, arguments, words):
 
 
 def test_a_place_that_cant_be_written_is_said_before_anything_is_scored(predict):
-    for out, words in (("scores.txt", "is none of .parquet"), ("no/s.csv", "there is no folder")):
+    for out, words in (
+        ("scores.txt", "must end in .parquet or"),
+        ("no/s.csv", "there is no folder"),
+    ):
         code, said = predict("new.parquet", out=out)
         assert (code, words in said) == (2, True), said
 
@@ -310,3 +313,19 @@ def test_raw_files_of_ali_ccp_are_joined_to_their_common_features(tmp_path, monk
     assert "sample_skeleton_test.csv line 6" in capsys.readouterr().err.replace(",", "")
     assert main(["predict", *given, "--skip_bad_rows=True"]) == 0
     assert "1 left out" in capsys.readouterr().out
+
+
+def test_the_page_holds_what_is_said(done, predict):
+    file = written(done.frame.assign(user_id="<b>somebody</b>"), "new.parquet")
+    code, said = predict(file, "--page=new.html")
+    assert code == 0, said
+    page = Path("new.html").read_text().replace("<wbr>", "")
+    assert "4,000 rows scored." in page
+    assert "can&#39;t see regions that pCTR doesn&#39;t separate" in page
+    assert page.count("data:image/png;base64,") == 1
+    for line in said.splitlines():
+        if line.startswith(("user_id ", "age ", "GAUC ")):
+            assert all(cell.replace("-", "\N{MINUS SIGN}") in page for cell in line.split())
+    assert "http" not in page.replace("http-equiv", "")
+    code, said = predict(file, "--page=new.txt")
+    assert (code, said) == (2, "error: --page=new.txt must end in .html\n")

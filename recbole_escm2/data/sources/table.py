@@ -346,7 +346,8 @@ def as_numbers(column: pa.Array, kind: str) -> pa.Array:
     own = column.type
     if kind == "float":
         if pa.types.is_date(own) or pa.types.is_timestamp(own):
-            micro = column.cast(pa.timestamp("us", getattr(own, "tz", None))).cast(pa.int64())
+            micro = column.cast(pa.timestamp("us", getattr(own, "tz", None)), safe=False)
+            micro = micro.cast(pa.int64())  # of nanoseconds what is below a microsecond is cut off
             return pc.divide(micro.cast(pa.float64()), 1e6)
         return column.cast(pa.float64())
     if pa.types.is_fixed_size_list(own):
