@@ -27,6 +27,7 @@ _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
 _SELDOM = 0.05  # share of the rows below which a field has seldom a value
+_EVENT_VALUES, _OFTEN_CLICKED = 3, 0.9  # of a column of events, of which chance makes no click
 _ENOUGH = 100  # rows from which that can be told
 _COLUMN_KEYS = {  # that name columns, and of which kind
     "numerical_features": "float",
@@ -532,6 +533,20 @@ def suspicious_features(
                     "out with unload_col"
                 )
                 break
+        else:
+            if rows := _only_clicked(groups, click):
+                yield (
+                    f"each of the {rows:,} impressions with one value of '{field}' is clicked: if "
+                    "it is an event after the click, name it in EVENT_FIELDS, and it is no feature"
+                )
+
+
+def _only_clicked(groups: NDArray[np.int64], click: NDArray[np.bool_]) -> int:
+    """Rows of a value of which all are clicked, of a feature with few values; 0: there is none."""
+    rows, clicks = np.bincount(groups), np.bincount(groups, click)
+    if len(rows) > _EVENT_VALUES or click.mean() > _OFTEN_CLICKED:
+        return 0
+    return int(rows[(rows == clicks) & (rows >= _ENOUGH)].max(initial=0))
 
 
 def poor_field(own: Field, tokens: int, values: int, rows: int, longest: int) -> str | None:
