@@ -297,13 +297,19 @@ def scores(given: Given, options: Options) -> Scores:
     shared = [m for m in metrics if m.endswith(_OF_CONSTANT)]
     values[CONSTANT] = intervals(constant, shared, setting, item=given.item)
     for found in values.values():
-        _hide_defaults(found, options)
+        _hide_defaults(found, options, constant.truth.user is not None)
     compared = {
         model: differences(own, models[baseline], list(values[model]), setting, item=given.item)
         for model, own in models.items()
         if model != baseline
     }
     defined = {metric for model in models for metric in values[model]}
+    if not defined:
+        reasons = {why for model in models for why in values[model].undefined.values()}
+        raise UsageError(
+            "nothing can be scored: "
+            + ("; ".join(sorted(reasons)) or "no column of labels is what a prediction is about")
+        )
     primary = [canonical_name(m) for m in primary_metrics(defined, options.primary)]
     primary = [metric for metric in primary if metric in defined]
     return Scores(
@@ -361,12 +367,13 @@ def _constant(predictions: Predictions) -> Predictions:
     )
 
 
-def _hide_defaults(found: Intervals, options: Options) -> None:
-    """Leave out why a metric has no value that nobody asked for and the data has no truth for."""
+def _hide_defaults(found: Intervals, options: Options, with_users: bool) -> None:
+    """Leave out why a metric has no value that nobody asked for, where it can have none here."""
     if options.metrics is None:
         asked = {canonical_name(name) for name in options.primary or ()}
         for metric in [m for m in found.undefined if m not in asked]:
-            del found.undefined[metric]
+            if metric in found.lacking or (is_per_user(metric) and not with_users):
+                del found.undefined[metric]
 
 
 def _verdicts(
@@ -450,6 +457,8 @@ def _notes(
     if user is not None and any(map(is_per_user, metrics)) and (none := int((user == 0).sum())):
         notes.append(f"Metrics by user leave out {none:,} rows that have no user id.")
     for model, found in values.items():
+        if model == CONSTANT:
+            continue
         notes += [f"{model}: {m} is left out: {why}." for m, why in found.undefined.items()]
     return notes
 

@@ -86,6 +86,10 @@ def test_models_are_compared_on_the_same_rows(tables):
     assert any("training the models once more" in note for note in found.notes)
     assert any("pctcvr is pctr · pcvr" in note for note in found.notes)
     assert set(found.calibration["space"]) == {"ctr", "cvr", "ctcvr"}
+    shown = found._repr_html_()
+    assert shown.count("<table>") == 2
+    assert "CTCVR_AUC ↑" in shown
+    assert str(found).startswith("2,000 impressions")
 
 
 def test_skill_is_what_a_model_takes_off_the_constants_log_loss(tables):
@@ -136,6 +140,18 @@ def test_a_metric_that_was_asked_for_says_why_it_has_no_value(tables):
     assert "true CVR" in found.table.set_index("metric").loc["PIP", "note"]
 
 
+def test_rows_that_leave_metrics_without_a_value_say_so(tables):
+    labels, good, _ = tables
+    none = labels.assign(conversion=0).drop(columns="user_id")
+    found = score(none, good)
+    left_out = [note for note in found.notes if "is left out" in note]
+    assert "model: CVR_AUC is left out: no positive among" in " ".join(left_out)
+    assert not any("GAUC" in note for note in left_out)
+    only = pd.DataFrame({"pctcvr": good["pctr"]})
+    with pytest.raises(UsageError, match="nothing can be scored"):
+        score(labels.drop(columns="conversion"), only)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -152,6 +168,20 @@ def test_options_that_mean_nothing_are_refused(tables, options, said):
     labels, good, _ = tables
     with pytest.raises(UsageError, match=said):
         score(labels, good, **options)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ((0.5, 0.25, 0.75), "0.5000 (0.2500, 0.7500)"),
+        ((0.00123, 0.0011, 0.0014), "0.00123 (0.00110, 0.00140)"),
+        ((-1e-17, -0.2, 0.2), "0.0000 (-0.2000, 0.2000)"),
+        ((0.5, np.nan, np.nan), "0.5000"),
+        ((0.0, 0.0, 0.0), "0.0000 (0.0000, 0.0000)"),
+    ],
+)
+def test_numbers_are_shown_in_as_many_decimals_as_say_something(numbers, shown):
+    assert show._with_interval(*numbers) == shown
 
 
 class TestCommand:
