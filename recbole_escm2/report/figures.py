@@ -465,8 +465,8 @@ def by_group(study: Study, by: str, labels: Sequence[str] | None = None) -> Figu
             style_of = {**look, "elinewidth": 0.8, "linewidth": 1}
             ax.errorbar(at, centre, yerr=np.maximum(errors, 0), transform=moved, **style_of)
             # an interval of next to nothing may be endless: it leaves the panel
-            least, most = np.nan_to_num(low, nan=np.inf), np.nan_to_num(high, nan=-np.inf)
-            heights += [*centre, *np.maximum(least, 0.0), *np.minimum(most, 3 * centre.max())]
+            bound = 3 * float(np.abs(centre).max(initial=0.0))
+            heights += [*centre, *np.clip(low, -bound, bound), *np.clip(high, -bound, bound)]
         if (target := target_of(metric)) is not None:
             ax.axhline(target, color=INK, linewidth=1, linestyle=DASHES[2])
         # lines beside their places have no part in what matplotlib would choose
