@@ -31,7 +31,10 @@ _WAITING = {
     "OpenMP's default": {"GOMP_SPINCOUNT": "300000"},
 }
 _EPOCHS = 4
-_SETTINGS = ("--model=ESCM2_DR", "--dataset=ml-100k", "--impression_sample=0.2", "--state=error")
+_SETTINGS = (
+    *("--model=ESCM2_DR", "--dataset=ml-100k", "--impression_sample=0.2", "--state=error"),
+    "--preset=paper",
+)
 
 
 @contextlib.contextmanager

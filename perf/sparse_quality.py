@@ -35,9 +35,13 @@ from recbole_escm2.quick_start import run
 from recbole_escm2.train.trainer import has_bfloat16
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "dense float32": {"sparse_embedding": False},
-    "sparse float32": {"sparse_embedding": True},
-    "sparse bfloat16": {"sparse_embedding": True, "enable_amp": True},
+    "dense float32": {"sparse_embedding": False, "embedding_weight_decay": 0.0},
+    "sparse float32": {"sparse_embedding": True, "embedding_weight_decay": 0.0},
+    "sparse bfloat16": {
+        "sparse_embedding": True,
+        "embedding_weight_decay": 0.0,
+        "enable_amp": True,
+    },
     "dense float32 L2": {"sparse_embedding": False, "embedding_weight_decay": 1e-3},
     "sparse float32 L2": {"sparse_embedding": True, "embedding_weight_decay": 1e-3},
 }

@@ -40,6 +40,8 @@ ends with a table of test metrics per task.
   --checkpoint=FILE    a checkpoint that a run has written ...
   --evaluate           ... to be scored again on its test split, with --data_path, --metrics and
                        the like; --model=path.to.module:ClassName where the model is your own
+  --resume=FOLDER|False   which run to go on with, or that a new one is to begin: by itself a run
+                       that was killed goes on where its progress was saved last
   --help, --version
 
 Several models, several seeds or several values of a key (in any combination) are a benchmark. Its
@@ -161,6 +163,7 @@ have labels; all of it is in OUT.json too.
   --items=FILE         those of items
   --skip_bad_rows=True leave rows out that can't be scored, and count them; else they are an error
   --labels=False       without metrics, where the data has labels
+  --page=FILE          all of that as an HTML page (pip install 'recbole-escm2[benchmark]')
   --metrics=[...]      those to compute
   --eval_batch_size=N  rows that the model scores at once
   --model=path.to.module:Class   where the model is your own
@@ -306,7 +309,11 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:
         files = options.pop("config_files", "").split()
-        outcome = run(model, dataset, files, command_line=options)
+        try:
+            outcome = run(model, dataset, files, command_line=options)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from what was saved last", file=sys.stderr)
+            return 130
     print(show(outcome))
     print()
     print(metric_lines(outcome["test_result"]))

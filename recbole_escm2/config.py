@@ -1,8 +1,8 @@
 """Configuration: layers of property files, config files and the command line, checked.
 
 Later entries win: RecBole's properties, ours (``overall``, the model and its parents, the data
-set, a preset), config files, ``config_dict``, the command line. What each key may hold is in
-``keys``.
+set, the model on the data set, a preset), config files, ``config_dict``, the command line. What
+each key may hold is in ``keys``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def defaults(
     model_class: type, dataset: str, external: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Our defaults for a model on a data set: overall, then the model's, then the data set's, then
-    those of a preset.
+    the model's on that data set, then those of a preset.
 
     Below all of them are RecBole's for the backbone, where that is one of RecBole's models: the
     keys that both have are ours.
@@ -103,6 +103,10 @@ def defaults(
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
         merged.update(read_yaml(file))
+    for parent in reversed(model_class.__mro__):
+        file = PROPERTIES / "dataset" / parent.__name__ / f"{dataset}.yaml"
+        if is_of_family(parent) and file.is_file():
+            merged.update(read_yaml(file))
     if (preset := (external or {}).get("preset")) is not None:
         merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
@@ -251,14 +255,19 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
-    if config["calibrate"] and config["final_fit"]:
+    if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
-            "calibrate is fitted to validation, which final_fit trains on: leave one of them out"
+            f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
         )
     if config["validations_per_epoch"] > 1 and config["eval_step"] > 1:
         raise UsageError(
             f"eval_step {config['eval_step']} validates after so many epochs, and "
             f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
+        )
+    if config["propensity_calibration"] and config["propensity"] != "ctr_tower":
+        raise UsageError(
+            f"propensity_calibration calibrates the CTR tower's prediction, and with propensity: "
+            f"{config['propensity']} clicks aren't weighed by that: leave it out"
         )
     if config["calibrate_weights"] and not {"ctr", "cvr"} <= set(scored_tasks(config)):
         raise UsageError(
@@ -268,6 +277,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
+    if config["seq_separator"] == config["field_separator"]:
+        raise UsageError(
+            f"seq_separator and field_separator are both {config['seq_separator']!r}: the values "
+            "of a sequence need a separator of their own"
+        )
     _check_labels(config)
     _check_names(config)
     for key, needed in KEY_NEEDS.items():
@@ -275,6 +289,12 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         default = config.internal_config_dict.get(key)
         if external.get(key, default) != default and not config[needed]:
             raise UsageError(f"{key} does nothing without {needed}: set that too, or leave it out")
+
+
+def fitted_to_validation(config: Any) -> list[str]:
+    """The settings by which something other than an epoch is fitted to validation."""
+    fitted = [key for key in ("calibrate", "propensity_calibration") if config[key]]
+    return fitted + ["propensity_floor: slope"] * (config["propensity_floor"] == "slope")
 
 
 def _check_labels(config: Any) -> None:
@@ -289,7 +309,14 @@ def _check_labels(config: Any) -> None:
     labels = {config[key] for key in (*LABEL_KEYS, "LABEL_FIELD")}
     not_labels = {key: config[key] or () for key in ("numerical_features", "normalize_field")}
     not_labels["discretization"] = config["discretization"] or ()
-    not_labels["unused_col"] = (config["unused_col"] or {}).get("inter", ())
+    unused = (config["unused_col"] or {}).get("inter", ())
+    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
+        if config[key] in unused:
+            raise UsageError(
+                f"unused_col names '{config[key]}' ({key}), by which users and items are known: "
+                f"leave it out of the data with unload_col and {key}: ~"
+            )
+    not_labels["unused_col"] = unused
     for key, fields in not_labels.items():
         if wrong := labels.intersection(fields):
             raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")
@@ -464,6 +491,7 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a value is out of its range; the message names the key.
     """
+    _derive_events(config)
     check_together(config, external)
     if config["LABEL_FIELD"] in {config[key] for key in LABEL_KEYS}:
         config["LABEL_FIELD"] = "task_label"
@@ -482,6 +510,20 @@ def derive(config: Any, external: Mapping[str, Any]) -> None:
     config["learned_tasks"] = list(scored_tasks(config))
     config["train_space"] = "click" if trains_on_clicks(config) else "entire"
     config["weight_field"] = _weight_field(config)
+
+
+def _derive_events(config: Any) -> None:
+    """A label that is any of several columns has one name, and ``any_of`` says of what it is."""
+    any_of: dict[str, list[str]] = {}
+    for key in ("CLICK_FIELD", "CONVERSION_FIELD"):
+        if isinstance(names := config[key], list):
+            config[key] = "+".join(names)
+            if len(names) > 1:
+                any_of[config[key]] = names
+    config["any_of"] = any_of
+    if (any_of or config["EVENT_FIELDS"]) and config["source"] not in ("atomic", "table"):
+        key = "EVENT_FIELDS" if config["EVENT_FIELDS"] else "a label that is any of several columns"
+        raise UsageError(f"{key}: that is for atomic files and tables, not for {config['dataset']}")
 
 
 def _check_weights(config: Any) -> None:
@@ -778,6 +820,10 @@ def complete(config: Any) -> None:
     derive(config, external)
     for sentence in _set_in_vain(config, external):  # one file for many models is usual there
         getLogger().warning(sentence)
+    if config["calibrate"]:
+        getLogger().warning(
+            "calibrate does nothing in stock RecBole: run the model with recbole_escm2"
+        )
     getLogger().info(
         "recbole_escm2 sets its defaults for what the configuration leaves open: "
         + ", ".join(f"{key}={value}" for key, value in sorted(added.items()))

@@ -11,23 +11,29 @@ ICML 2019: EIB, DR); MRDR (Guo et al., SIGIR 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.risk import binary_cross_entropy, dr_risk, ips_risk, self_normalized
 
 __all__ = [
     "ESTIMATORS",
+    "SLOPE_FLOORS",
     "Sample",
     "constant_imputation",
     "eib",
     "mrdr_weight",
     "naive",
     "noisy_propensity",
+    "slope_floor",
     "snips",
 ]
 
@@ -151,3 +157,57 @@ ESTIMATORS: dict[str, Callable[[Sample], Tensor]] = {
     "DR": lambda s: dr_risk(s.error, s.dr_imputation, s.click, s.propensity),
     "MRDR": lambda s: dr_risk(s.error, s.mrdr_imputation, s.click, s.propensity),
 }
+
+
+#: Floors that :func:`slope_floor` chooses from.
+SLOPE_FLOORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+def slope_floor(
+    error: NDArray[Any],
+    click: NDArray[Any],
+    propensity: NDArray[Any],
+    floors: Sequence[float] = SLOPE_FLOORS,
+    doubt: float = 0.1,
+) -> float | None:
+    """The floor f of the propensity for which (1/|D|) Σ o·δ/max(ô, f) is likely to err least.
+
+    SLOPE (Su, Srinath & Krishnamurthy, "Adaptive Estimator Selection for Off-Policy Evaluation",
+    ICML 2020): with a larger floor the estimate varies less and is further off. In the order of
+    falling confidence widths c (Student's t, one-sided, as the tuning classes of zr-obp have it)
+    floors are gone through as long as each estimate lies within c + (√6 − 1)·c' of all the earlier
+    ones, c' theirs; the last of these is chosen. It takes ô to be right where no floor is at work.
+
+    Args:
+        error: δ, ``[|D|]``; it counts where o = 1.
+        click: o in {0, 1}, ``[|D|]``.
+        propensity: ô before any floor, ``[|D|]``.
+        floors: to choose from, > 0.
+        doubt: share of the estimates that may lie outside of their interval, on each side.
+
+    Returns:
+        One of the floors; None where fewer than two impressions were clicked.
+    """
+    from scipy import stats
+
+    rows = len(click)
+    clicked = np.asarray(click) > 0
+    if np.count_nonzero(clicked) < 2:
+        return None
+    of_clicked, weighted_by = np.asarray(error)[clicked], np.asarray(propensity)[clicked]
+    quantile = stats.t(rows - 1).ppf(1 - doubt)
+    estimates = []
+    for floor in floors:
+        terms = of_clicked / np.maximum(weighted_by, floor)
+        mean = float(terms.sum()) / rows
+        variance = float(np.square(terms).sum()) / rows - mean**2
+        width = quantile * math.sqrt(max(variance, 0.0) / (rows - 1))
+        estimates.append((width, floor, mean))
+    estimates.sort(key=lambda estimate: (-estimate[0], estimate[1]))
+    chosen = estimates[0][1]
+    for number, (width, floor, mean) in enumerate(estimates):
+        earlier = estimates[:number]
+        if any(abs(m - mean) > width + (math.sqrt(6) - 1) * w for w, _, m in earlier):
+            break
+        chosen = floor
+    return chosen

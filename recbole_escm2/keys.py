@@ -84,6 +84,12 @@ def _task(*tasks: str) -> Kind:
     return Kind(f"one of {wanted}", lambda v: isinstance(v, str) and v in tasks)
 
 
+_METRIC = Kind(
+    "the name of a metric, or a mapping of names to weights",
+    lambda v: isinstance(v, str | dict) and bool(v),
+)
+
+
 def _names(wanted: str) -> Kind:
     return Kind(wanted, lambda v: isinstance(v, list | str) and bool(v))
 
@@ -251,6 +257,10 @@ TO_TEN = _number("a number from 0 to 10", lambda v: 0 <= v <= 10)
 LAYERS = _each("a list of whole numbers >= 1", COUNT.holds)
 COLUMN, FOLDER, TEXT = _text("the name of a column"), _text("a folder"), _text("text")
 COLUMNS = Kind("a list of different columns", _are_columns)
+EVENTS = Kind(
+    "the name of a column, or a list of different ones",
+    lambda v: COLUMN.holds(v) or (COLUMNS.holds(v) and all(map(COLUMN.holds, v)) and bool(v)),
+)
 BY_SUFFIX = Kind("a mapping of file suffixes (inter, user or item) to lists of columns", _by_suffix)
 INTERVAL = Kind("an interval such as '[5,inf)'", _is_interval)
 AS_THEY_ARE = "impressions are trained on and scored as they are, no items are drawn"
@@ -331,8 +341,9 @@ _INITS = ("xavier", "field")
 OURS: Mapping[str, Key] = {
     # Labels and potential outcomes
     **dict.fromkeys(LABEL_KEYS, Key(COLUMN, DATA | OPTIONAL)),
-    "CLICK_FIELD": Key(COLUMN, DATA | OFTEN),
-    "CONVERSION_FIELD": Key(COLUMN, DATA | OFTEN),
+    "CLICK_FIELD": Key(EVENTS, DATA | OFTEN),
+    "CONVERSION_FIELD": Key(EVENTS, DATA | OFTEN | OPTIONAL),
+    "EVENT_FIELDS": Key(COLUMNS, DATA | OPTIONAL),
     "conversion_without_click": Key(_one_of("drop", "unconvert", "raise"), DATA),
     "impressions": Key(_one_of("rows", "pairs"), DATA),
     "impression_sample": Key(_number("a share in (0, 1]", lambda v: 0 < v <= 1)),
@@ -458,7 +469,15 @@ OURS: Mapping[str, Key] = {
         acts_on=("propensity",),
         idle="has no propensity",
     ),
-    "propensity_floor": Key(BELOW_ONE, OFTEN, ("propensity",), "has no propensity"),
+    "propensity_floor": Key(
+        Kind("a number in [0, 1) or 'slope'", lambda v: v == "slope" or BELOW_ONE.holds(v)),
+        OFTEN,
+        ("propensity",),
+        "has no propensity",
+    ),
+    "propensity_calibration": Key(
+        _one_of("platt", "temperature"), acts_on=("propensity",), idle="has no propensity"
+    ),
     "propensity_normalization": Key(
         _one_of("none", "snips"), OPTIONAL, ("rescaled_propensity",), "has no propensity"
     ),
@@ -555,7 +574,7 @@ RECBOLES: Mapping[str, Key] = {
         Kind("a list of whole numbers >= 1", lambda v: COUNT.holds(v) or LAYERS.holds(v)),
         SCORING | NO_SWEEP,
     ),
-    "valid_metric": Key(_text("the name of a metric"), TRAINING | OFTEN),
+    "valid_metric": Key(_METRIC, TRAINING | OFTEN),
     "eval_batch_size": Key(COUNT, SCORING),
     "metric_decimal_place": Key(NATURAL, SCORING | UNUSED),
     # Files
@@ -719,6 +738,7 @@ def value_of_text(name: str, text: str) -> Any:
     value = parse_value(text)
     kind = KEYS[name].kind if name in KEYS else None
     is_text = kind in (COLUMN, INTERVAL) or (kind in (FOLDER, TEXT) and _is_number(value))
+    is_text |= kind is EVENTS and not isinstance(value, list)
     return text if is_text and value is not None else value
 
 

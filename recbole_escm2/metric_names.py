@@ -93,6 +93,10 @@ def _metrics() -> dict[str, Metric]:
 
 #: Every metric of ours by its name in lower case.
 METRICS: Mapping[str, Metric] = _metrics()
+#: Other names of metrics in the literature. PIP, potential independence priority in ESCM² (SIGIR
+#: 2022), is FIP, false independence prior, in its extended version (arXiv 2210.11039). IEB is short
+#: for inherent estimation bias in the one and for intrinsic estimation bias in the other.
+ALSO_CALLED = {"fip": "pip"}
 #: Measures of CVR that verdicts are about by default, the best first.
 PRIMARY_CVR = ("CVR_AUC_ES", "CVR_AUC")
 METRIC_NAMES = tuple(metric.name for metric in METRICS.values())
@@ -104,6 +108,8 @@ _RECBOLE_SMALLER = ("logloss", "mae", "rmse")
 # --------------------------------------------------------------------------- of one's own
 
 _MARK = "entire_space_metric"
+#: What a function that is a metric may take.
+ARGUMENTS = ("label", "score", "user", "predictions")
 #: Config keys, and one of benchmarks, that name metrics.
 METRIC_KEYS = ("metrics", "valid_metric", "primary", "columns")
 
@@ -258,6 +264,7 @@ def _combined(name: str) -> Combined | None:
 def _parse(name: str) -> tuple[str, str]:
     """The key in METRICS or RecBole's register, and what stands behind the @ ('' without one)."""
     key = name.strip().lower().replace("-", "_")
+    key = ALSO_CALLED.get(key, key)
     stem, at, cut = key.partition("@")
     if at and f"{stem}@k" in METRICS:
         return f"{stem}@k", cut

@@ -96,7 +96,10 @@ def _complete_configs(module: ModuleType) -> None:
 def _enter_metrics(register: ModuleType) -> None:
     """Enter our metrics in RecBole's register; doing it twice is harmless."""
     from recbole_escm2.evaluator.catalogue import SPECS
+    from recbole_escm2.metric_names import ALSO_CALLED
 
+    for other, key in ALSO_CALLED.items():
+        _enter(register, other, SPECS[key], "K")
     for key, spec in SPECS.items():
         stem, at, _ = key.partition("@")
         if not at:

@@ -37,7 +37,7 @@ from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
 from recbole_escm2.output import plain_data, table, versions, write_json
-from recbole_escm2.own_code import without_own_metrics
+from recbole_escm2.own_code import refuse_own_metrics, without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
@@ -307,7 +307,9 @@ def evaluate_checkpoint(
     state = load_checkpoint(checkpoint)
     given: dict[str, Any] = {}
     for file in config_file_list:
-        given.update(read_yaml(Path(file)))
+        of_file = read_yaml(Path(file))
+        refuse_own_metrics(of_file, f"{file}: ")
+        given.update(of_file)
     given.update(config_dict or {})
     config = config_to_score(checkpoint, state, model, dataset, given, command_line)
     run = Run.of(config)

@@ -97,6 +97,11 @@ def derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
     tasks = scored_tasks(config)
     if isinstance(config["metrics"], str):
         config["metrics"] = [name.strip() for name in config["metrics"].split(",")]
+    if isinstance(weights := config["valid_metric"], Mapping):
+        weighted = [f"{weight}*{name}" for name, weight in weights.items()]
+        config["valid_metric"] = (
+            "+".join(weighted) if len(weights) > 1 else str(next(iter(weights)))
+        )
     if "valid_metric" not in external and task_of(config["valid_metric"]) not in (None, *tasks):
         config["valid_metric"] = f"{tasks[0].upper()}_AUC"
     for name in (*config["metrics"], config["valid_metric"]):

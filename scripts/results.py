@@ -1,6 +1,7 @@
 """Write results/DATASET.md, the leaderboard's models on a data set, each tuned; and leaderboard.md.
 
-The rows are scripts/results/leaderboard.yaml, or those of a data set that isn't on the leaderboard
+The rows are scripts/results/leaderboard.yaml, with the true probabilities where they are known
+(leaderboard-truth.yaml), or those of a data set that isn't on the leaderboard
 scripts/results/DATASET-rows.yaml; a data set's settings are scripts/results/DATASET.yaml, and
 scripts/results/DATASET.md is what stands above its table. The comparison is a benchmark, so
 that what is finished isn't run again.
@@ -18,11 +19,15 @@ from pathlib import Path
 
 import leaderboard
 from pages import data_table, finished_report
+from reference_rows import DATASETS as TRUTH_KNOWN
 
 from recbole_escm2.output import versions, write_whole
 
 HERE = Path(os.path.relpath(Path(__file__).parent)) / "results"
-BENCHMARK = HERE / "leaderboard.yaml"
+#: Of each data set of the leaderboard, which is the same with a row more where the truth is known.
+BENCHMARKS = {
+    dataset: HERE / f"leaderboard{'-truth' * known}.yaml" for dataset, known in TRUTH_KNOWN.items()
+}
 #: Data sets with rows of their own.
 OTHERS = ("coat",)
 PAGE = """\
@@ -60,7 +65,7 @@ def main() -> None:
     dataset = arguments.dataset
     pages = arguments.output / "results" if arguments.quick else Path("results")
     options_of_run = {
-        "benchmark": str(HERE / f"{dataset}-rows.yaml" if dataset in OTHERS else BENCHMARK),
+        "benchmark": str(BENCHMARKS.get(dataset, HERE / f"{dataset}-rows.yaml")),
         "dataset": dataset,
         "config_files": str(HERE / f"{dataset}.yaml"),
     }

@@ -127,10 +127,15 @@ MISTYPED = "there is no config key '{}'.*did you mean {}"
         (["--help"], 0, "usage: "),
         (["--version"], 0, "recbole_escm2 "),
         (["search", "--help"], 0, "usage: "),
+        (["predict", "--help"], 0, "usage: "),
+        (["recommend", "--help"], 0, "usage: "),
+        (["predict", "--datta=a"], 2, "predict knows no --datta .did you mean data"),
         (["--modle=ESMM", "--dataset=ml-100k"], 2, MISTYPED.format("modle", "model")),
         (["--model=ESMM", "--epoch=3"], 2, MISTYPED.format("epoch", "epochs")),
         (["--model=DeepFM,ESMM", "--sedes=3"], 2, MISTYPED.format("sedes", "seeds")),
         (["search", "--model=ESMM", "--trails=3"], 2, MISTYPED.format("trails", "trials")),
+        (["score", "--help"], 0, "usage: "),
+        (["score", "--labls=a.csv"], 2, r"score knows no --labls \(did you mean labels\?\)"),
     ],
 )
 def test_a_quick_answer_loads_neither_torch_nor_recbole(arguments, code, said):

@@ -260,10 +260,15 @@ def test_no_call_is_executed(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["[2020-13-45]", "[0b_]", "[!!bool x]", "[!!int '']", "[!!timestamp x]", "[" * 3000],
+    ["[!!float x]", "[0b_]", "[!!bool x]", "[!!int '']", "[!!timestamp x]", "[" * 3000],
 )
 def test_what_only_looks_like_yaml_stays_text(text):
     assert parse_value(text) == text
+
+
+@pytest.mark.parametrize("text", ["2020-01-31", "2020-13-45", "2020-01-31 12:00:00"])
+def test_a_date_is_text(text):
+    assert parse_value(f"[{text}]") == [text]
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -412,6 +417,14 @@ def test_a_decoupled_decay_is_no_penalty():
         with pytest.raises(UsageError, match=r"L2 penalty, which learner adamw doesn't have"):
             config(model, learner="adamw", embedding_weight_decay=0.1)
     assert config(learner="adamw", weight_decay=0.1)["weight_decay"] == 0.1
+
+
+def test_a_penalty_by_default_gives_way_to_a_learner_without_one(caplog):
+    assert Config("ESMM", "coat")["embedding_weight_decay"] == 0.001
+    for settings in ({"learner": "adamw"}, {"learner": "sgd", "sparse_embedding": True}):
+        caplog.clear()
+        assert Config("ESMM", "coat", None, settings)["embedding_weight_decay"] == 0
+        assert "ESMM trains without L2 on the embedding" in caplog.text
 
 
 def test_only_sparse_rows_sleep():
@@ -686,7 +699,7 @@ def test_model_that_cannot_be_run_is_refused(model, message):
         (b"- epochs\n- seed", r"holds no 'key: value' lines"),
         (b"epochs", r"holds no 'key: value' lines"),
         (b"model: \xff\xfe", r"codec can't decode"),
-        (b"since: 2020-13-45", r"is not YAML"),
+        (b"since: !!int ''", r"is not YAML"),
         (b"1: 2", r"key 1"),
         (b"on: 2", r"key True"),
         (b"a: !!timestamp x", r"is not YAML"),

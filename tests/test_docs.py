@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from recbole_escm2.command_line import main
+from recbole_escm2.data import save_table
 from recbole_escm2.quick_start import run
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +83,10 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "epochs": "1",
     },
     "--model=ESCM2_IPS --dataset=ml-100k --save_predictions=True": None,  # below
+    # below, on a log that has what they name
+    **dict.fromkeys(
+        re.findall(r"run_recbole_escm2\.py (.*--dataset=mine .+)", PAGES["docs/data.md"])
+    ),
     "--checkpoint=output/…/checkpoint.pth --evaluate": None,  # tests/train: it takes a checkpoint
 }
 
@@ -112,6 +119,43 @@ def test_training_begins_with_a_run_as_printed(tmp_path, monkeypatch, capfd):
     (folder,) = tmp_path.glob("output/*")
     assert main([*printed.replace("output/…", str(folder)).split(), *quick]) == 0
     assert f"beginning with the weights of {folder}/checkpoint.pth" in capfd.readouterr().err
+
+
+LOG_COMMANDS = [command for command in COMMANDS if "--dataset=mine " in command]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """A data path with a log ``mine`` of two months, with events, values and times."""
+    rng, rows = np.random.default_rng(0), 3000
+    click = rng.random(rows) < 0.4
+    frame = pd.DataFrame(
+        {
+            "user_id": rng.integers(60, size=rows),
+            "item_id": rng.integers(20, size=rows),
+            "timestamp": pd.Timestamp("2020-02-01") + pd.to_timedelta(rng.random(rows) * 59, "D"),
+            "value": rng.integers(1, 5, rows) / 2,
+            "click": click,
+            "cart": click & (rng.random(rows) < 0.5),
+            "conversion": click & (rng.random(rows) < 0.4),
+        }
+    )
+    folder = tmp_path_factory.mktemp("log")
+    save_table(frame, "mine", folder)
+    return folder
+
+
+def test_the_page_of_data_has_commands_for_a_log():
+    assert len(LOG_COMMANDS) == 9
+
+
+@pytest.mark.parametrize("command", LOG_COMMANDS)
+def test_a_command_on_a_log_runs_as_printed(command, log, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    words = ["--seeds=2" if word.startswith("--seeds=") else word for word in words]
+    quick = [] if any(word.startswith("--epochs=") for word in words) else ["--epochs=1"]
+    assert main([*words, *quick, f"--data_path={log}"]) == 0
 
 
 @pytest.fixture
@@ -175,7 +219,7 @@ def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("ESCM2_DR", "ml-100k", config_dict={"impression_sample": 0.02, "epochs": 1})
     (folder,) = tmp_path.glob("output/*")
-    (code,) = re.findall(r"```python\n(.+?)```", PAGES["docs/predict.md"], re.DOTALL)
+    code, of_table = re.findall(r"```python\n(.+?)```", PAGES["docs/predict.md"], re.DOTALL)
     code = code.replace("output/ESCM2_DR-…", str(folder))
     rng = np.random.default_rng(0)
     features = {"age": 30, "gender": "M", "occupation": "other", "zip_code": "94043"}
@@ -183,7 +227,14 @@ def test_new_rows_are_scored_as_printed(tmp_path, monkeypatch):
     ids = {name: rng.integers(1, 1200, 500).astype(str) for name in ("user_id", "item_id")}
     frame = pd.DataFrame({**ids, **features})
     frame.to_parquet("new.parquet")
-    names: dict = {"frame": frame}
+    click = rng.random(len(frame)) < 0.4
+    labels = {"click": click, "conversion": click & (rng.random(len(frame)) < 0.5)}
+    names: dict = {"frame": frame, "logged": frame.assign(**labels)}
+    exec(
+        compile(of_table.replace("import run", "import run\nimport recbole_escm2"), "", "exec"),
+        names,
+    )
+    assert names["scores"].shape == (500, 3)
     exec(compile(code, "docs/predict.md", "exec"), names)
     known = json.loads((folder / "result.json").read_text())["data"]
     assert known["train"]["impressions"] > 0
@@ -242,6 +293,17 @@ def test_the_leaderboard_is_what_the_tables_say():
         text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_leaderboard_with_truth_has_the_same_rows_and_the_true_probabilities():
+    folder = ROOT / "scripts" / "results"
+    plain, with_truth = (
+        yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        for name in ("leaderboard.yaml", "leaderboard-truth.yaml")
+    )
+    assert with_truth["models"].pop("Oracle", "missing") is None
+    assert with_truth == plain
+    assert list(with_truth["models"]) == list(plain["models"])
 
 
 def test_the_variant_runs_as_a_class(variant, settings):

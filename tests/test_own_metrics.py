@@ -1,6 +1,7 @@
 """Metrics that are functions of a user's own, and several metrics as one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from recbole_escm2.evaluator.catalogue import Setting, spec_of
 from recbole_escm2.evaluator.intervals import intervals
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.experiment.request import read_request
+from recbole_escm2.experiment.space import ranges_of
 from recbole_escm2.metric_names import (
     bigger_is_better,
     canonical_name,
@@ -82,6 +84,11 @@ def undefined(label, score):
 
 
 def unmarked(label, score):
+    return 0.0
+
+
+@metric()
+def other_names(y, p):
     return 0.0
 """
 
@@ -205,6 +212,7 @@ class TestOwn:
         [
             ("{}:unmarked", "isn't marked as a metric: put @recbole_escm2.metric"),
             ("{}:hitrate", "no function 'hitrate' \\(did you mean hit_rate\\?\\)"),
+            ("{}:other_names", "takes 'y'; a metric takes label and score"),
             ("no_such_module:f", "no module 'no_such_module'"),
             ("{}.py:f", "not a file"),
         ],
@@ -254,6 +262,14 @@ class TestNoFileChoosesCode:
             with pytest.raises(UsageError, match=said):
                 read_request({"benchmark": str(file)})
 
+    def test_ranges(self, tmp_path):
+        file = tmp_path / "a.hyper"
+        file.write_text("valid_metric choice ['CTCVR_AUC', 'planted_metric:f']\n")
+        request = read_request({"model": "ESMM", "dataset": "ml-100k"})
+        entry = replace(request.entries[0], params_file=str(file))
+        with pytest.raises(UsageError, match="planted_metric:f would be code"):
+            ranges_of(request, entry)
+
     def test_a_checkpoint(self, own, settings):
         given = {**settings, "epochs": 1, "valid_metric": f"{own}:hit_rate"}
         given["metrics"] = ["CTR_AUC", f"{own}:users"]
@@ -261,6 +277,9 @@ class TestNoFileChoosesCode:
         checkpoint = Path(outcome["run_dir"]) / "checkpoint.pth"
         places = {k: v for k, v in settings.items() if k in ("data_path", "output_dir")}
         again = evaluate_checkpoint(checkpoint, config_dict=places)
+        Path("a.yaml").write_text("metrics: [planted_metric:f]")
+        with pytest.raises(UsageError, match=r"a\.yaml: metrics: planted_metric:f"):
+            evaluate_checkpoint(checkpoint, config_dict=places, config_file_list=["a.yaml"])
         assert f"{own}:users" not in again["test_result"]
         assert again["test_result"]["CTR_AUC"] == outcome["test_result"]["CTR_AUC"]
         asked = evaluate_checkpoint(checkpoint, config_dict={**places, "metrics": [f"{own}:users"]})
@@ -304,6 +323,16 @@ class TestCombined:
         with pytest.raises(UsageError) as error:
             Config("ESMM", "ml-100k", config_dict={"valid_metric": name})
         assert said in str(error.value)
+
+    def test_may_be_a_mapping(self):
+        given = {"valid_metric": {"ctcvr_auc": 0.7, "CTR_LogLoss": 0.3}}
+        config = Config("ESMM", "ml-100k", config_dict=given)
+        assert config["valid_metric"] == "0.7*CTCVR_AUC+0.3*CTR_LogLoss"
+        words = {"valid_metric": "{CTCVR_AUC: 0.7, CTR_LogLoss: 0.3}"}
+        again = Config("ESMM", "ml-100k", command_line=words)
+        assert again["valid_metric"] == config["valid_metric"]
+        one = Config("ESMM", "ml-100k", config_dict={"valid_metric": {"CTCVR_AUC": 2}})
+        assert one["valid_metric"] == "CTCVR_AUC"
 
     def test_each_part_has_to_be_predicted(self):
         with pytest.raises(UsageError, match="CTCVR_AUC scores ctcvr, but DeepFM learns ctr"):

@@ -130,6 +130,11 @@ def checkpoint(trap: Trap) -> None:
         save_checkpoint(file, {**state, **entries, "settings": settings})
         return evaluate_checkpoint(file, config_dict=places)
 
+    def serve(**entries: Any) -> Any:
+        settings = {**state["settings"], **entries.pop("settings", {})}
+        save_checkpoint(file, {**state, **entries, "settings": settings})
+        return recbole_escm2.load(file)
+
     refused("chooses no code", evaluate, model="planted:Planted")
     refused("there is no model", evaluate, model="planted")
     refused("dataset can't be", evaluate, dataset="../../outside/kept")
@@ -142,9 +147,18 @@ def checkpoint(trap: Trap) -> None:
     pickled.write_bytes(pickle.dumps(Bomb(trap.trace)))
     kd = {"teacher": "CrossNet", "phase": "finetuning", "warm_up": str(pickled)}
     refused("can run any code", evaluate, model="KD_DAGFM", settings=kd)
+    for words, entries in (
+        ("chooses no code", {"model": "planted:Planted"}),
+        ("there is no model", {"model": "planted"}),
+        ("dataset can't be", {"dataset": "../../outside/kept"}),
+        ("can run any code", {"model": "KD_DAGFM", "settings": kd}),
+        ("isn't as this program writes it", {"vocabularies": {"text": str(trap.victim)}}),
+    ):
+        refused(words, serve, **entries)
 
     elsewhere = str(trap.outside / "kept")
     folders = ("output_dir", "checkpoint_dir", "store_dir", "data_path", "dataset_save_path")
+    serve(settings={**dict.fromkeys(folders, elsewhere), "log_wandb": True})
     again = evaluate(settings={**dict.fromkeys(folders, elsewhere), "log_wandb": True})
     assert Path(again["run_dir"]).parent == trap.here / "output"
 

@@ -35,6 +35,28 @@ def test_the_papers_form_is_without_all_that_was_added():
     assert {key: config[key] for key in FREE} == {**dict.fromkeys(FREE, 0.0), **off}
 
 
+@pytest.mark.parametrize("dataset", ["ml-100k", "ml-100k-semi", "ali-ccp-sim", "coat"])
+def test_entire_space_models_have_defaults_of_their_own_on_a_data_set(dataset):
+    """Where validation has chosen them; not elsewhere, and not for other models."""
+
+    def penalty(model, name, **settings):
+        return Config(model, name, None, settings)["embedding_weight_decay"]
+
+    assert penalty("ESCM2_DR", dataset) == penalty("AITM", dataset) == 0.001
+    assert penalty("ESCM2_DR", dataset, preset="paper") == 0
+    assert penalty("ESCM2_DR", dataset, embedding_weight_decay=0.1) == 0.1
+    assert penalty("DeepFM", dataset) == penalty("ESCM2_DR", "toy") == 0
+
+
+def test_what_is_set_for_a_model_on_a_data_set_is_a_key_of_it():
+    files = sorted((PROPERTIES / "dataset").glob("*/*.yaml"))
+    assert len(files) >= 4
+    for file in files:
+        assert (PROPERTIES / "dataset" / file.name).is_file(), file
+        for key, value in read_yaml(file).items():
+            assert KEYS[key].kind.holds(value), key
+
+
 def test_whatever_is_set_wins_over_a_preset(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"preset": "paper", **FREE}))

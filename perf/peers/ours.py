@@ -69,6 +69,7 @@ def main() -> None:
             "embedding_size": EMBEDDING,
             "mlp_hidden_size": TOWER,
             "dropout_prob": 0.0,
+            "preset": "paper",
             "sparse_embedding": True,
             "learning_rate": LEARNING_RATE,
             "train_batch_size": BATCH,

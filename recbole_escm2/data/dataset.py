@@ -341,29 +341,35 @@ class EntireSpaceDataset(Dataset):
             if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
+                    + (" and impression_sample" if self.config["impression_sample"] < 1 else "")
                 )
         if self.config["fits_validation"]:
             parts[:2] = self._as_one(*parts[:2])
             train = parts[0]
             of_train = train._logged().of_part("train", self.store.schema)
         self._show_propensity(train, of_train.propensity)
-        if not of_train.click.any():
-            raise UsageError(
-                f"data set '{self.dataset_name}': no click among the {len(train):,} impressions of "
-                f"train (column '{self.click_field}'). Nothing can be learned about conversion"
-            )
-        if of_train.click.all() and of_train.clicks_known:
-            self.logger.warning(
-                f"all {len(train):,} impressions of train are clicked: a log of clicks alone tells "
-                "nothing of what is clicked, CTR is 1 for every impression, and weighting clicks "
-                "by their propensity has nothing to weigh"
-            )
+        self._check_clicks(of_train)
         if self.config["train_space"] == "click":
             parts[0] = train.copy(train.inter_feat[np.flatnonzero(of_train.click)])
             parts[0]._part = None
         self._show_weights(parts[0])
         self._count_ids(parts)
         return parts
+
+    def _check_clicks(self, train: Truth) -> None:
+        """Make sure that train has clicks, and say where it has nothing else."""
+        rows = f"{len(train.click):,} impressions of train"
+        if not train.click.any():
+            raise UsageError(
+                f"data set '{self.dataset_name}': no click among the {rows} (column "
+                f"'{self.click_field}'). Nothing can be learned about conversion"
+            )
+        if train.click.all() and train.clicks_known:
+            self.logger.warning(
+                f"all {rows} are clicked: a log of clicks alone tells nothing of what is clicked, "
+                "CTR is 1 for every impression, and weighting clicks by their propensity has "
+                "nothing to weigh"
+            )
 
     def _split(self) -> list[Any]:
         """What ``eval_args``, ``folds`` and ``keep_together`` make of D; RecBole does the rest."""

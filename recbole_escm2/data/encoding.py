@@ -338,12 +338,14 @@ class Encoder:
         self.unknown: dict[str, int] = dict.fromkeys(known.tokens, 0)
         self.values: dict[str, int] = dict.fromkeys(known.tokens, 0)
 
-    def check_columns(self, names: Sequence[str], where: str) -> None:
+    def check_columns(self, names: list[str], where: str) -> None:
         """Make sure that each feature has a column.
 
         Raises:
-            UsageError: one has none; the message says which.
+            UsageError: one has none, or two; the message says which.
         """
+        if twice := [name for name in self.known.features if names.count(name) > 1]:
+            raise UsageError(f"{where} has the column '{twice[0]}' twice")
         if lacking := [name for name in self.known.features if name not in names]:
             s = "s" * (len(lacking) > 1)
             raise UsageError(

@@ -80,12 +80,14 @@ class Intervals(dict[str, Interval]):
 
     Attributes:
         undefined: why a metric has no value, by name; it isn't among the intervals.
+        lacking: those of the undefined ones whose truth or prediction isn't there.
         unknown: why a metric that has a value has no interval.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.undefined: dict[str, str] = {}
+        self.lacking: set[str] = set()
         self.unknown: dict[str, str] = {}
 
 
@@ -115,12 +117,14 @@ class Differences(dict[str, Difference]):
 
     Attributes:
         undefined: why a metric has no value on one of the two, by name.
+        lacking: those of them whose truth or prediction isn't there.
         unknown: why a difference has no interval.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.undefined: dict[str, str] = {}
+        self.lacking: set[str] = set()
         self.unknown: dict[str, str] = {}
 
 
@@ -146,7 +150,7 @@ def intervals(
     """
     found = Intervals()
     rows = _Rows([predictions], item, draws, seed)
-    for name, own, (value,) in _defined(rows, names, setting, found.undefined):
+    for name, own, (value,) in _defined(rows, names, setting, found):
         try:
             low, high = rows.interval(name, own, [value], level)
         except _Unknown as why:
@@ -178,7 +182,7 @@ def differences(
     """
     found = Differences()
     rows = _Rows([first, second], item, DRAWS, seed)
-    for name, own, values in _defined(rows, names, setting, found.undefined):
+    for name, own, values in _defined(rows, names, setting, found):
         value = _difference(name, values)
         try:
             noise = rows.noise(name, own, values)
@@ -196,7 +200,10 @@ class _Unknown(ValueError):
 
 
 def _defined(
-    rows: _Rows, names: Iterable[str], setting: Setting | None, undefined: dict[str, str]
+    rows: _Rows,
+    names: Iterable[str],
+    setting: Setting | None,
+    found: Intervals | Differences,
 ) -> Iterable[tuple[str, Setting, list[float]]]:
     """Shown name, setting and values of each metric that has some; the others are noted."""
     setting = setting or Setting()
@@ -205,7 +212,9 @@ def _defined(
         try:
             values = [_value(name, own, one) for one in rows.predictions]
         except (UndefinedMetricError, NotPredictedError) as why:
-            undefined[name] = str(why)
+            found.undefined[name] = str(why)
+            if isinstance(why, NotPredictedError):
+                found.lacking.add(name)
         else:
             yield name, own, values
 

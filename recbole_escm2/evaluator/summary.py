@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 def metric_table(result: MetricResult, decimals: int = 4) -> str:
     """Metrics as rows and tasks as columns."""
+    return table(*metric_rows(result, decimals))
+
+
+def metric_rows(result: MetricResult, decimals: int = 4) -> tuple[list[str], list[list[str]]]:
+    """The same as a header and rows."""
     cells = metric_cells(result)
     columns = [task for task in _COLUMNS if any(task in row for row in cells.values())]
     rows = [
         [name, *(f"{row[task]:.{decimals}f}" if task in row else "" for task in columns)]
         for name, row in cells.items()
     ]
-    return table(["metric", *columns], rows)
+    return ["metric", *columns], rows
 
 
 _COLUMNS = (*(task.upper() for task in ALL_TASKS), "predict()")
@@ -40,6 +45,9 @@ def metric_cells(result: Mapping[str, float]) -> dict[str, dict[str, float]]:
 _NOT_OF_CLICKS = ("_ES", "_Gap", "_CRR", "_CRR_True")
 
 
+_TRUTHS = (("IEB", "IEB"), ("PIP", "PIP (also called FIP)"))  # metrics against a truth
+
+
 def scope_notes(metrics: Iterable[str]) -> list[str]:
     """Which rows the metrics of these names are over, as sentences."""
     names = list(metrics)
@@ -55,7 +63,7 @@ def scope_notes(metrics: Iterable[str]) -> list[str]:
             "GAUC: users weighted by impressions; RecBole's own GAUC weights by positives."
         )
     entire = ["CVR …_ES"] if any(name.endswith("_ES") for name in names) else []
-    entire += [name for name in ("IEB", "PIP") if name in names]
+    entire += [shown for name, shown in _TRUTHS if name in names]
     if entire:
         listed = " and ".join(filter(None, [", ".join(entire[:-1]), entire[-1]]))
         notes.append(f"{listed}: over all impressions, against their potential outcomes.")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_escm2.evaluator.metrics import class_scores, ece
+
 #: An effective sample of more than this share of the clicks: the weights do nearly nothing.
 NEARLY_CONSTANT = 0.95
 #: A floor that more than this share of the clicks is at is what makes the weights alike.
@@ -32,6 +34,8 @@ class WeightDiagnostics:
         mean_weight_unfloored: mean of o/ô over D; 1 where ô is calibrated.
         mean_weight: mean of w over D.
         largest_weight: the largest w.
+        propensity_ece: expected calibration error of ô before the floor against o, over D, in ten
+            bins of equal mass; that of the epochs before, where it is fitted anew after them.
     """
 
     clicks: int
@@ -40,6 +44,7 @@ class WeightDiagnostics:
     mean_weight_unfloored: float
     mean_weight: float
     largest_weight: float
+    propensity_ece: float
 
     @classmethod
     def of(
@@ -71,6 +76,7 @@ class WeightDiagnostics:
             mean_weight_unfloored=float(unfloored.sum() / len(click)),
             mean_weight=float(weight.sum() / len(click)),
             largest_weight=float(weight.max()),
+            propensity_ece=_calibration_error(clicked, np.asarray(pctr)),
         )
 
     @property
@@ -108,8 +114,15 @@ class WeightDiagnostics:
         return (
             f"{self.share_at_floor:.1%} of {self.clicks:,} clicks at the floor, effective sample "
             f"{self.effective_sample_size:,.0f}, mean weight over D {self.mean_weight:.3f} "
-            f"(of 1/pCTR {self.mean_weight_unfloored:.3f}), largest {self.largest_weight:.1f}"
+            f"(of 1/pCTR {self.mean_weight_unfloored:.3f}), largest {self.largest_weight:.1f}, "
+            f"ECE of the propensity {self.propensity_ece:.4f}"
         )
+
+
+def _calibration_error(clicked: NDArray[np.bool_], propensity: NDArray[Any]) -> float:
+    """The ECE of ô against o; not a number where some ô is none."""
+    finite = bool(np.isfinite(propensity).all())
+    return ece(class_scores(clicked, propensity)) if finite else float("nan")
 
 
 def _effective_sample_size(weight: NDArray[np.float64]) -> float:

@@ -180,6 +180,7 @@ def study_of(
         seeds=experiment.seeds,
         baseline=experiment.baseline,
         columns=experiment.columns,
+        named=experiment.named,
         results=results,
         failures=failures,
         shared=experiment.request.shared,

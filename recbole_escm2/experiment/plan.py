@@ -34,6 +34,7 @@ class Experiment:
         draws: what they draw, by the row's label: ``world``, ``split`` or ``weights``.
         baseline: label of the row that the others are compared with.
         columns: metrics of the table.
+        named: metrics that the user named.
         primary: the metrics that verdicts are about; empty where the data decides.
         metric: of validation.
         output_dir: where everything goes.
@@ -54,6 +55,7 @@ class Experiment:
     draws: Mapping[str, str]
     baseline: str
     columns: Sequence[str]
+    named: Sequence[str]
     primary: Sequence[str]
     metric: str
     output_dir: Path
@@ -134,6 +136,7 @@ def make_experiment(options: Mapping[str, Any]) -> Experiment:
         draws={label: seeding.draws(config) for label, config in configs.items()},
         baseline=baseline,
         columns=_columns(about.get("columns"), first),
+        named=_named(about.get("columns"), first),
         primary=tuple(first["primary"] or ()),
         metric=first["valid_metric"],
         output_dir=Path(first["output_dir"]).absolute(),
@@ -190,6 +193,14 @@ def _with_aa_row(about: Mapping[str, Any], rows: Sequence[Row], seeds: Seeds) ->
     if wanted and not several:
         raise UsageError("aa_row needs at least two seeds: with one there is no test")
     return wanted
+
+
+def _named(columns: Any, config: Config) -> list[str]:
+    """The metrics that the user names: as columns of the table, or by a config key."""
+    external = config.external_config_dict
+    keys = (key for key in ("metrics", "primary") if external.get(key) is not None)
+    own = [] if columns is None else _columns(columns, config)
+    return list(dict.fromkeys([*own, *(name for key in keys for name in config[key])]))
 
 
 def _columns(given: Any, config: Config) -> list[str]:

@@ -40,6 +40,7 @@ from recbole_escm2.keys import COUNT
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import score_of
 from recbole_escm2.output import csv_text, lock, make_folder, plain_data, table, write_whole
+from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import parse_value
 from recbole_escm2.threads import threads_of
 
@@ -590,4 +591,8 @@ def _best_yaml(settings: Mapping[str, Any], which: str, plan: Search) -> str:
         k: v for k, v in plain_data(config.external_config_dict).items() if k not in content
     }
     head = f"# The best of {which}.\n"
+    plain = without_own_metrics(content)
+    if plain != content:
+        head += "# Metrics of your own aren't in it, as no file chooses code: name them again.\n"
+        content = plain
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -22,6 +22,7 @@ from recbole_escm2.experiment.request import Request, has_effect
 from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import KEY_NEEDS, PLACE_KEYS
 from recbole_escm2.lookup import find_model
+from recbole_escm2.own_code import refuse_own_metrics
 from recbole_escm2.property_files import PROPERTIES, parse_value
 from recbole_escm2.tasks import is_reference
 
@@ -85,6 +86,8 @@ def ranges_of(request: Request, entry: Row) -> Space:
     for name in space:
         if name in PLACE_KEYS or name in ("model", "dataset"):
             raise UsageError(f"the ranges have {name}, which is no setting of a model")
+        choices = getattr(space[name], "choices", ())
+        refuse_own_metrics({name: list(choices)}, "the ranges: ")
     config = request.config(entry).final_config_dict
     backbones = getattr(space.get("backbone"), "choices", ())
     acting = {n: values for n, values in space.items() if request.reads(entry, n, backbones)}

@@ -157,6 +157,7 @@ class Study:
         failures: why a run has no result, by label and seed.
         shared: config keys that are the user's and the same for all rows.
         tuning: how the settings of the rows were chosen, where they were.
+        named: metrics that the user named: where no run has one, the reports say why.
         primary: the metrics that verdicts are about; by default those of
             :func:`~recbole_escm2.evaluator.catalogue.primary_metrics`.
         influence: what single test rows contribute to a run's metrics, by label and seed: called
@@ -174,6 +175,7 @@ class Study:
     failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
+    named: Sequence[str] = ()
     primary: tuple[str, ...] = ()
     influence: Callable[[str, int], Influence] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,8 @@ class Impressions:
         conversion: r where o = 1, and 0 elsewhere, whatever the data says there.
         logit: the logit of each tower by its name (``ctr``, ``cvr``, …), float32.
         propensity: ô as a weight: floored, normalised where that is asked for, without gradient.
-        click_probability: ô as it was predicted or logged, without gradient.
+        click_probability: ô as it was predicted (and calibrated, where that is asked for) or
+            logged, without gradient.
         weight: of the impression in the risks of conversion, which are means over D with these
             weights; None: 1 for each.
         click_weight: of the impression in the CTR risk, likewise.
@@ -70,6 +72,8 @@ _RISKS = (
 _ALIKE = 0.05  # mean weights of clicked and other impressions, as far as it makes no difference
 
 CVRRisk = Callable[[Impressions], Tensor | None]
+#: Of ``propensity_floor: slope`` until the first validation.
+FIRST_FLOOR = 0.1
 
 
 class EntireSpaceRecommender(BagEmbedding):
@@ -139,7 +143,7 @@ class EntireSpaceRecommender(BagEmbedding):
         self.weight_field = {task: config[key] for task, key in WEIGHT_KEYS.items()}
         self.pos_weight = dict.fromkeys(WEIGHT_KEYS, 1.0) | (config["pos_weight"] or {})
         self.predict_task: str = config["predict_task"]
-        self.propensity_floor: float = config["propensity_floor"]
+        self._prepare_propensity(config)
         normalizes = "propensity_normalization" in self.acting_keys(config["backbone"])
         self.propensity_normalization: str = (
             config["propensity_normalization"] if normalizes else "none"
@@ -190,6 +194,23 @@ class EntireSpaceRecommender(BagEmbedding):
             self.first_order = backbone.first_order_parts(self.tower_names, config, dataset)
         if config["sparse_embedding"]:
             backbone.make_sparse(self, self.regularizer())
+
+    def _prepare_propensity(self, config: Any) -> None:
+        """Set the floor and, where that is asked for, the map of ô.
+
+        What a trainer fits anew after each validation is a buffer, so that a checkpoint has it.
+        """
+        floor = config["propensity_floor"]
+        #: Least value of ô as a weight; a tensor where a trainer chooses it.
+        self.propensity_floor: float | Tensor
+        if floor == "slope":
+            self.register_buffer("propensity_floor", torch.tensor(FIRST_FLOOR))
+        else:
+            self.propensity_floor = floor
+        #: ``[2]``, a and b of ô = σ(a·logit + b); None where it isn't calibrated.
+        self.propensity_map: Tensor | None
+        calibrated = bool(config["propensity_calibration"]) and self.weighs_clicks()
+        self.register_buffer("propensity_map", torch.tensor([1.0, 0.0]) if calibrated else None)
 
     def _build_recbole_towers(self, config: Any, dataset: Any) -> None:
         if type(self).build_tower is not EntireSpaceRecommender.build_tower:
@@ -310,11 +331,17 @@ class EntireSpaceRecommender(BagEmbedding):
         return self.click_probability(logit, interaction).clamp(min=self.propensity_floor)
 
     def click_probability(self, logit: dict[str, Tensor], interaction: Any) -> Tensor:
-        """ô by config ``propensity``, as it is, without gradient, ``[|D|]``."""
+        """ô by config ``propensity``, without gradient, ``[|D|]``.
+
+        The CTR tower's prediction is calibrated where ``propensity_calibration`` says how.
+        """
         if self.propensity_field is None:
-            predicted = torch.sigmoid(logit["ctr"].detach())
-            unweighted: Tensor = self.as_click_probability(predicted)
-            return unweighted
+            ctr = logit["ctr"].detach()
+            if self.propensity_map is None:
+                unweighted: Tensor = self.as_click_probability(torch.sigmoid(ctr))
+                return unweighted
+            slope, intercept = self.propensity_map
+            return torch.sigmoid(slope * (ctr - math.log(self.pos_weight["ctr"])) + intercept)
         probability: Tensor = interaction[self.propensity_field].float()
         return probability
 

@@ -354,6 +354,24 @@ def overlap(study: Study, labels: Sequence[str] | None = None) -> Figure | None:
 
 
 @_styled
+def support(shares: np.ndarray) -> Figure:
+    """How the support of rows is spread, beside clicks of train, of which each bin has as many.
+
+    Args:
+        shares: of the rows by support, in bins of equal width from 0 to 1.
+    """
+    figure, (ax,) = _panels(1, 2.1)
+    edges = np.linspace(0, 1, len(shares) + 1)
+    ax.stairs(shares, edges, fill=True, color=COLOURS[0], alpha=0.3, linewidth=0)
+    ax.stairs(shares, edges, color=COLOURS[0], label="these rows", linewidth=1.5)
+    of_clicks = "train's clicks"
+    ax.axhline(1 / len(shares), color=COLOURS[1], linestyle=DASHES[1], label=of_clicks)
+    ax.set(xlabel="support", ylabel="share", xlim=(0, 1), ylim=(0, None))
+    _legend(figure)
+    return figure
+
+
+@_styled
 def weights(study: Study, labels: Sequence[str] | None = None) -> Figure | None:
     """The inverse-propensity weights of test's clicks by quantile, and their effective sample.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -326,14 +326,33 @@ def _missing_metrics(study: Study) -> Iterable[Problem]:
             for reason in dict.fromkeys(r for (m, _), r in why.items() if m == metric):
                 seeds = tuple(s for s in runs if why.get((metric, s)) == reason)
                 yield Problem(one_line(row.label), seeds, f"no {metric}, {one_line(reason)}")
+    absent = (
+        (one_line(reason), row.label, metric)
+        for row in study.rows
+        for run in study.of(row.label).values()
+        for metric, reason in (run.get("undefined") or {}).items()
+        if metric in study.named and metric not in study.metrics
+    )
+    for reason, labels, metrics in _by_reason(absent):
+        yield Problem(labels, (), f"no {metrics}, {reason}")
 
 
 def _missing_verdicts(study: Study) -> Iterable[Problem]:
     """Comparisons that should have a verdict and can't, those with one reason together."""
-    refused: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for label, _, metric, compared in study.comparisons:
-        if compared.refused:
-            labels, metrics = refused.setdefault(compared.refused, ({}, {}))
-            labels[one_line(label)] = metrics[metric] = None
-    for reason, (labels, metrics) in refused.items():
-        yield Problem(", ".join(labels), (), f"no verdict in {', '.join(metrics)}: {reason}")
+    refused = (
+        (compared.refused, label, metric)
+        for label, _, metric, compared in study.comparisons
+        if compared.refused
+    )
+    for reason, labels, metrics in _by_reason(refused):
+        yield Problem(labels, (), f"no verdict in {metrics}: {reason}")
+
+
+def _by_reason(cases: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Reasons, each with all rows and metrics that have it, of reason, row and metric."""
+    together: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for reason, label, metric in cases:
+        labels, metrics = together.setdefault(reason, ({}, {}))
+        labels[one_line(label)] = metrics[metric] = None
+    for reason, (rows, names) in together.items():
+        yield reason, ", ".join(rows), ", ".join(names)

@@ -106,6 +106,12 @@ def notes(study: Study) -> Iterable[str]:
         )
     if study.bounds:
         yield f"{', '.join(map(one_line, study.bounds))}: no learners, and so without a verdict."
+    yield from _run_notes(study)
+
+
+def _run_notes(study: Study) -> Iterable[str]:
+    """How the runs of a study have come to what is scored, and in what time."""
+    runs = study.results.values()
     if single := _two_models(study):
         yield (
             f"{', '.join(single)}: two models, one of clicks over all impressions and one of "

@@ -267,7 +267,7 @@ def weighing(study: Study) -> list[Weighed]:
             names = runs[0]["weights"]
             numbers = {n: _mean([run["weights"][n] for run in runs]) for n in names}
             floors = ((run.get("config") or {}).get("propensity_floor") for run in runs)
-            floor = next((floor for floor in floors if floor is not None), None)
+            floor = next((f for f in floors if isinstance(f, int | float)), None)
             weighed.append(Weighed(one_line(row.label), numbers, floor))
     return weighed
 

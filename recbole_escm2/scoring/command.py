@@ -6,14 +6,7 @@ from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.property_files import parse_value
-from recbole_escm2.scoring.read import COLUMNS
-from recbole_escm2.scoring.score import score
-from recbole_escm2.scoring.show import page_takes, report, shown_paths, text
-
-_LISTS = ("key", "metrics", "primary", "topk")
-_VALUES = ("baseline", "decision_threshold", "calibration_bins")
-#: Options of the command, apart from names of columns.
-OPTIONS = ("labels", "predictions", "out", *_LISTS, *_VALUES)
+from recbole_escm2.scoring.options import COLUMNS, LISTS, OPTIONS, VALUES
 
 
 def score_command(given: dict[str, str]) -> int:
@@ -33,9 +26,12 @@ def score_command(given: dict[str, str]) -> int:
             raise UsageError(f"score knows no --{name}{did_you_mean(name, [*OPTIONS, *COLUMNS])}")
     if not given.get("predictions"):
         raise UsageError("which predictions? score needs --predictions=FILE; see score --help")
+    from recbole_escm2.scoring.score import score
+    from recbole_escm2.scoring.show import page_takes, report, shown_paths, text
+
     options: dict[str, Any] = {name: given[name] for name in COLUMNS if name in given}
-    options |= {name: _listed(name, given[name]) for name in _LISTS if name in given}
-    options |= {name: parse_value(given[name]) for name in _VALUES[1:] if name in given}
+    options |= {name: _listed(name, given[name]) for name in LISTS if name in given}
+    options |= {name: parse_value(given[name]) for name in VALUES[1:] if name in given}
     if "baseline" in given:
         options["baseline"] = given["baseline"]
     found = score(given.get("labels"), _files(given["predictions"]), **options)

@@ -18,22 +18,10 @@ from recbole_escm2.data.truth import Truth
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.metric_names import ALL_TASKS
+from recbole_escm2.scoring.options import COLUMNS
 
 Array = NDArray[Any]
 
-#: Names of columns that can be given, with their defaults.
-COLUMNS = {
-    "CLICK_FIELD": "click",
-    "CONVERSION_FIELD": "conversion",
-    "POTENTIAL_CONVERSION_FIELD": "potential_conversion",
-    "TRUE_CTR_FIELD": "true_ctr",
-    "TRUE_CVR_FIELD": "true_cvr",
-    "USER_ID_FIELD": "user_id",
-    "ITEM_ID_FIELD": "item_id",
-    "pctr": "pctr",
-    "pcvr": "pcvr",
-    "pctcvr": "pctcvr",
-}
 _OUTCOMES = ("CLICK_FIELD", "CONVERSION_FIELD", "POTENTIAL_CONVERSION_FIELD")
 _CHANCES = ("TRUE_CTR_FIELD", "TRUE_CVR_FIELD")
 _IDS = ("USER_ID_FIELD", "ITEM_ID_FIELD")

@@ -37,7 +37,8 @@ from recbole_escm2.metric_names import (
 )
 from recbole_escm2.own_code import import_own_metric, with_names
 from recbole_escm2.property_files import PROPERTIES, read_yaml
-from recbole_escm2.scoring.read import COLUMNS, Given, read
+from recbole_escm2.scoring.options import COLUMNS
+from recbole_escm2.scoring.read import Given, read
 
 #: The row that knows nothing but how often things happen.
 CONSTANT = "constant"
@@ -62,7 +63,7 @@ class Options:
         decision_threshold: probability from which F1 and Recall predict a positive, of all tasks
             or by task; by default the share of positives of each task in these rows.
         calibration_bins: of ECE.
-        columns: names of columns, by the keys of ``scoring.read.COLUMNS``.
+        columns: names of columns, by the keys of ``scoring.options.COLUMNS``.
     """
 
     key: Sequence[str] = ()
@@ -296,13 +297,19 @@ def scores(given: Given, options: Options) -> Scores:
     shared = [m for m in metrics if m.endswith(_OF_CONSTANT)]
     values[CONSTANT] = intervals(constant, shared, setting, item=given.item)
     for found in values.values():
-        _hide_defaults(found, options)
+        _hide_defaults(found, options, constant.truth.user is not None)
     compared = {
         model: differences(own, models[baseline], list(values[model]), setting, item=given.item)
         for model, own in models.items()
         if model != baseline
     }
     defined = {metric for model in models for metric in values[model]}
+    if not defined:
+        reasons = {why for model in models for why in values[model].undefined.values()}
+        raise UsageError(
+            "nothing can be scored: "
+            + ("; ".join(sorted(reasons)) or "no column of labels is what a prediction is about")
+        )
     primary = [canonical_name(m) for m in primary_metrics(defined, options.primary)]
     primary = [metric for metric in primary if metric in defined]
     return Scores(
@@ -360,12 +367,13 @@ def _constant(predictions: Predictions) -> Predictions:
     )
 
 
-def _hide_defaults(found: Intervals, options: Options) -> None:
-    """Leave out why a metric has no value that nobody asked for and the data has no truth for."""
+def _hide_defaults(found: Intervals, options: Options, with_users: bool) -> None:
+    """Leave out why a metric has no value that nobody asked for, where it can have none here."""
     if options.metrics is None:
         asked = {canonical_name(name) for name in options.primary or ()}
         for metric in [m for m in found.undefined if m not in asked]:
-            del found.undefined[metric]
+            if metric in found.lacking or (is_per_user(metric) and not with_users):
+                del found.undefined[metric]
 
 
 def _verdicts(
@@ -449,6 +457,8 @@ def _notes(
     if user is not None and any(map(is_per_user, metrics)) and (none := int((user == 0).sum())):
         notes.append(f"Metrics by user leave out {none:,} rows that have no user id.")
     for model, found in values.items():
+        if model == CONSTANT:
+            continue
         notes += [f"{model}: {m} is left out: {why}." for m, why in found.undefined.items()]
     return notes
 

@@ -156,17 +156,13 @@ def heading(metric: str) -> str:
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
-    digits = _digits(value)
-    if math.isnan(low):
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ({low:.{digits}f}, {high:.{digits}f})"
-
-
-def _digits(value: float) -> int:
-    """Four decimals, more of small values."""
-    if not value or not math.isfinite(value):
-        return 4
-    return min(10, max(4, 2 - math.floor(math.log10(abs(value)))))
+    """A value and its interval in as many decimals: four, more where all of them are small."""
+    numbers = [number for number in (value, low, high) if math.isfinite(number)]
+    largest = max(map(abs, numbers), default=0.0)
+    digits = min(10, max(4, 2 - math.floor(math.log10(largest)))) if largest else 4
+    # what is 0 but for rounding has no sign
+    shown = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high)]
+    return shown[0] if math.isnan(low) else f"{shown[0]} ({shown[1]}, {shown[2]})"
 
 
 def shown_paths(paths: Mapping[str, Path]) -> str:

@@ -123,7 +123,17 @@ class Files:
         Raises:
             UsageError: it can't be read, or has no ids.
         """
-        return SideTable(self.whole(file), self.config[f"{kind.upper()}_ID_FIELD"], str(file))
+        return SideTable(self.whole(file), self.key(kind), str(file))
+
+    def key(self, kind: str) -> str:
+        """The column of users or of items.
+
+        Raises:
+            UsageError: the model's data has none.
+        """
+        if (name := self.config[key := f"{kind.upper()}_ID_FIELD"]) is None:
+            raise UsageError(f"the model was trained on data without {kind}s ({key})")
+        return str(name)
 
     def whole(self, file: Path) -> pa.Table:
         """The columns of a file that are fields, and those of ids.

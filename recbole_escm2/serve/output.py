@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,8 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.output import replacing
 from recbole_escm2.serve.new_data import STREAM
 
-_SUFFIXES = (".parquet", ".csv", ".arrow", ".feather")
+#: Of files that scores go to.
+SUFFIXES = (".parquet", ".csv", ".arrow", ".feather")
 
 
 class Output:
@@ -80,13 +81,13 @@ def writing(target: str, as_arrow: bool = False) -> Iterator[Output]:
         output.close()
 
 
-def check_target(option: str, path: Path) -> None:
+def check_target(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Make sure that a file can be written, before anything is computed.
 
     Raises:
         UsageError: its name has no suffix that says a format, or its folder isn't there.
     """
-    if path.suffix not in _SUFFIXES:
-        raise UsageError(f"--{option}={path} is none of {', '.join(_SUFFIXES)}")
+    if path.suffix not in suffixes:
+        raise UsageError(f"--{option}={path} must end in {' or '.join(suffixes)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--{option}={path}: there is no folder {path.absolute().parent}")

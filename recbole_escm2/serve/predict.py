@@ -20,7 +20,8 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.evaluator import EntireSpaceData, EntireSpaceEvaluator, MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table
-from recbole_escm2.output import write_json
+from recbole_escm2.extras import require
+from recbole_escm2.output import write_json, write_whole
 from recbole_escm2.serve.new_data import STREAM, Block, NewData
 from recbole_escm2.serve.output import check_target, writing
 from recbole_escm2.serve.scorer import Scorer, Scores, fault_error
@@ -52,6 +53,9 @@ def predict(options: Mapping[str, str]) -> int:
     out = options["out"]
     if out != STREAM:
         check_target("out", Path(out))
+    if page := options.get("page"):
+        require("benchmark", "--page")
+        check_target("page", Path(page), (".html",))
     settings = {key: options[key] for key in SCORING if key in options}
     own = options.get("model"), options.get("device")
     scorer = Scorer(options["checkpoint"], *own, settings)
@@ -63,6 +67,10 @@ def predict(options: Mapping[str, str]) -> int:
     done = Prediction(scorer, new, _is_true(options, "labels", "True"))
     done.write(out)
     done.report(out)
+    if page:
+        from recbole_escm2.serve.page import new_rows_page
+
+        write_whole(Path(page), new_rows_page(done))
     return 0
 
 
@@ -87,6 +95,22 @@ class Prediction:
         self.validity = Validity(scorer)
         self._truth = _Labels(scorer) if labels else None
         self.bad = 0  # rows left out since a value can't be read
+        self.rows = 0
+        self.result: MetricResult | None = None
+
+    @property
+    def left_out(self) -> int:
+        """Rows and lines that couldn't be scored."""
+        return self.bad + self.new.skipped
+
+    def counts(self) -> list[str]:
+        """How many rows were scored, left out, and not joined, in sentences."""
+        left_out = f", {self.left_out:,} left out" if self.left_out else ""
+        return [f"{self.rows:,} rows scored{left_out}"] + [
+            f"{side.unmatched:,} rows have a {side.key} that {side.name} hasn't"
+            for side in self.new.sides
+            if side.unmatched
+        ]
 
     def write(self, out: str) -> None:
         """Score all rows, and write them.
@@ -125,22 +149,16 @@ class Prediction:
 
     def report(self, out: str) -> None:
         """Say how many rows were scored and what is to be known of them; also as JSON beside."""
-        left_out = self.bad + self.new.skipped
         about = {
             "rows": self.rows,
-            "left_out": left_out,
+            "left_out": self.left_out,
             "unmatched": {side.name: side.unmatched for side in self.new.sides},
             **self.validity.about(),
         }
-        lines = [f"{self.rows:,} rows scored" + (f", {left_out:,} left out" if left_out else "")]
-        lines += [
-            f"{side.unmatched:,} rows have a {side.key} that {side.name} hasn't"
-            for side in self.new.sides
-            if side.unmatched
-        ]
-        lines += ["", *self.validity.lines()]
-        result = self._truth.metrics() if self._truth is not None else None
-        if result is not None:
+        lines = [*self.counts(), "", *self.validity.lines()]
+        if self._truth is not None:
+            self.result = self._truth.metrics()
+        if (result := self.result) is not None:
             about["metrics"], about["undefined"] = dict(result), result.undefined
             lines += ["", metric_table(result, 4)]
             lines += [f"{name} is left out: {why}." for name, why in result.undefined.items()]

@@ -84,9 +84,8 @@ class Best:
                 f"--by={by}: the model predicts {', '.join(scorer.tasks)}"
                 f"{did_you_mean(self.by, scorer.tasks)}"
             )
-        self.user: str = scorer.config["USER_ID_FIELD"]
-        self.item: str = scorer.config["ITEM_ID_FIELD"]
         self.files = Files(scorer)
+        self.user, self.item = self.files.key("user"), self.files.key("item")
         self._seen = pd.MultiIndex.from_arrays([[], []])
 
     def leave_out(self, seen: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.encoding import Encoder, Known
 from recbole_escm2.data.stand_in import StandInDataset
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.calibration import Calibration
 from recbole_escm2.model.embedding import with_unknown_rows
 from recbole_escm2.model.reference.base import ReferenceRecommender
@@ -84,7 +85,7 @@ class TrainedModel:
             self.known = Known(state, spare)
             self.dataset = StandInDataset(self.config, self.known)
             # Which draws initial weights, that nobody sees.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), _errors_in_words(self.config):
                 self.model: Any = self.config.model_class(self.config, self.dataset)
             if not (is_entire_space(self.config) or is_reference(self.config.model_class)):
                 hold_loose_weights(self.model)
@@ -147,6 +148,20 @@ def _device(name: Any) -> torch.device:
         said = str(error).partition("\n")[0]
         raise UsageError(f"device {name!r} can't be used: {said}") from error
     return device
+
+
+@contextlib.contextmanager
+def _errors_in_words(config: Any) -> Iterator[None]:
+    """What a model's constructor refuses, or has no memory for, as a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (MemoryError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        if place := place_in_own_code(error, own_files(config.model_class)):
+            raise UsageError(place) from error
+        said = str(error).partition("\n")[0]
+        raise UsageError(f"{config['model']} can't be made of it: {said}") from error
 
 
 def _fits(model: nn.Module, weights: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from recbole_escm2.serve.scorer import Scorer, Scores
 PERCENTILES = (1, 5)
 #: From which a PSI is called a shift, as credit scoring has it: moderate, large.
 SHIFTS = (0.1, 0.25)
+_BINS = 20  # of support, for a picture
 _TOP = 19  # tokens of a field that are compared one by one
 _FLOOR = 1e-4  # of a share, whose logarithm is taken
 _CANT_SEE = (
@@ -36,6 +37,7 @@ class Validity:
         self._scorer = scorer
         self._quantiles = next((m.support for m in scorer.models if m.support is not None), None)
         self._below = np.zeros(len(PERCENTILES), np.int64)
+        self._spread_support = np.zeros(_BINS, np.int64)
         self._rows = 0
         known = scorer.known
         spreads: dict[str, Spread] = {}
@@ -70,8 +72,17 @@ class Validity:
         for place, percentile in enumerate(PERCENTILES):
             least = self._quantiles[percentile * steps // 100]
             self._below[place] += np.count_nonzero(pctr < least)
-        found = np.searchsorted(self._quantiles, pctr, side="right") - 1
-        return (found.clip(0) / steps).astype(np.float32)
+        found = (np.searchsorted(self._quantiles, pctr, side="right") - 1).clip(0) / steps
+        bins = (found * _BINS).astype(np.int64).clip(0, _BINS - 1)
+        self._spread_support += np.bincount(bins, minlength=_BINS)
+        return found.astype(np.float32)
+
+    @property
+    def support(self) -> NDArray[np.float64] | None:
+        """The share of the rows in each of 20 equal bins of support; None where it isn't known."""
+        if self._quantiles is None:
+            return None
+        return self._spread_support / max(self._rows, 1)
 
     def psi(self) -> dict[str, float]:
         """Of each feature, the largest first."""
@@ -96,30 +107,39 @@ class Validity:
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        if self._quantiles is None:
-            yield "The model has no pCTR of train's clicks to compare with."
-        else:
-            shares = self._below / max(self._rows, 1)
-            named = " and ".join(
-                f"{share:.1%} below the {_ordinal(p)} percentile"
-                for p, share in zip(PERCENTILES, shares, strict=True)
-            )
-            yield f"pCTR: {named} of train's clicks, where clicks were hardly seen."
-            yield _CANT_SEE
+        yield from self.of_support()
         yield ""
+        yield table(*self.grid())
+        yield self.note()
+
+    def of_support(self) -> list[str]:
+        """How many rows have little support, in sentences."""
+        if self._quantiles is None:
+            return ["The model has no pCTR of train's clicks to compare with."]
+        shares = self._below / max(self._rows, 1)
+        named = " and ".join(
+            f"{share:.1%} below the {_ordinal(percentile)} percentile"
+            for percentile, share in zip(PERCENTILES, shares, strict=True)
+        )
+        return [f"pCTR: {named} of train's clicks, where clicks were hardly seen.", _CANT_SEE]
+
+    def grid(self) -> tuple[list[str], list[list[str]]]:
+        """Of each feature its PSI and its unknown values, the most shifted first: header, rows."""
         unknown, values = self._scorer.unknown, self._scorer.encoders[0].values
-        psi = self.psi()
         rows = []
-        for name, value in psi.items():
+        for name, value in self.psi().items():
             share = f"{unknown[name] / values[name]:.2%}" if values.get(name) else ""
             number = f"{unknown[name]:,}" if name in unknown else ""
             chance = f"{self._spreads[name].by_chance():.3f}"
             rows.append([name, f"{value:.3f}", chance, number, share])
-        yield table(["feature", "PSI", "by chance", "unknown", "of its values"], rows)
+        return ["feature", "PSI", "by chance", "unknown", "of its values"], rows
+
+    def note(self) -> str:
+        """How to read a PSI."""
         moderate, large = SHIFTS
-        yield (
+        return (
             f"PSI compares with train: from {moderate} on a feature is spread otherwise, from "
-            f"{large} on by far; so few rows give the one by chance."
+            f"{large} on by far. As few rows as these have the one by chance without any shift."
         )
 
 

@@ -68,7 +68,7 @@ def begin_with(model: nn.Module, config: Any, train: Any, task: str | None = Non
             "leave it out"
         )
     file = initial_checkpoint(config, task)
-    state = load_checkpoint(file, config["device"])
+    state = load_checkpoint(file)
     try:
         _check(state, config)
         known = Known(state, spare=False)
@@ -102,7 +102,7 @@ class Match:
         """The rows here of those before, ``[old ids, width]`` to ``[ids, width]``."""
         share = self.counts / self.counts.sum().clamp(min=1)
         mean = share.to(before) @ before
-        return torch.where(self.mean.to(before.device).unsqueeze(1), mean, before[self.old])
+        return torch.where(self.mean.unsqueeze(1), mean, before[self.old])
 
     def __str__(self) -> str:
         kept = int(self.kept[1:].sum())  # the padding is no id

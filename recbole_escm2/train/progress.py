@@ -25,6 +25,8 @@ from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.output import plain_data
 from recbole_escm2.train.checkpoint import load_sealed, load_weights, save_checkpoint
 
+#: What an epoch that has begun goes on with.
+OF_EPOCH = ("step", "epoch_seconds", "totals", "scaler", "random")
 # Saving takes at most this share of a training's time, however large its tables are.
 _SHARE = 0.05
 _OF_TRAINER = ("cur_step", "best_epoch", "best_valid_score", "train_loss_dict", "loss_names")

@@ -253,8 +253,9 @@ class Run:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):
-                    (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                if (self.folder / RESULT_FILE).is_file():  # else somebody else may have opened it
+                    with contextlib.suppress(OSError):
+                        (self.folder / LOCK_FILE).unlink(missing_ok=True)
                 held.release(force=True)
 
 

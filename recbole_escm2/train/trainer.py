@@ -48,6 +48,7 @@ from recbole_escm2.train.checkpoint import (
 )
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
+    OF_EPOCH,
     ProgressFile,
     bookkeeping_of,
     load_progress,
@@ -56,6 +57,7 @@ from recbole_escm2.train.progress import (
     restore_learned,
     restore_random,
 )
+from recbole_escm2.train.propensity import mapped_propensity, refit_propensity
 from recbole_escm2.train.run import HISTORY_FILE, PROGRESS_FILE, Run
 
 #: What to say with the numbers of a checkpoint whose training hasn't come to its end.
@@ -478,7 +480,7 @@ class EntireSpaceTrainer(Trainer):
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
-            self._begun = state
+            self._begun = {name: state[name] for name in OF_EPOCH}
             self.tensorboard = _writer(run, purge_step=epoch)
         restore_bookkeeping(self, state["trainer"])
         self.history, self.start_epoch = state["history"], epoch
@@ -521,6 +523,9 @@ class EntireSpaceTrainer(Trainer):
         self.weights = self._weigh()
         self.history[-1]["valid"] = dict(result)
         self.history[-1]["weights"] = self.weights and self.weights.as_dict()
+        refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
+        if refitted:
+            self.history[-1]["propensity"] = refitted
         if self.run is not None:
             write_json(self.run.folder / HISTORY_FILE, self.history)
         if self.verbose:
@@ -533,6 +538,9 @@ class EntireSpaceTrainer(Trainer):
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
+            if refitted:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in refitted.items())
+                self.logger.info(f"epoch {epoch} propensity from now on  {numbers}")
         return score, result
 
     def _how_it_stands(self) -> str:
@@ -556,15 +564,9 @@ class EntireSpaceTrainer(Trainer):
         weighs = isinstance(self.model, EntireSpaceRecommender) and self.model.weighs_clicks()
         if not weighs or predictions is None:
             return None
-        return self.denominator() if self._denominators else self._click_probability(predictions)
-
-    def _click_probability(self, predictions: Predictions) -> NDArray[Any]:
-        """ô as the model weighs by it: its prediction, or that without its ``pos_weight``."""
-        probability = np.asarray(predictions.propensity)
-        if predictions.truth.propensity is not None:
-            return probability
-        unweighted: NDArray[Any] = self.model.as_click_probability(probability)
-        return unweighted
+        if self._denominators:
+            return self.denominator()
+        return mapped_propensity(self.model, predictions)
 
     def _weigh(self) -> WeightDiagnostics | None:
         """The propensity weights on the split that was scored last, of a model that has them."""
@@ -573,8 +575,8 @@ class EntireSpaceTrainer(Trainer):
             return None
         return WeightDiagnostics.of(
             predictions.truth.click,
-            self._click_probability(predictions),
-            self.model.propensity_floor,
+            mapped_propensity(self.model, predictions),
+            float(self.model.propensity_floor),
             self.denominator(),
         )
 
@@ -582,8 +584,8 @@ class EntireSpaceTrainer(Trainer):
         """What the clicks of the split that was scored last are divided by, ``[|D|]``."""
         if self._denominators:
             return torch.cat(self._denominators).numpy()
-        propensity = self._click_probability(self.predictions).astype(np.float64)
-        return np.maximum(propensity, self.model.propensity_floor)
+        propensity = mapped_propensity(self.model, self.predictions).astype(np.float64)
+        return np.maximum(propensity, float(self.model.propensity_floor))
 
     def evaluate(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.config import training_seed
+from recbole_escm2.config import fitted_to_validation, training_seed
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
@@ -181,6 +181,7 @@ def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
     parts = [config[f"{task}_settings"] or {} for task in PAIR]
     given = {key for keys in (config.external_config_dict, *parts) for key in keys}
     chosen = [key for key in ("valid_metric", "stopping_step", "eval_step") if key in given]
+    chosen += fitted_to_validation(config)
     if chosen:
         raise UsageError(
             f"the split has no validation, on which {', '.join(chosen)} would act: leave "

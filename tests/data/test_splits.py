@@ -314,6 +314,18 @@ def test_two_tables_are_train_and_test(tmp_path):
     assert [len(part) for part in EntireSpaceDataset(config).build()] == [30, 0, 10]
 
 
+def test_times_of_a_table_may_have_nanoseconds(tmp_path):
+    first, step = pd.Timestamp("2020-01-01 00:00:00.123456789"), pd.Timedelta("1D")
+    frame = pd.DataFrame(
+        {"timestamp": [first + i * step for i in range(30)], "click": [0, 1, 1] * 10}
+    )
+    frame["conversion"], frame["item_id"] = frame["click"], "a"
+    save_table(frame, "mine", tmp_path)
+    given = {"data_path": str(tmp_path), **by_time("2020-01-11", "2020-01-21")}
+    dataset = EntireSpaceDataset(Config("ESMM", "mine", config_dict=given))
+    assert [len(part) for part in dataset.build()] == [10, 10, 10]
+
+
 def test_a_share_of_train_needs_a_test_of_its_own(toy):
     with pytest.raises(
         UsageError, match=r"validation_share .*eval_args says it: split \{RS: \[0.8"

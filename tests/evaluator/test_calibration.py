@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recbole.config
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from recbole_escm2.calibration import (
     fit_map,
     map_of_state,
 )
-from recbole_escm2.config import Config
+from recbole_escm2.config import Config, complete, restore_numpy_names
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.calibration import Calibration
 from recbole_escm2.evaluator.metrics import auc, class_scores, ece, log_loss
@@ -289,3 +290,14 @@ def test_what_cannot_be_weighed_is_refused():
         Config("ESMM", "ml-100k", config_dict={"calibrate_weights": "ips"})
     with pytest.raises(UsageError, match="calibrate_floor does nothing without calibrate_weights"):
         Config("ESMM", "ml-100k", config_dict={"calibrate": "platt", "calibrate_floor": 0.2})
+
+
+def test_stock_recbole_is_told_that_it_calibrates_nothing(data_path, caplog, monkeypatch):
+    stock = recbole.config.Config
+    monkeypatch.setattr("sys.argv", ["stock"])  # which it reads
+    # Of numpy 1, as our own Config has it.
+    monkeypatch.setattr(stock, "compatibility_settings", lambda self: restore_numpy_names())
+    given = {"data_path": str(data_path), "calibrate": "platt", "embedding_size": 4}
+    config = stock("ESMM", "tiny", config_dict=given)
+    complete(config)
+    assert "calibrate does nothing in stock RecBole" in caplog.text

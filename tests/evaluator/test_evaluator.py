@@ -281,6 +281,7 @@ def test_weight_diagnostics_by_hand():
     assert found.mean_weight == pytest.approx((2 + 10 + 5) / 4)
     assert found.largest_weight == 10
     assert found.effective_sample_size == pytest.approx(17**2 / (4 + 100 + 25))
+    assert found.propensity_ece == pytest.approx((0.5 + 0.95 + 0.8 + 0.9) / 4)
     assert diagnose(np.zeros(2), np.ones(2), 0.1) is None
 
 
@@ -387,3 +388,15 @@ def test_causal_risk_ratios_are_no_metrics_of_the_clicks():
     assert scope_notes(["CVR_AUC"]) == [
         "CVR: over the clicked impressions, a sample that clicks have selected."
     ]
+
+
+def test_pip_is_fip_too():
+    """Its name in the extended version of the paper, wherever a metric is named."""
+    assert (canonical_name("FIP"), canonical_name("fip")) == ("PIP", "PIP")
+    assert MetricResult(PIP=0.2)["FIP"] == 0.2
+    settings = {"metrics": ["FIP", "IEB", "PIP"], "valid_metric": "FIP", "primary": ["fip"]}
+    config = Config("ESMM", "ml-100k", config_dict=settings)
+    assert config["metrics"] == ["PIP", "IEB"]
+    assert (config["valid_metric"], config["primary"]) == ("PIP", ["PIP"])
+    assert metrics_dict["fip"] is not None
+    assert "PIP (also called FIP)" in " ".join(scope_notes(["PIP"]))

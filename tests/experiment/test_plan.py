@@ -332,3 +332,15 @@ def test_code_that_changes_before_its_run_is_refused(options, tmp_path):
 def test_settings_survive_json(options):
     run = make_experiment({**options, "model": "ESMM", "numerical_features": "[age]"}).runs[0]
     assert json.loads(json.dumps(run.settings)) == run.settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"columns": "IEB,ctr_auc"}, ["IEB", "CTR_AUC"]),
+        ({"metrics": "[CVR_AUC_ES]", "primary": "IEB"}, ["CVR_AUC_ES", "IEB"]),
+    ],
+)
+def test_metrics_that_the_user_names(options, changes, named):
+    assert make_experiment({**options, "model": "ESMM", "seeds": "2", **changes}).named == named

@@ -83,7 +83,7 @@ def test_every_variant_has_finite_gradients_on_a_model_of_recboles(build, name):
         batch = Interaction({**{f: built.batch[f] for f in built.batch}, **full})
         built.model.zero_grad()
         risks = built.model.task_risks(batch)
-        assert list(risks)[-1] == "regularizer"
+        assert "regularizer" in risks
         sum(built.model.calculate_loss(batch)).backward()
         grads = [p.grad for p in built.model.parameters() if p.grad is not None]
         assert all(grad.isfinite().all() for grad in grads)

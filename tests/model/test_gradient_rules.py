@@ -21,6 +21,7 @@ VARIANTS = {
         "ESCM2_IPS",
         {"propensity": "oracle", "TRUE_CTR_FIELD": "propensity", "PROPENSITY_FIELD": None},
     ),
+    "ESCM2_IPS-calibrated": ("ESCM2_IPS", {"propensity_calibration": "platt"}),
     "ESCM2_DR-error-snips": ("ESCM2_DR", {"propensity_normalization": "snips"}),
     "ESCM2_DR-label-field-snips": (
         "ESCM2_DR",

@@ -45,6 +45,7 @@ OF_MODELS = {
     "mlp_hidden_size": [12],
     "predict_task": "ctr",
     "propensity": "field",
+    "propensity_calibration": "platt",
     "propensity_floor": 0.9,
     "propensity_normalization": "snips",
     "shared_expert_num": 3,
@@ -58,20 +59,24 @@ OF_ANY_MODEL = {
         *("CLICK_FIELD", "CONVERSION_FIELD", "LABEL_FIELD", "POTENTIAL_CONVERSION_FIELD"),
         *("PROPENSITY_FIELD", "TRUE_CTR_FIELD", "TRUE_CVR_FIELD", "conversion_without_click"),
         *("impression_sample", "impressions", "threshold"),
+        *("CLICK_WEIGHT_FIELD", "CONVERSION_WEIGHT_FIELD", "EVENT_FIELDS"),
     },
     "data": {
         *("item_inter_num_interval", "load_col", "multi_value_top_k", "source", "store_dir"),
         *("min_count", "standardize", "user_inter_num_interval", "weight_scaler"),
     },
-    "splits": {"eval_args", "train_neg_sample_args", "tuning_part"},
+    "splits": {
+        *("eval_args", "train_neg_sample_args", "tuning_part"),
+        *("folds", "keep_together", "validation_share"),
+    },
     "training": {
         *("embedding_weight_decay", "epochs", "learner", "learning_rate", "sleeping_decay"),
         *("final_fit", "stopping_step", "train_batch_size", "training_seed", "valid_metric"),
-        *("preset", "validations_per_epoch", "weight_averaging"),
+        *("pos_weight", "preset", "validations_per_epoch", "weight_averaging"),
     },
     "evaluation": {
         *("calibration_bins", "decision_threshold", "eval_batch_size", "metrics", "primary"),
-        *("by", "save_predictions", "topk"),
+        *("by", "save_predictions", "topk", "weighted_metrics"),
     },
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
@@ -110,7 +115,7 @@ def computed(build, tmp_path, monkeypatch):
     """What a model computes with some settings: losses of an epoch, then its predictions."""
     monkeypatch.chdir(tmp_path)
 
-    def computed(model, **settings):
+    def computed(model, epochs=1, **settings):
         built = build(model, **settings)
         if not is_entire_space(built.config):  # as the runner does
             train_as_the_family(built.model, built.config, built.train.dataset[:2])
@@ -118,6 +123,10 @@ def computed(build, tmp_path, monkeypatch):
         trainer = EntireSpaceTrainer(built.config, built.model)
         torch.manual_seed(0)
         losses = trainer._train_epoch(built.train, 0)
+        for epoch in range(1, epochs):  # what validation changes is seen in the next epoch
+            trainer.train_loss_dict[epoch - 1] = sum(losses)
+            trainer._valid_epoch(built.valid)
+            losses = trainer._train_epoch(built.train, epoch)
         trainer.tensorboard.close()
         built.model.eval()
         with torch.no_grad():
@@ -137,7 +146,9 @@ def test_a_key_acts_on_a_model_or_is_refused(computed, configure, model, backbon
             settings[key] = "separate"
         acts = key in class_.acting_keys(backbone)
         assert has_effect(key, class_, "shop", (backbone,)) == acts
-        if acts:
+        if key == "propensity_calibration" and acts:
+            assert computed(model, 2, **settings) != computed(model, 2, backbone=backbone), key
+        elif acts:
             assert computed(model, **settings) != before, key
         else:
             with pytest.raises(UsageError, match=f"^{model} .*: {key} does nothing there"):

@@ -13,6 +13,7 @@ import torch
 from recbole.utils import FeatureType
 from scipy.optimize import brentq
 from scipy.special import expit
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.config import Config
@@ -23,6 +24,7 @@ from recbole_escm2.experiment.request import read_request
 from recbole_escm2.experiment.trials import candidates
 from recbole_escm2.keys import KEYS, TRAINING_KEYS
 from recbole_escm2.lookup import find_model
+from recbole_escm2.model.reference import logistic_regression
 from recbole_escm2.model.reference.base import pieces
 from recbole_escm2.model.reference.features import Feature, OneHot, features_of, one_number
 from recbole_escm2.model_names import CONTEXT_PACKAGE, REFERENCE_NAMES
@@ -456,3 +458,20 @@ def test_names_that_may_be_taken_for_others(settings, caplog):
     with pytest.raises(UsageError, match="trees on impressions are LightGBM here"):
         find_model("XGBoost")
     assert find_spec(f"{CONTEXT_PACKAGE}.lightgbm") is None  # stock RecBole keeps its own
+
+
+def test_the_solver_has_the_threads_of_the_run(settings, monkeypatch):
+    threads = []
+
+    class Solver(logistic_regression.Solver):
+        def fit(self, *arguments):
+            pools = threadpool_info()
+            threads.extend(pool["num_threads"] for pool in pools if pool["user_api"] == "blas")
+            return super().fit(*arguments)
+
+    monkeypatch.setattr(logistic_regression, "Solver", Solver)
+    with threadpool_limits(3, user_api="blas"):
+        before = {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
+        run("LogisticRegression", "tiny", config_dict={**settings, "task": "ctr"}, saved=False)
+    assert set(threads) == {torch.get_num_threads()}
+    assert before == {3}, "the test would not see it"

@@ -145,9 +145,9 @@ class TestLayout:
         [
             (["CVR_AUC_ES"], "CVR …_ES"),
             (["IEB"], "IEB"),
-            (["PIP"], "PIP"),
-            (["PIP", "CVR_MAE_ES"], "CVR …_ES and PIP"),
-            (["CVR_AUC_ES", "IEB", "PIP"], "CVR …_ES, IEB and PIP"),
+            (["PIP"], "PIP (also called FIP)"),
+            (["PIP", "CVR_MAE_ES"], "CVR …_ES and PIP (also called FIP)"),
+            (["CVR_AUC_ES", "IEB", "PIP"], "CVR …_ES, IEB and PIP (also called FIP)"),
         ],
     )
     def test_a_note_names_only_what_is_there(self, metrics, named):
@@ -228,6 +228,16 @@ class TestMissing:
         study = replace(known, results={**known.results, key: run})
         assert entry(study, "new", "IEB").value.endswith("(n=2)")
         assert "new, seed 2: no IEB, no truth" in map(str, layout(study).problems)
+
+    def test_a_named_metric_that_no_run_has_is_told_once(self, known):
+        why = {"CVR_AUC_ES": "the data holds no potential conversions", "IEB": "no truth"}
+        results = {key: {**run, "undefined": why} for key, run in known.results.items()}
+        study = replace(known, results=results)
+        said = "base, new: no CVR_AUC_ES, the data holds no potential conversions"
+        assert said not in map(str, layout(study).problems)  # of the default columns
+        problems = list(map(str, layout(replace(study, named=["CTR_AUC", "CVR_AUC_ES"])).problems))
+        assert problems.count(said) == 1
+        assert said in text(replace(study, named=["CVR_AUC_ES"]))
 
     @pytest.mark.parametrize("render", [markdown, latex, text, tidy_csv, runs_csv])
     def test_nothing_has_run(self, known, render):

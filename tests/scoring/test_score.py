@@ -1,6 +1,7 @@
 """Predictions made elsewhere: what is scored is what is there, and agrees with a run's own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,10 @@ import pytest
 
 import recbole_escm2
 from recbole_escm2.command_line import main
-from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
+from recbole_escm2.quick_start import run
 from recbole_escm2.scoring import show
 from recbole_escm2.scoring.score import score
-from recbole_escm2.train.run import Run
-from recbole_escm2.train.training import Training
 
 ROWS = 2000
 
@@ -56,26 +55,13 @@ def files(tables, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_agrees_with_a_runs_own_metrics_to_the_last_digit(settings, tmp_path):
-    config = Config("ESCM2_DR", "tiny", config_dict={**settings, "epochs": 1})
-    run = Run.of(config, saved=False)
-    with run.at_work(config):
-        trained = Training(config, run)
-        trained.fit()
-        wanted, predictions = trained.score("test")
-    truth = predictions.truth
-    columns = {
-        "user": truth.user,
-        "click": truth.click,
-        "conversion": truth.conversion,
-        "potential_conversion": truth.potential_conversion,
-        "true_cvr": truth.true_cvr,
-        **{f"p{task}": values for task, values in predictions.score.items()},
-    }
-    file = tmp_path / "predictions.parquet"
-    pd.DataFrame(columns).to_parquet(file)
-    found = score(file, USER_ID_FIELD="user", decision_threshold=dict(truth.train_rate))
-    own = {name: value for name, (value, _, _) in found.values["predictions"].items()}
+def test_agrees_with_a_runs_own_metrics_to_the_last_digit(settings):
+    given = {**settings, "epochs": 1, "save_predictions": True}
+    outcome = run("ESCM2_DR", "tiny", config_dict=given)
+    wanted = outcome["test_result"]
+    file = Path(outcome["run_dir"]) / "predictions-test.parquet"
+    found = score(None, file, decision_threshold=wanted.threshold)
+    own = {name: value for name, (value, _, _) in found.values["predictions-test"].items()}
     assert own == dict(wanted)
     assert len(own) > 30
 
@@ -100,6 +86,10 @@ def test_models_are_compared_on_the_same_rows(tables):
     assert any("training the models once more" in note for note in found.notes)
     assert any("pctcvr is pctr · pcvr" in note for note in found.notes)
     assert set(found.calibration["space"]) == {"ctr", "cvr", "ctcvr"}
+    shown = found._repr_html_()
+    assert shown.count("<table>") == 2
+    assert "CTCVR_AUC ↑" in shown
+    assert str(found).startswith("2,000 impressions")
 
 
 def test_skill_is_what_a_model_takes_off_the_constants_log_loss(tables):
@@ -150,6 +140,18 @@ def test_a_metric_that_was_asked_for_says_why_it_has_no_value(tables):
     assert "true CVR" in found.table.set_index("metric").loc["PIP", "note"]
 
 
+def test_rows_that_leave_metrics_without_a_value_say_so(tables):
+    labels, good, _ = tables
+    none = labels.assign(conversion=0).drop(columns="user_id")
+    found = score(none, good)
+    left_out = [note for note in found.notes if "is left out" in note]
+    assert "model: CVR_AUC is left out: no positive among" in " ".join(left_out)
+    assert not any("GAUC" in note for note in left_out)
+    only = pd.DataFrame({"pctcvr": good["pctr"]})
+    with pytest.raises(UsageError, match="nothing can be scored"):
+        score(labels.drop(columns="conversion"), only)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -166,6 +168,20 @@ def test_options_that_mean_nothing_are_refused(tables, options, said):
     labels, good, _ = tables
     with pytest.raises(UsageError, match=said):
         score(labels, good, **options)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ((0.5, 0.25, 0.75), "0.5000 (0.2500, 0.7500)"),
+        ((0.00123, 0.0011, 0.0014), "0.00123 (0.00110, 0.00140)"),
+        ((-1e-17, -0.2, 0.2), "0.0000 (-0.2000, 0.2000)"),
+        ((0.5, np.nan, np.nan), "0.5000"),
+        ((0.0, 0.0, 0.0), "0.0000 (0.0000, 0.0000)"),
+    ],
+)
+def test_numbers_are_shown_in_as_many_decimals_as_say_something(numbers, shown):
+    assert show._with_interval(*numbers) == shown
 
 
 class TestCommand:

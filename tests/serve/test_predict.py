@@ -18,6 +18,12 @@ import pytest
 
 import recbole_escm2
 from recbole_escm2.command_line import main
+from recbole_escm2.config import Config
+from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.serve import scorer as scorer_module
+from recbole_escm2.train.run import Run
+from recbole_escm2.train.training import Training
 
 TASKS = ["pctr", "pcvr", "pctcvr"]
 
@@ -193,7 +199,10 @@ def test_a_mistyped_option_is_refused_by_name(done, predict, arguments, words):
 
 
 def test_a_place_that_cant_be_written_is_said_before_anything_is_scored(predict):
-    for out, words in (("scores.txt", "is none of .parquet"), ("no/s.csv", "there is no folder")):
+    for out, words in (
+        ("scores.txt", "must end in .parquet or"),
+        ("no/s.csv", "there is no folder"),
+    ):
         code, said = predict("new.parquet", out=out)
         assert (code, words in said) == (2, True), said
 
@@ -202,9 +211,6 @@ def test_rows_with_labels_are_scored_as_evaluation_scores_them(done, predict):
     """The test split of the run: its metrics are those of result.json."""
     config = json.loads((done.folder / "result.json").read_text())["config"]
     assert config["eval_args"]["order"] == "RO"
-    from recbole_escm2.config import Config
-    from recbole_escm2.data import EntireSpaceDataset, prepare_data
-
     given = {"data_path": str(done.files.parent), "seed": config["seed"]}
     built = Config("ESMM", "tiny", config_dict={**given, "numerical_features": ["age"]})
     _, _, test = prepare_data(built, EntireSpaceDataset(built))
@@ -258,19 +264,68 @@ def test_what_has_shifted_is_told_by_its_psi(done, predict):
 
 def test_blocks_are_bounded_whatever_the_file(done, predict, scores, monkeypatch):
     """A file is never in memory: what the scorer gets at once doesn't grow with it."""
-    from recbole_escm2.serve import scorer as module
-
     sizes = []
-    score = module.Scorer.score
+    score = scorer_module.Scorer.score
 
     def watched(self, rows, where):
         sizes.append(len(rows))
         return score(self, rows, where)
 
-    monkeypatch.setattr(module, "ROWS", 512)
-    monkeypatch.setattr(module.Scorer, "score", watched)
+    monkeypatch.setattr(scorer_module, "ROWS", 512)
+    monkeypatch.setattr(scorer_module.Scorer, "score", watched)
     code, said = predict(written(done.frame, "new.parquet"), "--labels=False")
     assert code == 0, said
     assert sizes == [512] * 7 + [416]
     got = pd.read_parquet("scores.parquet")
     assert np.array_equal(got[TASKS].to_numpy(), scores.to_numpy())
+
+
+def test_raw_files_of_ali_ccp_are_joined_to_their_common_features(tmp_path, monkeypatch, capsys):
+    """Scores of the test split are those of its training, whichever files are there."""
+    monkeypatch.chdir(tmp_path)
+    raw = Path("dataset/ali-ccp/raw")
+    simulate(Simulation(rows=3000, click_rate=0.3, conversion_rate=0.5, seed=1), raw)
+    config = Config(
+        "ESMM",
+        "ali-ccp",
+        config_dict={"epochs": 1, "embedding_size": 4, "mlp_hidden_size": [8], "min_count": 2},
+    )
+    run = Run.of(config)
+    with run.at_work(config):
+        training = Training(config, run)
+        training.fit()
+        _, predictions = training.score("test")
+    for file in raw.glob("*train*"):
+        file.unlink()
+    folder = str(raw.rename("new"))
+    shutil.rmtree("dataset")
+    given = [f"--checkpoint={run.folder}", f"--data={folder}", "--out=scores.csv"]
+    assert main(["predict", *given, "--columns=205"]) == 0
+    assert "CTR" in capsys.readouterr().out
+    got = pd.read_csv("scores.csv")
+    for task, own in predictions.score.items():
+        assert np.allclose(got[f"p{task}"], own, rtol=0, atol=1e-6)
+    Path("new/truth_test.npy").unlink()  # of as many lines as there were
+    skeleton = Path("new/sample_skeleton_test.csv")
+    lines = skeleton.read_text().splitlines()
+    skeleton.write_text("\n".join([*lines[:5], "no line", *lines[5:]]) + "\n")
+    assert main(["predict", *given]) == 2
+    assert "sample_skeleton_test.csv line 6" in capsys.readouterr().err.replace(",", "")
+    assert main(["predict", *given, "--skip_bad_rows=True"]) == 0
+    assert "1 left out" in capsys.readouterr().out
+
+
+def test_the_page_holds_what_is_said(done, predict):
+    file = written(done.frame.assign(user_id="<b>somebody</b>"), "new.parquet")
+    code, said = predict(file, "--page=new.html")
+    assert code == 0, said
+    page = Path("new.html").read_text().replace("<wbr>", "")
+    assert "4,000 rows scored." in page
+    assert "can&#39;t see regions that pCTR doesn&#39;t separate" in page
+    assert page.count("data:image/png;base64,") == 1
+    for line in said.splitlines():
+        if line.startswith(("user_id ", "age ", "GAUC ")):
+            assert all(cell.replace("-", "\N{MINUS SIGN}") in page for cell in line.split())
+    assert "http" not in page.replace("http-equiv", "")
+    code, said = predict(file, "--page=new.txt")
+    assert (code, said) == (2, "error: --page=new.txt must end in .html\n")

@@ -146,6 +146,10 @@ def test_a_token_is_its_text_whatever_its_type(done, scorer):
         wanted.set_column(2, "hour", wanted.column("hour").cast(pa.large_string())),
         few.assign(tags=few["tags"].fillna("").str.split()),
         few.assign(age=few["age"].astype(str), click="label", conversion=None),
+        pa.concat_tables(
+            pa.Table.from_pandas(part.assign(hour=part["hour"].astype("category")))
+            for part in (few.head(30), few.tail(70))
+        ),
     ):
         assert np.array_equal(scorer.predict(own).to_numpy(), expected)
     assert not any(scorer.unknown.values())
@@ -173,6 +177,11 @@ def test_scores_keep_the_index_and_the_order(done, scorer):
             "column 'tags' is of type double, and the model",
         ),
         (lambda f: f.assign(user_id=["a", "b", "c", "d\0"]), "row 4: column 'user_id'.*NUL"),
+        (lambda f: pd.concat([f, f[["age"]]], axis=1), "has the column 'age' twice"),
+        (
+            lambda f: pa.table([pa.array([1])] * 2, ["hour", "hour"]),
+            "has the column 'hour' twice",
+        ),
         (lambda f: f.to_numpy(), "a table of pandas, Polars or Arrow is needed"),
     ],
 )
@@ -301,6 +310,10 @@ FORGED = {
     "support of another shape": (lambda s: {"support": torch.zeros(3)}, "its support isn't as"),
     "support that is no tensor": (lambda s: {"support": [0.0]}, "its support isn't as"),
     "a calibration of another kind": (lambda s: {"calibration": {"a": 1}}, "calibrat"),
+    "a size beyond any memory": (
+        lambda s: {"settings": {**s["settings"], "embedding_size": 10**15}},
+        "can't be made of it|embedding_size",
+    ),
     "a path as a model": (lambda s: {"model": "planted:Model"}, "chooses no code that is run"),
 }
 

@@ -123,10 +123,18 @@ def test_without_validation_there_is_nothing_to_add(settings):
         run("ESMM", "tiny", config_dict={**settings, **split})
 
 
-def test_nothing_is_left_to_calibrate_on(settings):
-    given = {**settings, "final_fit": True, "calibrate": "platt"}
-    with pytest.raises(UsageError, match="calibrate is fitted to validation, which final_fit"):
-        Config("ESMM", "tiny", config_dict=given)
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("calibrate", "platt", "calibrate"),
+        ("propensity_calibration", "platt", "propensity_calibration"),
+        ("propensity_floor", "slope", "propensity_floor: slope"),
+    ],
+)
+def test_nothing_is_left_to_calibrate_on(settings, key, value, named):
+    given = {**settings, "final_fit": True, key: value}
+    with pytest.raises(UsageError, match=f"{named} is fitted to validation, which final_fit"):
+        Config("ESCM2_IPS", "tiny", config_dict=given)
 
 
 def test_a_part_of_an_epoch_is_counted_as_one_there_too(settings):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,15 +17,18 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment import worker
+from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.model import ESMM
 from recbole_escm2.quick_start import run
 from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
 from recbole_escm2.train.progress import load_progress
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
-PROGRAM = [sys.executable, "-m", "recbole_escm2"]
+FEW = {"metrics": ["CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CTCVR_LogLoss"]}
 #: What differs between two runs of the same, and may.
 OF_THE_RUN = ("run_dir", "seconds", "config")
 
@@ -81,9 +84,10 @@ def case(settings, tmp_path, monkeypatch):
     """Does a run once undisturbed, and once killed at some steps and gone on with."""
 
     def do(model: str, kills: list[int], **changes: Any) -> str:
-        given = {**settings, "save_interval": 0, "train_batch_size": 512, **changes}
+        given = {**settings, **FEW, "save_interval": 0, "train_batch_size": 512, **changes}
         places = {name: {**given, "output_dir": str(tmp_path / name)} for name in ("whole", "cut")}
-        whole = run(model, "tiny", config_dict=places["whole"])
+        unkept = {**places["whole"], "save_interval": None}  # saving must change nothing either
+        whole = run(model, "tiny", config_dict=unkept)
         for step in kills:
             with monkeypatch.context() as patch:
                 killed_at(patch, step)
@@ -126,13 +130,18 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "batch statistics": ("xDeepFM", [9], {}),
     "sgd": ("ESMM", [9], {"learner": "sgd", "sparse_embedding": True}),
     "adagrad": ("ESMM", [9], {"learner": "adagrad"}),
-    "averaged weights": ("ESCM2_IPS", [16, 3], {"weight_averaging": 0.6, "epochs": 3}),
-    "averaged sparse rows": (
+    "an average of the weights": ("ESMM", [17], {"weight_averaging": 0.9, "epochs": 4}),
+    "an average of sparse rows": (
         "ESCM2_IPS",
         [16],
         {"weight_averaging": 0.9, "sparse_embedding": True, "epochs": 4},
     ),
     "parts of an epoch": ("ESMM", [6, 2], {"validations_per_epoch": 3, "dropout_prob": 0.1}),
+    "a propensity fitted to validation": (
+        "ESCM2_IPS",
+        [16],
+        {"propensity_calibration": "platt", "propensity_floor": "slope", "epochs": 4},
+    ),
     "no validation": ("ESMM", [9], {"eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}),
     "no validation for two epochs": ("ESMM", [17], {"epochs": 4, "eval_step": 2}),
 }
@@ -149,6 +158,25 @@ def test_a_killed_training_ends_as_an_undisturbed_one(case, name):
 def test_each_of_two_trainings_goes_on(case, kills):
     log = case("DeepFM", kills, task="both", dropout_prob=0.2, epochs=2)
     assert re.search(r"going on with \S+-ctr(, whose training is done| from epoch)", log)
+
+
+def test_the_scale_of_gradients_goes_on(case, monkeypatch):
+    """RecBole leaves the scaler off without a GPU; one that grows each second step is on here."""
+    made, build = [], EntireSpaceTrainer.__init__
+
+    class Scaler(torch.amp.GradScaler):
+        def __init__(self, device: str, enabled: bool) -> None:
+            super().__init__(device, growth_interval=2, enabled=enabled)
+            made.append(self)
+
+    def scaled(self: Any, *arguments: Any) -> None:
+        build(self, *arguments)
+        self.enable_scaler = True
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    monkeypatch.setattr(EntireSpaceTrainer, "__init__", scaled)
+    case("ESMM", [4], epochs=1)  # of seven steps
+    assert [scaler.get_scale() for scaler in made] == [2.0**19, 2.0**18, 2.0**19]
 
 
 @pytest.fixture
@@ -182,6 +210,14 @@ def test_it_may_be_asked_for_refused_or_named(cut):
     }.items():
         with pytest.raises(UsageError, match=f"^resume: {words}"):
             run("ESMM", "tiny", config_dict={**given, "resume": resume})
+
+
+def test_tensorboard_goes_on(cut):
+    folder, given = cut()
+    assert folder_of(given) == folder
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for tag in ("Loss/Train/ctr", "Valid/CTCVR_AUC"):
+        assert [event.step for event in shown.Scalars(tag)] == [0, 1]
 
 
 def test_what_no_number_depends_on_may_be_another(cut):
@@ -297,54 +333,48 @@ def test_a_run_killed_while_it_is_scored_only_scores(settings, monkeypatch):
     assert len(result["trainings"][0]["epochs"]) == 2
 
 
-def killed_processes(command: list[str], folder: Path, kills: int) -> None:
-    """Begin a command and kill its process, each time once the progress is another one."""
-    for _ in range(kills):
-        before = {file: file.stat().st_mtime_ns for file in folder.rglob("progress.pth")}
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and process.poll() is None:
-            now = {file: file.stat().st_mtime_ns for file in folder.rglob("progress.pth")}
-            if now != before:
-                break
-            time.sleep(0.01)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    assert list(folder.rglob("progress.pth"))
+def killed(target: Any, arguments: tuple[Any, ...], folder: Path) -> None:
+    """Begin a process, and end it by SIGKILL once a progress is there that wasn't before."""
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("progress.pth")}
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.is_alive():
+        if {f: f.stat().st_mtime_ns for f in folder.rglob("progress.pth")} != before:
+            break
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_killed_process_goes_on(settings, tmp_path):
     """By SIGKILL, which nothing can be done against: at whatever the process is."""
-    given = {**settings, "save_interval": 0, "dropout_prob": 0.2, "train_batch_size": 32}
+    given = {**settings, "save_interval": 0, "dropout_prob": 0.2, "train_batch_size": 64}
     whole = run("ESCM2_IPS", "tiny", config_dict={**given, "output_dir": str(tmp_path / "whole")})
-    keys = [f"--{key}={value}" for key, value in given.items()]
-    command = [*PROGRAM, "--model=ESCM2_IPS", "--dataset=tiny", *keys]
     folder = Path(settings["output_dir"])
-    killed_processes(command, folder, 1)
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    for _ in range(3):
+        killed(run, ("ESCM2_IPS", "tiny", None, given), folder)
+    run("ESCM2_IPS", "tiny", config_dict={**given, "resume": True})
     (gone_on,) = folder.iterdir()
     assert_same(outcome(Path(whole["run_dir"])), outcome(gone_on))
 
 
-def test_a_run_of_a_killed_benchmark_goes_on(settings, tmp_path):
-    given = {**settings, "save_interval": 0, "train_batch_size": 32}
-    keys = [f"--{key}={value}" for key, value in given.items()]
-    command = [*PROGRAM, "--model=ESMM", "--seeds=1", "--dataset=tiny", *keys]
-    folder = Path(settings["output_dir"])
-    killed_processes(command, folder, 1)
-    subprocess.run(command, check=True, capture_output=True)
-    (gone_on,) = (folder / "runs").iterdir()
-    assert "going on with" in (gone_on / "run.log").read_text()
-    again = {**given, "output_dir": str(tmp_path / "whole")}
-    whole = run("ESMM", "tiny", config_dict={**again, "metrics": metrics_of(gone_on)})
-    assert_same(outcome(Path(whole["run_dir"]))["test_result"], outcome(gone_on)["test_result"])
-    assert not list(gone_on.rglob("*.pth"))
-
-
-def metrics_of(folder: Path) -> list[str]:
-    """That a run of a benchmark has computed."""
-    metrics: list[str] = json.loads((folder / "result.json").read_text())["config"]["metrics"]
-    return metrics
+def test_a_killed_run_of_a_benchmark_goes_on(settings, tmp_path):
+    keys = {key: str(value) for key, value in {**settings, "train_batch_size": 64}.items()}
+    options = {**keys, "model": "ESMM", "dataset": "tiny", "seeds": "1", "save_interval": "0"}
+    (planned,) = make_experiment(options).runs
+    planned.folder.mkdir(parents=True)
+    killed(worker.main, (planned,), planned.folder)
+    again = multiprocessing.get_context("fork").Process(target=worker.main, args=(planned,))
+    again.start()
+    again.join()
+    assert again.exitcode == 0
+    assert "going on with" in (planned.folder / "run.log").read_text()
+    alone = {**planned.settings, "output_dir": str(tmp_path / "whole")}
+    whole = run("ESMM", "tiny", config_dict=alone)
+    assert outcome(planned.folder)["test_result"] == outcome(Path(whole["run_dir"]))["test_result"]
+    assert not list(planned.folder.rglob("*.pth"))
 
 
 def test_random_moments(case):

@@ -24,6 +24,7 @@ from recbole_escm2.data.labels import (
     SHOWN,
     LabelColumn,
     UnclickedConversions,
+    joined_events,
     label_columns,
     labels_of,
     named_as_label,
@@ -134,6 +135,9 @@ class AtomicFiles(Dataset):
         self.click_field: str = config["CLICK_FIELD"]
         self.conversion_field: str = config["CONVERSION_FIELD"]
         self.label_columns = label_columns(labels_of(config))
+        own = {column.field for column in self.label_columns}
+        self.events = [c for c in joined_events(config["any_of"] or {}) if c.field not in own]
+        self.label_columns += self.events
         #: What to tell the user about the data, whenever it is used.
         self.notes: list[tuple[str, str]] = []
         self._numbers: dict[str, list[int]] = {}  # of rows below the header, by feat
@@ -160,14 +164,31 @@ class AtomicFiles(Dataset):
     def _label_impressions(self) -> None:
         """Make D and its labels of what the files hold."""
         pairs = self.config["impressions"] == "pairs"
+        self._join_events()
         if pairs:
             self._click_every_row()
         self._require_label(self.click_field, "CLICK_FIELD")
         self._derive_conversion()
-        self._require_label(self.conversion_field, "CONVERSION_FIELD")
+        named = self.conversion_field and "CONVERSION_FIELD" in self.config.external_config_dict
+        if named or self.config["learned_tasks"] != ["ctr"]:  # else a log of clicks will do
+            self._require_label(self.conversion_field, "CONVERSION_FIELD")
         if pairs:
             self._expand_to_pairs()
-        self._settle_conversions_without_click()
+        if self.conversion_field in self.inter_feat:
+            self._settle_conversions_without_click()
+
+    def _join_events(self) -> None:
+        """Make labels that are any of several columns, which then are gone."""
+        for label, names in (self.config["any_of"] or {}).items():
+            for name in names:
+                key = "CLICK_FIELD" if label == self.click_field else "CONVERSION_FIELD"
+                self._require_label(name, key)
+            self.inter_feat[label] = self.inter_feat[names].max(axis=1)
+            self._set_label_property(label)
+        for event in self.events:
+            self.label_columns.remove(event)
+            del self.inter_feat[event.field]
+            self._forget(event.field)
 
     def _note(self, text: str, level: str = "warning") -> None:
         self.notes.append((level, text))
@@ -193,6 +214,7 @@ class AtomicFiles(Dataset):
                 raise UsageError(
                     f"load_col or unload_col leave out '{field}' ({key}) of {paths[0]}"
                 )
+        check_named("EVENT_FIELDS", self.config["EVENT_FIELDS"] or (), paths[0], first)
         frames, lengths = [], dict[str, int]()
         for file in paths:
             frames.append(self._load_feat(str(file), FeatureSource.INTERACTION))
@@ -225,6 +247,9 @@ class AtomicFiles(Dataset):
             labels = {*self._label_fields, *self._threshold}
             if load is not None:
                 load = load | labels
+            others = set(self.config["EVENT_FIELDS"] or ()) - labels
+            load = None if load is None else load - others
+            unload = unload if not others else (unload or set()) | others
             if self.config["impressions"] == "pairs":
                 labels -= {self.click_field}  # every row is a click, whatever a column says
             if unload is not None and unload & labels:
@@ -406,7 +431,7 @@ class AtomicFiles(Dataset):
 
     def _expand_to_pairs(self) -> None:
         rated, row = self._pair_up()
-        for field in (self.click_field, self.conversion_field):
+        for field in {self.click_field, self.conversion_field} & set(rated):
             self.inter_feat[field] = np.where(row >= 0, rated[field].to_numpy()[row], 0.0)
         self._forget_row_columns(rated)
 

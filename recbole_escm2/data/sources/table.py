@@ -14,13 +14,20 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 
 from recbole_escm2.data.checks import check_named, unended_line
-from recbole_escm2.data.labels import labels_of, named_as_label
+from recbole_escm2.data.labels import (
+    LabelColumn,
+    check_labels,
+    joined_events,
+    labels_of,
+    named_as_label,
+)
 from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
 from recbole_escm2.data.splits import named_parts
@@ -31,7 +38,7 @@ from recbole_escm2.output import beside
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
     *("load_col", "unload_col", "numerical_features", "normalize_field", "normalize_all"),
-    "standardize",
+    *("standardize", "EVENT_FIELDS"),
     *("alias_of_user_id", "alias_of_item_id", "benchmark_filename", "threshold"),
 )
 # What RecBole does to atomic files before they are impressions; a table is made as it is wanted.
@@ -102,7 +109,7 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
 
 def _path(folder: Path, name: str) -> Path | None:
     there = (folder / f"{name}{suffix}" for suffix in FORMATS)
-    return next((path for path in there if path.exists()), None)
+    return next((path for path in there if path.is_file() or path.is_dir()), None)
 
 
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
@@ -156,6 +163,9 @@ class _Reader:
         self.types = dict(zip(header.names, header.types, strict=True))
         self.threshold = dict(config["threshold"] or {})
         self.numeric = {*(config["numerical_features"] or ()), config["TIME_FIELD"]}
+        self.any_of: Mapping[str, list[str]] = config["any_of"] or {}
+        #: Of which a label is made, and which are none of the columns of a store.
+        self.events = [column.field for column in joined_events(self.any_of)]
         self.labels = self._find_labels()
         self.fields = self._find_fields()
         self.notes: list[tuple[str, str]] = []
@@ -163,6 +173,11 @@ class _Reader:
     def _find_labels(self) -> Labels:
         wanted = vars(labels_of(self.config))
         there = {role: name for role, name in wanted.items() if name in self.types}
+        for role, key in (("click", "CLICK_FIELD"), ("conversion", "CONVERSION_FIELD")):
+            names = self.any_of.get(wanted[role], ())
+            check_named(key, names, self.first, self.types)
+            if names:
+                there[role] = wanted[role]
         if len(self.threshold) > 1 or not self.threshold.keys() <= self.types.keys():
             raise UsageError(
                 f"threshold must name one column of {self.first}, which has "
@@ -201,7 +216,9 @@ class _Reader:
 
     def _find_fields(self) -> tuple[Field, ...]:
         config, origins = self.config, self._origins()
-        hidden = {*vars(self.labels).values(), *(config["threshold"] or {})}
+        others = config["EVENT_FIELDS"] or []
+        check_named("EVENT_FIELDS", others, self.first, self.types)
+        hidden = {*vars(self.labels).values(), *(config["threshold"] or {}), *self.events, *others}
         vocabulary: dict[str, str] = {}
         for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
             name = config[key]
@@ -265,8 +282,10 @@ class _Reader:
         types = self._csv_types() if is_csv else {}
         header, batches = open_table(file, types)
         made = {self.labels.conversion} if self.threshold else set()
+        made |= self.any_of.keys()
         labels = set(filter(None, vars(self.labels).values()))
         columns = [*(own.name for own in self.fields), *(labels - made), *self.threshold]
+        columns += [name for name in self.events if name not in columns]
         for name in columns:
             if name not in header.names:
                 raise UsageError(f"{file} lacks the column '{name}' of {self.first}")
@@ -280,12 +299,24 @@ class _Reader:
             self.notes.append(("warning", said))
         for numbers, batch in batches(columns):
             if len(batch):
-                rows = self._converted(batch)
-                yield Chunk(rows, "inter", part, str(file), numbers, "line" if is_csv else "row")
+                unit = "line" if is_csv else "row"
+                chunk = Chunk(batch, "inter", part, str(file), numbers, unit)
+                yield replace(chunk, rows=self._converted(self._with_events_joined(chunk)))
+
+    def _with_events_joined(self, chunk: Chunk) -> pa.RecordBatch:
+        """With labels that are any of several columns."""
+        rows = chunk.rows
+        for label, names in self.any_of.items():
+            events = [
+                check_labels(chunk.rows.column(name), LabelColumn(name), chunk.file, chunk.place)
+                for name in names
+            ]
+            rows = rows.append_column(label, pa.array(np.maximum.reduce(events)))
+        return rows
 
     def _csv_types(self) -> dict[str, pa.DataType]:
         """What stands in a token's cell is the token (007 isn't 7); a label's cell is checked."""
-        labels = [*filter(None, vars(self.labels).values()), *self.threshold]
+        labels = [*filter(None, vars(self.labels).values()), *self.threshold, *self.events]
         types = {own.name: own.kind for own in self.fields} | dict.fromkeys(labels, "token")
         return {
             name: pa.float64() if kind == "float" else pa.string()
@@ -315,7 +346,8 @@ def as_numbers(column: pa.Array, kind: str) -> pa.Array:
     own = column.type
     if kind == "float":
         if pa.types.is_date(own) or pa.types.is_timestamp(own):
-            micro = column.cast(pa.timestamp("us", getattr(own, "tz", None))).cast(pa.int64())
+            micro = column.cast(pa.timestamp("us", getattr(own, "tz", None)), safe=False)
+            micro = micro.cast(pa.int64())  # of nanoseconds what is below a microsecond is cut off
             return pc.divide(micro.cast(pa.float64()), 1e6)
         return column.cast(pa.float64())
     if pa.types.is_fixed_size_list(own):

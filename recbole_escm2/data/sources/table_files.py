@@ -25,6 +25,9 @@ def as_arrow(table: Any) -> pa.Table:
     if hasattr(table, "to_arrow"):  # Polars
         table = table.to_arrow()
     elif type(table).__module__.startswith("pandas.") and hasattr(table, "columns"):
+        if not table.columns.is_unique:
+            twice = table.columns[table.columns.duplicated()][0]
+            raise UsageError(f"the table has the column '{twice}' twice")
         try:
             table = pa.Table.from_pandas(table, preserve_index=False)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

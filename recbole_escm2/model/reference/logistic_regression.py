@@ -15,6 +15,7 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as Solver
 from sklearn.metrics import log_loss
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from recbole_escm2.model.reference.base import ReferenceRecommender
@@ -68,7 +69,9 @@ class LogisticRegression(ReferenceRecommender):
         )
         for penalty in self.path:
             solver.C = 1 / penalty
-            with warnings.catch_warnings(record=True) as said:
+            # As many threads as the run has: by itself the solver takes all that the machine has.
+            of_run = threadpool_limits(torch.get_num_threads(), user_api="blas")
+            with of_run, warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", ConvergenceWarning)
                 solver.fit(matrix, label, weight)
             if said:
