@@ -87,7 +87,7 @@ _KNOBS = {
     "click_rate": "clicked impressions among all",
     "conversion_rate": "conversions among clicked impressions",
     "selection": "selection bias: correlation of the two logits, 0 to 1",
-    "interaction_share": "share of the logits' variance by products of user and item, 0 to 1",
+    "interaction_share": "share of the logits that is products of user and item, 0 to 1",
     "rows_per_user": "mean number of impressions of a common row",
     "behaviours": "mean number of weighted ids of a common row",
     "users": "size of the vocabulary of 101; by default it grows with rows",

@@ -337,5 +337,5 @@ def test_both_data_sets_have_the_same_keys():
         for name in ("ali-ccp", "ali-ccp-sim")
     )
     assert {*real} - {"obtain"} == {*simulated} - {
-        *("simulation", "simulation_seed", "selection_strength")
+        *("simulation", "simulation_seed", "selection_strength", "interaction_share")
     }
