@@ -341,6 +341,7 @@ class EntireSpaceDataset(Dataset):
             if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
+                    + (" and impression_sample" if self.config["impression_sample"] < 1 else "")
                 )
         if self.config["fits_validation"]:
             parts[:2] = self._as_one(*parts[:2])
