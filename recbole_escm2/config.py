@@ -277,6 +277,11 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     if "KD_DAGFM" in (parent.__name__ for parent in config.model_class.__mro__):
         _check_distillation(config)
     _check_sampling(config)
+    if config["seq_separator"] == config["field_separator"]:
+        raise UsageError(
+            f"seq_separator and field_separator are both {config['seq_separator']!r}: the values "
+            "of a sequence need a separator of their own"
+        )
     _check_labels(config)
     _check_names(config)
     for key, needed in KEY_NEEDS.items():
@@ -304,7 +309,14 @@ def _check_labels(config: Any) -> None:
     labels = {config[key] for key in (*LABEL_KEYS, "LABEL_FIELD")}
     not_labels = {key: config[key] or () for key in ("numerical_features", "normalize_field")}
     not_labels["discretization"] = config["discretization"] or ()
-    not_labels["unused_col"] = (config["unused_col"] or {}).get("inter", ())
+    unused = (config["unused_col"] or {}).get("inter", ())
+    for key in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
+        if config[key] in unused:
+            raise UsageError(
+                f"unused_col names '{config[key]}' ({key}), by which users and items are known: "
+                f"leave it out of the data with unload_col and {key}: ~"
+            )
+    not_labels["unused_col"] = unused
     for key, fields in not_labels.items():
         if wrong := labels.intersection(fields):
             raise UsageError(f"{key} names the label '{wrong.pop()}': a label is not a feature")

@@ -108,6 +108,8 @@ _RECBOLE_SMALLER = ("logloss", "mae", "rmse")
 # --------------------------------------------------------------------------- of one's own
 
 _MARK = "entire_space_metric"
+#: What a function that is a metric may take.
+ARGUMENTS = ("label", "score", "user", "predictions")
 #: Config keys, and one of benchmarks, that name metrics.
 METRIC_KEYS = ("metrics", "valid_metric", "primary", "columns")
 

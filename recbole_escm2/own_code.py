@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import PurePath
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean, place_of_import_error
-from recbole_escm2.metric_names import METRIC_KEYS, name_of, own_function, own_names
+from recbole_escm2.metric_names import ARGUMENTS, METRIC_KEYS, name_of, own_function, own_names
 
 
 def import_own(path: str, what: str, form: str) -> Any:
@@ -61,16 +62,23 @@ def import_own_metric(name: str) -> None:
     """Import the function that is named as a metric, ``path.to.module:function``.
 
     Raises:
-        UsageError: there is none, or it isn't marked as a metric.
+        UsageError: there is none, it isn't marked as a metric, or it takes other arguments.
     """
-    if own_function(name):
-        return
-    function = import_own(name, "metric", "path.to.module:function")
     if own_function(name) is None:
-        raise UsageError(
-            f"metric '{name}': {type(function).__name__} {name.rpartition(':')[2]} isn't marked as "
-            "a metric: put @recbole_escm2.metric(task=..., bigger=...) above it"
-        )
+        function = import_own(name, "metric", "path.to.module:function")
+        if own_function(name) is None:
+            raise UsageError(
+                f"metric '{name}': {type(function).__name__} {name.rpartition(':')[2]} isn't "
+                "marked as a metric: put @recbole_escm2.metric(task=..., bigger=...) above it"
+            )
+    found = own_function(name)
+    assert found is not None
+    for parameter in signature(found[0]).parameters.values():
+        if parameter.name not in ARGUMENTS and parameter.default is parameter.empty:
+            raise UsageError(
+                f"metric '{name}' takes '{parameter.name}'; a metric takes label and score, and "
+                "user if it likes, or predictions"
+            )
 
 
 def refuse_own_metrics(content: Mapping[str, Any], place: str) -> None:

@@ -67,6 +67,13 @@ Less that of Naive, halves by propensity (ratio of the ratios, on the same impre
 
 {paired}
 
+## Is it the propensity, or whom a coat is for?
+
+Pairs of a person and a coat for the other sex, of which {other} are in test with {clicks} clicks,
+against the others; then, of those others alone, the less likely half against the more likely one:
+
+{sexes}
+
 ## Against chance
 
 How often one of {halves:,} random halves of the coats, of the people or of the pairs has PCOCs that
@@ -202,6 +209,33 @@ def clicks_of_items(own: Scored) -> Array:
     return chosen.sum(axis=0)[own.item]
 
 
+def is_for_others(own: Scored) -> Array:
+    """Whether the coat of a pair is made for the other sex, ``[pairs]``."""
+    sides = []
+    for side in ("user", "item"):
+        folder = RAW / "user_item_features"
+        names = (folder / f"{side}_features_map.txt").read_text(encoding="utf-8").split("\n")
+        column = names.index("gender:men")
+        sides.append(np.loadtxt(folder / f"{side}_features.ascii")[:, column])
+    return sides[0][own.user] != sides[1][own.item]
+
+
+def by_sex(rows: Mapping[str, Scored], other: Array, values: Array) -> str:
+    """The ratio between pairs for the other sex and the rest, and within the rest by values."""
+    lines = []
+    half = values > np.median(values[~other])
+    for name, low, high in (
+        ("other sex and own", other, ~other),
+        ("own sex, less and more likely", ~other & ~half, ~other & half),
+    ):
+        for label, own in rows.items():
+            ratio, influence = own.apart(low, high)
+            ends = own.ends(ratio, influence, own.by_seed(low, high))
+            numbers = [f"{own.pcoc(rows_of):.2f}" for rows_of in (low, high)]
+            lines.append([f"{label}, {name}", f"{low.sum():,}", *numbers, ends])
+    return markdown(["row and groups", "pairs in the first", "first", "second", "ratio"], lines)
+
+
 def main() -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -223,6 +257,8 @@ def main() -> None:
     rows = {row["label"]: scored(row) for row in report["rows"]}
     first = next(iter(rows.values()))
     chance = np.loadtxt(RAW / "propensities.ascii")[first.user, first.item]
+    other = is_for_others(first)
+    clicked = np.loadtxt(RAW / "train.ascii")[first.user, first.item] > 0
     heading, above = (HERE / "coat-groups.md").read_text(encoding="utf-8").split("\n", 1)
     shown = (folder / "report.md").read_text(encoding="utf-8")
     sections = shown[shown.index("\n## By ") :].partition("\n\n!")[0].strip()
@@ -235,6 +271,9 @@ def main() -> None:
         thresholds=with_thresholds(rows, chance),
         items=with_thresholds(rows, clicks_of_items(first)),
         paired=paired(rows, chance, report["baseline"]),
+        other=f"{other.sum():,}",
+        clicks=int(clicked[other].sum()),
+        sexes=by_sex(rows, other, chance),
         halves=HALVES,
         chance=against_chance(rows, chance),
         data=data_table({"coat": report}),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimizer imports, for seconds
 
 from recbole_escm2.command_line import parse_arguments
 from recbole_escm2.quick_start import run

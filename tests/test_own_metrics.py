@@ -85,6 +85,11 @@ def undefined(label, score):
 
 def unmarked(label, score):
     return 0.0
+
+
+@metric()
+def other_names(y, p):
+    return 0.0
 """
 
 
@@ -207,6 +212,7 @@ class TestOwn:
         [
             ("{}:unmarked", "isn't marked as a metric: put @recbole_escm2.metric"),
             ("{}:hitrate", "no function 'hitrate' \\(did you mean hit_rate\\?\\)"),
+            ("{}:other_names", "takes 'y'; a metric takes label and score"),
             ("no_such_module:f", "no module 'no_such_module'"),
             ("{}.py:f", "not a file"),
         ],

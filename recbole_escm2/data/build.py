@@ -48,7 +48,12 @@ from recbole_escm2.data.columns import (
     shape_of,
     with_codes,
 )
-from recbole_escm2.data.labels import UnclickedConversions, check_labels, label_columns
+from recbole_escm2.data.labels import (
+    Contradictions,
+    UnclickedConversions,
+    check_labels,
+    label_columns,
+)
 from recbole_escm2.data.page import REPORT_FILE, markdown
 from recbole_escm2.data.schema import PARTS, Chunk, Field, Join, Schema
 from recbole_escm2.data.store import Column, Layout, StoreWriter, Table, TableWriter
@@ -199,6 +204,7 @@ class _Build:
         self.rules = rules
         self.writer = writer
         self.unknown = schema.vocabulary == "train" or rules.min_count > 1
+        self.contradictions = Contradictions()
         self.unclicked = UnclickedConversions(rules.conversion_without_click)
         self.labels = label_columns(schema.labels)
         self.counts: dict[tuple[str, str], Counts] = defaultdict(lambda: Counts(self.unknown))
@@ -276,9 +282,10 @@ class _Build:
                 bar.update(len(chunk.rows) if chunk.size is None else chunk.size)
         kept.complete()
         if not self.parts[:, 0].sum():
-            raise UsageError("the data has no impression")
+            raise UsageError(f"{', '.join(self.files['inter']) or 'the data'}: no impression")
         if note := self.unclicked.note():
             self.schema.notes.append(("warning", note))
+        self.schema.notes.extend(("warning", note) for note in self.contradictions.notes())
 
     def _is_counted(self, part: str | None) -> bool:
         return self.schema.vocabulary == "all" or part in (None, "train")
@@ -293,6 +300,9 @@ class _Build:
             for label in self.labels
         }
         click = values[names.click]
+        known = chunk.part is None or chunk.part in self.schema.truth_parts
+        if known and self.schema.clicks_known:
+            self.contradictions.add(names, values, chunk.place)
         rows, keep, conversion = chunk.rows, None, np.zeros(len(click))
         if names.conversion is not None:
             conversion, keep = self.unclicked.apply(click, values[names.conversion], chunk.place)

@@ -27,6 +27,7 @@ _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
 _SELDOM = 0.05  # share of the rows below which a field has seldom a value
+_EVENT_VALUES, _OFTEN_CLICKED = 3, 0.9  # of a column of events, of which chance makes no click
 _ENOUGH = 100  # rows from which that can be told
 _COLUMN_KEYS = {  # that name columns, and of which kind
     "numerical_features": "float",
@@ -42,6 +43,11 @@ _KEPT = 1 << 20  # rows of a part whose digests are kept to compare them
 _UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _SHOWN = 100_000  # rows with the same key that are compared
 
+_NO_TEXT = {  # by how such files begin
+    **{b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file", b"BZh": "a bzip2 file"},
+    **{b"\x28\xb5\x2f\xfd": "a zstd file", b"PAR1": "a Parquet file"},
+}
+
 # --------------------------------------------------------------------------- a text file
 
 
@@ -55,6 +61,9 @@ def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
     """
     with open(path, "rb") as file:
         start = file.read(4)
+    for mark, kind in _NO_TEXT.items():
+        if start.startswith(mark):
+            return UsageError(f"{path} is {kind}, and must be text: unpack it, or name it as it is")
     is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     likely = "utf-16" if is_wide else "cp1252"
     return UsageError(
@@ -524,6 +533,20 @@ def suspicious_features(
                     "out with unload_col"
                 )
                 break
+        else:
+            if rows := _only_clicked(groups, click):
+                yield (
+                    f"each of the {rows:,} impressions with one value of '{field}' is clicked: if "
+                    "it is an event after the click, name it in EVENT_FIELDS, and it is no feature"
+                )
+
+
+def _only_clicked(groups: NDArray[np.int64], click: NDArray[np.bool_]) -> int:
+    """Rows of a value of which all are clicked, of a feature with few values; 0: there is none."""
+    rows, clicks = np.bincount(groups), np.bincount(groups, click)
+    if len(rows) > _EVENT_VALUES or click.mean() > _OFTEN_CLICKED:
+        return 0
+    return int(rows[(rows == clicks) & (rows >= _ENOUGH)].max(initial=0))
 
 
 def poor_field(own: Field, tokens: int, values: int, rows: int, longest: int) -> str | None:

@@ -88,7 +88,8 @@ class EntireSpaceDataset(Dataset):
         self.label_columns = label_columns(labels_of(config))
         #: Which part of D this is, where it is one whose labels :attr:`truth` has; by `build`.
         self._part: str | None = None
-        self._train_rates: Mapping[str, float] = {}
+        #: The share of positives in train by task; likewise.
+        self.train_rates: Mapping[str, float] = {}
         self._truth: Truth | None = None
         #: What another seed draws, see :func:`seed_draws`; set by :meth:`build`.
         self.seed_draws = ""
@@ -126,7 +127,7 @@ class EntireSpaceDataset(Dataset):
         none of train's. None before :meth:`build`, and of a train of clicks alone."""
         if self._truth is None and self._part is not None:
             own = self._labels().of_part(self._part, self.store.schema)
-            self._truth = replace(own, train_rate=self._train_rates)
+            self._truth = replace(own, train_rate=self.train_rates)
         return self._truth
 
     @property
@@ -336,11 +337,12 @@ class EntireSpaceDataset(Dataset):
         train = parts[0]
         of_train = train._logged().of_part("train", self.store.schema)
         for part in parts:
-            part._train_rates = of_train.base_rates()
+            part.train_rates = of_train.base_rates()
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             if len(part) == 0 and (name != "validation" or validates):
                 raise UsageError(
                     f"data set '{self.dataset_name}': {name} has no impression; see eval_args"
+                    + (" and impression_sample" if self.config["impression_sample"] < 1 else "")
                 )
         if self.config["fits_validation"]:
             parts[:2] = self._as_one(*parts[:2])

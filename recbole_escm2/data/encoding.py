@@ -42,12 +42,11 @@ _ENTRY = {
 _NUMBER = {"count": int, "mean": float, "squares": float}
 
 
-def kept_of(train: Any, rates: Mapping[str, float]) -> dict[str, Any]:
+def kept_of(train: Any) -> dict[str, Any]:
     """What a checkpoint keeps of a data set, to read new rows by.
 
     Args:
         train: the training part, built.
-        rates: shares of positives in it, by task.
 
     Returns:
         ``fields``: ``described`` (as in a store's schema, in the order in which models see them),
@@ -67,7 +66,7 @@ def kept_of(train: Any, rates: Mapping[str, float]) -> dict[str, Any]:
             "described": described,
             "time": train.store.schema["time"],
             "unseen_filled": train.seen_ids is not None,
-            "train_rate": dict(rates),
+            "train_rate": dict(train.train_rates),
         },
         "vocabularies": [own.plain() for own in train.store.vocabularies],
         "train_ids": {name: own.long() for name, own in train.train_ids.items()},

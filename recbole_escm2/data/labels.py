@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -226,3 +226,44 @@ def numbers(values: pd.Series) -> np.ndarray:
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(object)
     return np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
+
+
+class Contradictions:
+    """Labels that the truth beside them rules out: it is of other rows, or another outcome."""
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._places: dict[str, list[str]] = {}
+
+    def add(
+        self, names: Labels, values: Mapping[str, np.ndarray], place: Callable[[int], str]
+    ) -> None:
+        """Look at some impressions.
+
+        Args:
+            names: the fields of the labels.
+            values: of each label, ``[rows]``, by its field.
+            place: of a row, for a message.
+        """
+        click = values[names.click] == 1
+        potential, conversion = names.potential_conversion, names.conversion
+        if potential is not None and conversion is not None:
+            differs = click & (values[potential] != values[conversion])
+            self._note(f"clicked, and its {potential} isn't its {conversion}", differs, place)
+        if names.true_ctr is not None:
+            ctr = values[names.true_ctr]
+            self._note(f"clicked, and its {names.true_ctr} is 0", click & (ctr == 0), place)
+            self._note(f"not clicked, and its {names.true_ctr} is 1", ~click & (ctr == 1), place)
+
+    def _note(self, what: str, wrong: np.ndarray, place: Callable[[int], str]) -> None:
+        rows = np.flatnonzero(wrong)
+        if len(rows):
+            places = self._places.setdefault(what, [])
+            places += [place(int(row)) for row in rows[: SHOWN - len(places)]]
+            self._count[what] = self._count.get(what, 0) + len(rows)
+
+    def notes(self) -> Iterator[str]:
+        """What to say of each kind that there is."""
+        for what, count in self._count.items():
+            where = ", ".join(self._places[what]) + (", …" if count > SHOWN else "")
+            yield f"the truth of {count:,} impressions can't be theirs: {what} ({where})"

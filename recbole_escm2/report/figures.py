@@ -470,6 +470,7 @@ def by_group(study: Study, by: str, labels: Sequence[str] | None = None) -> Figu
     names = list(dict.fromkeys(group.name for own, _ in drawn for group in own))
     figure, panels = _panels(len(metrics))
     for ax, metric in zip(panels, metrics, strict=True):
+        heights: list[float] = []
         for n, (own, look) in enumerate(drawn):
             means = {group.name: group.means.get(metric) for group in own}
             points = [(names.index(name), mean) for name, mean in means.items() if mean]
@@ -481,8 +482,17 @@ def by_group(study: Study, by: str, labels: Sequence[str] | None = None) -> Figu
             moved = _moved(ax, n, len(drawn))
             style_of = {**look, "elinewidth": 0.8, "linewidth": 1}
             ax.errorbar(at, centre, yerr=np.maximum(errors, 0), transform=moved, **style_of)
+            # an interval of next to nothing may be endless: it leaves the panel
+            bound = 3 * float(np.abs(centre).max(initial=0.0))
+            heights += [*centre, *np.clip(low, -bound, bound), *np.clip(high, -bound, bound)]
         if (target := target_of(metric)) is not None:
             ax.axhline(target, color=INK, linewidth=1, linestyle=DASHES[2])
+        # lines beside their places have no part in what matplotlib would choose
+        finite = [height for height in heights if math.isfinite(height)]
+        if finite:
+            margin = 0.05 * (max(finite) - min(finite)) or 0.05
+            ax.set_ylim(min(finite) - margin, max(finite) + margin)
+        ax.set_xlim(-0.5, len(names) - 0.5)
         ax.set_title(f"{metric} {direction(metric)}")
         ax.set_xlabel(by)
         shown = [_wrapped(name.partition(" of ")[0], 12) for name in names]

@@ -166,6 +166,8 @@ def load_sealed(path: Path, device: Any = "cpu") -> dict[str, Any]:
             A pickle, such as RecBole's checkpoints, is refused: loading one can run any code that
             is in it.
     """
+    if path.is_dir():
+        raise UsageError(f"checkpoint {path} is a folder: name the file, checkpoint.pth of a run's")
     if not path.is_file():
         raise UsageError(f"checkpoint {path}: there is no such file")
     try:

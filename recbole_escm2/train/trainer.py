@@ -264,8 +264,7 @@ class EntireSpaceTrainer(Trainer):
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
-        rates = valid_data._dataset.truth.train_rate if valid_data else {}
-        self._kept = kept_of(train_data._dataset, rates)
+        self._kept = kept_of(train_data._dataset)
         self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)

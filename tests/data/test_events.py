@@ -130,6 +130,22 @@ def test_tables_have_several_events(tmp_path, suffix):
         dataset(CONVERSION_FIELD=ANY)
 
 
+@pytest.mark.parametrize("of_click", [True, False])
+def test_an_event_after_the_click_is_pointed_at(tmp_path, caplog, of_click):
+    rng = np.random.default_rng(0)
+    click, some = rng.random(3000) < 0.4, rng.random(3000) < 0.5
+    frame = pd.DataFrame({"item_id": rng.integers(20, size=3000), "click": click})
+    frame["cart"] = (click & some) if of_click else some
+    frame["conversion"] = click & (rng.random(3000) < 0.4)
+    save_table(frame, "mine", tmp_path)
+    given = {"data_path": str(tmp_path)}
+    EntireSpaceDataset(Config("ESMM", "mine", config_dict=given))
+    assert ("with one value of 'cart' is clicked: if it is an event" in caplog.text) == of_click
+    caplog.clear()
+    EntireSpaceDataset(Config("ESMM", "mine", config_dict={**given, "EVENT_FIELDS": ["cart"]}))
+    assert "cart" not in caplog.text
+
+
 # --- clicks alone ----------------------------------------------------------------------------
 
 

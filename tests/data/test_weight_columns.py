@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import recbole.config
 import torch
 
+from recbole_escm2.config import complete, restore_numpy_names
 from recbole_escm2.data.labels import LARGEST
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.reference import LogisticRegression
@@ -138,3 +140,13 @@ def test_click_weights_that_tell_of_the_click_are_warned_of(weighed, caplog):
     caplog.clear()
     run("ESMM", "toy", config_dict=given, saved=False)
     assert "other odds" not in caplog.text
+
+
+@pytest.mark.parametrize("given", [{"CLICK_WEIGHT_FIELD": "w"}, {"pos_weight": {"ctr": 2}}])
+def test_stock_recbole_trains_its_models_without_weights(data_path, monkeypatch, given):
+    stock = recbole.config.Config
+    monkeypatch.setattr("sys.argv", ["stock"])  # which it reads
+    monkeypatch.setattr(stock, "compatibility_settings", lambda self: restore_numpy_names())
+    config = stock("DeepFM", "tiny", config_dict={"data_path": str(data_path), **given})
+    with pytest.raises(UsageError, match="stock RecBole trains DeepFM without weights"):
+        complete(config)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import os
 import random
 import re
 import shutil
@@ -743,3 +746,107 @@ def test_truth_of_a_simulation_that_is_no_probability(
     assert outcome.code == 2, outcome
     assert re.search(rf"truth_{part}.npy row 6: {said}", outcome.error), outcome.error
     assert on_disk(tmp_path / "ali-ccp") == before
+
+
+# ------------------------------------------------------------------ files that are something else
+
+
+PACKED = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "zip": lambda content: b"PK\x03\x04\xff" + content,
+    "Parquet": lambda content: b"PAR1\xff" + content,
+    "zstd": lambda content: b"\x28\xb5\x2f\xfd" + content,
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_packed_file_that_is_named_as_text(made, folder, kind):
+    made.write_all()
+    path = made.folder / "tiny.inter"
+    path.write_bytes(PACKED[kind](path.read_bytes()))
+    assert f"tiny.inter is a {kind} file, and must be text: unpack it" in wrong(made, folder)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "arrow"])
+def test_a_table_that_is_a_pipe(made, folder, suffix):
+    """Which nobody writes into: reading would wait for ever."""
+    os.mkfifo(made.folder / f"tiny.{suffix}")
+    outcome = made.run(folder)
+    assert outcome.code == 2
+    assert "there is no " in outcome.error
+
+
+@pytest.mark.parametrize("names", ["user_id,item_id,click,conversion", "click,user_id,conversion"])
+def test_a_table_of_a_header_alone(made, folder, names):
+    (made.folder / "tiny.csv").write_text(names + "\n")
+    keys = {} if "item_id" in names else {"ITEM_ID_FIELD": None}
+    assert "no impression" in wrong(made, folder, **keys)
+
+
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_values_separated_as_fields_are(made, folder, separator):
+    made.write_all()
+    message = wrong(made, folder, seq_separator=separator, field_separator=separator)
+    assert "seq_separator and field_separator are both" in message
+
+
+@pytest.mark.parametrize("share", ["1e-9", "0.0001"])
+def test_a_sample_of_next_to_nothing(made, folder, share):
+    made.write_all()
+    message = refused_after_log(made, folder, {"impression_sample": share})
+    assert "no impression; see eval_args and impression_sample" in message
+
+
+@pytest.mark.parametrize("key", ["USER_ID_FIELD", "ITEM_ID_FIELD"])
+def test_ids_that_are_not_to_be_used(made, folder, key):
+    made.write_all()
+    field = key.lower().replace("_field", "")
+    message = wrong(made, folder, unused_col=f"{{inter: [{field}]}}")
+    assert f"unused_col names '{field}' ({key})" in message
+    assert "unload_col" in message
+
+
+@pytest.mark.parametrize("place", ["a run's", "mine"])
+def test_a_checkpoint_that_is_a_folder(folder, place):
+    (folder / place).mkdir()
+    outcome = call(folder, f"--checkpoint={place}", "--evaluate")
+    assert outcome.code == 2
+    assert f"checkpoint {place} is a folder: name the file" in outcome.error
+
+
+# ------------------------------------------------------------------ truth that isn't theirs
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("potential", lambda o, r: 1 - r, "clicked, and its potential isn't its conversion"),
+        ("ctr", lambda o, r: 0, "clicked, and its ctr is 0"),
+        ("ctr", lambda o, r: 1, "not clicked, and its ctr is 1"),
+        ("potential", lambda o, r: r if o else 1, None),
+        ("ctr", lambda o, r: 0.3, None),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["inter", "csv"])
+def test_labels_that_the_truth_rules_out(made, folder, suffix, column, values, said):
+    keys = {"potential": "POTENTIAL_CONVERSION_FIELD", "ctr": "TRUE_CTR_FIELD"}
+    labels = zip(made.inter["click:float"], made.inter["conversion:float"], strict=True)
+    made.inter[f"{column}:float"] = [values(o, r) for o, r in labels]
+    if suffix == "csv":
+        made.write_table("csv")
+    else:
+        made.write_all()
+    outcome = made.run(folder, **{keys[column]: column})
+    assert outcome.code == 0, outcome
+    found = re.search(
+        r"the truth of ([\d,]+) impressions can't be theirs: (.*) \((.*)\)", outcome.err
+    )
+    if said is None:
+        assert found is None
+        return
+    assert found is not None, outcome.err
+    clicks = sum(made.inter["click:float"])
+    assert found[1] == str(ROWS - clicks if said.startswith("not") else clicks)
+    assert found[2] == said
+    assert f"tiny.{suffix} " in found[3]

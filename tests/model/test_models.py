@@ -453,6 +453,9 @@ WEIGHT = (0.7, [-0.1, math.nan, math.inf, True, "x", None])
 KEYS = {
     "embedding_size": (6, [0, -1, 2.5, True, "x", None]),
     "mlp_hidden_size": ([8], [[], [0], [8.5], [True], 8, "x", None]),
+    "embedding_init": (0.5, [0, -0.1, math.inf, True, "x", None]),
+    "embedding_dropout": (0.5, [-0.1, 1, 1.5, True, "x", None]),
+    "first_order": (True, [1, "x", None]),
     "dropout_prob": (0.5, [-0.1, 1, 1.5, True, "x", None]),
     "bag_pooling": ("sum", ["max", "", 1, None]),
     "sparse_embedding": (True, [1, "x", None]),

@@ -124,7 +124,8 @@ def test_single_valued_data_give_the_numbers_that_recboles_class_gives(build, na
     built = build(name, **SMALL, **SINGLE)
     theirs, ours = built.model, copy.deepcopy(built.model)
     assert train_as_the_family(ours, built.config, built.batch) == []
-    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    bare = {"weight"} if name == "FwFM" else set()  # which RecBole's own checkpoints lack
+    assert {*theirs.state_dict()} | bare == {*ours.state_dict()}
     results = []
     for model in (theirs, ours):
         torch.manual_seed(5)

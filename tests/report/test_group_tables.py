@@ -123,6 +123,15 @@ def test_the_picture_has_a_line_for_each_row():
     assert [container.get_label() for container in panel.containers] == ["A", "=B"]
     heights = panel.containers[0].lines[0].get_ydata()
     assert np.allclose(heights, [np.mean(values) for values in AUC["A"].values()])
+    low, high = panel.get_ylim()
+    everything = [mean for group in AUC.values() for mean in map(_mean, group.values())]
+    assert low < min(everything)
+    assert high > max(everything)
+    assert panel.get_xlim() == (-0.5, 1.5)
+
+
+def _mean(values):
+    return np.mean([value for value in values if value is not None])
 
 
 def test_a_study_without_groups_says_nothing_of_them(tmp_path):

@@ -21,6 +21,7 @@ from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
+from recbole_escm2.quick_start import run as run_model
 from recbole_escm2.serve import scorer as scorer_module
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.training import Training
@@ -329,3 +330,23 @@ def test_the_page_holds_what_is_said(done, predict):
     assert "http" not in page.replace("http-equiv", "")
     code, said = predict(file, "--page=new.txt")
     assert (code, said) == (2, "error: --page=new.txt must end in .html\n")
+
+
+def test_a_model_without_validation_and_of_clicks_alone_scores_new_rows(data_path, done, tmp_path):
+    """Train's rates, by which F1 decides, and clicks' pCTR don't come from validation."""
+    given = {
+        "data_path": str(data_path),
+        "output_dir": str(tmp_path),
+        "numerical_features": ["age"],
+    }
+    quick = {"epochs": 1, "embedding_size": 4, "mlp_hidden_size": [8]}
+    split = {"eval_args": {"split": {"RS": [0.8, 0, 0.2]}}}
+    whole = run_model("ESMM", "tiny", config_dict={**given, **quick, **split})["run_dir"]
+    scorer = recbole_escm2.load(whole)
+    assert set(scorer.known.train_rate) == {"ctr", "cvr", "ctcvr"}
+    assert scorer.models[0].support is not None
+    clicks = run_model("DeepFM", "tiny", config_dict={**given, **quick, "task": "cvr"})["run_dir"]
+    scorer = recbole_escm2.load(clicks)
+    assert 0 < scorer.known.train_rate["cvr"] < 1
+    assert scorer.models[0].support is None
+    assert list(scorer.predict(done.frame.head(3))) == ["pcvr"]

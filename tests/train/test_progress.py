@@ -86,7 +86,8 @@ def case(settings, tmp_path, monkeypatch):
     def do(model: str, kills: list[int], **changes: Any) -> str:
         given = {**settings, **FEW, "save_interval": 0, "train_batch_size": 512, **changes}
         places = {name: {**given, "output_dir": str(tmp_path / name)} for name in ("whole", "cut")}
-        whole = run(model, "tiny", config_dict=places["whole"])
+        unkept = {**places["whole"], "save_interval": None}  # saving must change nothing either
+        whole = run(model, "tiny", config_dict=unkept)
         for step in kills:
             with monkeypatch.context() as patch:
                 killed_at(patch, step)
@@ -136,6 +137,11 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
         {"weight_averaging": 0.9, "sparse_embedding": True, "epochs": 4},
     ),
     "parts of an epoch": ("ESMM", [6, 2], {"validations_per_epoch": 3, "dropout_prob": 0.1}),
+    "a propensity fitted to validation": (
+        "ESCM2_IPS",
+        [16],
+        {"propensity_calibration": "platt", "propensity_floor": "slope", "epochs": 4},
+    ),
     "no validation": ("ESMM", [9], {"eval_args": {"split": {"RS": [0.9, 0, 0.1]}}}),
     "no validation for two epochs": ("ESMM", [17], {"epochs": 4, "eval_step": 2}),
 }

@@ -109,7 +109,7 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
 
 def _path(folder: Path, name: str) -> Path | None:
     there = (folder / f"{name}{suffix}" for suffix in FORMATS)
-    return next((path for path in there if path.exists()), None)
+    return next((path for path in there if path.is_file() or path.is_dir()), None)
 
 
 def _tables(config: Any) -> list[tuple[str | None, Path]]:
