@@ -77,8 +77,9 @@ from the reports of `python scripts/defaults.py run OPTION DATA`.
 The model is `ESCM2_DR` with MLP towers; whatever a table doesn't name is the default, with
 `ml-100k` and `ml-100k-semi` at a tenth of their impressions and `ali-ccp-sim` as it ships (one
 world). Unless a table says otherwise, every row, the baseline too, was tried at three learning
-rates (0.0003, 0.001, 0.003) with a seed and impressions of its own, and has the one that was best on
-validation (CTCVR_AUC); the seeds of the table test on other impressions, or on the fixed test set.
+rates (0.0003, 0.001, 0.003) with a seed and impressions of its own, and has the one that was best
+on validation (CTCVR_AUC); the seeds of the table test on other impressions, or on the fixed test
+set.
 Cells are the difference from the
 baseline with its 95 % interval, by the rules of [all pages](../docs/benchmarks.md); ▲ and ▼ are
 verdicts after Holm's correction over a table's comparisons in its two primary metrics.
