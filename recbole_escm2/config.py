@@ -264,7 +264,7 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
             f"eval_step {config['eval_step']} validates after so many epochs, and "
             f"validations_per_epoch {config['validations_per_epoch']} within each: set one of them"
         )
-    if config["propensity_calibration"] and config["propensity"] != "ctr_tower":
+    if config["propensity_calibration"] and config["propensity"] not in (None, "ctr_tower"):
         raise UsageError(
             f"propensity_calibration calibrates the CTR tower's prediction, and with propensity: "
             f"{config['propensity']} clicks aren't weighed by that: leave it out"

@@ -207,6 +207,7 @@ def beside(target: Path) -> Iterator[Path]:
         OSError: the folder can't be written into.
     """
     remove_abandoned(target)
+    maker = os.getpid()
     while True:
         place = target.with_name(f"{target.name}.{secrets.token_hex(4)}.unfinished")
         held = lock(_lock_of(place))
@@ -220,7 +221,8 @@ def beside(target: Path) -> Iterator[Path]:
         error.filename = error.filename or str(target)
         raise
     finally:
-        _remove(place, held)
+        if os.getpid() == maker:  # a process that was forked meanwhile lets go of it, too
+            _remove(place, held)
 
 
 def remove_abandoned(target: Path) -> None:

@@ -299,6 +299,23 @@ def test_the_socket_of_a_killed_benchmark_goes_with_the_next_one(
         assert left == {"pymp-of_somebody"}
 
 
+def test_what_lies_beside_is_its_makers(tmp_path):
+    """A process that is forked meanwhile lets go of what it was given, and of no file."""
+    making = beside(tmp_path / "target")
+    place = making.__enter__()
+    place.write_text("unfinished")
+    child = os.fork()
+    if child == 0:
+        del making
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with beside(tmp_path / "target"):  # removes what nobody is at
+        assert place.read_text() == "unfinished"
+    making.__exit__(None, None, None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_link_among_leftovers_leads_nowhere(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
