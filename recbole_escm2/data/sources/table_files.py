@@ -8,10 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet
 
 from recbole_escm2.data.sources.csv_text import csv_batches
 from recbole_escm2.errors import UsageError
 
+_ROWS_AT_ONCE = 1 << 16
 #: Formats by the suffix of a file, or of a folder of parts.
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".arrow": "ipc", ".feather": "ipc"}
 
@@ -78,10 +80,21 @@ def open_table(
         found, batches = csv_batches(file, types)
         return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
     try:
+        if FORMATS[file.suffix] == "parquet":
+            with pyarrow.parquet.ParquetFile(file) as parquet:
+                header = parquet.schema_arrow
+            return header, lambda columns: _counted(file, _of_parquet(file, columns))
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: {error}") from error
     return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
+
+
+def _of_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Without what pyarrow's data sets read ahead, which is most of a file for a slow consumer."""
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            yield batch.select(columns)  # in the order that is wanted
 
 
 def _counted(
