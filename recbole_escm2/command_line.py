@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -190,6 +191,7 @@ of given candidates, with a checkpoint alone.
 """
 #: What stands alone, with the value that it then has.
 _FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
+_PROGRAM = "run_recbole_escm2.py"
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
 
@@ -245,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = _AS_MODULE if arguments is not None else started_as(sys.argv[0])
         arguments = sys.argv[1:] if arguments is None else arguments
         if arguments and arguments[0] in _COMMANDS:
-            return _COMMANDS[arguments[0]](parse_arguments(arguments[1:]))
+            return _command(arguments[0], parse_arguments(arguments[1:]))
         return _main(parse_arguments(arguments), [*started, *arguments])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -259,6 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _command(name: str, options: dict[str, str]) -> int:
+    about, do = _COMMANDS[name]
+    if "help" not in options:
+        return do(options)
+    print(about.format(program=_PROGRAM) if isinstance(about, str) else about())
+    return 0
 
 
 def started_as(program: str) -> Sequence[str]:
@@ -339,7 +349,7 @@ def _check_names(options: Mapping[str, str]) -> None:
 
 def _help() -> str:
     return _HELP.format(
-        program="run_recbole_escm2.py",
+        program=_PROGRAM,
         ours=", ".join(MODEL_NAMES),
         reference=", ".join(REFERENCE_NAMES),
         some="DeepFM, DCNV2, AutoInt",
@@ -368,23 +378,25 @@ def _often_wanted() -> list[str]:
     return shown
 
 
-def _simulate(options: dict[str, str]) -> int:
-    import dataclasses
+def _simulate_help() -> str:
+    from recbole_escm2.data.ali_ccp.simulate import Simulation
 
+    defaults = {field.name: field.default for field in dataclasses.fields(Simulation)}
+    width = max(map(len, _KNOBS))
+    knobs = [
+        f"  --{name:{width}}  {text}"
+        + (f" ({defaults[name]})" if isinstance(defaults.get(name), int | float) else "")
+        for name, text in _KNOBS.items()
+    ]
+    return _SIMULATE_HELP.format(program=_PROGRAM, knobs="\n".join(knobs))
+
+
+def _simulate(options: dict[str, str]) -> int:
     from tqdm import tqdm
 
     from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 
     defaults = {field.name: field.default for field in dataclasses.fields(Simulation)}
-    if "help" in options:
-        width = max(map(len, _KNOBS))
-        knobs = [
-            f"  --{name:{width}}  {text}"
-            + (f" ({defaults[name]})" if isinstance(defaults.get(name), int | float) else "")
-            for name, text in _KNOBS.items()
-        ]
-        print(_SIMULATE_HELP.format(program="run_recbole_escm2.py", knobs="\n".join(knobs)))
-        return 0
     out = options.pop("out", None)
     if not out:
         raise UsageError("where to? simulate needs --out=DIR")
@@ -445,9 +457,6 @@ def _simulated(content: dict[str, Any], out: Any) -> str:
 
 
 def _search(options: dict[str, str]) -> int:
-    if "help" in options:
-        print(_SEARCH_HELP.format(program="run_recbole_escm2.py"))
-        return 0
     _check_names(options)
     require("search")
     from recbole_escm2.experiment.search import search
@@ -456,18 +465,12 @@ def _search(options: dict[str, str]) -> int:
 
 
 def _score(options: dict[str, str]) -> int:
-    if "help" in options:
-        print(_SCORE_HELP.format(program="run_recbole_escm2.py"))
-        return 0
     from recbole_escm2.scoring.command import score_command
 
     return score_command(options)
 
 
 def _predict(options: dict[str, str]) -> int:
-    if "help" in options:
-        print(_PREDICT_HELP.format(program="run_recbole_escm2.py"))
-        return 0
     _begin_scoring("predict", options, _PREDICT_HELP)
     from recbole_escm2.serve.predict import predict
 
@@ -475,9 +478,6 @@ def _predict(options: dict[str, str]) -> int:
 
 
 def _recommend(options: dict[str, str]) -> int:
-    if "help" in options:
-        print(_RECOMMEND_HELP.format(program="run_recbole_escm2.py"))
-        return 0
     _begin_scoring("recommend", options, _RECOMMEND_HELP)
     from recbole_escm2.serve.recommend import recommend
 
@@ -495,10 +495,11 @@ def _begin_scoring(command: str, options: Mapping[str, str], text: str) -> None:
     torch.set_num_threads(threads_of())
 
 
-_COMMANDS: dict[str, Callable[[dict[str, str]], int]] = {
-    "simulate": _simulate,
-    "search": _search,
-    "score": _score,
-    "predict": _predict,
-    "recommend": _recommend,
+#: What each command says of itself, and does.
+_COMMANDS: dict[str, tuple[str | Callable[[], str], Callable[[dict[str, str]], int]]] = {
+    "simulate": (_simulate_help, _simulate),
+    "search": (_SEARCH_HELP, _search),
+    "score": (_SCORE_HELP, _score),
+    "predict": (_PREDICT_HELP, _predict),
+    "recommend": (_RECOMMEND_HELP, _recommend),
 }
