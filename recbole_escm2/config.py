@@ -568,19 +568,19 @@ def _weight_field(config: Any) -> str | None:
 
 def _derive_groups(config: Any) -> None:
     """What impressions are put into groups by, as a list, each once."""
-    asked = config["by"] or []
-    names = asked.split(",") if isinstance(asked, str) else asked
+    given = config["by"] or []
+    names = given.split(",") if isinstance(given, str) else given
     config["by"] = list(dict.fromkeys(name.strip() for name in names))
 
 
 def _derive_saved(config: Any) -> None:
     """The splits whose predictions are kept, as a list; test, whose numbers are shown, is last."""
-    asked = config["save_predictions"]
-    if isinstance(asked, str):
-        asked = [name.strip() for name in asked.split(",")]
-    elif isinstance(asked, bool):
-        asked = ["test"] if asked else []
-    config["save_predictions"] = [name for name in ("valid", "test") if name in asked]
+    given = config["save_predictions"]
+    if isinstance(given, str):
+        given = [name.strip() for name in given.split(",")]
+    elif isinstance(given, bool):
+        given = ["test"] if given else []
+    config["save_predictions"] = [name for name in ("valid", "test") if name in given]
 
 
 # --------------------------------------------------------------------------- configs

@@ -46,7 +46,7 @@ class Grouping:
     """The impressions of a split in groups.
 
     Attributes:
-        by: what forms them, as it was asked for.
+        by: what forms them, as the user wrote it.
         rule: how, in a sentence.
         names: of the groups in order, the same for every seed.
         about: of each group what it holds, thresholds for example; may be empty.
@@ -66,18 +66,18 @@ def parsed(by: str) -> tuple[str, int | None]:
     return name, int(count) if count else None
 
 
-def check_groups(asked: Sequence[str], part: EntireSpaceDataset) -> None:
+def check_groups(wanted: Sequence[str], part: EntireSpaceDataset) -> None:
     """Find out before training whether impressions can be put into groups.
 
     Args:
-        asked: config ``by``.
+        wanted: config ``by``.
         part: any part of the data.
 
     Raises:
         UsageError: they can't; the message says why.
     """
     fields = [name for name in part.field2type if _is_single(part, name)]
-    for by in asked:
+    for by in wanted:
         name, _ = parsed(by)
         if name in (POPULARITY, CLICKS):
             if part.iid_field is None:
@@ -99,7 +99,7 @@ def _is_single(part: EntireSpaceDataset, name: str) -> bool:
 
 
 def groupings(
-    asked: Sequence[str],
+    wanted: Sequence[str],
     train: EntireSpaceDataset,
     part: EntireSpaceDataset,
     predictions: Predictions,
@@ -107,13 +107,13 @@ def groupings(
     """The groups of a split; none by a task that the model doesn't predict.
 
     Args:
-        asked: config ``by``.
+        wanted: config ``by``.
         train: whose counts and values thresholds are made of.
         part: the split.
         predictions: of its impressions.
     """
     made: list[Grouping | None] = []
-    for by in asked:
+    for by in wanted:
         name, count = parsed(by)
         if name in (POPULARITY, CLICKS):
             made.append(_by_item(by, count or OWN[name], train, part))

@@ -144,18 +144,6 @@ class EntireSpaceRecommender(BagEmbedding):
         self.pos_weight = dict.fromkeys(WEIGHT_KEYS, 1.0) | (config["pos_weight"] or {})
         self.predict_task: str = config["predict_task"]
         self._prepare_propensity(config)
-        normalizes = "propensity_normalization" in self.acting_keys(config["backbone"])
-        self.propensity_normalization: str = (
-            config["propensity_normalization"] if normalizes else "none"
-        )
-        #: Column of the batch that holds ô; None where it is the CTR tower's prediction.
-        self.propensity_field: str | None = config["weight_field"]
-        if self.propensity_field and config["propensity"] == "oracle":
-            getLogger().warning(
-                f"propensity: oracle weighs clicks by their true probability "
-                f"'{self.propensity_field}', which only a simulation knows: a bound to compare "
-                "with, not a method that real data could have"
-            )
         self.risk_weight: dict[str, float] = {
             "ctr": 1.0,
             "cvr": config["counterfactual_weight"],
@@ -196,7 +184,7 @@ class EntireSpaceRecommender(BagEmbedding):
             backbone.make_sparse(self, self.regularizer())
 
     def _prepare_propensity(self, config: Any) -> None:
-        """Set the floor and, where that is asked for, the map of ô.
+        """Set what clicks are weighed by: its column, its floor and, where wanted, the map of ô.
 
         What a trainer fits anew after each validation is a buffer, so that a checkpoint has it.
         """
@@ -211,6 +199,18 @@ class EntireSpaceRecommender(BagEmbedding):
         self.propensity_map: Tensor | None
         calibrated = bool(config["propensity_calibration"]) and self.weighs_clicks()
         self.register_buffer("propensity_map", torch.tensor([1.0, 0.0]) if calibrated else None)
+        normalizes = "propensity_normalization" in self.acting_keys(config["backbone"])
+        self.propensity_normalization: str = (
+            config["propensity_normalization"] if normalizes else "none"
+        )
+        #: Column of the batch that holds ô; None where it is the CTR tower's prediction.
+        self.propensity_field: str | None = config["weight_field"]
+        if self.propensity_field and config["propensity"] == "oracle":
+            getLogger().warning(
+                f"propensity: oracle weighs clicks by their true probability "
+                f"'{self.propensity_field}', which only a simulation knows: a bound to compare "
+                "with, not a method that real data could have"
+            )
 
     def _build_recbole_towers(self, config: Any, dataset: Any) -> None:
         if type(self).build_tower is not EntireSpaceRecommender.build_tower:
