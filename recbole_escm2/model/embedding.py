@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -153,10 +153,24 @@ def reserved_rows(
     return reserved
 
 
+def mean_row(rows: Tensor, counts: Tensor) -> Tensor:
+    """Of a field, weighted by how often training has each id: what is known of an unknown one.
+
+    Args:
+        rows: of the field's ids, ``[ids, width]``.
+        counts: how often training has each id, ``[ids]``; id 0 is no value.
+
+    Returns:
+        ``[width]``; zeros where training has none.
+    """
+    share = counts[1:] / counts[1:].sum().clamp(min=1)
+    return share.to(rows) @ rows[1:]
+
+
 @torch.no_grad()
 def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
-    """Give ids that training doesn't have the mean of their field's rows, weighted by how often
-    training has each of them. Their own rows are as they were drawn, and mean nothing.
+    """Give ids that training doesn't have the mean of their field's rows (:func:`mean_row`). Their
+    own rows are as they were drawn, and mean nothing.
 
     Args:
         model: RecBole's, ours, or one that holds parts of theirs.
@@ -168,22 +182,52 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
                 count = counts.get(field)
                 if count is None or not count[1:].any():
                     continue
-                rows = table.weight[first + 1 : first + len(count)]
-                share = (count[1:] / count[1:].sum()).to(rows)
-                rows[share == 0] = share @ rows
+                rows = table.weight[first : first + len(count)]
+                unseen = (count == 0).to(rows.device)
+                unseen[0] = False
+                rows[unseen] = mean_row(rows, count)
 
 
 @torch.no_grad()
+def with_rows(
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    rows_of: Callable[[str, Tensor], Tensor],
+) -> dict[str, Any]:
+    """Weights in whose tables each field has other rows.
+
+    Args:
+        model: that they are for.
+        weights: by name.
+        sizes: how many ids each field has in them.
+        rows_of: gives the rows of a field, from its name and those it has, ``[ids, width]``.
+
+    Returns:
+        By name; a table that hasn't a row for each of these ids stays as it is.
+    """
+    changed = dict(weights)
+    names: dict[int, list[str]] = {}  # a table may have several
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for module in model.modules():
+        for table, fields, _ in tables_of_fields(module):
+            ids = [sizes[field] for field in fields]
+            for name in names[id(table.weight)]:
+                own = weights.get(name)
+                if isinstance(own, Tensor) and own.dim() == 2 and len(own) == sum(ids):
+                    parts = zip(fields, own.split(ids), strict=True)
+                    changed[name] = torch.cat([rows_of(field, part) for field, part in parts])
+    return changed
+
+
 def with_unknown_rows(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     unknown: Mapping[str, int | None],
     counts: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Weights of a model with a row for each field's unknown ids.
-
-    The row is the mean of its field's rows, weighted by how often training has each of them, as
-    that of an id that training lacks (:func:`fill_unseen`).
+    """Weights of a model with a row for each field's unknown ids, :func:`mean_row`.
 
     Args:
         model: with the rows.
@@ -195,26 +239,14 @@ def with_unknown_rows(
     Returns:
         By name; a table that isn't as training had it stays as it is.
     """
-    grown = dict(weights)
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    for module in model.modules():
-        for table, fields, _ in tables_of_fields(module):
-            sizes = [len(counts[field]) for field in fields]
-            for name in names[id(table.weight)]:
-                own = weights.get(name)
-                if not isinstance(own, Tensor) or own.dim() != 2 or len(own) != sum(sizes):
-                    continue
-                rows = []
-                for field, part in zip(fields, own.split(sizes), strict=True):
-                    share = counts[field][1:] / counts[field][1:].sum().clamp(min=1)
-                    mean, row = (share.to(part) @ part[1:]).unsqueeze(0), unknown[field]
-                    if row is not None:  # in its place, or behind the others
-                        part = torch.cat([part[:row], mean, part[row + 1 :]])
-                    rows.append(part)
-                grown[name] = torch.cat(rows)
-    return grown
+
+    def rows_of(field: str, rows: Tensor) -> Tensor:
+        if (row := unknown[field]) is None:
+            return rows
+        mean = mean_row(rows, counts[field]).unsqueeze(0)
+        return torch.cat([rows[:row], mean, rows[row + 1 :]])  # in its place, or behind the others
+
+    return with_rows(model, weights, {name: len(own) for name, own in counts.items()}, rows_of)
 
 
 def tables_of_fields(

@@ -3,9 +3,9 @@
 A row of a table belongs to a token, wherever newer data has its id: what is known keeps its row. An
 id that the checkpoint lacks begins with the row of its field's unknown tokens, where the training
 before had such tokens, else with the mean of its field's rows, weighted by how often that training
-had each. That is what the model would have been told of it before: scores are those of the
-checkpoint until a step is taken. An id that newer data lacks is dropped; that of a catalogue, a
-table of users or items, is there whoever is seen.
+had each; no value is no id. That is what the model would have been told of it before: scores are
+those of the checkpoint until a step is taken. An id that newer data lacks is dropped; that of a
+catalogue, a table of users or items, is there whoever is seen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from torch import Tensor, nn
 from recbole_escm2.data.encoding import Known
 from recbole_escm2.errors import UsageError
 from recbole_escm2.lookup import model_path
-from recbole_escm2.model.embedding import embedding_tables, tables_of_fields
+from recbole_escm2.model.embedding import (
+    embedding_tables,
+    mean_row,
+    tables_of_fields,
+    with_rows,
+)
 from recbole_escm2.tasks import is_entire_space, is_reference
 from recbole_escm2.train.checkpoint import load_checkpoint, load_weights
 
@@ -100,8 +105,7 @@ class Match:
 
     def rows(self, before: Tensor) -> Tensor:
         """The rows here of those before, ``[old ids, width]`` to ``[ids, width]``."""
-        share = self.counts / self.counts.sum().clamp(min=1)
-        mean = share.to(before) @ before
+        mean = mean_row(before, self.counts)
         return torch.where(self.mean.unsqueeze(1), mean, before[self.old])
 
     def __str__(self) -> str:
@@ -155,30 +159,19 @@ def _weights(
     model: nn.Module, before: Mapping[str, Any], matches: Mapping[str, Match]
 ) -> dict[str, Any]:
     """A checkpoint's weights for a model of newer data, by name."""
-    weights = dict(before)
-    names: dict[int, list[str]] = {}  # a table may have several
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(f"{name}.weight")
-    of_fields: set[str] = set()
-    for module in model.modules():
-        for table, fields, _ in tables_of_fields(module):
-            sizes = [len(matches[field].counts) for field in fields]
-            for name in names[id(table)]:
-                of_fields.add(name)
-                old = before.get(name)
-                if isinstance(old, Tensor) and old.dim() == 2 and len(old) == sum(sizes):
-                    parts = zip(fields, old.split(sizes), strict=True)
-                    rows = [matches[field].rows(part) for field, part in parts]
-                    weights[name] = torch.cat(rows)
+    sizes = {name: len(match.counts) for name, match in matches.items()}
+    weights = with_rows(model, before, sizes, lambda field, rows: matches[field].rows(rows))
     same = all(
         bool(match.kept.all()) and torch.equal(match.old, torch.arange(len(match.counts)))
         for match in matches.values()
     )
-    for name in (names[id(own)][0] for own in embedding_tables(model)):
+    of_fields = {table for module in model.modules() for table, *_ in tables_of_fields(module)}
+    others = set(embedding_tables(model)) - of_fields
+    for name, module in model.named_modules():
         of_numbers = any(part.startswith("float_") for part in name.split("."))
-        if not same and name not in of_fields and not of_numbers:
+        if not same and module in others and not of_numbers:
             raise UsageError(
-                f"{name} is a table that the model has made in a way of its own: which of its "
-                "rows belong to which ids can't be known, and the ids have changed"
+                f"{name}.weight is a table that the model has made in a way of its own: which of "
+                "its rows belong to which ids can't be known, and the ids have changed"
             )
     return weights

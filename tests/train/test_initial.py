@@ -112,6 +112,32 @@ def test_old_ids_keep_their_rows_and_new_ones_begin_with_the_mean(given, model, 
     assert all(torch.equal(weights[name], was[name]) for name in was.keys() - tables)
 
 
+def test_a_missing_value_has_no_part_in_the_mean(given, tmp_path):
+    """Its row is that of no id, as where new rows are scored."""
+    for name, later in (("early", 0), ("late", 12)):
+        write_day(tmp_path, name, DAYS["monday"])
+        file = tmp_path / name / f"{name}.inter"
+        header, *lines = (line.split("\t") for line in file.read_text().splitlines())
+        at = header.index("hour:token")
+        for line in lines:
+            line[at] = str(int(line[at]) + later) if int(line[at]) >= 6 else ""
+        file.write_text("".join("\t".join(line) + "\n" for line in (header, *lines)))
+    own = {**given, "data_path": str(tmp_path)}
+    before = run("ESMM", "early", config_dict=own)["run_dir"]
+    old, trained = made(own, "early")
+    old.load_state_dict(load_checkpoint(Path(before) / "checkpoint.pth")["state_dict"])
+    new, train = made(own, "late", init_from=before)
+    rows, known = table_of(new, train, "hour"), table_of(old, trained, "hour")
+    counts = trained.train_ids["hour"]
+    assert counts[0] > 0
+    _, *ids = zip(known, counts, strict=True)
+    mean = sum(known[token] * count for token, count in ids) / counts[1:].sum()
+    fresh = [token for token in rows if token not in known]
+    assert fresh
+    for token in fresh:
+        assert torch.allclose(rows[token], mean.float(), atol=1e-6), token
+
+
 def test_the_same_data_begins_as_the_checkpoint_is(given):
     before = run("ESMM", "monday", config_dict=given)["run_dir"]
     state = load_checkpoint(Path(before) / "checkpoint.pth")["state_dict"]
