@@ -54,9 +54,8 @@ class ReferenceTrainer(EntireSpaceTrainer):
             self.model.begin(eval_data.dataset.truth)
         return super().evaluate(eval_data, *args, **kwargs)
 
-    def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
-        interaction = batched_data[0]
-        return interaction, self.model.predict(interaction).reshape(-1, 1), None, None
+    def _scored(self, batch: Any) -> tuple[Any, Tensor]:
+        return batch, self.model.predict(batch).reshape(-1, 1)
 
     def _about_best(self, state: Mapping[str, Any], train: Any) -> dict[str, Any]:
         return super()._about_best(state, train) if self.model.scores_new_rows else {}

@@ -301,7 +301,7 @@ class EntireSpaceTrainer(Trainer):
 
     def _pctr(self, batch: Any) -> Tensor:
         """pCTR of a batch of features, float32 ``[batch]``."""
-        _, scores, _, _ = self._neg_sample_batch_eval((batch,))
+        _, scores = self._scored(batch)
         return scores[:, self.tasks.index("ctr")].float().cpu()
 
     def _put(self, weights: Mapping[str, Any]) -> None:
@@ -610,16 +610,19 @@ class EntireSpaceTrainer(Trainer):
         return super().evaluate(eval_data, load_best_model=False, show_progress=bool(show_progress))
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
-        interaction = batched_data[0].to(self.device)
+        interaction, scores = self._scored(batched_data[0])
+        if self._weighs_its_own_way:
+            weighted = self.model.propensity(self.model(interaction), interaction)
+            self._denominators.append(weighted.float().cpu())
+        return interaction, scores, None, None
+
+    def _scored(self, batch: Any) -> tuple[Any, Tensor]:
+        """A batch where the model is, and what it predicts of it, ``[batch, tasks]``."""
+        interaction = batch.to(self.device)
         if isinstance(self.model, EntireSpaceRecommender):
             probability = self.model.predict_tasks(interaction)
-            scores = torch.stack([probability[task] for task in self.tasks], dim=1)
-            if self._weighs_its_own_way:
-                weighted = self.model.propensity(self.model(interaction), interaction)
-                self._denominators.append(weighted.float().cpu())
-        else:
-            scores = self.model.predict(interaction).reshape(-1, 1)
-        return interaction, scores, None, None
+            return interaction, torch.stack([probability[task] for task in self.tasks], dim=1)
+        return interaction, self.model.predict(interaction).reshape(-1, 1)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -176,13 +176,13 @@ def test_validation_and_checkpoint_see_rows_that_are_awake(build_acting, trainer
         tables = trainer.row_adam.state.values()
         return all(((s["visited"] == -1) | (s["visited"] == s["step"])).all() for s in tables)
 
-    score = trainer._neg_sample_batch_eval
+    score = trainer._scored
 
-    def spied(batched_data):
+    def spied(batch):
         seen.append(awake())
-        return score(batched_data)
+        return score(batch)
 
-    monkeypatch.setattr(trainer, "_neg_sample_batch_eval", spied)
+    monkeypatch.setattr(trainer, "_scored", spied)
     trained = []
     monkeypatch.setattr(
         trainer.optimizer,

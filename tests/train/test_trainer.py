@@ -169,6 +169,24 @@ def test_f1_and_recall_decide_by_the_base_rate_of_train(settings, places):
         assert single["test_result"].threshold["cvr"] == expected["cvr"]
 
 
+class OwnPropensity(ESCM2_IPS):
+    """Divides clicks by what it says itself, which each validation keeps."""
+
+    def propensity(self, logit, interaction):
+        return super().propensity(logit, interaction).sqrt()
+
+
+def test_after_its_end_the_propensity_is_still_that_of_validation(settings, tmp_path, monkeypatch):
+    """Not of the clicks of train too, which are looked at last."""
+    monkeypatch.chdir(tmp_path)
+    config = Config(OwnPropensity, "tiny", config_dict=settings)
+    config["checkpoint_dir"] = settings["output_dir"]
+    train, valid, _ = prepare_data(config, EntireSpaceDataset(config))
+    trainer = EntireSpaceTrainer(config, config.model_class(config, train.dataset))
+    trainer.fit(train, valid)
+    assert len(trainer.propensity()) == len(trainer.predictions.truth.click) == len(valid.dataset)
+
+
 def test_each_epoch_has_an_order_of_its_own(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Config(ESMM, "tiny", config_dict=settings)
