@@ -23,7 +23,7 @@ from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.output import lock, write_json
 from recbole_escm2.quick_start import train_and_test
 from recbole_escm2.train.code import code_of
-from recbole_escm2.train.run import LOCK_FILE
+from recbole_escm2.train.run import LOCK_FILE, metrics_of
 
 #: What the run is and who is at it, for people.
 RUN_FILE = "run.json"
@@ -53,8 +53,7 @@ def work(run: PlannedRun) -> None:
             left.unlink(missing_ok=True)
     settings = {**run.settings, "show_progress": False}
     config = Config(run.model, run.dataset, config_dict=settings)
-    metrics = [*config["metrics"], config["valid_metric"]]
-    if code_of(config.model_class, metrics) != run.code:
+    if code_of(config.model_class, metrics_of(config)) != run.code:
         raise UsageError("the code has changed since the benchmark began: start it again")
     train_and_test(config, run)
 

@@ -25,10 +25,26 @@ def code_of(model: type, metrics: Iterable[str] = ()) -> str:
         model: the model's class.
         metrics: names of metrics, those of functions of loaded modules among them.
     """
-    modules = {part.__module__ for part in model.__mro__}
-    modules |= {name.partition(":")[0] for one in metrics for name in own_names(one)}
-    known = [_digest_of_package(), *sorted(_digest(file) for file in _own_files(modules))]
+    files = _own_files(_modules_of(model, metrics))
+    known = [_digest_of_package(), *sorted(_digest(file) for file in files)]
     return hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
+
+
+def is_code_known(model: type, metrics: Iterable[str] = ()) -> bool:
+    """Whether a change of it would be noticed: not of what is made in a notebook.
+
+    Args:
+        model: as in :func:`code_of`.
+        metrics: likewise.
+    """
+    modules = (sys.modules.get(name) for name in _modules_of(model, metrics) - {"builtins"})
+    return all(getattr(module, "__file__", None) for module in modules)
+
+
+def _modules_of(model: type, metrics: Iterable[str]) -> set[str]:
+    """Names of the modules in which a model and metrics of the user's own are written."""
+    modules = {part.__module__ for part in model.__mro__}
+    return modules | {name.partition(":")[0] for one in metrics for name in own_names(one)}
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,17 @@ from filelock import FileLock, Timeout
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.output import lock
+from recbole_escm2.train.code import is_code_known
 from recbole_escm2.train.progress import load_progress
-from recbole_escm2.train.run import LOCK_FILE, RESULT_FILE, Run, about_run, stem, what_runs
+from recbole_escm2.train.run import (
+    LOCK_FILE,
+    RESULT_FILE,
+    Run,
+    about_run,
+    metrics_of,
+    stem,
+    what_runs,
+)
 
 
 def new_or_unfinished(config: Config, saved: bool) -> Run:
@@ -32,7 +40,8 @@ def new_or_unfinished(config: Config, saved: bool) -> Run:
         UsageError: there is nothing to go on with, though ``resume`` says so.
     """
     wanted, reasons = config["resume"], []
-    if wanted is False or (wanted is None and not _has_source(config.model_class)):
+    known = is_code_known(config.model_class, metrics_of(config))
+    if wanted is False or (wanted is None and not known):
         return Run.of(config, saved)
     about = about_run(config, saved)
     folders = [Path(wanted).absolute()] if isinstance(wanted, str) else _unfinished(config, about)
@@ -100,9 +109,3 @@ def _difference(begun: Mapping[str, Any], here: Mapping[str, Any]) -> str | None
     keys = sorted({*before, *now} - {"config"})
     changed = [key for key in keys if before.get(key) != now.get(key)]
     return ", ".join(f"{key} {before.get(key)!r}, not {now.get(key)!r}" for key in changed) or None
-
-
-def _has_source(model: type) -> bool:
-    """Whether a change of a model's code would be noticed: not of a class made in a notebook."""
-    modules = (sys.modules.get(parent.__module__) for parent in model.__mro__[:-1])
-    return all(getattr(module, "__file__", None) for module in modules)

@@ -282,8 +282,12 @@ def code_and_versions(model_class: type, metrics: Iterable[str] = ()) -> dict[st
 
 def what_runs(config: Config) -> dict[str, Any]:
     """:func:`code_and_versions` of a run by itself."""
-    metrics = [*config["metrics"], config["valid_metric"]]
-    return code_and_versions(config.model_class, metrics)
+    return code_and_versions(config.model_class, metrics_of(config))
+
+
+def metrics_of(config: Config) -> list[str]:
+    """All metrics that a run by itself computes."""
+    return [*config["metrics"], config["valid_metric"]]
 
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:

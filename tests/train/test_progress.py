@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment import worker
 from recbole_escm2.experiment.plan import make_experiment
+from recbole_escm2.metric_names import metric
 from recbole_escm2.model import ESMM
 from recbole_escm2.quick_start import run
 from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
@@ -305,6 +306,25 @@ def test_a_model_of_a_notebook_begins_anew(settings, monkeypatch):
     (folder,) = Path(settings["output_dir"]).iterdir()
     assert Path(run(mine, "tiny", config_dict=given)["run_dir"]) != folder
     assert Path(run(mine, "tiny", config_dict={**given, "resume": True})["run_dir"]) == folder
+
+
+def test_a_metric_of_a_notebook_begins_anew(settings, monkeypatch):
+    """Its earlier values may be those of other code."""
+
+    def mine(label: Any, score: Any) -> float:
+        return 0.5
+
+    mine.__module__, mine.__qualname__ = "__main__", "mine"
+    monkeypatch.setattr(sys.modules["__main__"], "mine", metric(task="ctr")(mine), raising=False)
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    given = {**settings, "save_interval": 0, "metrics": [*FEW["metrics"], "__main__:mine"]}
+    with monkeypatch.context() as patch:
+        killed_at(patch, 20)
+        with pytest.raises(KilledError):
+            run("ESMM", "tiny", config_dict=given)
+    (folder,) = Path(settings["output_dir"]).iterdir()
+    assert Path(run("ESMM", "tiny", config_dict=given)["run_dir"]) != folder
+    assert folder_of({**given, "resume": True}) == folder
 
 
 def test_an_unsaved_run_goes_on_with_its_best_epoch(settings, monkeypatch, tmp_path):
