@@ -185,6 +185,7 @@ class Best:
         """
         new = NewData(candidates, self.scorer, [self.user, self.item], sides=sides)
         best: list[pd.DataFrame] = []
+        chosen = 0
         for block in new.blocks():
             scores = self.scorer.score(block.rows, block.file)
             if scores.faults:
@@ -198,8 +199,9 @@ class Best:
                 pairs = pd.MultiIndex.from_arrays([frame[self.user], frame[self.item]])
                 frame = frame[~pairs.isin(self._seen)]
             best.append(frame)
-            if sum(map(len, best)) > _WAITING:
+            if sum(map(len, best)) > max(_WAITING, 2 * chosen):  # else each block sorts them all
                 best = [self._chosen(best)]
+                chosen = len(best[0])
         if best:
             whole = self._chosen(best)
             whole.insert(2, "rank", whole.groupby(self.user, sort=False).cumcount() + 1)
