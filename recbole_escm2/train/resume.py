@@ -51,13 +51,13 @@ def new_or_unfinished(config: Config, saved: bool) -> Run:
         except UsageError as error:
             reasons.append(str(error))
             continue
-        run = Run.of(config, saved, folder)
+        run = Run.of(config, saved, folder, about)
         run.of_experiment, run.started, run.goes_on, run.held = False, True, True, held
         return run
     if wanted:
         none = f"nothing that this command has begun is unfinished in {config['output_dir']}"
         raise UsageError(f"resume: {'; '.join(reasons) or none}")
-    run = Run.of(config, saved)
+    run = Run.of(config, saved, about=about)
     run.notes = [f"{reason}; this is a new run" for reason in reasons]
     return run
 

@@ -93,22 +93,29 @@ class Run:
     kept_at: Path | None = None
 
     @classmethod
-    def of(cls, config: Config, saved: bool = True, folder: Path | None = None) -> Run:
+    def of(
+        cls,
+        config: Config,
+        saved: bool = True,
+        folder: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> Run:
         """The run of a config.
 
         Args:
             config: its own.
             saved: whether to keep its checkpoints.
             folder: where it is one of an experiment; by default a new one in ``output_dir``.
+            about: :func:`about_run` of it, where that is known.
 
         Raises:
             UsageError: the folder can't be made.
         """
         parent = Path(config["output_dir"]).absolute()
-        parent_is_new, about = not parent.exists(), about_run(config, saved)
-        of_experiment = folder is not None
+        parent_is_new, of_experiment = not parent.exists(), folder is not None
+        known = about_run(config, saved) if about is None else about
         return cls(
-            folder=(folder or make_run_dir(parent, stem(config, about))).absolute(),
+            folder=(folder or make_run_dir(parent, stem(config, known))).absolute(),
             model=model_path(config.model_class),
             dataset=config["dataset"],
             settings=given_settings(config),
@@ -116,7 +123,7 @@ class Run:
             saved=saved,
             of_experiment=of_experiment,
             parent_is_new=parent_is_new,
-            about=cache(lambda: {**about, **what_runs(config)}),
+            about=cache(lambda: {**known, **what_runs(config)}),
             selects=config["final_fit"],
         )
 
