@@ -15,7 +15,10 @@ from recbole_escm2.metric_names import own_names
 
 _PACKAGE = Path(recbole_escm2.__file__).parent
 # Modules of the package that no number of a run depends on.
-_AROUND = ("experiment", "report", "__main__.py", "command_line.py", "plugin.py")
+_AROUND = (
+    *("experiment", "report", "serve", "scoring"),
+    *("__main__.py", "command_line.py", "plugin.py"),
+)
 
 
 def code_of(model: type, metrics: Iterable[str] = ()) -> str:
