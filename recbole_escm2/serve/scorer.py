@@ -205,12 +205,10 @@ def _check_pair(models: Sequence[TrainedModel]) -> None:
 
 def one_batch(rows: pa.Table) -> pa.RecordBatch:
     """A table as one batch."""
-    whole = rows.combine_chunks()
-    if not whole.num_rows:
-        return pa.RecordBatch.from_pylist([], schema=whole.schema)
-    columns = [column.combine_chunks() for column in whole.columns]
-    columns = [c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for c in columns]
-    return pa.RecordBatch.from_arrays(columns, names=whole.column_names)
+    if not rows.num_rows:
+        return pa.RecordBatch.from_pylist([], schema=rows.schema)
+    columns = [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in rows.columns]
+    return pa.RecordBatch.from_arrays(columns, names=rows.column_names)
 
 
 def fault_error(fault: Fault, place: str) -> UsageError:
