@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Part
 from recbole_escm2.data.ali_ccp.raw import FIELD_BY_NAME, KEY_DIGITS, TRUTH_COLUMNS, Field
+from recbole_escm2.data.ali_ccp.sample_ids import SampleIds
 from recbole_escm2.data.schema import Chunk, Join, Labels, Schema
 from recbole_escm2.data.schema import Field as SchemaField
 from recbole_escm2.errors import UsageError, did_you_mean
@@ -159,6 +160,7 @@ class Reader:
         wanted = [FIELD_BY_NAME[name] for name in self._options.wanted(part.kind)]
         counts = Counter(dict.fromkeys(_COUNTED if part.kind == "skeleton" else (), 0))
         further, unknown = Counter[str](), Counter[str]()
+        samples = SampleIds()
         pieces = part.lines(self._advance)
         if part.kind == "common":  # a table without a row is one, too
             pieces = chain([Lines.of([], [])], pieces)
@@ -168,11 +170,14 @@ class Reader:
             columns = _features(lines, wanted, further)
             columns[_KEY] = _keys(lines.key, part.split)
             if part.kind == "skeleton":
+                samples.add(lines.sample, lines.number)
                 yield from self._impressions(lines, columns, part, counts)
             else:
                 rows = pa.RecordBatch.from_pydict(columns)
                 numbers = lines.number + 1
                 yield Chunk(rows, "common", part.split, part.name, numbers, size=self._taken())
+        if part.kind == "skeleton":
+            counts["repeated_ids"] = samples.repeated()
         file = {
             "name": part.name,
             "split": part.split,
@@ -182,6 +187,7 @@ class Reader:
             "malformed_places": part.places,
             "unknown_fields": dict(sorted(unknown.items())),
             "further_values": dict(further),
+            "repeated_place": samples.place,
             **counts,
         }
         self._files.append(file)
@@ -291,6 +297,9 @@ def _notes(file: dict[str, Any], simulated: bool) -> Iterator[tuple[str, str]]:
     for field, number in file["further_values"].items():
         said = f"{name}: field {field} has one value a row"
         yield "debug", f"{said}; {number:,} further ones ignored"
+    if again := file.get("repeated_ids"):
+        said = f"{name}: {again:,} of {file['rows']:,} rows have the sample_id of an earlier one"
+        yield "warning", f"{said}, and each counts as an impression; {file['repeated_place']}"
     if file["kind"] == "skeleton":
         yield from (("warning", text) for text in _rates(file, simulated))
         if not simulated:
