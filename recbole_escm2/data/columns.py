@@ -146,6 +146,12 @@ class Numbers:
         return padded(values, lists.lengths, width, own.numerical)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's types of text."""
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
 def shape_of(kind: pa.DataType) -> tuple[int, ...]:
     """Of one value of a column of numbers, or of a list of them."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

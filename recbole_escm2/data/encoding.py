@@ -23,7 +23,7 @@ from torch import Tensor
 from recbole_escm2.bags import Bags
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.checks import faulty_values
-from recbole_escm2.data.columns import Lists, Numbers, list_of_pairs, with_codes
+from recbole_escm2.data.columns import Lists, Numbers, is_text, list_of_pairs, with_codes
 from recbole_escm2.data.schema import Field
 from recbole_escm2.data.sources.table import as_numbers
 from recbole_escm2.data.store import PADDING, UNKNOWN
@@ -384,9 +384,9 @@ class Encoder:
             inner = kind.value_type if pa.types.is_dictionary(kind) else kind
             if pa.types.is_boolean(kind):
                 return column.cast(pa.string())
-            if _is_text(inner) or pa.types.is_integer(inner):
+            if is_text(inner) or pa.types.is_integer(inner):
                 return column
-        elif _is_text(kind) or pa.types.is_dictionary(kind):
+        elif is_text(kind) or pa.types.is_dictionary(kind):
             return _as_numbers_of_text(column, own, faults)
         elif not (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
             return as_numbers(column, "float")
@@ -397,7 +397,7 @@ class Encoder:
     ) -> pa.Array:
         if pa.types.is_null(column.type):
             column = column.cast(pa.string())
-        if _is_text(column.type) and not own.weighted:
+        if is_text(column.type) and not own.weighted:
             column = _split(column.cast(pa.string()), self._separator)
         if pa.types.is_fixed_size_list(column.type):
             column = column.cast(pa.list_(column.type.value_type))
@@ -410,12 +410,12 @@ class Encoder:
         if own.kind == "float_seq":
             if pa.types.is_nested(inner):
                 raise _wrong_type(where, own, column.type)
-            if _is_text(inner):
+            if is_text(inner):
                 column = _numbers_of_lists(column, own, faults)
         elif pa.types.is_struct(inner) and inner.num_fields == 2:
             inner = inner.field(0).type
         if own.kind == "token_seq" and not (
-            _is_text(inner)
+            is_text(inner)
             or pa.types.is_integer(inner)
             or pa.types.is_null(inner)
             or pa.types.is_dictionary(inner)
@@ -464,11 +464,6 @@ class Encoder:
         lists = Lists.of(column)
         width = max(1, self._lengths.get(own.name, 1), int(lists.lengths.max(initial=0)))
         return known.lists(lists, own, width)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _wrong_type(where: str, own: Field, kind: pa.DataType) -> UsageError:
