@@ -149,18 +149,22 @@ class Reader:
                 corrupt, no impressions.
         """
         for part in parts:
-            yield from self.chunks_of(part)
+            yield from self.chunks_of(part, SampleIds() if part.kind == "skeleton" else None)
         for split, name in (("train", "training"), ("test", "test")):
             if not self._rows[split]:
                 held = ", ".join(f"{file['rows']:,} rows in {file['name']}" for file in self._files)
                 raise UsageError(f"no {name} impressions are left; the files hold {held}")
 
-    def chunks_of(self, part: Part) -> Iterator[Chunk]:
-        """The rows of one text."""
+    def chunks_of(self, part: Part, samples: SampleIds | None = None) -> Iterator[Chunk]:
+        """The rows of one text.
+
+        Args:
+            part: the text.
+            samples: keeps the ids of its impressions, where repeated ones are to be told.
+        """
         wanted = [FIELD_BY_NAME[name] for name in self._options.wanted(part.kind)]
         counts = Counter(dict.fromkeys(_COUNTED if part.kind == "skeleton" else (), 0))
         further, unknown = Counter[str](), Counter[str]()
-        samples = SampleIds()
         pieces = part.lines(self._advance)
         if part.kind == "common":  # a table without a row is one, too
             pieces = chain([Lines.of([], [])], pieces)
@@ -170,13 +174,14 @@ class Reader:
             columns = _features(lines, wanted, further)
             columns[_KEY] = _keys(lines.key, part.split)
             if part.kind == "skeleton":
-                samples.add(lines.sample, lines.number)
+                if samples is not None:
+                    samples.add(lines.sample, lines.number)
                 yield from self._impressions(lines, columns, part, counts)
             else:
                 rows = pa.RecordBatch.from_pydict(columns)
                 numbers = lines.number + 1
                 yield Chunk(rows, "common", part.split, part.name, numbers, size=self._taken())
-        if part.kind == "skeleton":
+        if samples is not None:
             counts["repeated_ids"] = samples.repeated()
         file = {
             "name": part.name,
@@ -187,7 +192,7 @@ class Reader:
             "malformed_places": part.places,
             "unknown_fields": dict(sorted(unknown.items())),
             "further_values": dict(further),
-            "repeated_place": samples.place,
+            "repeated_place": samples.place if samples is not None else "",
             **counts,
         }
         self._files.append(file)
