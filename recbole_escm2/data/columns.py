@@ -161,6 +161,11 @@ def shape_of(kind: pa.DataType) -> tuple[int, ...]:
     return ()
 
 
+def list_array(values: pa.Array, lengths: NDArray[Any]) -> pa.ListArray:
+    """A column of lists: all values one after the other, and how many each row has."""
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), values)
+
+
 def with_codes(column: pa.Array, own: Field) -> pa.Array:
     """A column with tokens as dictionaries; in a list, without what is no value."""
     if own.kind == "token":
@@ -175,12 +180,11 @@ def with_codes(column: pa.Array, own: Field) -> pa.Array:
         lengths = np.bincount(row[there], minlength=len(lengths)).astype(np.int32)
         tokens = tokens.filter(pa.array(there))
         weights = None if weights is None else weights[there]
-    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
     if not own.weighted:
-        return pa.ListArray.from_arrays(offsets, tokens)
+        return list_array(tokens, lengths)
     weights = np.ones(len(tokens), np.float32) if weights is None else weights
     pairs = pa.StructArray.from_arrays([tokens, pa.array(weights)], ["id", "weight"])
-    return pa.ListArray.from_arrays(offsets, pairs)
+    return list_array(pairs, lengths)
 
 
 def padded(
