@@ -475,12 +475,6 @@ def _check_part_keys(config: Config, key: str, own: Mapping[str, Any]) -> None:
         raise UsageError(f"{key} has '{name}', which isn't known here{did_you_mean(name, allowed)}")
 
 
-def training_seed(config: Any) -> int:
-    """The seed of initial weights, order of batches and dropout: by default that of the split."""
-    own, seed = config["training_seed"], config["seed"]
-    return int(seed if own is None else own)
-
-
 def derive(config: Any, external: Mapping[str, Any]) -> None:
     """Check what a config holds and derive what follows from it, in place.
 

@@ -709,6 +709,12 @@ def acting(traits: Collection[str]) -> frozenset[str]:
     return frozenset(name for name in FAMILY if not set(traits).isdisjoint(KEYS[name].acts_on))
 
 
+def training_seed(config: Any) -> int:
+    """The seed of initial weights, order of batches and dropout: by default that of the split."""
+    own, seed = config["training_seed"], config["seed"]
+    return int(seed if own is None else own)
+
+
 def wrong_value(name: str, kind: Kind, value: Any, default: Any) -> str | None:
     """What is wrong with the value of a key, as a sentence; None where nothing is.
 

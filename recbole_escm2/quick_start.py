@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recbole_escm2.config import Config, acting_settings, training_seed
+from recbole_escm2.config import Config, acting_settings
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.calibration import (
     Calibration,
@@ -33,7 +33,7 @@ from recbole_escm2.evaluator.influence import keep_influence
 from recbole_escm2.evaluator.prediction_file import keep_predictions
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
-from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS
+from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS, training_seed
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
 from recbole_escm2.output import plain_data, table, versions, write_json

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
-from recbole_escm2.data.columns import list_of_pairs
+from recbole_escm2.data.columns import is_text, list_of_pairs
 from recbole_escm2.data.schema import Chunk, Field, Join, Schema
 from recbole_escm2.errors import UsageError, did_you_mean
 
@@ -240,8 +240,10 @@ def _leaves(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
 
 
 def _has_nul(texts: pa.Array) -> pa.Array:
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+    if not is_text(texts.type):
         return pa.nulls(len(texts), pa.bool_())
+    if pa.types.is_string_view(texts.type):  # which nothing is searched in
+        texts = texts.cast(pa.string())
     return pc.match_substring(texts, "\0")
 
 

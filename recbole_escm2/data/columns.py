@@ -146,6 +146,12 @@ class Numbers:
         return padded(values, lists.lengths, width, own.numerical)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's types of text."""
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
 def shape_of(kind: pa.DataType) -> tuple[int, ...]:
     """Of one value of a column of numbers, or of a list of them."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -153,6 +159,11 @@ def shape_of(kind: pa.DataType) -> tuple[int, ...]:
     if pa.types.is_fixed_size_list(kind):
         return (kind.list_size, *shape_of(kind.value_type))
     return ()
+
+
+def list_array(values: pa.Array, lengths: NDArray[Any]) -> pa.ListArray:
+    """A column of lists: all values one after the other, and how many each row has."""
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), values)
 
 
 def with_codes(column: pa.Array, own: Field) -> pa.Array:
@@ -169,12 +180,11 @@ def with_codes(column: pa.Array, own: Field) -> pa.Array:
         lengths = np.bincount(row[there], minlength=len(lengths)).astype(np.int32)
         tokens = tokens.filter(pa.array(there))
         weights = None if weights is None else weights[there]
-    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
     if not own.weighted:
-        return pa.ListArray.from_arrays(offsets, tokens)
+        return list_array(tokens, lengths)
     weights = np.ones(len(tokens), np.float32) if weights is None else weights
     pairs = pa.StructArray.from_arrays([tokens, pa.array(weights)], ["id", "weight"])
-    return pa.ListArray.from_arrays(offsets, pairs)
+    return list_array(pairs, lengths)
 
 
 def padded(

@@ -23,7 +23,14 @@ from torch import Tensor
 from recbole_escm2.bags import Bags
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.checks import faulty_values
-from recbole_escm2.data.columns import Lists, Numbers, list_of_pairs, with_codes
+from recbole_escm2.data.columns import (
+    Lists,
+    Numbers,
+    is_text,
+    list_array,
+    list_of_pairs,
+    with_codes,
+)
 from recbole_escm2.data.schema import Field
 from recbole_escm2.data.sources.table import as_numbers
 from recbole_escm2.data.store import PADDING, UNKNOWN
@@ -384,9 +391,9 @@ class Encoder:
             inner = kind.value_type if pa.types.is_dictionary(kind) else kind
             if pa.types.is_boolean(kind):
                 return column.cast(pa.string())
-            if _is_text(inner) or pa.types.is_integer(inner):
+            if is_text(inner) or pa.types.is_integer(inner):
                 return column
-        elif _is_text(kind) or pa.types.is_dictionary(kind):
+        elif is_text(kind) or pa.types.is_dictionary(kind):
             return _as_numbers_of_text(column, own, faults)
         elif not (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
             return as_numbers(column, "float")
@@ -397,11 +404,9 @@ class Encoder:
     ) -> pa.Array:
         if pa.types.is_null(column.type):
             column = column.cast(pa.string())
-        if _is_text(column.type) and not own.weighted:
+        if is_text(column.type) and not own.weighted:
             column = _split(column.cast(pa.string()), self._separator)
-        if pa.types.is_fixed_size_list(column.type):
-            column = column.cast(pa.list_(column.type.value_type))
-        column = list_of_pairs(column)
+        column = list_of_pairs(as_numbers(column, own.kind))
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise _wrong_type(where, own, column.type)
         if longest := self._cut.get(own.name):
@@ -410,12 +415,12 @@ class Encoder:
         if own.kind == "float_seq":
             if pa.types.is_nested(inner):
                 raise _wrong_type(where, own, column.type)
-            if _is_text(inner):
+            if is_text(inner):
                 column = _numbers_of_lists(column, own, faults)
         elif pa.types.is_struct(inner) and inner.num_fields == 2:
             inner = inner.field(0).type
         if own.kind == "token_seq" and not (
-            _is_text(inner)
+            is_text(inner)
             or pa.types.is_integer(inner)
             or pa.types.is_null(inner)
             or pa.types.is_dictionary(inner)
@@ -466,11 +471,6 @@ class Encoder:
         return known.lists(lists, own, width)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
 def _wrong_type(where: str, own: Field, kind: pa.DataType) -> UsageError:
     wanted = {
         "token": "text or whole numbers",
@@ -513,7 +513,7 @@ def _numbers_of_lists(column: pa.Array, own: Field, faults: list[Fault]) -> pa.A
     rows = pc.list_parent_indices(column)
     faults.extend(Fault(rows[f.row].as_py(), f.column, f.value, f.why) for f in within)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), values)
+    return list_array(values, lengths)
 
 
 def _split(column: pa.Array, separator: str) -> pa.Array:
@@ -523,8 +523,7 @@ def _split(column: pa.Array, separator: str) -> pa.Array:
     there = pc.not_equal(values, "").to_numpy(zero_copy_only=False)
     row = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     lengths = np.bincount(row[there], minlength=len(column))
-    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values.filter(pa.array(there)))
+    return list_array(values.filter(pa.array(there)), lengths)
 
 
 def part_of(batch: Batch, start: int, stop: int) -> Batch:

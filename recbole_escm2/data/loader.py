@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole_escm2.data.batch import position_dtype
 from recbole_escm2.data.dataset import EntireSpaceDataset
 from recbole_escm2.errors import UsageError
+from recbole_escm2.keys import training_seed
 
 
 class ImpressionLoader:
@@ -111,7 +112,7 @@ def prepare_data(
         UsageError: as :meth:`EntireSpaceDataset.build`.
     """
     train, valid, test = dataset.build()
-    seed = config["seed"] if config["training_seed"] is None else config["training_seed"]
+    seed = training_seed(config)
     of_train = {"shuffle": config["shuffle"], "parts": config["validations_per_epoch"]}
     return (
         ImpressionLoader(train, config["train_batch_size"], seed, **of_train),

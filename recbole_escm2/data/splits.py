@@ -111,6 +111,10 @@ def check_split(config: Any, presplit: bool) -> None:
                 f"{key} leaves no impressions that can be reserved for tuning: tune without it, "
                 "and give the settings"
             )
+    if config["folds"] and not sum(how[:-1]):
+        raise UsageError(
+            f"folds {config['folds']}: eval_args split {{RS: {how}}} leaves nothing to train on"
+        )
 
 
 def seed_draws(config: Any, presplit: bool) -> str:

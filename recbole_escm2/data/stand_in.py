@@ -44,6 +44,9 @@ class StandInDataset(EntireSpaceDataset):
     def _check_conversion(self) -> None:
         """A training has found its labels."""
 
+    def _check_weights(self) -> None:
+        """A training has found its weights; new rows need none."""
+
     @property
     def lengths(self) -> dict[str, int]:
         return self._lengths

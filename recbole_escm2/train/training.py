@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_escm2.config import fitted_to_validation, training_seed
+from recbole_escm2.config import fitted_to_validation
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.groups import check_groups
 from recbole_escm2.evaluator.predictions import Predictions
-from recbole_escm2.keys import PAIR
+from recbole_escm2.keys import PAIR, training_seed
 from recbole_escm2.lookup import NAMESAKES
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.reference.base import ReferenceRecommender

@@ -24,11 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_escm2.data import build as build_module
+from recbole_escm2.data.ali_ccp import chunks as chunks_module
 from recbole_escm2.data.ali_ccp import files as files_module
 from recbole_escm2.data.ali_ccp import lines as lines_module
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.data.ali_ccp.chunks import Options
 from recbole_escm2.data.ali_ccp.files import find_raw
+from recbole_escm2.data.ali_ccp.sample_ids import SampleIds
 from recbole_escm2.data.ali_ccp.source import read_raw
 from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.store import NoStoreError, Store
@@ -866,6 +868,45 @@ def test_what_can_not_be_right(tmp_path, few_values, change, message):
     ]
     store, _ = converted(write(folder, lines), tmp_path / "store")
     assert any(message in warning for warning in said(store, "warning"))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1 << 15])
+def test_rows_with_one_sample_id_are_counted(tmp_path, monkeypatch, rows_at_once):
+    monkeypatch.setattr(chunks_module, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 1000)
+    lines = some_text(rows=60)
+    train, test = lines["skeleton", "train"], lines["skeleton", "test"]
+    head = test[0].split(",", 1)[0]
+    store, report = converted(write(tmp_path / "raw", lines), tmp_path / "store")
+    assert not any("sample_id" in text for _, text in store.schema["notes"])  # one in both splits
+    assert head == train[0].split(",", 1)[0]
+    for place, sample in ((20, 8), (40, 8), (50, 5), (59, 5)):  # with other labels and features
+        train[place] = ",".join([str(sample), *train[place].split(",")[1:]])
+    train.insert(9, "broken")
+    store, report = converted(
+        write(tmp_path / "raw", lines), tmp_path / "store", on_bad_line="skip"
+    )
+    (told,) = (text for text in said(store, "warning") if "sample_id" in text)
+    assert told == (
+        "sample_skeleton_train.csv: 3 of 61 rows have the sample_id of an earlier one, and each "
+        "counts as an impression; sample_id 5 in rows 52 and 61"
+    )
+    counted = [file["repeated_ids"] for file in report["files"] if file["kind"] == "skeleton"]
+    assert counted == [3, 0]
+    lines["skeleton", "train"] = sorted(train, key=lambda line: line.split(",")[0])
+    store, _ = converted(write(tmp_path / "raw", lines), tmp_path / "store", on_bad_line="skip")
+    (told,) = (text for text in said(store, "warning") if "sample_id" in text)
+    assert "3 of 61 rows have the sample_id of an earlier one" in told
+
+
+def test_repeated_sample_ids_among_such_as_count_upward():
+    ids = SampleIds()
+    ids.add(np.arange(10, dtype=np.uint64), np.arange(10))
+    ids.add(np.arange(12, 20, dtype=np.uint64), np.arange(10, 18))
+    assert ids.repeated() == 0
+    ids.add(np.arange(15, 30, dtype=np.uint64), np.arange(20, 35))
+    assert ids.repeated() == 5
+    assert ids.place == "sample_id 15 in rows 14 and 21"
 
 
 def test_no_rows(tmp_path):

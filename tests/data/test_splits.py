@@ -201,6 +201,11 @@ def test_of_the_rest_of_a_fold_eval_args_says_what_validates(toy):
     assert sizes == [30, 15, 15]
 
 
+def test_folds_without_a_share_to_train_on(toy):
+    with pytest.raises(UsageError, match=r"^folds 4: .*\[0, 0, 1\]\} leaves nothing to train on$"):
+        toy.build(folds=4, eval_args={"split": {"RS": [0, 0, 1]}})
+
+
 def test_seeds_with_folds_draw_folds(toy):
     assert toy.build(folds=4)[0].seed_draws == "fold"
     assert seed_draws(toy.config(), presplit=True) == "weights"

@@ -15,6 +15,8 @@ import pyarrow.parquet
 import pytest
 from common import call, on_disk, small
 
+from recbole_escm2.data.checks import faulty_values
+from recbole_escm2.data.schema import Field
 from recbole_escm2.data.sources import pairs
 
 ROWS = 160
@@ -211,6 +213,17 @@ def test_a_nul_character(made, folder, token, suffix):
     message = wrong(made, folder)
     assert f"tiny.{suffix} row 3: column '{'kind' if suffix == 'item' else 'hour'}'" in message
     assert "NUL" in message
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+)
+def test_a_nul_character_in_any_type_of_text(kind):
+    column = pa.array(["a", "b\0c", None]).cast(kind)
+    ((row, value, why),) = faulty_values(column, Field("hour"))
+    assert (row, value) == (1, "b\0c")
+    assert "NUL" in why
 
 
 @pytest.mark.parametrize("suffix", ["inter", "csv"])

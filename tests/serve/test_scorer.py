@@ -190,6 +190,20 @@ def test_what_cant_be_read_is_refused_by_column_and_row(done, scorer, change, wo
         scorer.predict(change(done.frame.head(4)))
 
 
+def test_a_model_trained_with_weights_scores(tmp_path):
+    table = weighted_table()
+    weight = np.linspace(0.5, 2, len(table))
+    recbole_escm2.data.save_table(
+        table.append_column("weight", pa.array(weight)), "weighed", tmp_path
+    )
+    settings = {"data_path": str(tmp_path), "output_dir": str(tmp_path / "output"), "epochs": 1}
+    settings |= {"CLICK_WEIGHT_FIELD": "weight", "show_progress": False}
+    run("ESMM", "weighed", config_dict=settings)
+    (folder,) = (tmp_path / "output").glob("ESMM-*")
+    found = recbole_escm2.load(folder).predict(table.slice(0, 5))
+    assert len(found) == 5
+
+
 def weighted_table(rows: int = 3000) -> pa.Table:
     """Ids, numbers, lists of tokens with weights and without, lists of numbers, and labels."""
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recbole_escm2.data.ali_ccp.lines import UNWANTED, Lines, Part
 from recbole_escm2.data.ali_ccp.raw import FIELD_BY_NAME, KEY_DIGITS, TRUTH_COLUMNS, Field
+from recbole_escm2.data.ali_ccp.sample_ids import SampleIds
 from recbole_escm2.data.schema import Chunk, Join, Labels, Schema
 from recbole_escm2.data.schema import Field as SchemaField
 from recbole_escm2.errors import UsageError, did_you_mean
@@ -148,14 +149,19 @@ class Reader:
                 corrupt, no impressions.
         """
         for part in parts:
-            yield from self.chunks_of(part)
+            yield from self.chunks_of(part, SampleIds() if part.kind == "skeleton" else None)
         for split, name in (("train", "training"), ("test", "test")):
             if not self._rows[split]:
                 held = ", ".join(f"{file['rows']:,} rows in {file['name']}" for file in self._files)
                 raise UsageError(f"no {name} impressions are left; the files hold {held}")
 
-    def chunks_of(self, part: Part) -> Iterator[Chunk]:
-        """The rows of one text."""
+    def chunks_of(self, part: Part, samples: SampleIds | None = None) -> Iterator[Chunk]:
+        """The rows of one text.
+
+        Args:
+            part: the text.
+            samples: keeps the ids of its impressions, where repeated ones are to be told.
+        """
         wanted = [FIELD_BY_NAME[name] for name in self._options.wanted(part.kind)]
         counts = Counter(dict.fromkeys(_COUNTED if part.kind == "skeleton" else (), 0))
         further, unknown = Counter[str](), Counter[str]()
@@ -168,11 +174,15 @@ class Reader:
             columns = _features(lines, wanted, further)
             columns[_KEY] = _keys(lines.key, part.split)
             if part.kind == "skeleton":
+                if samples is not None:
+                    samples.add(lines.sample, lines.number)
                 yield from self._impressions(lines, columns, part, counts)
             else:
                 rows = pa.RecordBatch.from_pydict(columns)
                 numbers = lines.number + 1
                 yield Chunk(rows, "common", part.split, part.name, numbers, size=self._taken())
+        if samples is not None:
+            counts["repeated_ids"] = samples.repeated()
         file = {
             "name": part.name,
             "split": part.split,
@@ -182,6 +192,7 @@ class Reader:
             "malformed_places": part.places,
             "unknown_fields": dict(sorted(unknown.items())),
             "further_values": dict(further),
+            "repeated_place": samples.place if samples is not None else "",
             **counts,
         }
         self._files.append(file)
@@ -291,6 +302,9 @@ def _notes(file: dict[str, Any], simulated: bool) -> Iterator[tuple[str, str]]:
     for field, number in file["further_values"].items():
         said = f"{name}: field {field} has one value a row"
         yield "debug", f"{said}; {number:,} further ones ignored"
+    if again := file.get("repeated_ids"):
+        said = f"{name}: {again:,} of {file['rows']:,} rows have the sample_id of an earlier one"
+        yield "warning", f"{said}, and each counts as an impression; {file['repeated_place']}"
     if file["kind"] == "skeleton":
         yield from (("warning", text) for text in _rates(file, simulated))
         if not simulated:

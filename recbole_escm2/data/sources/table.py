@@ -21,6 +21,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from recbole_escm2.data.checks import check_named, unended_line
+from recbole_escm2.data.columns import is_text
 from recbole_escm2.data.labels import (
     LabelColumn,
     check_labels,
@@ -372,6 +373,7 @@ def _kind_of(kind: pa.DataType) -> tuple[str, bool] | None:
             return ("token_seq", True) if inner.num_fields == 2 else None
         own = _kind_of(inner)
         return None if own is None or own[0].endswith("seq") else (f"{own[0]}_seq", False)
-    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    is_token = text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)
+    is_token = (
+        is_text(kind) or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)
+    )
     return ("token", False) if is_token else None

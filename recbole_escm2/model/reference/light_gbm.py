@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_escm2.keys import training_seed
 from recbole_escm2.model.reference.base import ReferenceRecommender, pieces
 from recbole_escm2.model.reference.features import Feature, OneHot, features_of, one_number
 
@@ -46,8 +47,7 @@ class LightGBM(ReferenceRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        seed = config["seed"] if config["training_seed"] is None else config["training_seed"]
-        self.seed = int(seed)
+        self.seed = training_seed(config)
         self.steps = config["epochs"]
         self.smoothing: float = config["rate_smoothing"]
         features = features_of(config, dataset)
