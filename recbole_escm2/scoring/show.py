@@ -89,7 +89,7 @@ def text(found: Scores) -> str:
     """The tables for a terminal: metrics by model, differences in the primary metrics, notes."""
     counted = ", ".join(f"{number:,} {name}" for name, number in found.counts.items())
     lines = [counted, "", table(*metric_grid(found))]
-    if found.comparisons:
+    if found.comparisons and found.primary:
         lines += ["", f"Against {found.baseline}, on the same rows", ""]
         lines.append(table(*comparison_grid(found, found.primary)))
     return "\n".join([*lines, "", *found.notes])
@@ -98,7 +98,7 @@ def text(found: Scores) -> str:
 def fragment(found: Scores) -> str:
     """The same as HTML, for a notebook."""
     parts = [_html_table(*metric_grid(found))]
-    if found.comparisons:
+    if found.comparisons and found.primary:
         parts.append(_html_table(*comparison_grid(found, found.primary)))
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
     return "".join([*parts, f"<ul>{notes}</ul>"])
