@@ -55,6 +55,8 @@ PER_USER = ("GAUC", "NDCG@K", "Recall@K")
 ENTIRE_SPACE = "_ES"
 #: What ends the name of a metric over impressions that were drawn at random.
 RANDOM_IMPRESSIONS = "_RI"
+#: Spaces of metrics over the clicked impressions.
+OF_CLICKS = ("cvr", f"cvr{RANDOM_IMPRESSIONS.lower()}")
 _OF_ANY_IMPRESSIONS = tuple(name for name in _STATISTICS if not name.endswith(TOP_K))
 _ENTIRE_SPACE_STATISTICS = ("AUC", "LogLoss", "PR_AUC", "KS", "PCOC", "ECE")
 
@@ -337,6 +339,12 @@ def statistic_of(name: str) -> tuple[str, str]:
         if statistic.endswith(suffix):
             return statistic.removesuffix(suffix), suffix
     return statistic, ""
+
+
+def space_of(name: str) -> str:
+    """What a shown name is over, as in ``Predictions.scored``: CVR_PR_AUC_ES is over cvr_es."""
+    metric = metric_of(name)
+    return f"{metric.task}{statistic_of(metric.name)[1].lower()}" if metric else ""
 
 
 def task_of(name: str) -> str | None:

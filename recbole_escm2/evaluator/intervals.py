@@ -48,7 +48,15 @@ from recbole_escm2.evaluator.clusters import Noise, cluster_variance
 from recbole_escm2.evaluator.contributions import Contributions, contributions
 from recbole_escm2.evaluator.metrics import UndefinedMetricError
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
-from recbole_escm2.metric_names import expand, is_ratio, score_of, statistic_of, target_of
+from recbole_escm2.metric_names import (
+    OF_CLICKS,
+    expand,
+    is_ratio,
+    score_of,
+    space_of,
+    statistic_of,
+    target_of,
+)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -338,12 +346,12 @@ class _Rows:
 
         With the number of clusters.
         """
-        clicked = _space(name) in ("cvr", "cvr_ri")
-        rows_of = np.flatnonzero(self.predictions[0].clicks > 0) if clicked else None
-        clusters, count = self._of_rows(rows_of)
+        space = space_of(name)
+        clicked = self.predictions[0].clicks > 0 if space in OF_CLICKS else None
+        clusters, count = self._of_rows(None if clicked is None else np.flatnonzero(clicked))
         if count < 2:
             raise _Unknown(_ONE_CLUSTER)
-        each = [_binned_errors(one.scored(_space(name)), setting.bins) for one in self.predictions]
+        each = [_binned_errors(one.scored(space), setting.bins) for one in self.predictions]
         width = max(int(number.max()) + 1 for number, _ in each)
         numbers = [number + n * width for n, (number, _) in enumerate(each)]
         covariance, error = _covariance_of_bins(
@@ -388,12 +396,6 @@ def _statistic(name: str) -> str:
     assert spec is not None
     # what is no name of the catalogue has none
     return "MAE" if spec.name == "CVR_MAE_ES" else statistic_of(spec.name)[0]
-
-
-def _space(name: str) -> str:
-    spec = spec_of(name)
-    assert spec is not None
-    return f"{spec.task}{statistic_of(spec.name)[1].lower()}"
 
 
 def _difference(name: str, values: Sequence[float]) -> float:
