@@ -373,6 +373,16 @@ def bigger_is_better(name: str) -> bool:
     return not metric.judged_smaller
 
 
+def direction(name: str) -> str:
+    """``higher``, ``lower``, ``target X``, or nothing where no value is better by itself."""
+    if is_neutral(name):
+        return ""
+    target = target_of(name)
+    if target is not None:
+        return f"target {target:g}"
+    return "higher" if bigger_is_better(name) else "lower"
+
+
 def is_neutral(name: str) -> bool:
     """Whether a metric knows no better or worse by itself."""
     metric = metric_of(name)

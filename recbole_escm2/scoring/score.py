@@ -27,6 +27,7 @@ from recbole_escm2.metric_names import (
     ALL_TASKS,
     METRIC_NAMES,
     bigger_is_better,
+    direction,
     expand,
     is_metric,
     is_neutral,
@@ -205,16 +206,6 @@ class Scores:
         from recbole_escm2.scoring.show import fragment
 
         return fragment(self)
-
-
-def direction(metric: str) -> str:
-    """``higher``, ``lower``, ``target X``, or nothing where no value is better by itself."""
-    if is_neutral(metric):
-        return ""
-    target = target_of(metric)
-    if target is not None:
-        return f"target {target:g}"
-    return "higher" if bigger_is_better(metric) else "lower"
 
 
 def score(labels: Any, predictions: Any = None, **options: Any) -> Scores:
