@@ -55,6 +55,8 @@ PER_USER = ("GAUC", "NDCG@K", "Recall@K")
 ENTIRE_SPACE = "_ES"
 #: What ends the name of a metric over impressions that were drawn at random.
 RANDOM_IMPRESSIONS = "_RI"
+#: Spaces of metrics over the clicked impressions.
+OF_CLICKS = ("cvr", f"cvr{RANDOM_IMPRESSIONS.lower()}")
 _OF_ANY_IMPRESSIONS = tuple(name for name in _STATISTICS if not name.endswith(TOP_K))
 _ENTIRE_SPACE_STATISTICS = ("AUC", "LogLoss", "PR_AUC", "KS", "PCOC", "ECE")
 
@@ -339,6 +341,12 @@ def statistic_of(name: str) -> tuple[str, str]:
     return statistic, ""
 
 
+def space_of(name: str) -> str:
+    """What a shown name is over, as in ``Predictions.scored``: CVR_PR_AUC_ES is over cvr_es."""
+    metric = metric_of(name)
+    return f"{metric.task}{statistic_of(metric.name)[1].lower()}" if metric else ""
+
+
 def task_of(name: str) -> str | None:
     """The task that a metric scores, None for one of RecBole's or of several tasks."""
     metric = metric_of(name)
@@ -363,6 +371,16 @@ def bigger_is_better(name: str) -> bool:
     if metric is None:
         return name.lower() not in _RECBOLE_SMALLER
     return not metric.judged_smaller
+
+
+def direction(name: str) -> str:
+    """``higher``, ``lower``, ``target X``, or nothing where no value is better by itself."""
+    if is_neutral(name):
+        return ""
+    target = target_of(name)
+    if target is not None:
+        return f"target {target:g}"
+    return "higher" if bigger_is_better(name) else "lower"
 
 
 def is_neutral(name: str) -> bool:

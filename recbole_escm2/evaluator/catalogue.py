@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from recbole_escm2.errors import UsageError, place_in_own_code
 from recbole_escm2.evaluator import metrics, weighted
+from recbole_escm2.evaluator.metrics import ClassScores
 from recbole_escm2.evaluator.predictions import (
     NotPredictedError,
     NoTruthError,
     Predictions,
     Scored,
 )
+from recbole_escm2.evaluator.weighted import WeightedScores
 from recbole_escm2.metric_names import (
     METRICS,
     Combined,
@@ -26,6 +28,7 @@ from recbole_escm2.metric_names import (
     combined,
     metric_of,
     own_function,
+    space_of,
     statistic_of,
 )
 
@@ -83,38 +86,69 @@ class MetricSpec(Metric):
     value: Callable[[Predictions, Setting], float]
 
 
-# of a task's predictions on the rows that they are scored on
-_STATISTICS: dict[str, Callable[[Scored, Setting], float]] = {
-    "AUC": lambda rows, _: metrics.auc(rows.classes),
-    "GAUC": lambda rows, _: metrics.gauc(rows.ranking),
-    "LogLoss": lambda rows, _: metrics.log_loss(rows.classes),
-    "PR_AUC": lambda rows, _: metrics.pr_auc(rows.classes),
-    "KS": lambda rows, _: metrics.ks(rows.classes),
-    "Recall": lambda rows, s: metrics.recall(rows.classes, s.threshold_of(rows)),
-    "F1": lambda rows, s: metrics.f1(rows.classes, s.threshold_of(rows)),
-    "PCOC": lambda rows, _: metrics.pcoc(rows.classes),
-    "ECE": lambda rows, s: metrics.ece(rows.classes, s.bins),
-    "NDCG@K": lambda rows, s: metrics.ndcg_at_k(rows.ranking, s.k),
-    "Recall@K": lambda rows, s: metrics.recall_at_k(rows.ranking, s.k),
-}
-
-
-# the same of rows that have weights; what isn't here has no such form
-_WEIGHTED: dict[str, Callable[[Scored, Setting], float]] = {
-    "AUC": lambda rows, _: weighted.auc(rows.weighted),
-    "LogLoss": lambda rows, _: weighted.log_loss(rows.weighted),
-    "PR_AUC": lambda rows, _: weighted.pr_auc(rows.weighted),
-    "KS": lambda rows, _: weighted.ks(rows.weighted),
-    "Recall": lambda rows, s: weighted.recall(rows.weighted, s.threshold_of(rows)),
-    "F1": lambda rows, s: weighted.f1(rows.weighted, s.threshold_of(rows)),
-    "PCOC": lambda rows, _: weighted.pcoc(rows.weighted),
-}
-
-
 def _no_weights(name: str) -> metrics.UndefinedMetricError:
     return metrics.UndefinedMetricError(
         f"{name} has no form for impressions that have weights (weighted_metrics)"
     )
+
+
+_Statistic: TypeAlias = Callable[[Scored, Setting], float]
+
+
+def _of_classes(
+    plain: Callable[[ClassScores], float], of_weights: Callable[[WeightedScores], float]
+) -> _Statistic:
+    """A statistic of labels and scores, and its form for rows that have weights."""
+
+    def value(rows: Scored, _: Setting) -> float:
+        return plain(rows.classes) if rows.weight is None else of_weights(rows.weighted)
+
+    return value
+
+
+def _at_threshold(
+    plain: Callable[[ClassScores, float], float],
+    of_weights: Callable[[WeightedScores, float], float],
+) -> _Statistic:
+    """The same of one that decides from a probability on."""
+
+    def value(rows: Scored, setting: Setting) -> float:
+        threshold = setting.threshold_of(rows)
+        if rows.weight is None:
+            return plain(rows.classes, threshold)
+        return of_weights(rows.weighted, threshold)
+
+    return value
+
+
+def _of_whole_rows(name: str, plain: _Statistic) -> _Statistic:
+    """A statistic that has no form for rows that have weights."""
+
+    def value(rows: Scored, setting: Setting) -> float:
+        if rows.weight is not None:
+            raise _no_weights(name)
+        return plain(rows, setting)
+
+    return value
+
+
+_WHOLE_ROWS: dict[str, _Statistic] = {
+    "GAUC": lambda rows, _: metrics.gauc(rows.ranking),
+    "ECE": lambda rows, s: metrics.ece(rows.classes, s.bins),
+    "NDCG@K": lambda rows, s: metrics.ndcg_at_k(rows.ranking, s.k),
+    "Recall@K": lambda rows, s: metrics.recall_at_k(rows.ranking, s.k),
+}
+# of a task's predictions on the rows that they are scored on
+_STATISTICS: dict[str, _Statistic] = {
+    "AUC": _of_classes(metrics.auc, weighted.auc),
+    "LogLoss": _of_classes(metrics.log_loss, weighted.log_loss),
+    "PR_AUC": _of_classes(metrics.pr_auc, weighted.pr_auc),
+    "KS": _of_classes(metrics.ks, weighted.ks),
+    "Recall": _at_threshold(metrics.recall, weighted.recall),
+    "F1": _at_threshold(metrics.f1, weighted.f1),
+    "PCOC": _of_classes(metrics.pcoc, weighted.pcoc),
+    **{name: _of_whole_rows(name, plain) for name, plain in _WHOLE_ROWS.items()},
+}
 
 
 def _true_cvr(predictions: Predictions) -> Any:
@@ -129,11 +163,21 @@ def _mae(predictions: Predictions, _: Setting) -> float:
     return metrics.mean_absolute_error(_true_cvr(predictions), predictions.of("cvr"))
 
 
+def mean_truth(predictions: Predictions) -> Any:
+    """What the mean of pCVR over D is to be that of.
+
+    Raises:
+        NoTruthError: the data doesn't hold it.
+    """
+    # the mean of potential conversions estimates that of the true CVR
+    potential = predictions.truth.potential_conversion
+    if predictions.truth.true_cvr is None and potential is not None:
+        return potential
+    return _true_cvr(predictions)
+
+
 def _ieb(predictions: Predictions, _: Setting) -> float:
-    truth = predictions.truth.true_cvr
-    if truth is None:  # the mean of potential conversions estimates that of the true CVR
-        truth = predictions.truth.potential_conversion
-    wanted = _true_cvr(predictions) if truth is None else truth
+    wanted = mean_truth(predictions)
     if (weight := predictions.truth.conversion_weight) is not None:
         return weighted.mean(np.subtract(predictions.of("cvr"), wanted, dtype=np.float64), weight)
     return metrics.mean_difference(wanted, predictions.of("cvr"))
@@ -182,18 +226,8 @@ _OF_PREDICTIONS: dict[str, Callable[[Predictions, Setting], float]] = {
 def _value_of(metric: Metric) -> Callable[[Predictions, Setting], float]:
     if metric.name in _OF_PREDICTIONS:
         return _OF_PREDICTIONS[metric.name]
-    statistic, suffix = statistic_of(metric.name)
-    space = f"{metric.task}{suffix.lower()}"
-
-    def value(predictions: Predictions, setting: Setting) -> float:
-        rows = predictions.scored(space)
-        if rows.weight is None:
-            return _STATISTICS[statistic](rows, setting)
-        if statistic not in _WEIGHTED:
-            raise _no_weights(statistic)
-        return _WEIGHTED[statistic](rows, setting)
-
-    return value
+    statistic, space = _STATISTICS[statistic_of(metric.name)[0]], space_of(metric.name)
+    return lambda predictions, setting: statistic(predictions.scored(space), setting)
 
 
 SPECS: Mapping[str, MetricSpec] = {

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_escm2.evaluator import metrics
-from recbole_escm2.evaluator.catalogue import Setting, spec_of
+from recbole_escm2.evaluator.catalogue import Setting, mean_truth, spec_of
 from recbole_escm2.evaluator.predictions import Predictions, Scored
-from recbole_escm2.metric_names import PER_USER, statistic_of
+from recbole_escm2.metric_names import OF_CLICKS, PER_USER, space_of, statistic_of
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -58,16 +58,14 @@ def contributions(predictions: Predictions, name: str, setting: Setting) -> Cont
         return None
     if spec.name in _OF_PREDICTIONS:
         return Contributions(_OF_PREDICTIONS[spec.name](predictions))
-    statistic, suffix = statistic_of(spec.name)
-    space = f"{spec.task}{suffix.lower()}"
+    statistic, space = statistic_of(spec.name)[0], space_of(spec.name)
     if statistic in PER_USER:
         scored = predictions.scored(space)
         return Contributions(_BY_USER[statistic](scored, setting), by_user=True)
     if statistic not in _BY_ROW:
         return None
     scored = predictions.scored(space)
-    clicked = space in ("cvr", "cvr_ri")
-    rows = np.flatnonzero(predictions.clicks > 0) if clicked else None
+    rows = np.flatnonzero(predictions.clicks > 0) if space in OF_CLICKS else None
     return Contributions(_BY_ROW[statistic](scored, setting), rows)
 
 
@@ -165,10 +163,7 @@ def _mae(predictions: Predictions) -> Floats:
 
 
 def _ieb(predictions: Predictions) -> Floats:
-    truth = predictions.truth.true_cvr
-    if truth is None:
-        truth = predictions.truth.potential_conversion
-    return _mean(np.asarray(predictions.of("cvr"), np.float64) - np.asarray(truth, np.float64))
+    return _mean(np.subtract(predictions.of("cvr"), mean_truth(predictions), dtype=np.float64))
 
 
 def _gap(predictions: Predictions) -> Floats:

@@ -136,7 +136,8 @@ def _by_item(by: str, count: int, train: EntireSpaceDataset, part: EntireSpaceDa
     nobody = np.zeros(len(vocabulary), dtype=bool)
     nobody[[0, *([] if vocabulary.unknown is None else [vocabulary.unknown])]] = True
     times[nobody] = 0  # what rare items have together says nothing of one of them
-    cuts = quantiles(times[ids[~nobody[ids]]], count)
+    seen = times[ids]
+    cuts = quantiles(seen[seen > 0], count)
     names, about, index = _of_quantiles(times[own], cuts, count)
     return Grouping(
         by,
@@ -215,6 +216,8 @@ def _numbers(part: EntireSpaceDataset, field: str) -> Array:
 
 def quantiles(values: Array, count: int) -> Array:
     """Where to cut values into so many groups of about as many: the last value of each but one."""
+    if not len(values):
+        return np.zeros(count - 1)
     return np.quantile(values, np.arange(1, count) / count, method="inverted_cdf")
 
 

@@ -19,20 +19,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_escm2.evaluator.metrics import UndefinedMetricError, auc_influence
+from recbole_escm2.evaluator.catalogue import Setting
+from recbole_escm2.evaluator.contributions import contributions
+from recbole_escm2.evaluator.metrics import UndefinedMetricError
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Truth
+from recbole_escm2.metric_names import METRIC_NAMES, OF_CLICKS, space_of, statistic_of
 from recbole_escm2.output import replacing
 
 Array = NDArray[Any]
 
 #: In a run's folder.
 INFLUENCE_FILE = "influence.npz"
-# the rows that each metric is over, as in Predictions.scored
-_SPACES = {
-    **{"CTR_AUC": "ctr", "CVR_AUC": "cvr", "CTCVR_AUC": "ctcvr", "CVR_AUC_ES": "cvr_es"},
-    **{"CTR_AUC_RI": "ctr_ri", "CVR_AUC_RI": "cvr_ri", "CTCVR_AUC_RI": "ctcvr_ri"},
-}
-_OF_CLICKS = ("cvr", "cvr_ri")
+# metrics whose values are kept
+_KEPT = tuple(name for name in METRIC_NAMES if statistic_of(name)[0] == "AUC")
 # what numpy raises for a file that isn't one of its archives
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -85,11 +84,11 @@ class TestRows:
 
     def count(self, metric: str) -> int:
         """The number of rows that a metric is over."""
-        return int(self.click.sum()) if _SPACES[metric] in _OF_CLICKS else len(self.click)
+        return int(self.click.sum()) if space_of(metric) in OF_CLICKS else len(self.click)
 
     def clusters_of(self, metric: str) -> tuple[Array, ...]:
         """The cluster ids of the rows that a metric is over."""
-        if _SPACES[metric] not in _OF_CLICKS:
+        if space_of(metric) not in OF_CLICKS:
             return self.clusters
         clicked = np.flatnonzero(self.click)
         return tuple(ids[clicked] for ids in self.clusters)
@@ -113,9 +112,9 @@ class Influence:
         Raises:
             NoInfluenceError: there are none.
         """
-        if metric not in _SPACES:
+        if metric not in _KEPT:
             raise NoInfluenceError(
-                f"what a test row contributes is known for {', '.join(_SPACES)} alone"
+                f"what a test row contributes is known for {', '.join(_KEPT)} alone"
             )
         if metric not in self.values:
             raise NoInfluenceError("a run has kept no influence values of it (--fresh=True does)")
@@ -129,13 +128,13 @@ def influence_values(predictions: Predictions, metrics: Sequence[str]) -> dict[s
     """Influence values of those metrics that have them, float32, ``[rows of the metric]``."""
     by_metric = {}
     for metric in metrics:
-        if metric in _SPACES and not predictions.truth.has_weights:
+        if metric in _KEPT:
             try:
-                rows = predictions.scored(_SPACES[metric])
-                values = auc_influence(rows.classes, rows.label, rows.score)
+                own = contributions(predictions, metric, Setting())
             except (UndefinedMetricError, NotPredictedError):
                 continue
-            by_metric[metric] = values.astype(np.float32)
+            if own is not None:
+                by_metric[metric] = own.values.astype(np.float32)
     return by_metric
 
 

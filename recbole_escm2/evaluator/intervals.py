@@ -48,7 +48,15 @@ from recbole_escm2.evaluator.clusters import Noise, cluster_variance
 from recbole_escm2.evaluator.contributions import Contributions, contributions
 from recbole_escm2.evaluator.metrics import UndefinedMetricError
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions, Scored
-from recbole_escm2.metric_names import expand, is_ratio, score_of, statistic_of, target_of
+from recbole_escm2.metric_names import (
+    OF_CLICKS,
+    expand,
+    is_ratio,
+    score_of,
+    space_of,
+    statistic_of,
+    target_of,
+)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -65,6 +73,8 @@ _NORMAL_DRAWS = 4000  # which cost little, as they aren't of rows
 _IN_0_1 = ("AUC", "GAUC", "PR_AUC", "KS", "Recall", "F1", "NDCG@K", "Recall@K")
 _POSITIVE = ("LogLoss", "PCOC", "MAE")
 _MOST_UNDEFINED = 0.1  # of the draws: the others would be a choice
+_AT_BOUND = "at its bound, rows show no spread"
+_ONE_CLUSTER = "it takes rows of two users and of two items"
 
 
 class Interval(NamedTuple):
@@ -152,7 +162,7 @@ def intervals(
     rows = _Rows([predictions], item, draws, seed)
     for name, own, (value,) in _defined(rows, names, setting, found):
         try:
-            low, high = rows.interval(name, own, [value], level)
+            low, high, _ = rows.interval(name, own, [value], level)
         except _Unknown as why:
             found.unknown[name] = str(why)
             low = high = math.nan
@@ -185,8 +195,7 @@ def differences(
     for name, own, values in _defined(rows, names, setting, found):
         value = _difference(name, values)
         try:
-            noise = rows.noise(name, own, values)
-            low, high = rows.interval(name, own, values, level)
+            low, high, noise = rows.interval(name, own, values, level)
         except _Unknown as why:
             found.unknown[name] = str(why)
             found[name] = Difference(value)
@@ -246,27 +255,29 @@ class _Rows:
 
     def interval(
         self, name: str, setting: Setting, values: Sequence[float], level: float
-    ) -> tuple[float, float]:
-        """The ends of the interval of a value, or of a difference of two."""
-        if (drawn := self._drawn_distances(name, setting, values)) is not None:
-            value, distances = drawn
+    ) -> tuple[float, float, Noise]:
+        """The ends of the interval of a value, or of a difference of two, and its variance.
+
+        The variance of a difference is that of one of distances, where there is a target.
+        """
+        each = self._contributions(name, setting)
+        if (drawn := self._drawn_distances(name, setting, values, each)) is not None:
+            value, distances, count = drawn
+            noise = Noise(float(np.var(distances)), count - 1)
             low, high = np.quantile(distances, [(1 - level) / 2, (1 + level) / 2])
             if len(values) > 1:  # what chance adds to both falls out
-                return float(low), float(high)
+                return float(low), float(high), noise
             twice = values[0] + value
-            return max(twice - float(high), 0.0), max(twice - float(low), 0.0)
-        noise = self.noise(name, setting, values)
+            return max(twice - float(high), 0.0), max(twice - float(low), 0.0), noise
+        noise = self._noise(name, setting, each)
         half = float(stdtrit(noise.freedom, (1 + level) / 2)) * math.sqrt(noise.variance)
         if len(values) == 1:
-            return _ends(_statistic(name), values[0], half)
+            return *_ends(_statistic(name), values[0], half), noise
         difference = _difference(name, values)
-        return difference - half, difference + half
+        return difference - half, difference + half, noise
 
-    def noise(self, name: str, setting: Setting, values: Sequence[float]) -> Noise:
-        """The variance of a value, or of a difference of two (of distances from a target)."""
-        if (drawn := self._drawn_distances(name, setting, values)) is not None:
-            return Noise(float(np.var(drawn[1])), self._scored_clusters(name)[1] - 1)
-        each = self._contributions(name, setting)
+    def _noise(self, name: str, setting: Setting, each: Sequence[Contributions]) -> Noise:
+        """The variance of a value, or of a difference of two."""
         if not each:
             return self._bootstrap(name, setting)
         terms = each[0].values - each[1].values if len(each) > 1 else each[0].values
@@ -278,21 +289,25 @@ class _Rows:
         return [one for one in each if one is not None]
 
     def _drawn_distances(
-        self, name: str, setting: Setting, values: Sequence[float]
-    ) -> tuple[float, Floats] | None:
+        self,
+        name: str,
+        setting: Setting,
+        values: Sequence[float],
+        each: Sequence[Contributions],
+    ) -> tuple[float, Floats, int] | None:
         """A distance, or a difference of two, as it is and on drawn rows; None: it is smooth.
 
-        An absolute value has a kink, where what a row contributes to it tells little.
+        With the number of clusters. An absolute value has a kink, where what a row contributes to
+        it tells little.
         """
         if _statistic(name) == "ECE":
             return self._drawn_eces(name, setting)
-        if len(values) < 2 or (target := target_of(name)) is None:
-            return None
-        each = self._contributions(name, setting)
-        if not each:
+        if len(values) < 2 or (target := target_of(name)) is None or not each:
             return None
         # the ratio's distance is that of its logarithm
         ratio = is_ratio(name)
+        if ratio and min(values) <= 0:
+            raise _Unknown(_AT_BOUND)
         terms = [c.values / v if ratio else c.values for c, v in zip(each, values, strict=True)]
         signed = np.array([math.log(v / target) if ratio else v - target for v in values])
         first, second, both = (
@@ -302,7 +317,8 @@ class _Rows:
         common = (both - first - second) / 2
         drawn = signed + self._normal(np.array([[first, common], [common, second]]))
         distance = np.abs(drawn[:, 0]) - np.abs(drawn[:, 1])
-        return float(abs(signed[0]) - abs(signed[1])), distance
+        count = self._of_rows(each[0].rows)[1]
+        return float(abs(signed[0]) - abs(signed[1])), distance, count
 
     def _normal(self, covariance: Floats) -> Floats:
         """Draws with a covariance and the mean 0, ``[draws, its size]``."""
@@ -315,7 +331,7 @@ class _Rows:
     def _variance(self, one: Contributions) -> Noise:
         clusters, count = ((), len(one.values)) if one.by_user else self._of_rows(one.rows)
         if count < 2:
-            raise _Unknown("it takes rows of two users and of two items")
+            raise _Unknown(_ONE_CLUSTER)
         noise = cluster_variance(one.values, clusters)
         return replace(noise, variance=noise.variance * count / (count - 1))
 
@@ -325,17 +341,17 @@ class _Rows:
         total = len(self._truth.click) if rows is None else len(rows)
         return own, min([total, *map(_count, own)])
 
-    def _scored_clusters(self, name: str) -> tuple[tuple[Array, ...], int]:
-        clicked = _space(name) in ("cvr", "cvr_ri")
-        rows = np.flatnonzero(self.predictions[0].clicks > 0) if clicked else None
-        return self._of_rows(rows)
+    def _drawn_eces(self, name: str, setting: Setting) -> tuple[float, Floats, int]:
+        """The ECE (or a difference of two) in bins that ties don't cut, and draws of it.
 
-    def _drawn_eces(self, name: str, setting: Setting) -> tuple[float, Floats]:
-        """The ECE (or a difference of two) in bins that ties don't cut, and draws of it."""
-        clusters, count = self._scored_clusters(name)
+        With the number of clusters.
+        """
+        space = space_of(name)
+        clicked = self.predictions[0].clicks > 0 if space in OF_CLICKS else None
+        clusters, count = self._of_rows(None if clicked is None else np.flatnonzero(clicked))
         if count < 2:
-            raise _Unknown("it takes rows of two users and of two items")
-        each = [_binned_errors(one.scored(_space(name)), setting.bins) for one in self.predictions]
+            raise _Unknown(_ONE_CLUSTER)
+        each = [_binned_errors(one.scored(space), setting.bins) for one in self.predictions]
         width = max(int(number.max()) + 1 for number, _ in each)
         numbers = [number + n * width for n, (number, _) in enumerate(each)]
         covariance, error = _covariance_of_bins(
@@ -348,7 +364,7 @@ class _Rows:
             sums = np.abs(errors).reshape(-1, len(each), width).sum(axis=2) / rows
             return sums[:, 0] - sums[:, 1] if len(each) > 1 else sums[:, 0]
 
-        return float(ece(error)[0]), ece(drawn)
+        return float(ece(error)[0]), ece(drawn), count
 
     def _bootstrap(self, name: str, setting: Setting) -> Noise:
         """The variance by drawing clusters."""
@@ -358,7 +374,7 @@ class _Rows:
         draws = min(self._draws, max(_LEAST_DRAWS, _ROWS_OF_DRAWS // max(rows, 1)))
         count = self._of_rows(None)[1]
         if count < 2:
-            raise _Unknown("it takes rows of two users and of two items")
+            raise _Unknown(_ONE_CLUSTER)
         drawn = []
         generator = np.random.default_rng(self._seed)
         for _ in range(draws):
@@ -382,12 +398,6 @@ def _statistic(name: str) -> str:
     return "MAE" if spec.name == "CVR_MAE_ES" else statistic_of(spec.name)[0]
 
 
-def _space(name: str) -> str:
-    spec = spec_of(name)
-    assert spec is not None
-    return f"{spec.task}{statistic_of(spec.name)[1].lower()}"
-
-
 def _difference(name: str, values: Sequence[float]) -> float:
     """The first of two values less the second; of a metric with a target, of their distances."""
     return score_of(name, values[0]) - score_of(name, values[1])
@@ -397,12 +407,12 @@ def _ends(statistic: str, value: float, half: float) -> tuple[float, float]:
     """The interval of a value whose own half width is known, on the scale of the statistic."""
     if statistic in _IN_0_1:
         if not 0 < value < 1:
-            raise _Unknown("at its bound, rows show no spread")
+            raise _Unknown(_AT_BOUND)
         centre, half = float(logit(value)), half / (value * (1 - value))
         return float(expit(centre - half)), float(expit(centre + half))
     if statistic in _POSITIVE:
         if value <= 0:
-            raise _Unknown("at its bound, rows show no spread")
+            raise _Unknown(_AT_BOUND)
         factor = math.exp(min(half / value, 700.0))
         return value / factor, value * factor
     return value - half, value + half

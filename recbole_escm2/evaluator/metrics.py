@@ -475,7 +475,7 @@ def gauc(ranking: UserRanking) -> float:
         UndefinedMetricError: No user has both classes.
     """
     each, weight = user_auc(ranking)
-    return math.fsum(weight * each) / int(np.sum(weight))
+    return math.fsum((weight * each).tolist()) / int(np.sum(weight))
 
 
 def user_auc(ranking: UserRanking) -> tuple[Floats, Ints]:
@@ -552,7 +552,7 @@ def user_recall(ranking: UserRanking, k: int) -> Floats:
 
 def _mean(values: Floats) -> float:
     """The mean, the same whatever the order: users may be numbered in any."""
-    return math.fsum(values) / values.size
+    return math.fsum(values.tolist()) / values.size
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[np.generic]:

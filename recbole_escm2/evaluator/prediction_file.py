@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recbole_escm2.data import EntireSpaceDataset
 from recbole_escm2.evaluator.metrics import UndefinedMetricError, user_auc
 from recbole_escm2.evaluator.predictions import NotPredictedError, Predictions
+from recbole_escm2.metric_names import space_of
 from recbole_escm2.output import replacing
 
 Array = NDArray[Any]
@@ -24,8 +25,8 @@ Block = Callable[[int, int], pa.Array]
 #: The position of an impression in D, which is the same in all runs on one store.
 ROW = "row"
 _ROWS_AT_ONCE = 1 << 17
-# AUC by user, with the rows that each is over, as in Predictions.scored
-_BY_USER = {"CTR_AUC": "ctr", "CVR_AUC": "cvr", "CTCVR_AUC": "ctcvr", "CVR_AUC_ES": "cvr_es"}
+# AUC by user
+_BY_USER = ("CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CVR_AUC_ES")
 
 
 def predictions_file(folder: Path, split: str) -> Path:
@@ -160,9 +161,9 @@ def metrics_by_user(predictions: Predictions, field: str, ids: Array, tokens: An
         if truth.conversion is not None:
             converted = clicked & (truth.conversion > 0)
             columns["conversions"] = np.bincount(inverse[converted], minlength=len(users))
-    for metric, space in _BY_USER.items():
+    for metric in _BY_USER:
         try:
-            scored = predictions.scored(space)
+            scored = predictions.scored(space_of(metric))
             areas, _ = user_auc(scored.ranking)
         except (UndefinedMetricError, NotPredictedError):
             continue

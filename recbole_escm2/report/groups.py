@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from recbole_escm2 import output
-from recbole_escm2.evaluator.groups import COUNTS
-from recbole_escm2.experiment.statistics import INDEPENDENT, Draws, sample
+from recbole_escm2.evaluator.groups import COUNTS, value_text
+from recbole_escm2.experiment.statistics import INDEPENDENT, Draws, Sample, sample
 from recbole_escm2.experiment.study import Study
 from recbole_escm2.report.notes import direction, one_line
 
@@ -38,31 +38,6 @@ _VARIANCE = {
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A metric of a row in a group.
-
-    Attributes:
-        values: by seed, of the runs that have it.
-        mean: over them.
-        std: their standard deviation, None with one.
-        low: lower end of the 95 % interval of the mean, None where there is none.
-        high: its upper end.
-    """
-
-    values: Mapping[int, float]
-    mean: float
-    std: float | None
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        mean = f"{self.mean:.3f}"
-        if self.low is None or self.high is None:
-            return mean
-        return f"{mean} ({self.low:.3f} to {self.high:.3f})"
-
-
-@dataclass(frozen=True)
 class Group:
     """A group of one grouping, of all runs of a row.
 
@@ -70,14 +45,14 @@ class Group:
         name: the same in all runs.
         about: what it holds, as far as the runs agree.
         counts: least and most over the runs by kind; None where it isn't known.
-        means: by metric.
+        means: by metric; on one test set their intervals are for other test rows as well.
         undefined: why a metric has no value in a run, by metric.
     """
 
     name: str
     about: str
     counts: Mapping[str, tuple[int, int] | None]
-    means: Mapping[str, Mean]
+    means: Mapping[str, Sample]
     undefined: Mapping[str, str]
 
     @property
@@ -143,7 +118,7 @@ def _group(draws: Draws, name: str, runs: Mapping[int, Mapping[str, Any]]) -> Gr
     return Group(name, abouts[0] if len(abouts) == 1 else "", counts, means, undefined)
 
 
-def _mean(draws: Draws, numbers: Mapping[int, Mapping[str, float | None] | None]) -> Mean | None:
+def _mean(draws: Draws, numbers: Mapping[int, Mapping[str, float | None] | None]) -> Sample | None:
     """The mean over seeds; None where no run has a value.
 
     On one test set the interval is for other test rows as well: what one run's interval says of
@@ -161,7 +136,7 @@ def _mean(draws: Draws, numbers: Mapping[int, Mapping[str, float | None] | None]
     low, high = own.low, own.high
     if draws.kind == "weights" or len(values) == 1:
         low, high = _with_rows(own.mean, own.low, own.high, list(known.values()))
-    return Mean(values, own.mean, own.std, low, high)
+    return replace(own, low=low, high=high)
 
 
 def _with_rows(
@@ -218,10 +193,15 @@ def tables(study: Study, by: str) -> list[Table]:
         rows = []
         for label, groups in of_rows.items():
             own = {group.name: group.means.get(metric) for group in groups}
-            cells = [str(own[name]) if own.get(name) else "\N{EN DASH}" for name in names]
-            rows.append([one_line(label), *cells])
+            rows.append([one_line(label), *(_shown(own.get(name)) for name in names)])
         made.append(Table(f"{metric} {direction(metric)}".strip(), ["model", *names], rows))
     return made
+
+
+def _shown(mean: Sample | None) -> str:
+    if mean is None:
+        return value_text(None)
+    return value_text({"value": mean.mean, "low": mean.low, "high": mean.high})
 
 
 def _common(of_rows: Iterable[Sequence[Group]], name: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from recbole_escm2 import metric_names
 from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.experiment.statistics import ALPHA, POWER
 from recbole_escm2.experiment.study import Study, part_label
-from recbole_escm2.metric_names import bigger_is_better, is_neutral, target_of
 from recbole_escm2.report.lift import share_of_lift
 
 BETTER, WORSE = "▲", "▼"
@@ -16,22 +16,23 @@ BETTER, WORSE = "▲", "▼"
 RIVAL_BETTER, RIVAL_WORSE = "△", "▽"
 MINUS = "\N{MINUS SIGN}"
 _DECIMALS = 4
+_ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def direction(metric: str) -> str:
     """``↑``, ``↓`` or ``→ target``; nothing where no value is better by itself."""
-    if is_neutral(metric):
-        return ""
-    target = target_of(metric)
-    if target is not None:
-        return f"→ {target:g}"
-    return "↑" if bigger_is_better(metric) else "↓"
+    way = metric_names.direction(metric)
+    return _ARROWS.get(way, way.replace("target", "→"))
 
 
 def decimals(study: Study, metric: str) -> int:
     """Common decimals of a column: four, more where all of its means are small."""
-    means = [abs(row[metric].sample.mean) for row in study.table.values() if metric in row]
-    largest = max((m for m in means if math.isfinite(m)), default=0.0)
+    return decimals_of(row[metric].sample.mean for row in study.table.values() if metric in row)
+
+
+def decimals_of(numbers: Iterable[float]) -> int:
+    """Four, more where all of the numbers are small."""
+    largest = max((abs(n) for n in numbers if math.isfinite(n)), default=0.0)
     if not largest:
         return _DECIMALS
     return min(10, max(_DECIMALS, 2 - math.floor(math.log10(largest))))

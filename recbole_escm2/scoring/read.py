@@ -365,14 +365,12 @@ def _order(
     codes, theirs = _codes(own_key, loaded, key)
     for one, of in ((codes, of_labels), (theirs, table)):
         _check_unique(one, of, key, own_key if of is of_labels else loaded)
-    place = np.argsort(theirs, kind="stable")
-    at = np.minimum(np.searchsorted(theirs[place], codes), len(theirs) - 1)
-    matched = theirs[place][at] == codes
-    if not matched.all():
-        _refuse(~matched, of_labels, table, key, own_key)
+    place = pd.Index(theirs).get_indexer(codes)
+    if (place < 0).any():
+        _refuse(place < 0, of_labels, table, key, own_key)
     if len(theirs) > len(codes):
         _refuse(~np.isin(theirs, codes), table, of_labels, key, loaded)
-    return np.asarray(place[at])
+    return np.asarray(place)
 
 
 def _codes(

@@ -27,7 +27,8 @@ from recbole_escm2.metric_names import (
     ALL_TASKS,
     METRIC_NAMES,
     bigger_is_better,
-    canonical_name,
+    direction,
+    expand,
     is_metric,
     is_neutral,
     is_per_user,
@@ -207,16 +208,6 @@ class Scores:
         return fragment(self)
 
 
-def direction(metric: str) -> str:
-    """``higher``, ``lower``, ``target X``, or nothing where no value is better by itself."""
-    if is_neutral(metric):
-        return ""
-    target = target_of(metric)
-    if target is not None:
-        return f"target {target:g}"
-    return "higher" if bigger_is_better(metric) else "lower"
-
-
 def score(labels: Any, predictions: Any = None, **options: Any) -> Scores:
     """Score predictions, whoever made them.
 
@@ -310,17 +301,19 @@ def scores(given: Given, options: Options) -> Scores:
             "nothing can be scored: "
             + ("; ".join(sorted(reasons)) or "no column of labels is what a prediction is about")
         )
-    primary = [canonical_name(m) for m in primary_metrics(defined, options.primary)]
+    primary = _expanded(primary_metrics(defined, options.primary), options)
     primary = [metric for metric in primary if metric in defined]
+    skill = _skill(values)
+    notes = _notes(values, compared, primary, skill, options, models)
     return Scores(
         values,
         _verdicts(compared, primary),
         baseline,
         primary,
-        _skill(values),
+        skill,
         {model: calibration(own) for model, own in models.items()},
         _counts(given),
-        [*given.notes, *_notes(values, compared, primary, options, models)],
+        [*given.notes, *notes],
     )
 
 
@@ -338,12 +331,12 @@ def _baseline(given: Given, options: Options) -> str:
 
 def _names(options: Options) -> list[str]:
     chosen = options.metrics or read_yaml(PROPERTIES / "overall.yaml")["metrics"]
-    names = []
-    for name in [*chosen, *(options.primary or ())]:
-        shown = canonical_name(name)
-        stem = shown.removesuffix("@K")
-        names += [shown] if stem == shown else [f"{stem}@{k}" for k in options.topk]
-    return list(dict.fromkeys(names))
+    return _expanded([*chosen, *(options.primary or ())], options)
+
+
+def _expanded(names: Sequence[str], options: Options) -> list[str]:
+    """Each as it is shown, ``X@K`` once for every K."""
+    return list(expand(list(names), list(options.topk)))
 
 
 def _decided(predictions: Predictions, options: Options) -> Predictions:
@@ -370,7 +363,7 @@ def _constant(predictions: Predictions) -> Predictions:
 def _hide_defaults(found: Intervals, options: Options, with_users: bool) -> None:
     """Leave out why a metric has no value that nobody asked for, where it can have none here."""
     if options.metrics is None:
-        asked = {canonical_name(name) for name in options.primary or ()}
+        asked = _expanded(options.primary or (), options)
         for metric in [m for m in found.undefined if m not in asked]:
             if metric in found.lacking or (is_per_user(metric) and not with_users):
                 del found.undefined[metric]
@@ -428,13 +421,19 @@ def _notes(
     values: Mapping[str, Intervals],
     compared: Mapping[str, Differences],
     primary: Sequence[str],
+    skills: Mapping[str, Mapping[str, float]],
     options: Options,
     models: Mapping[str, Predictions],
 ) -> list[str]:
     """What to know about the numbers."""
     metrics = list(dict.fromkeys(metric for model in models for metric in values[model]))
     notes = [ABOUT_ROWS]
-    if compared:
+    if compared and not primary:
+        notes.append(
+            "There is no verdict, as no primary metric has a value here: --primary=METRIC names "
+            "what verdicts are to be about."
+        )
+    elif compared:
         notes.append(
             f"Verdicts are about {' and '.join(primary)} alone, p < {ALPHA:.2g} after Holm's "
             "correction over models and metrics; in other columns an interval without 0 is none."
@@ -444,7 +443,7 @@ def _notes(
         "its log loss that a model takes off."
     )
     for model in models:
-        for metric, skill in _skill(values)[model].items():
+        for metric, skill in skills[model].items():
             if skill < 0:
                 notes.append(f"{model} is worse than the constant prediction in {metric}.")
     notes += scope_notes(metrics)

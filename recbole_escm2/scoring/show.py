@@ -13,10 +13,10 @@ import pandas as pd
 from recbole_escm2.errors import UsageError
 from recbole_escm2.extras import require
 from recbole_escm2.output import csv_text, make_folder, table, write_json, write_whole
-from recbole_escm2.scoring.score import CONSTANT, Compared, Scores, direction
+from recbole_escm2.report.notes import BETTER, WORSE, decimals_of, direction
+from recbole_escm2.scoring.score import CONSTANT, Compared, Scores
 
-_MARKS = {"better": "▲", "worse": "▼"}
-_ARROWS = {"higher": "↑", "lower": "↓"}
+_MARKS = {"better": BETTER, "worse": WORSE}
 
 
 def report(found: Scores, folder: str | Path) -> dict[str, Path]:
@@ -89,7 +89,7 @@ def text(found: Scores) -> str:
     """The tables for a terminal: metrics by model, differences in the primary metrics, notes."""
     counted = ", ".join(f"{number:,} {name}" for name, number in found.counts.items())
     lines = [counted, "", table(*metric_grid(found))]
-    if found.comparisons:
+    if found.comparisons and found.primary:
         lines += ["", f"Against {found.baseline}, on the same rows", ""]
         lines.append(table(*comparison_grid(found, found.primary)))
     return "\n".join([*lines, "", *found.notes])
@@ -98,7 +98,7 @@ def text(found: Scores) -> str:
 def fragment(found: Scores) -> str:
     """The same as HTML, for a notebook."""
     parts = [_html_table(*metric_grid(found))]
-    if found.comparisons:
+    if found.comparisons and found.primary:
         parts.append(_html_table(*comparison_grid(found, found.primary)))
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
     return "".join([*parts, f"<ul>{notes}</ul>"])
@@ -151,15 +151,12 @@ def _compared(one: Compared) -> list[str]:
 
 def heading(metric: str) -> str:
     """A metric with an arrow for its direction."""
-    way = direction(metric)
-    return f"{metric} {_ARROWS.get(way, way.replace('target', '→'))}".strip()
+    return f"{metric} {direction(metric)}".strip()
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
     """A value and its interval in as many decimals: four, more where all of them are small."""
-    numbers = [number for number in (value, low, high) if math.isfinite(number)]
-    largest = max(map(abs, numbers), default=0.0)
-    digits = min(10, max(4, 2 - math.floor(math.log10(largest)))) if largest else 4
+    digits = decimals_of((value, low, high))
     # what is 0 but for rounding has no sign
     shown = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high)]
     return shown[0] if math.isnan(low) else f"{shown[0]} ({shown[1]}, {shown[2]})"

@@ -86,6 +86,37 @@ def test_what_rare_items_have_together_is_nobodys_popularity(settings, tmp_path)
     assert int(made.about[1].removeprefix("≤ ")) < 70
 
 
+def split_table(tmp_path, settings, item, click, **more):
+    """Train and test of a table whose three parts have the same items and clicks."""
+    columns = {"item_id": item, "click": click, "conversion": click}
+    users = {"train": 7, "valid": 8, "test": 9}
+    frames = {
+        part: pd.DataFrame({"user_id": np.arange(len(item)) % number, **columns})
+        for part, number in users.items()
+    }
+    save_table(frames, "made", tmp_path)
+    own = {"data_path": str(tmp_path), "numerical_features": None}
+    own["benchmark_filename"] = ["train", "valid", "test"]
+    config = Config("ESMM", "made", config_dict={**settings, **own, **more})
+    train, _, test = EntireSpaceDataset(config).build()
+    return train, test
+
+
+def test_items_without_a_click_take_no_part_in_the_cuts(settings, tmp_path):
+    number = np.arange(800) % 20
+    click = ((number >= 10) & (np.arange(800) // 20 < number)).astype(int)  # none of ten items
+    made, _ = formed("item_clicks:2", split_table(tmp_path, settings, number, click))
+    assert np.bincount(made.index).tolist() == [400, 200, 200]
+    assert made.about == ("0", "≤ 14", "> 14")
+
+
+def test_where_all_items_are_rare_none_has_a_popularity(settings, tmp_path):
+    parts = split_table(tmp_path, settings, np.arange(300), np.arange(300) % 2, min_count=5)
+    for by in ("item_popularity", "item_clicks"):
+        made, _ = formed(by, parts)
+        assert not made.index.any()
+
+
 @pytest.mark.parametrize("by", ["item_popularity", "item_clicks", "category:2", "pctr", "age"])
 def test_labels_of_test_form_no_group(parts, by):
     one, other = formed(by, parts)[0], formed(by, parts, flip=True)[0]

@@ -223,3 +223,36 @@ class TestWhatIsSaid:
         ).values():
             assert one.value == 0
             assert one.error == pytest.approx(0, abs=1e-8)
+
+    def test_a_ratio_of_0_has_a_difference_without_an_interval(self):
+        predictions, item = world(30, 30, 500, seed=0)
+        nothing = Predictions(predictions.truth, {"ctr": np.zeros(500, np.float32)})
+        for pair in ((nothing, predictions), (predictions, nothing)):
+            found = differences(*pair, ["CTR_PCOC"], item=item)
+            assert np.isfinite(found["CTR_PCOC"].value)
+            assert np.isnan(found["CTR_PCOC"].low)
+            assert "bound" in found.unknown["CTR_PCOC"]
+
+    def test_freedom_of_a_bias_over_all_impressions_is_that_of_all(self):
+        """Clicks of few users leave the users of the other rows known."""
+        predictions, _ = world(100, 50, 1000, seed=0)
+        truth = replace(
+            predictions.truth, click=np.where(predictions.truth.user < 10, predictions.clicks, 0)
+        )
+        first, second = (
+            Predictions(truth, {**predictions.score, "cvr": predictions.of("cvr") * factor})
+            for factor in (1, np.float32(0.9))
+        )
+        found = differences(first, second, ["IEB", "CVR_Gap", "CVR_PCOC"])
+        assert found["IEB"].freedom == found["CVR_Gap"].freedom == 99
+        assert found["CVR_PCOC"].freedom < 9
+
+    def test_a_difference_is_drawn_once(self, monkeypatch):
+        monkeypatch.setattr(module, "_LEAST_DRAWS", 5)
+        monkeypatch.setattr(module, "_ROWS_OF_DRAWS", 0)
+        computed = []
+        value = module._value
+        monkeypatch.setattr(module, "_value", lambda *a: computed.append(a) or value(*a))
+        predictions, item = world(30, 30, 300, seed=0)
+        differences(predictions, predictions, ["PIP"], item=item)
+        assert len(computed) == 2 + 2 * 5

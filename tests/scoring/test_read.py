@@ -107,6 +107,8 @@ def test_other_lengths_and_other_rows_are_refused(labels, predictions):
         read(labels, {"a": predictions[:3]}, {}, ["row"])
     with pytest.raises(UsageError, match=r"1 of 4 rows of a have no row in labels .* row=4"):
         read(labels[:3], {"a": predictions}, {}, ["row"])
+    with pytest.raises(UsageError, match=r"4 of 4 rows of labels have no row in a .* row=1"):
+        read(labels, {"a": predictions[:0]}, {}, ["row"])
 
 
 def test_labels_of_another_file_have_to_be_the_same(labels, predictions):

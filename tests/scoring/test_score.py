@@ -140,6 +140,27 @@ def test_a_metric_that_was_asked_for_says_why_it_has_no_value(tables):
     assert "true CVR" in found.table.set_index("metric").loc["PIP", "note"]
 
 
+def test_a_primary_metric_of_every_k_is_one_of_each(tables):
+    labels, good, noisy = tables
+    models, names = {"good": good, "noisy": noisy}, ["CTR_AUC"]
+    found = score(labels, models, metrics=names, primary="ctr_ndcg", topk=[3, 5])
+    assert list(found.primary) == ["CTR_NDCG@3", "CTR_NDCG@5"]
+    assert found.comparisons["noisy"]["CTR_NDCG@3"].verdict is not None
+    without = score(labels.drop(columns="user_id"), models, metrics=names, primary="CTR_NDCG@K")
+    assert "CTR_NDCG@10" in without.values["good"].undefined
+
+
+def test_without_a_primary_metric_there_is_no_verdict_which_is_said(tables):
+    labels, good, noisy = tables
+    models = {name: one[["pctr"]] for name, one in (("good", good), ("noisy", noisy))}
+    found = score(labels, models)
+    assert not found.primary
+    assert any("There is no verdict" in note for note in found.notes)
+    assert not any("Verdicts are about" in note for note in found.notes)
+    assert "Against good" not in str(found)
+    assert len(found.comparison)
+
+
 def test_rows_that_leave_metrics_without_a_value_say_so(tables):
     labels, good, _ = tables
     none = labels.assign(conversion=0).drop(columns="user_id")
