@@ -201,14 +201,27 @@ def ctcvr_risk(
     return weighted_mean(loss, weight)
 
 
+def _clicked_over(click: Tensor, propensity: Tensor) -> Tensor:
+    """o/ô, 0 without a click, whatever ô is there; with the gradient of ô."""
+    return click / torch.where(click > 0, propensity, 1.0)
+
+
 def _clicked_over_propensity(click: Tensor, propensity: Tensor) -> Tensor:
     """o/ô as a constant: no gradient may reach the CTR tower through the propensity."""
-    propensity = propensity.detach()
-    return click / torch.where(click > 0, propensity, 1.0)
+    return _clicked_over(click, propensity.detach())
 
 
 def _of_clicked(error: Tensor, click: Tensor) -> Tensor:
     return torch.where(click > 0, error, 0.0)
+
+
+def _imputation_terms(
+    error: Tensor, imputed_error: Tensor, click: Tensor, propensity: Tensor
+) -> tuple[Tensor, Tensor]:
+    """o/ô, and o(δ − δ̂)² with δ as a constant: no gradient may reach the CVR tower through it."""
+    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    square = _of_clicked(error.detach() - imputed_error, click).square()
+    return _clicked_over_propensity(click, propensity), square
 
 
 def self_normalized(propensity: Tensor, click: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -224,7 +237,6 @@ def self_normalized(propensity: Tensor, click: Tensor, weight: Tensor | None = N
     Args:
         propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
         click: o in {0, 1}, ``[|D|]``.
-
         weight: w of each impression, ``[|D|]``; 1 by default. The weights are then w·o/ô.
 
     Returns:
@@ -329,9 +341,8 @@ def imputation_risk(
         propensity: ô > 0 where o = 1, ``[|D|]``; detached here.
         weight: w of each impression, ``[|D|]``; 1 by default.
     """
-    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
-    residual = _of_clicked(error.detach() - imputed_error, click)
-    return weighted_mean(_clicked_over_propensity(click, propensity) * residual.square(), weight)
+    inverse, square = _imputation_terms(error, imputed_error, click, propensity)
+    return weighted_mean(inverse * square, weight)
 
 
 def mrdr_imputation_risk(
@@ -356,12 +367,10 @@ def mrdr_imputation_risk(
         weight: w of each impression, ``[|D|]``; 1 by default.
     """
     probability = propensity if click_probability is None else click_probability
-    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
+    inverse, square = _imputation_terms(error, imputed_error, click, propensity)
     _check(click=click, click_probability=probability)
-    residual = _of_clicked(error.detach() - imputed_error, click)
-    inverse = _clicked_over_propensity(click, propensity)
     variance = _of_clicked(1 - probability.detach(), click)
-    return weighted_mean(inverse.square() * variance * residual.square(), weight)
+    return weighted_mean(inverse.square() * variance * square, weight)
 
 
 def dr_bias_imputation_risk(
@@ -384,10 +393,8 @@ def dr_bias_imputation_risk(
         propensity: ô > 0 where o = 1, ``[|D|]``, by which the DR risk divides; detached here.
         weight: w of each impression, ``[|D|]``; 1 by default.
     """
-    _check(error=error, imputed_error=imputed_error, click=click, propensity=propensity)
-    residual = _of_clicked(error.detach() - imputed_error, click)
-    inverse = _clicked_over_propensity(click, propensity)
-    return weighted_mean(inverse * (inverse - 1).square() * residual.square(), weight)
+    inverse, square = _imputation_terms(error, imputed_error, click, propensity)
+    return weighted_mean(inverse * (inverse - 1).square() * square, weight)
 
 
 def balancing_risk(balanced: Tensor, click: Tensor, propensity: Tensor, rest: Tensor) -> Tensor:
@@ -426,7 +433,7 @@ def stabilizing_risk(imputed_error: Tensor, click: Tensor, propensity: Tensor) -
     """
     _check(imputed_error=imputed_error, click=click, propensity=propensity)
     imputed_error = imputed_error.detach()
-    weight = click / torch.where(click > 0, propensity, 1.0)
+    weight = _clicked_over(click, propensity)
     return ((1 - weight) * (imputed_error - imputed_error.mean())).mean().square()
 
 

@@ -361,8 +361,16 @@ class EntireSpaceRecommender(BagEmbedding):
         if self.propensity_normalization == "snips":
             propensity = self_normalized(propensity, click, weight)
         probability = self.click_probability(logit, interaction)
-        known = (click, conversion, logit, propensity, probability)
-        return Impressions(*known, weight, click_weight, self.pos_weight["cvr"])
+        return Impressions(
+            click=click,
+            conversion=conversion,
+            logit=logit,
+            propensity=propensity,
+            click_probability=probability,
+            weight=weight,
+            click_weight=click_weight,
+            pos_weight=self.pos_weight["cvr"],
+        )
 
     def _weight(self, task: str, interaction: Any) -> Tensor | None:
         """The weight of each impression in a task's risks, ``[|D|]``; None for 1."""

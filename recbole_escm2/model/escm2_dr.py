@@ -59,13 +59,21 @@ class ESCM2_DR(EntireSpaceRecommender):
             return binary_cross_entropy(torch.sigmoid(imputed), cvr, self.pos_weight["cvr"])
         return F.softplus(imputed)
 
+    def _given_error(self, impressions: Impressions) -> Tensor:
+        """δ̂ as R_DR has it, ``[|D|]``: what the imputation tower predicts is a constant."""
+        logit = impressions.logit
+        return self.imputed_error(logit["imputation"].detach(), logit["cvr"])
+
+    def _learned_error(self, impressions: Impressions) -> Tensor:
+        """δ̂ as R_imp has it, ``[|D|]``: r̂ is a constant."""
+        logit = impressions.logit
+        return self.imputed_error(logit["imputation"], logit["cvr"].detach())
+
     def dr_risk(self, impressions: Impressions) -> Tensor:
         """R_DR: no gradient to the imputation tower."""
-        logit = impressions.logit
-        imputed_error = self.imputed_error(logit["imputation"].detach(), logit["cvr"])
         return dr_risk(
             impressions.error,
-            imputed_error,
+            self._given_error(impressions),
             impressions.click,
             impressions.propensity,
             impressions.weight,
@@ -73,11 +81,9 @@ class ESCM2_DR(EntireSpaceRecommender):
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
         """R_imp: gradient to the imputation tower and the embedding below it only."""
-        logit = impressions.logit
-        imputed_error = self.imputed_error(logit["imputation"], logit["cvr"].detach())
         return imputation_risk(
             impressions.error,
-            imputed_error,
+            self._learned_error(impressions),
             impressions.click,
             impressions.propensity,
             impressions.weight,

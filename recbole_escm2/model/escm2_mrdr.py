@@ -22,11 +22,9 @@ class ESCM2_MRDR(ESCM2_DR):
     takes_rescaled_propensity = False  # it has 1 − ô
 
     def imputation_risk(self, impressions: Impressions) -> Tensor:
-        logit = impressions.logit
-        imputed_error = self.imputed_error(logit["imputation"], logit["cvr"].detach())
         return mrdr_imputation_risk(
             impressions.error,
-            imputed_error,
+            self._learned_error(impressions),
             impressions.click,
             impressions.propensity,
             impressions.click_probability,

@@ -24,7 +24,7 @@ class ESCM2_TDR(ESCM2_DR):
 
     def dr_risk(self, impressions: Impressions) -> Tensor:
         """R_TDR: no gradient to the imputation tower."""
-        logit, click, propensity = impressions.logit, impressions.click, impressions.propensity
-        imputed_error = self.imputed_error(logit["imputation"].detach(), logit["cvr"])
-        targeted = targeted_imputation(impressions.error, imputed_error, click, propensity)
-        return dr_risk(impressions.error, targeted, click, propensity)
+        error, click, propensity = impressions.error, impressions.click, impressions.propensity
+        imputed_error = self._given_error(impressions)
+        targeted = targeted_imputation(error, imputed_error, click, propensity)
+        return dr_risk(error, targeted, click, propensity)
