@@ -53,9 +53,9 @@ All metrics of all groups are in [groups.csv](coat-groups/groups.csv).
 
 ## The same with other thresholds
 
-CVR_PCOC_ES of the least likely and of the most likely impressions, and their ratio with its 95 %
-interval: of the influence of each impression on the logarithm of the ratio, summed by user and by
-item, and of the seeds.
+CVR_PCOC_ES of the least likely and of the most likely impressions, and their ratio, with 95 %
+intervals: of the influence of each impression on the logarithm, summed by user and by item, and of
+the seeds.
 
 {thresholds}
 
@@ -63,7 +63,7 @@ The same by clicks of the item, in train and validation:
 
 {items}
 
-Less that of Naive, halves by propensity (ratio of the ratios, on the same impressions):
+Less that of {base}, halves by propensity (ratio of the ratios, on the same impressions):
 
 {paired}
 
@@ -73,6 +73,10 @@ Pairs of a person and a coat for the other sex, of which {other} are in test wit
 against the others; then, of those others alone, the less likely half against the more likely one:
 
 {sexes}
+
+Less that of {base}, halves of one's own sex by propensity, likewise:
+
+{own_sex}
 
 ## Against chance
 
@@ -116,12 +120,18 @@ class Scored:
             low: mask of the pairs of the first, ``[pairs]``.
             high: of the second.
         """
-        mean = self.pcvr.mean(axis=0)
-        influence = np.zeros(len(mean))
-        for rows, sign in ((low, 1), (high, -1)):
-            own = mean[rows] / mean[rows].sum() - self.label[rows] / self.label[rows].sum()
-            influence[rows] += sign * own
+        influence = self._influence(low) - self._influence(high)
         return float(np.log(self.pcoc(low) / self.pcoc(high))), influence
+
+    def _influence(self, rows: Array) -> Array:
+        """Of each pair on the logarithm of the PCOC of some pairs, ``[pairs]``."""
+        predicted, label = self.pcvr.mean(axis=0) * rows, self.label * rows
+        return np.asarray(predicted / predicted.sum() - label / label.sum())
+
+    def level(self, rows: Array) -> str:
+        """The PCOC of some pairs with its interval, as text."""
+        seeds = np.log(self.pcvr[:, rows].sum(axis=1) / self.label[rows].sum())
+        return self.ends(float(np.log(self.pcoc(rows))), self._influence(rows), seeds)
 
     def by_seed(self, low: Array, high: Array) -> Array:
         """The same logarithm of each seed, ``[seeds]``."""
@@ -161,21 +171,20 @@ def with_thresholds(rows: Mapping[str, Scored], values: Array) -> str:
         low, high = group == 0, group == count - 1
         for label, own in rows.items():
             ratio, influence = own.apart(low, high)
-            numbers = [f"{own.pcoc(end):.2f}" for end in (low, high)]
+            numbers = [own.level(end) for end in (low, high)]
             ends = own.ends(ratio, influence, own.by_seed(low, high))
             lines.append([f"{label}, 1 of {count}", f"{low.sum():,}", *numbers, ends])
     return markdown(["row and groups", "pairs in the lowest", "lowest", "highest", "ratio"], lines)
 
 
-def paired(rows: Mapping[str, Scored], values: Array, first: str) -> str:
-    """Each row's ratio between halves less that of one row, on the same pairs."""
-    high = values > np.median(values)
-    base, influence = rows[first].apart(~high, high)
+def paired(rows: Mapping[str, Scored], low: Array, high: Array, first: str) -> str:
+    """Each row's ratio between two groups less that of one row, on the same pairs."""
+    base, influence = rows[first].apart(low, high)
     lines = []
     for label, own in rows.items():
         if label != first:
-            ratio, theirs = own.apart(~high, high)
-            seeds = own.by_seed(~high, high) - rows[first].by_seed(~high, high)
+            ratio, theirs = own.apart(low, high)
+            seeds = own.by_seed(low, high) - rows[first].by_seed(low, high)
             lines.append([label, own.ends(ratio - base, theirs - influence, seeds)])
     return markdown(["row", f"ratio over that of {first}"], lines)
 
@@ -257,7 +266,8 @@ def main() -> None:
     rows = {row["label"]: scored(row) for row in report["rows"]}
     first = next(iter(rows.values()))
     chance = np.loadtxt(RAW / "propensities.ascii")[first.user, first.item]
-    other = is_for_others(first)
+    other, high = is_for_others(first), chance > np.median(chance)
+    likely = chance > np.median(chance[~other])
     clicked = np.loadtxt(RAW / "train.ascii")[first.user, first.item] > 0
     heading, above = (HERE / "coat-groups.md").read_text(encoding="utf-8").split("\n", 1)
     shown = (folder / "report.md").read_text(encoding="utf-8")
@@ -270,7 +280,9 @@ def main() -> None:
         groups=sections,
         thresholds=with_thresholds(rows, chance),
         items=with_thresholds(rows, clicks_of_items(first)),
-        paired=paired(rows, chance, report["baseline"]),
+        base=report["baseline"],
+        paired=paired(rows, ~high, high, report["baseline"]),
+        own_sex=paired(rows, ~other & ~likely, ~other & likely, report["baseline"]),
         other=f"{other.sum():,}",
         clicks=int(clicked[other].sum()),
         sexes=by_sex(rows, other, chance),

@@ -1,5 +1,6 @@
 """Coat as a source, on generated files and, where they are at hand, on the real ones."""
 
+import json
 import os
 from pathlib import Path
 
@@ -191,35 +192,99 @@ def rewrite(file, change):
     file.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("model", ["ESCM2_DR", "ESCM2_IPS"])
-@pytest.mark.parametrize("propensity", ["ctr_tower", "field"])
-def test_labels_of_the_random_part_touch_no_weight(tmp_path, content, raw, model, propensity):
-    """Nor a threshold: neither what its pairs were rated, nor which of them users had chosen."""
+#: What is fitted beside the weights: to validation after each epoch, or after the last.
+FITTED = {
+    **{"propensity_calibration": "platt", "propensity_floor": "slope"},
+    **{"calibrate": "isotonic", "calibrate_weights": "ips"},
+}
+
+
+def is_same(one, other):
+    """Whether all of two checkpoints or results is equal, to the last bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return one == other
+
+
+def learned(checkpoint):
+    """What a checkpoint holds, but for the digests of the data, which have the labels of test."""
+    return {key: value for key, value in checkpoint.items() if key != "data"}
+
+
+def formed(outcome):
+    """By what groups are formed, and how many impressions each has."""
+    keys = ("group", "about", "impressions")
+    return [
+        (made["by"], made["rule"], [[group[key] for key in keys] for group in made["groups"]])
+        for made in outcome["groups"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("ESCM2_DR", {"propensity": "ctr_tower"}),
+        ("ESCM2_IPS", {"propensity": "field"}),
+        ("ESCM2_IPS", {"propensity": "ctr_tower", **FITTED}),
+        ("ESCM2_DR", {"propensity": "field", "final_fit": True}),
+    ],
+)
+def test_labels_of_the_random_part_touch_nothing_that_is_learned(
+    tmp_path, content, raw, model, changes
+):
+    """No weight, threshold, calibration or floor: neither what its pairs were rated, nor which of
+    them users had chosen."""
     shown = content[1] > 0
     settings = {
         **{"data_path": str(tmp_path), "output_dir": str(tmp_path / "out"), "epochs": 2},
-        **{"train_batch_size": 256, "propensity": propensity, "show_progress": False},
+        **{"train_batch_size": 256, "show_progress": False, "embedding_size": 4},
+        **{"mlp_hidden_size": [8], "by": ["item_clicks", "pctr:3", "user_gender"]},
+        **changes,
     }
 
     def trained():
         outcome = run(model, "coat", config_dict=settings)
-        checkpoint = Path(outcome["run_dir"]) / "checkpoint.pth"
-        weights = load_checkpoint(checkpoint, torch.device("cpu"))["state_dict"]
-        return outcome, weights
+        folder = Path(outcome["run_dir"])
+        trainings = json.loads((folder / "result.json").read_text())["trainings"]
+        propensity = [[epoch.get("propensity") for epoch in one["epochs"]] for one in trainings]
+        return outcome, load_checkpoint(folder / "checkpoint.pth"), propensity
 
-    outcome, weights = trained()
-    rewrite(raw / "test.ascii", lambda rating: np.where(shown, 6 - rating, 0))
+    def assert_learned_as(before, after):
+        (outcome, checkpoint, propensity), (other, again, of_other) = before, after
+        assert is_same(learned(checkpoint), learned(again))
+        assert propensity == of_other
+        assert outcome["best_valid_result"] == other["best_valid_result"]
+        assert outcome["best_epoch"] == other["best_epoch"]
+        assert outcome["test_result"].threshold == other["test_result"].threshold
+        assert formed(outcome) == formed(other)
+
+    first = trained()
+    assert bool(first[1]["calibration"]) == ("calibrate" in changes)
+    # What would have been said of the pairs that nobody chose: potential outcomes alone.
+    unchosen = shown & (content[0] == 0)
+    rewrite(raw / "test.ascii", lambda rating: np.where(unchosen, 6 - rating, rating))
+    potential = trained()
+    assert_learned_as(first, potential)
+    differing = {
+        name
+        for name, value in first[0]["test_result"].items()
+        if value != potential[0]["test_result"][name]
+    }
+    assert "CVR_AUC_ES" in differing
+    assert not differing & {"CTR_AUC", "CVR_AUC", "CTCVR_AUC"}
+    # And the labels.
+    rewrite(raw / "test.ascii", lambda rating: np.where(shown & ~unchosen, 6 - rating, rating))
     rewrite(raw / "train.ascii", lambda rating: np.where(shown, 5 * (rating == 0), rating))
-    other, again = trained()
-    assert weights.keys() == again.keys()
-    for name, values in weights.items():
-        assert torch.equal(values, again[name]), name
-    assert outcome["best_valid_result"] == other["best_valid_result"]
-    assert outcome["test_result"] != other["test_result"]
-    assert outcome["test_result"].threshold == other["test_result"].threshold
+    labels = trained()
+    assert_learned_as(first, labels)
+    assert labels[0]["test_result"]["CTR_AUC"] != first[0]["test_result"]["CTR_AUC"]
     rewrite(raw / "train.ascii", lambda rating: np.where(shown, rating, 5 * (rating == 0)))
-    _, changed = trained()  # of other pairs they do
-    assert any(not torch.equal(values, changed[name]) for name, values in weights.items())
+    _, changed, _ = trained()  # of other pairs they do
+    assert not is_same(first[1]["state_dict"], changed["state_dict"])
 
 
 def test_the_command_line_trains(program, metrics_of, tmp_path):
