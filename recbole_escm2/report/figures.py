@@ -299,6 +299,7 @@ def calibration(study: Study, task: str, labels: Sequence[str] | None = None) ->
         )
         if logarithmic and (none := observed <= 0).any():
             hollow = {**look, "linestyle": "", "markerfacecolor": "none", "markersize": 7}
+            hollow["label"] = "_"  # the legend has the line's own sign
             ax.plot(across[none], shown[none], clip_on=False, transform=moved, **hollow)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal", title=_wrapped(TASKS[task], 34))
     for axis in (ax.xaxis, ax.yaxis):
