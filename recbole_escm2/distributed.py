@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn
@@ -62,6 +65,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if dist.is_initialized() else 0
 
 
+def local_world_size() -> int:
+    """How many processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun has started, while it lasts; nothing where there is one.
@@ -84,7 +92,8 @@ def process_group() -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"the processes of torchrun can't join: {error}") from error
     try:
-        yield
+        with _said_once():
+            yield
     except BaseException as error:
         if not _is_first_to_fail(store, own):
             time.sleep(_TO_BE_ENDED)
@@ -97,6 +106,22 @@ def process_group() -> Iterator[None]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Have the first process alone log and warn."""
+    handler = logging.NullHandler()  # without any, warnings are printed
+    with warnings.catch_warnings():
+        # A layer of one logit has gradients whose strides, of length 1, are other numbers.
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        if not is_main():
+            warnings.simplefilter("ignore")
+            logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
 
 
 def _is_first_to_fail(store: dist.Store, own: int) -> bool:
@@ -139,6 +164,15 @@ def from_main(value: Any = None) -> Any:
     content = [value]
     dist.broadcast_object_list(content, device=torch.device("cpu"))
     return content[0]
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of this rank for a step: as good as drawn, and the same wherever one goes on.
+
+    Args:
+        numbers: what tells the step from others, none negative.
+    """
+    return int(np.random.SeedSequence([*numbers, rank()]).generate_state(1)[0])
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -205,48 +239,52 @@ class _AllRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, share: Share) -> Tensor:
         ctx.share = share
-        edges = bounds(share.rows, share.ranks)
-        largest = -(-share.rows // share.ranks)
-        padded = own.new_zeros(largest, own.shape[1])
-        padded[: len(own)] = own
-        gathered = [torch.empty_like(padded) for _ in range(share.ranks)]
-        dist.all_gather(gathered, padded)
-        counts = [end - begin for begin, end in itertools.pairwise(edges)]
-        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+        counts = [end - begin for begin, end in itertools.pairwise(bounds(share.rows, share.ranks))]
+        padded = own.new_zeros(len(own), max(counts))
+        padded[:, : share.own] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([p[:, :count] for p, count in zip(parts, counts, strict=True)], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         share = ctx.share
-        return grad[share.begin : share.end] * share.ranks, None
+        return grad[:, share.begin : share.end] * share.ranks, None
 
 
-def all_rows(own: Tensor, share: Share) -> Tensor:
-    """The rows of a whole batch, ``[rows, columns]``, on every rank.
+def all_rows(columns: Sequence[Tensor], share: Share) -> list[Tensor]:
+    """Columns of a whole batch, ``[rows]`` each, on every rank.
 
     Every rank has to make the same loss of them: their gradient isn't exchanged, but taken from
     this rank's own loss, times the ranks, which DistributedDataParallel's mean takes away again.
 
     Args:
-        own: this rank's, ``[own, columns]``.
-        share: which those are.
+        columns: of this rank's rows, ``[own]`` each, or longer where it has none of its own.
+        share: which rows those are.
     """
-    gathered: Tensor = _AllRows.apply(own, share)
-    return gathered
+    dtype = torch.float64 if any(c.dtype == torch.float64 for c in columns) else torch.float32
+    own = torch.stack([column[: share.own].to(dtype) for column in columns])
+    gathered = _AllRows.apply(own, share)
+    return [
+        (whole if column.requires_grad else whole.detach()).to(column.dtype)
+        for whole, column in zip(gathered, columns, strict=True)
+    ]
 
 
-def gather_to_main(whole: Tensor | None, own: Tensor, edges: Sequence[int]) -> None:
-    """Put the ranks' parts of a vector together on the first process.
+def gather_to_main(part: Tensor, edges: Sequence[int]) -> None:
+    """Have the first process get the others' parts of a vector, on a CPU.
+
+    Nothing is held beside: what the others send comes into its place.
 
     Args:
-        whole: ``[edges[-1]]``, on a CPU, where the first process wants it; its own part is in it.
-            None on the others.
-        own: this rank's part, on a CPU.
+        part: of the first process all of the vector, ``[edges[-1]]``, with its own part in it; of
+            the others theirs.
         edges: where each rank's part begins, and where the last ends.
     """
-    if whole is None:
-        if len(own):
-            dist.send(own.contiguous(), 0)
-        return
-    for other in range(1, world_size()):
-        if edges[other] < edges[other + 1]:
-            dist.recv(whole[edges[other] : edges[other + 1]], other)
+    for other, (begin, end) in enumerate(itertools.pairwise(edges)):
+        if not other or begin == end:
+            continue
+        if is_main():
+            dist.recv(part[begin:end], other)
+        elif rank() == other:
+            dist.send(part.contiguous(), 0)

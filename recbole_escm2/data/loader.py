@@ -95,6 +95,10 @@ class ImpressionLoader:
         rows = len(self._dataset)
         return [min(rows, n * self.batch_size) for n in bounds(self.batches, world_size())]
 
+    def __bool__(self) -> bool:
+        """Whether the split has a row, of this process or of another."""
+        return len(self._dataset) > 0
+
     def __len__(self) -> int:
         first, end = self._bounds()
         return end - first
