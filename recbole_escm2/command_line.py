@@ -302,10 +302,25 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         return benchmark(options, command)
     import torch
 
+    from recbole_escm2.distributed import process_group
+
+    torch.set_num_threads(threads_of())
+    trains = "evaluate" not in options
+    try:
+        with process_group():
+            return _train_or_score(options)
+    except KeyboardInterrupt:
+        if not trains:
+            raise
+        print("stopped; the same command goes on from what was saved last", file=sys.stderr)
+        return 130
+
+
+def _train_or_score(options: dict[str, str]) -> int:
+    from recbole_escm2.distributed import is_main
     from recbole_escm2.evaluator.summary import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
-    torch.set_num_threads(threads_of())
     model, dataset = options.pop("model", None), options.pop("dataset", None)
     checkpoint = options.pop("checkpoint", None)
     if options.pop("evaluate", None) is not None:
@@ -319,14 +334,11 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:
         files = options.pop("config_files", "").split()
-        try:
-            outcome = run(model, dataset, files, command_line=options)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from what was saved last", file=sys.stderr)
-            return 130
-    print(show(outcome))
-    print()
-    print(metric_lines(outcome["test_result"]))
+        outcome = run(model, dataset, files, command_line=options)
+    if is_main():
+        print(show(outcome))
+        print()
+        print(metric_lines(outcome["test_result"]))
     return 0
 
 

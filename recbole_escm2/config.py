@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import recbole.config
+import torch
 
+from recbole_escm2.distributed import local_rank, local_world_size, world_size
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
@@ -759,6 +761,9 @@ class Config(recbole.config.Config):
         """As RecBole's, which doesn't look at ``use_gpu`` and takes the CPU where it has to."""
         if self["use_gpu"] is False:
             self["gpu_id"] = ""
+        if world_size() > 1:
+            self._init_device_of_rank()
+            return
         super()._init_device()
         gpu_id = self["gpu_id"]
         wanted = "gpu_id" in self.external_config_dict and gpu_id not in ("", "0")
@@ -767,6 +772,22 @@ class Config(recbole.config.Config):
                 f"{self.place('gpu_id')}gpu_id: there is no device {gpu_id}; leave gpu_id out for "
                 "the first one, or for the CPU where there is none"
             )
+
+    def _init_device_of_rank(self) -> None:
+        """One GPU for each process of this machine, of all that it has or of ``gpu_id``'s."""
+        self.final_config_dict.update(single_spec=True, local_rank=0, device=torch.device("cpu"))
+        if self["gpu_id"] == "" or not torch.cuda.is_available():
+            return
+        numbers = [str(number) for number in range(torch.cuda.device_count())]
+        if "gpu_id" in self.external_config_dict:
+            numbers = str(self["gpu_id"]).split(",")
+        if (processes := local_world_size()) > len(numbers):
+            raise UsageError(
+                f"torchrun starts {processes} processes on this machine for {len(numbers)} of its "
+                f"GPUs, and each wants its own: --nproc_per_node={len(numbers)}, or use_gpu: False"
+            )
+        self["device"] = torch.device("cuda", int(numbers[local_rank()]))
+        torch.cuda.set_device(self["device"])
 
     def _whole_eval_args(self) -> dict[str, Any]:
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""
