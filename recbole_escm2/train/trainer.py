@@ -31,7 +31,7 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
-from recbole_escm2.keys import PLACE_KEYS
+from recbole_escm2.keys import PLACE_KEYS, table_optimizer
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
@@ -148,28 +148,39 @@ class EntireSpaceTrainer(Trainer):
         self.row_adam: RowAdam | None = None
         if kwargs:
             return self._fused(super()._build_optimizer(**kwargs))
+        learner = self.learner.lower().replace("sparse_", "")
+        tables_by = table_optimizer(self.config)
         tables = {id(table.weight): table for table in embedding_tables(self.model)}
         sparse = [table.weight for table in tables.values() if table.sparse]
-        of_rows = {id(weight) for weight in sparse}
-        others = [p for p in self.model.parameters() if id(p) not in of_rows]
         own = self.weight_decay or 0.0
         penalty = own + (self.config["embedding_weight_decay"] or 0.0)
+        of_rows = {id(weight) for weight in sparse}
+        others = [p for p in self.model.parameters() if id(p) not in of_rows]
+        dense = [p for p in others if id(p) in tables]
+        optimizers: list[torch.optim.Optimizer] = []
+        if sparse and tables_by == "adam":
+            decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
+            self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
+            optimizers.append(self.row_adam)
+        elif sparse:
+            optimizers.append(self._plain(tables_by, sparse, own))
         groups: list[Any] = others
-        if penalty != own:
+        if tables_by != learner and dense:
+            groups = [p for p in others if id(p) not in tables]
+            optimizers.append(self._plain(tables_by, dense, penalty))
+        elif penalty != own:
             groups = [
                 {"params": [p for p in others if id(p) not in tables]},
-                {"params": [p for p in others if id(p) in tables], "weight_decay": penalty},
+                {"params": dense, "weight_decay": penalty},
             ]
-        learner = self.learner.lower().replace("sparse_", "") if sparse else self.learner
-        as_recbole = {"learner": learner, "weight_decay": own}
-        optimizer = self._fused(super()._build_optimizer(params=groups, **as_recbole))
-        if not sparse:
-            return optimizer
-        if learner != "adam":
-            return OptimizerGroup(super()._build_optimizer(params=sparse, **as_recbole), optimizer)
-        decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
-        self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
-        return OptimizerGroup(self.row_adam, optimizer)
+        if groups:
+            optimizers.append(self._plain(learner if sparse else self.learner, groups, own))
+        return optimizers[0] if len(optimizers) == 1 else OptimizerGroup(*optimizers)
+
+    def _plain(self, learner: str, params: Any, weight_decay: float) -> torch.optim.Optimizer:
+        """RecBole's optimizer of a name, with the learning rate of all."""
+        kinds = {"learner": learner, "weight_decay": weight_decay}
+        return self._fused(super()._build_optimizer(params=params, **kinds))
 
     def _fused(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The same in one pass over each parameter, where torch has it: large tables gain most."""
