@@ -46,6 +46,7 @@ from recbole_escm2.train.checkpoint import (
     save_checkpoint,
     support_of,
 )
+from recbole_escm2.train.learned import learned, restore_learned
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
     OF_EPOCH,
@@ -54,7 +55,6 @@ from recbole_escm2.train.progress import (
     load_progress,
     random_state,
     restore_bookkeeping,
-    restore_learned,
     restore_random,
 )
 from recbole_escm2.train.propensity import mapped_propensity, refit_propensity
@@ -435,9 +435,8 @@ class EntireSpaceTrainer(Trainer):
         state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
         state |= {
             "totals": totals or {},
-            "state_dict": self._learning.state_dict(),
+            **learned(self._learning, self.optimizer, self._progress.path.parent),
             "average": {} if self._average is None else self._average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scaler": scaler or {},
             "random": random_state(self.device),
         }
@@ -486,7 +485,7 @@ class EntireSpaceTrainer(Trainer):
             return False
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
-            restore_learned(self._learning, self.optimizer, state)
+            self._say_anew(restore_learned(self._learning, self.optimizer, state))
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
@@ -659,8 +658,7 @@ class EntireSpaceTrainer(Trainer):
             "training_ended": False,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self._learned(path.parent),
             **self._kept,
             "versions": versions(),
             "support": None,
@@ -668,6 +666,20 @@ class EntireSpaceTrainer(Trainer):
         }
         save_checkpoint(path, state)
         self._has_saved = True
+
+    def _learned(self, folder: Path) -> dict[str, Any]:
+        """The model that is scored, which may be an average, and the optimizer of what learns."""
+        weights = (
+            {"state_dict": self.model.state_dict()} if self.model is not self._learning else {}
+        )
+        return {**learned(self._learning, self.optimizer, folder), **weights}
+
+    def _say_anew(self, parameters: list[str]) -> None:
+        if parameters:
+            self.logger.warning(
+                f"the optimizer of {', '.join(sorted(parameters))} begins anew: what was saved is "
+                "another one's"
+            )
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Go on from a checkpoint; :meth:`fit` then makes sure that data and split are its own.
@@ -682,16 +694,16 @@ class EntireSpaceTrainer(Trainer):
             )
         state = load_checkpoint(resume_file, self.device)
         self._check_model(state)
-        load_weights(self.model, state["state_dict"])
         learner = str(state["settings"].get("learner")).lower()
+        if learner != self.learner.lower():
+            raise UsageError(
+                f"training can't go on from {resume_file}: its optimizer is that of learner "
+                f"{learner}, not of {self.learner}"
+            )
         try:
-            if learner != self.learner.lower():
-                raise ValueError(
-                    f"its optimizer is that of learner {learner}, not of {self.learner}"
-                )
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            raise UsageError(f"training can't go on from {resume_file}: {error!s}") from error
+            self._say_anew(restore_learned(self.model, self.optimizer, state))
+        except UsageError as error:
+            raise UsageError(f"training can't go on from {resume_file}: {error}") from error
         self._resumed = state["data"]
         self._has_saved = True
         self.saved_model_file = str(resume_file)

@@ -229,8 +229,10 @@ def test_validation_and_checkpoint_see_rows_that_are_awake(build_acting, trainer
     assert not any(trained)
     for name, value in load_checkpoint(trainer.saved_model_file)["state_dict"].items():
         assert value.shape == built.model.state_dict()[name].shape
-    saved = load_checkpoint(trainer.saved_model_file)["optimizer"]["optimizers"][0]["state"]
-    assert all(s["visited"].unique().tolist() == [-1, s["step"]] for s in saved.values())
+    saved = load_checkpoint(trainer.saved_model_file)["optimizer"]
+    rows = [state for state in saved.values() if state["of"] == "RowAdam"]
+    assert len(rows) == len(tables_of(built.model))
+    assert all(s["visited"].unique().tolist() == [-1, s["step"]] for s in rows)
 
 
 def test_a_checkpoint_without_validation_is_awake_too(build_acting, trainer_of):
