@@ -82,19 +82,37 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
     to_file = _LogFile(file, encoding="utf-8")
     to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     to_file.setLevel(min(logging.INFO, getattr(logging, level.upper())))
-    to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setLevel(getattr(logging, level.upper()))
-    to_terminal.setFormatter(
+    to_terminal = _terminal(getattr(logging, level.upper()))
+    with _logging_by(to_file, to_terminal):
+        yield
+
+
+@contextlib.contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """Log to standard error from INFO."""
+    with _logging_by(_terminal(logging.INFO)):
+        yield
+
+
+def _terminal(level: int) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(level)
+    handler.setFormatter(
         colorlog.ColoredFormatter(
             "%(log_color)s%(asctime)s %(message)s", "%H:%M:%S", log_colors={"WARNING": "yellow"}
         )
         if sys.stderr.isatty()
         else _PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S")
     )
+    return handler
+
+
+@contextlib.contextmanager
+def _logging_by(*handlers: logging.Handler) -> Iterator[None]:
+    """The root logger with further handlers, which are closed at the end."""
     root = logging.getLogger()
     before = root.level
-    root.setLevel(min(to_file.level, to_terminal.level))
-    handlers = (to_file, to_terminal)
+    root.setLevel(min(handler.level for handler in handlers))
     for handler in handlers:
         root.addHandler(handler)
     try:
