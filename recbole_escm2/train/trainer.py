@@ -47,7 +47,7 @@ from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.output import JsonList, plain_data, versions
 from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
@@ -167,7 +167,9 @@ class EntireSpaceTrainer(Trainer):
         self._started = 0.0
         self._begun: dict[str, Any] | None = None
         self._progress: ProgressFile | None = None
+        self._history_file: JsonList | None = None
         if run is not None:
+            self._history_file = JsonList(run.folder / HISTORY_FILE)
             self._progress = ProgressFile(run.folder / PROGRESS_FILE, config["save_interval"])
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -622,8 +624,8 @@ class EntireSpaceTrainer(Trainer):
         refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
         if refitted:
             self.history[-1]["propensity"] = refitted
-        if self.run is not None:
-            write_json(self.run.folder / HISTORY_FILE, self.history)
+        if self._history_file is not None:
+            self._history_file.write(self.history)
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
