@@ -1,4 +1,4 @@
-"""Every kind of fault is met in at least three forms: the one that was reported, and two siblings."""
+"""Each kind of fault is met in three forms at least: as it was reported, and two siblings."""
 
 from __future__ import annotations
 
