@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from filelock import FileLock
 from common import Outcome, call, on_disk, refused, small
+from filelock import FileLock
 from recbole.utils import case_study
 
 from recbole_escm2.config import Config
