@@ -40,6 +40,7 @@ from recbole_escm2.keys import (
     acting,
     like,
     recbole_keys,
+    table_optimizer,
     unknown_key,
     value_of_text,
     wrong_value,
@@ -252,6 +253,7 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     """
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
+    _check_table_optimizer(config)
     _penalty_or_none(config, external)
     if config["sparse_embedding"]:
         _sparse_or_dense(config, external)
@@ -357,6 +359,16 @@ def _check_sampling(config: Any) -> None:
         raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
 
 
+def _check_table_optimizer(config: Any) -> None:
+    """Refuse a decay that would be two things: decoupled here, and a penalty on the tables."""
+    decoupled = str(config["learner"]).lower() == "adamw"
+    if config["embedding_optimizer"] and config["weight_decay"] and decoupled:
+        raise UsageError(
+            "weight_decay of learner adamw is decoupled from the gradient, and embedding_optimizer "
+            f"{config['embedding_optimizer']} has no such decay: leave one of them out"
+        )
+
+
 def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
     """Check the penalty on the embedding; as a default it gives way to a learner without one."""
     key = "embedding_weight_decay"
@@ -371,8 +383,7 @@ def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
 
 
 def _check_penalty(config: Any, key: str) -> None:
-    learner = str(config["learner"]).lower()
-    if config[key] and learner == "adamw":
+    if config[key] and table_optimizer(config) == "adamw":
         raise UsageError(
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
@@ -382,11 +393,11 @@ def _check_penalty(config: Any, key: str) -> None:
 
 def _check_sleep(config: Any, key: str) -> None:
     """Refuse a penalty on rows that sleep where no closed form is known of what they do."""
-    learner = str(config["learner"]).lower()
-    if config["sparse_embedding"] and config[key] and learner not in ("adam", "sparse_adam"):
+    if config["sparse_embedding"] and config[key] and table_optimizer(config) != "adam":
+        named = "embedding_optimizer" if config["embedding_optimizer"] else "learner"
         raise UsageError(
-            f"sparse_embedding goes with {key} where the learner is adam, got "
-            f"{config['learner']}: what a row does between its visits follows from Adam's step"
+            f"sparse_embedding goes with {key} where the {named} is adam, got "
+            f"{config[named]}: what a row does between its visits follows from Adam's step"
         )
 
 
@@ -403,7 +414,7 @@ def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
 
 
 def _check_sparse(config: Any) -> None:
-    if config["learner"].lower() not in ("adam", "sgd", "adagrad", "sparse_adam"):
+    if table_optimizer(config) not in ("adam", "sgd", "adagrad"):
         raise UsageError(
             f"sparse_embedding needs learner adam, sgd or adagrad, got {config['learner']}"
         )

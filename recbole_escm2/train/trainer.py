@@ -41,13 +41,13 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
-from recbole_escm2.keys import PLACE_KEYS, training_seed
+from recbole_escm2.keys import PLACE_KEYS, table_optimizer, training_seed
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.output import JsonList, plain_data, versions
 from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
@@ -56,6 +56,7 @@ from recbole_escm2.train.checkpoint import (
     save_checkpoint,
     support_of,
 )
+from recbole_escm2.train.learned import learned, restore_learned
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
     OF_EPOCH,
@@ -64,7 +65,6 @@ from recbole_escm2.train.progress import (
     load_progress,
     random_state,
     restore_bookkeeping,
-    restore_learned,
     restore_random,
 )
 from recbole_escm2.train.propensity import mapped_propensity, refit_propensity
@@ -167,35 +167,48 @@ class EntireSpaceTrainer(Trainer):
         self._started = 0.0
         self._begun: dict[str, Any] | None = None
         self._progress: ProgressFile | None = None
+        self._history_file: JsonList | None = None
         if run is not None:
+            self._history_file = JsonList(run.folder / HISTORY_FILE)
             self._progress = ProgressFile(run.folder / PROGRESS_FILE, config["save_interval"])
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         self.row_adam: RowAdam | None = None
         if kwargs:
             return self._fused(super()._build_optimizer(**kwargs))
+        learner = self.learner.lower().replace("sparse_", "")
+        tables_by = table_optimizer(self.config)
         tables = {id(table.weight): table for table in embedding_tables(self.model)}
         sparse = [table.weight for table in tables.values() if table.sparse]
-        of_rows = {id(weight) for weight in sparse}
-        others = [p for p in self.model.parameters() if id(p) not in of_rows]
         own = self.weight_decay or 0.0
         penalty = own + (self.config["embedding_weight_decay"] or 0.0)
+        of_rows = {id(weight) for weight in sparse}
+        others = [p for p in self.model.parameters() if id(p) not in of_rows]
+        dense = [p for p in others if id(p) in tables]
+        optimizers: list[torch.optim.Optimizer] = []
+        if sparse and tables_by == "adam":
+            decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
+            self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
+            optimizers.append(self.row_adam)
+        elif sparse:
+            optimizers.append(self._plain(tables_by, sparse, own))
         groups: list[Any] = others
-        if penalty != own:
+        if tables_by != learner and dense:
+            groups = [p for p in others if id(p) not in tables]
+            optimizers.append(self._plain(tables_by, dense, penalty))
+        elif penalty != own:
             groups = [
                 {"params": [p for p in others if id(p) not in tables]},
-                {"params": [p for p in others if id(p) in tables], "weight_decay": penalty},
+                {"params": dense, "weight_decay": penalty},
             ]
-        learner = self.learner.lower().replace("sparse_", "") if sparse else self.learner
-        as_recbole = {"learner": learner, "weight_decay": own}
-        optimizer = self._fused(super()._build_optimizer(params=groups, **as_recbole))
-        if not sparse:
-            return optimizer
-        if learner != "adam":
-            return OptimizerGroup(super()._build_optimizer(params=sparse, **as_recbole), optimizer)
-        decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
-        self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
-        return OptimizerGroup(self.row_adam, optimizer)
+        if groups:
+            optimizers.append(self._plain(learner if sparse else self.learner, groups, own))
+        return optimizers[0] if len(optimizers) == 1 else OptimizerGroup(*optimizers)
+
+    def _plain(self, learner: str, params: Any, weight_decay: float) -> torch.optim.Optimizer:
+        """RecBole's optimizer of a name, with the learning rate of all."""
+        kinds = {"learner": learner, "weight_decay": weight_decay}
+        return self._fused(super()._build_optimizer(params=params, **kinds))
 
     def _fused(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The same in one pass over each parameter, where torch has it: large tables gain most."""
@@ -488,9 +501,8 @@ class EntireSpaceTrainer(Trainer):
         state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
         state |= {
             "totals": totals or {},
-            "state_dict": self._learning.state_dict(),
+            **learned(self._learning, self.optimizer, self._progress.path.parent),
             "average": {} if self._average is None else self._average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scaler": scaler or {},
             "random": random_state(self.device),
         }
@@ -529,7 +541,7 @@ class EntireSpaceTrainer(Trainer):
             state = load_progress(self._progress.path, self.device)
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
-            restore_learned(self._learning, self.optimizer, state)
+            self._say_anew(restore_learned(self._learning, self.optimizer, state))
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
@@ -612,8 +624,8 @@ class EntireSpaceTrainer(Trainer):
         refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
         if refitted:
             self.history[-1]["propensity"] = refitted
-        if self.run is not None:
-            write_json(self.run.folder / HISTORY_FILE, self.history)
+        if self._history_file is not None:
+            self._history_file.write(self.history)
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
@@ -746,14 +758,27 @@ class EntireSpaceTrainer(Trainer):
             "training_ended": False,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self._learned(path.parent),
             **self._kept,
             "versions": versions(),
             "support": None,
             "calibration": None,
         }
         save_checkpoint(path, state)
+
+    def _learned(self, folder: Path) -> dict[str, Any]:
+        """The model that is scored, which may be an average, and the optimizer of what learns."""
+        weights = (
+            {"state_dict": self.model.state_dict()} if self.model is not self._learning else {}
+        )
+        return {**learned(self._learning, self.optimizer, folder), **weights}
+
+    def _say_anew(self, parameters: list[str]) -> None:
+        if parameters:
+            self.logger.warning(
+                f"the optimizer of {', '.join(sorted(parameters))} begins anew: what was saved is "
+                "another one's"
+            )
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Go on from a checkpoint; :meth:`fit` then makes sure that data and split are its own.
@@ -768,16 +793,16 @@ class EntireSpaceTrainer(Trainer):
             )
         state = load_checkpoint(resume_file, self.device)
         self._check_model(state)
-        load_weights(self.model, state["state_dict"])
         learner = str(state["settings"].get("learner")).lower()
+        if learner != self.learner.lower():
+            raise UsageError(
+                f"training can't go on from {resume_file}: its optimizer is that of learner "
+                f"{learner}, not of {self.learner}"
+            )
         try:
-            if learner != self.learner.lower():
-                raise ValueError(
-                    f"its optimizer is that of learner {learner}, not of {self.learner}"
-                )
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            raise UsageError(f"training can't go on from {resume_file}: {error!s}") from error
+            self._say_anew(restore_learned(self.model, self.optimizer, state))
+        except UsageError as error:
+            raise UsageError(f"training can't go on from {resume_file}: {error}") from error
         self._resumed = state["data"]
         self._has_saved = True
         self.saved_model_file = str(resume_file)
