@@ -12,6 +12,7 @@ EXTRAS = {
     "benchmark": ("jinja2", "matplotlib", "optuna"),
     "search": ("optuna",),
     "serve": ("fastapi", "uvicorn", "onnx", "onnxscript", "onnxruntime"),
+    "torchrec": ("fbgemm_gpu", "torchrec"),
     "tree": ("lightgbm",),
 }
 #: The extra that a model needs.
