@@ -13,7 +13,7 @@ SERVER = ("fastapi", "orjson", "prometheus_client", "uvicorn")
 EXTRAS = {
     "benchmark": ("jinja2", "matplotlib", "optuna"),
     "search": ("optuna",),
-    "serve": SERVER,
+    "serve": (*SERVER, "onnx", "onnxscript", "onnxruntime"),
     "tree": ("lightgbm",),
 }
 #: The extra that a model needs.
@@ -26,7 +26,7 @@ def require(extra: str, of: str = "", modules: Sequence[str] = ()) -> None:
     Args:
         extra: one of :data:`EXTRAS`.
         of: what needs it; by default it is called as the extra.
-        modules: those that it needs; by default all that the extra brings.
+        modules: those of it that are needed; all by default.
 
     Raises:
         UsageError: something is missing; the message has the command that installs it.

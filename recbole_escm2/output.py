@@ -20,6 +20,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
+from textwrap import indent
 from typing import Any, BinaryIO
 
 import colorlog
@@ -285,9 +286,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a number that isn't finite, which JSON lacks, is null."""
+    write_whole(path, _json_text(content) + "\n")
+
+
+def _json_text(content: Any) -> str:
     strict = finite(content)
-    text = json.dumps(strict, indent=1, ensure_ascii=False, default=str, allow_nan=False)
-    write_whole(path, text + "\n")
+    return json.dumps(strict, indent=1, ensure_ascii=False, default=str, allow_nan=False)
+
+
+class JsonList:
+    """A file with a JSON list that grows. It has what :func:`write_json` would write, but each item
+    is encoded once: the hundredth costs no more than the first.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._texts: list[str] = []
+
+    def write(self, items: Sequence[Any]) -> None:
+        """Write the list, whole or not at all.
+
+        Args:
+            items: all of them, one at least; those that were there before are as they were.
+        """
+        self._texts += [indent(_json_text(item), " ") for item in items[len(self._texts) :]]
+        write_whole(self._path, "[\n" + ",\n".join(self._texts) + "\n]\n")
 
 
 def finite(value: Any) -> Any:
