@@ -50,7 +50,6 @@ def serve(options: Mapping[str, str]) -> int:
         look = partial(signature_of, path)
         watch = (lambda: service.watch(look, own)) if watched else None
         app = make_app(service, choices, watch)
-        print(f"{service.served.model} answers at {_address(bound)}", flush=True)
         _run(app, bound, service)
         getLogger().info("stopped; every request that had come was answered")
     return 0
@@ -167,9 +166,12 @@ def _run(app: Any, bound: socket.socket, service: Service) -> None:
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=math.ceil(service.limits.timeout) + 1,
     )
-    # The server sends itself the signal again when all is done, which then must not kill it.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    server = _Server(config, service)
+    # Also until it runs, and when it sends itself the signal again once all is done.
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
-        _Server(config, service).run([bound])
+        bound.listen(config.backlog)  # from here on who asks waits for its answer
+        print(f"{service.served.model} answers at {_address(bound)}", flush=True)
+        server.run([bound])
     finally:
         signal.signal(signal.SIGTERM, before)
