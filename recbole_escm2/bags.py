@@ -68,14 +68,14 @@ class Bags:
         """
         (lengths,) = self.lengths
         ids, device = self.ids, self.ids.device
-        number = torch.arange(len(lengths), device=device)
-        bag = torch.repeat_interleave(number, lengths, output_size=len(ids))
+        number = torch.arange(lengths.shape[0], device=device)
+        bag = torch.repeat_interleave(number, lengths, output_size=ids.shape[0])
         if self.weights is not None:
             order = torch.argsort(self.weights, descending=True, stable=True)
             order = order[torch.argsort(bag[order], stable=True)]
             ids = ids[order]
-        place = torch.arange(len(ids), device=device) - (lengths.cumsum(0) - lengths)[bag]
-        result = ids.new_zeros(len(lengths), length + 1)  # in the last column: those left out
+        place = torch.arange(ids.shape[0], device=device) - (lengths.cumsum(0) - lengths)[bag]
+        result = ids.new_zeros(lengths.shape[0], length + 1)  # in the last column: those left out
         result[bag, place.clamp(max=length)] = ids
         return result[:, :length].contiguous()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
-from recbole_escm2.extras import require
+from recbole_escm2.extras import SERVER, require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
 from recbole_escm2.property_files import PROPERTIES, dataset_names, lines_of, recbole_properties
@@ -25,6 +25,8 @@ usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [-
        {program} --checkpoint=FILE --evaluate
        {program} predict --checkpoint=FILE --data=FILE --out=FILE   (more: predict --help)
        {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE  (more: --help)
+       {program} export --checkpoint=FILE --out=DIR     (more: {program} export --help)
+       {program} serve --checkpoint=FILE --port=8080     (more: {program} serve --help)
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
        {program} score --predictions=FILE         (more: {program} score --help)
 
@@ -189,8 +191,52 @@ of given candidates, with a checkpoint alone.
   --model=path.to.module:Class   where the model is your own
   --device=cpu         where to compute; by default a GPU where there is one
 """
+_EXPORT_HELP = """\
+usage: {program} export --checkpoint=FILE --out=DIR [--format=onnx] [--verify=True]
+
+Writes a checkpoint's model as one artefact that runs without this package: ids and raw numbers in,
+pctr, pcvr and pctcvr out, calibrated where the checkpoint's are. Beside it manifest.json (inputs,
+vocabularies, what an unknown id gets, scales, versions, checksums), vocabularies.json, and
+reader.py, which makes inputs of raw rows with numpy alone.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --out=DIR            the folder; replaces an earlier export, but no other folder
+  --format=onnx        for onnxruntime and others (pip install 'recbole-escm2[serve]'); torch, for
+                       torch.export.load; or aoti, compiled by AOTInductor for this kind of machine,
+                       which takes a C++ compiler
+  --verify=True        run the artefact, and refuse it where it is farther than 1e-5 from the model
+                       on random rows, unknown ids, empty lists, one row; False; or only: verify the
+                       export that is in DIR (onnx)
+  --model=path.to.module:Class   where the model is your own
+"""
+_SERVE_HELP = """\
+usage: {program} serve --checkpoint=FILE [--port=8080] [--KEY=VALUE ...]
+
+Answers requests over HTTP with the scores of a checkpoint: POST /predict takes rows as JSON, and
+GET / is a page to try a row. GET /model has the fields, GET /openapi.json the whole interface, GET
+/health and GET /metrics (for Prometheus) tell of the server. SIGTERM ends it when all that has come
+is answered. Takes pip install 'recbole-escm2[serve]'.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --port=8080          to listen at; 0 for one that is free, which the first line of output says
+  --host=127.0.0.1     whom to listen for: this machine alone; 0.0.0.0 for all. There is no
+                       password and no TLS: what is open to others belongs behind a proxy
+  --watch=True         (or --watch) put the model in place when its checkpoint is replaced, and go
+                       on with the old one where the new one is broken
+  --examples=False     without values of train (frequent tokens, users among them) for the page
+  --max_rows=10000     rows that a request may have
+  --max_body=16000000  bytes that it may have
+  --max_requests=64    requests at once
+  --timeout=30         seconds in which a request must have come and be answered
+  --eval_batch_size=N  rows that the model scores at once
+  --model=path.to.module:Class   where the model is your own
+  --device=cpu         where to compute; by default a GPU where there is one
+"""
 #: What stands alone, with the value that it then has.
-_FLAGS = {"help": "", "version": "", "evaluate": "", "resume": "True", "final_fit": "True"}
+_FLAGS = {
+    **dict.fromkeys(("help", "version", "evaluate"), ""),
+    **dict.fromkeys(("resume", "final_fit", "verify", "watch"), "True"),
+}
 _PROGRAM = "run_recbole_escm2.py"
 _AS_MODULE = ("python", "-m", "recbole_escm2")
 
@@ -302,10 +348,25 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         return benchmark(options, command)
     import torch
 
+    from recbole_escm2.distributed import process_group
+
+    torch.set_num_threads(threads_of())
+    trains = "evaluate" not in options
+    try:
+        with process_group():
+            return _train_or_score(options)
+    except KeyboardInterrupt:
+        if not trains:
+            raise
+        print("stopped; the same command goes on from what was saved last", file=sys.stderr)
+        return 130
+
+
+def _train_or_score(options: dict[str, str]) -> int:
+    from recbole_escm2.distributed import is_main
     from recbole_escm2.evaluator.summary import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
-    torch.set_num_threads(threads_of())
     model, dataset = options.pop("model", None), options.pop("dataset", None)
     checkpoint = options.pop("checkpoint", None)
     if options.pop("evaluate", None) is not None:
@@ -319,14 +380,11 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:
         files = options.pop("config_files", "").split()
-        try:
-            outcome = run(model, dataset, files, command_line=options)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from what was saved last", file=sys.stderr)
-            return 130
-    print(show(outcome))
-    print()
-    print(metric_lines(outcome["test_result"]))
+        outcome = run(model, dataset, files, command_line=options)
+    if is_main():
+        print(show(outcome))
+        print()
+        print(metric_lines(outcome["test_result"]))
     return 0
 
 
@@ -484,6 +542,21 @@ def _recommend(options: dict[str, str]) -> int:
     return recommend(options)
 
 
+def _export(options: dict[str, str]) -> int:
+    _begin_scoring("export", options, _EXPORT_HELP)
+    from recbole_escm2.export.command import export
+
+    return export(options)
+
+
+def _serve(options: dict[str, str]) -> int:
+    require("serve", "serve", SERVER)
+    _begin_scoring("serve", options, _SERVE_HELP)
+    from recbole_escm2.serve.http.command import serve
+
+    return serve(options)
+
+
 def _begin_scoring(command: str, options: Mapping[str, str], text: str) -> None:
     """Refuse an option that a command's help doesn't name; then load torch."""
     known = re.findall(r"--(\w+)=", text)
@@ -502,4 +575,6 @@ _COMMANDS: dict[str, tuple[str | Callable[[], str], Callable[[dict[str, str]], i
     "score": (_SCORE_HELP, _score),
     "predict": (_PREDICT_HELP, _predict),
     "recommend": (_RECOMMEND_HELP, _recommend),
+    "export": (_EXPORT_HELP, _export),
+    "serve": (_SERVE_HELP, _serve),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.data.store import Table
+from recbole_escm2.distributed import Share
 from recbole_escm2.identity import rows_digest
 
 
@@ -28,7 +29,13 @@ class Batch(Interaction):
         bags: multi-valued fields by name, each with its own values.
         lengths: values that padded ids keep, by field.
         keys: rows of other tables that belong to the impressions, by the table's key.
+
+    Attributes:
+        share: which rows of a batch of several processes these are; None where it is one's own. A
+            process without a row has one that belongs to another, and counts nothing.
     """
+
+    share: Share | None = None
 
     def __init__(
         self,
@@ -77,7 +84,9 @@ class Batch(Interaction):
             name: bag.to(device) if selected_field is None or name in selected_field else bag
             for name, bag in self.bags.items()
         }
-        return Batch(moved.interaction, bags, self.lengths)
+        batch = Batch(moved.interaction, bags, self.lengths)
+        batch.share = self.share
+        return batch
 
 
 @dataclass(frozen=True)

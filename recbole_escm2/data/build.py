@@ -33,6 +33,7 @@ from recbole_escm2.data.checks import (
     grouped_values,
     idle_numbers,
     is_idle,
+    lacking_in_a_part,
     not_joined,
     not_matched,
     poor_field,
@@ -540,6 +541,8 @@ class _Build:
             elif own.kind == "float":
                 known, is_time = self.numbers[writer.name, own.name], own.name == self.schema.time
                 columns[own.name] = known.column(column, own, is_time)
+                there = column.is_valid().to_numpy(zero_copy_only=False)
+                self._tally(own, writer.name, np.full(there.sum(), 2, np.int32), there, times)
             elif own.kind == "float_seq":
                 known, width = self.numbers[writer.name, own.name], max(self.longest[own.name], 1)
                 columns[own.name] = known.lists(Lists.of(column), own, width)
@@ -558,7 +561,7 @@ class _Build:
         own: Field,
         table: str,
         ids: NDArray[np.int32],
-        lengths: NDArray[np.int32],
+        lengths: NDArray[Any],
         times: NDArray[np.int64],
     ) -> None:
         """Add to the report of a field: ids ``[values]`` of rows with so many values each."""
@@ -712,7 +715,9 @@ class _Build:
                     **dict(zip(("lacking", "values", "unknown"), counted, strict=True)),
                 }
         rows = self._by_part(self.parts[:, 0])
-        said = [*unknown_everywhere(fields), *not_matched(self.schema.joins, self.joins, rows)]
+        values = {name: self._by_part(own[1]) for name, own in self.tallies.items()}
+        said = [*unknown_everywhere(fields), *lacking_in_a_part(values, rows)]
+        said += not_matched(self.schema.joins, self.joins, rows)
         self.schema.notes.extend(("warning", text) for text in said)
         return {
             **self.schema.report,

@@ -110,20 +110,35 @@ class Numbers:
         deviation = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
         return deviation if deviation > 1e-12 * abs(self.mean) else 1.0
 
-    def standardized(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """With mean 0 and standard deviation 1."""
-        return (values - self.mean) / self.deviation
+    def line(self, own: Field, since_first: bool = False) -> tuple[float, float] | None:
+        """What is subtracted from a number, and what it is then divided by, as its field says.
 
-    def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """In [0, 1], as RecBole normalises; those that all are the same become 1."""
-        width = self.largest - self.least
-        return (values - self.least) / width if width > 0 else np.ones_like(values)
+        ``scaled``: into [0, 1], as RecBole normalises; ``standardized``: to mean 0 and standard
+        deviation 1.
 
-    def in_form(self, values: NDArray[np.float64], own: Field) -> NDArray[np.float64]:
-        """As a field says: scaled, standardized, or as they are."""
+        Args:
+            own: the field.
+            since_first: whether the least number is subtracted from one that stays as it is, since
+                float32 has 24 bits for a time.
+
+        Returns:
+            None where each becomes 1, since all numbers to be scaled are the same.
+        """
         if own.scaled:
-            return self.scaled(values)
-        return self.standardized(values) if own.standardized else values
+            width = self.largest - self.least
+            return (self.least, width) if width > 0 else None
+        if own.standardized:
+            return self.mean, self.deviation
+        return (self.least if since_first else 0.0), 1.0
+
+    def in_form(
+        self, values: NDArray[np.float64], own: Field, since_first: bool = False
+    ) -> NDArray[np.float64]:
+        """Numbers as a field says, see :meth:`line`."""
+        if (line := self.line(own, since_first)) is None:
+            return np.ones_like(values)
+        shift, divisor = line
+        return (values - shift) / divisor
 
     def column(self, column: pa.Array, own: Field, since_first: bool) -> NDArray[np.float64]:
         """A column of one number a row as a batch has it, ``[rows]`` or ``[rows, 2]``.
@@ -131,13 +146,9 @@ class Numbers:
         Args:
             column: null and NaN become the mean.
             own: its field.
-            since_first: whether the least number is subtracted from one that stays as it is, since
-                float32 has 24 bits for a time.
+            since_first: as :meth:`line` has it.
         """
-        values = numbers_of(column, self.mean)
-        if since_first and not (own.scaled or own.standardized):
-            values = values - self.least
-        values = self.in_form(values, own)
+        values = self.in_form(numbers_of(column, self.mean), own, since_first)
         return np.stack([values, np.ones_like(values)], axis=-1) if own.numerical else values
 
     def lists(self, lists: Lists, own: Field, width: int) -> NDArray[np.float32]:

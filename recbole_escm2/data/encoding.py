@@ -335,10 +335,10 @@ class Encoder:
         cut: Mapping[str, int] | None = None,
     ) -> None:
         self.known = known
-        self._lengths = dict(lengths)
-        self._scales = dict(scales)
-        self._separator = separator
-        self._cut = dict(cut or {})
+        self.lengths = dict(lengths)
+        self.scales = dict(scales)
+        self.separator = separator
+        self.cut = dict(cut or {})
         weighted = {own.table for own in known.fields.values() if own.weighted}
         self._in_weighted = {n: own.table in weighted for n, own in known.fields.items()}
         self.unknown: dict[str, int] = dict.fromkeys(known.tokens, 0)
@@ -405,11 +405,11 @@ class Encoder:
         if pa.types.is_null(column.type):
             column = column.cast(pa.string())
         if is_text(column.type) and not own.weighted:
-            column = _split(column.cast(pa.string()), self._separator)
+            column = _split(column.cast(pa.string()), self.separator)
         column = list_of_pairs(as_numbers(column, own.kind))
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise _wrong_type(where, own, column.type)
-        if longest := self._cut.get(own.name):
+        if longest := self.cut.get(own.name):
             column = pc.list_slice(column, 0, longest)
         inner = column.type.value_type
         if own.kind == "float_seq":
@@ -440,7 +440,7 @@ class Encoder:
                 bags[name] = self._bag(column, own)
             else:
                 columns[name] = torch.from_numpy(self._numbers(column, own).astype(np.float32))
-        return _batch(columns, bags, self._lengths, len(rows))
+        return _batch(columns, bags, self.lengths, len(rows))
 
     def _ids(self, name: str, column: pa.Array) -> NDArray[np.int64]:
         tokens = self.known.tokens[name]
@@ -460,14 +460,14 @@ class Encoder:
         ids = torch.from_numpy(self._ids(own.name, lists.values))
         lengths = torch.from_numpy(lists.lengths.astype(np.int64)).unsqueeze(0)
         bag = Bags((own.name,), ids, None if weights is None else torch.tensor(weights), lengths)
-        return bag.scaled(self._scales.get(own.name, 1.0))
+        return bag.scaled(self.scales.get(own.name, 1.0))
 
     def _numbers(self, column: pa.Array, own: Field) -> NDArray[Any]:
         known = self.known.numbers[own.name]
         if own.kind == "float":
             return known.column(column, own, own.name == self.known.time)
         lists = Lists.of(column)
-        width = max(1, self._lengths.get(own.name, 1), int(lists.lengths.max(initial=0)))
+        width = max(1, self.lengths.get(own.name, 1), int(lists.lengths.max(initial=0)))
         return known.lists(lists, own, width)
 
 

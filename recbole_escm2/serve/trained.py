@@ -132,12 +132,19 @@ class TrainedModel:
         """What it predicts, by task, float32 ``[batch]``."""
         if isinstance(self.model, ReferenceRecommender):
             return {self.tasks[0]: self.model.predict(batch).float()}
-        batch = batch.to(self.device)
+        found = self.predicted(batch.to(self.device))
+        return {task: own.float().cpu() for task, own in found.items()}
+
+    def predicted(self, batch: Any) -> Mapping[str, Tensor]:
+        """What a model of torch predicts, by task, ``[batch]`` each.
+
+        Args:
+            batch: on its device.
+        """
         if is_entire_space(self.config):
             found: Mapping[str, Tensor] = self.model.predict_tasks(batch)
-        else:
-            found = {self.tasks[0]: self.model.predict(batch).reshape(-1)}
-        return {task: own.float().cpu() for task, own in found.items()}
+            return found
+        return {self.tasks[0]: self.model.predict(batch).reshape(-1)}
 
 
 def _device(name: Any) -> torch.device:

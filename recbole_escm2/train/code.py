@@ -16,7 +16,7 @@ from recbole_escm2.metric_names import own_names
 _PACKAGE = Path(recbole_escm2.__file__).parent
 # Modules of the package that no number of a run depends on.
 _AROUND = (
-    *("experiment", "report", "serve", "scoring"),
+    *("experiment", "report", "serve", "export", "scoring"),
     *("__main__.py", "command_line.py", "plugin.py"),
 )
 

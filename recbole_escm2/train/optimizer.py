@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from recbole_escm2.errors import UsageError
 
 
 def summed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,11 +231,67 @@ class OptimizerGroup:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Their states, in order."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(own)
+# What the state of a parameter says beside it: the optimizer that it is of.
+_OF = "of"
+
+
+def _each(optimizer: Any) -> Sequence[torch.optim.Optimizer]:
+    return optimizer.optimizers if isinstance(optimizer, OptimizerGroup) else (optimizer,)
+
+
+def state_by_name(optimizer: Any, model: nn.Module) -> dict[str, Any]:
+    """What an optimizer, or a group, keeps of each parameter, whatever the group is made of.
+
+    Args:
+        optimizer: of the model.
+        model: whose names the parameters have.
+
+    Returns:
+        By name: the state's tensors, which aren't copied, and under ``of`` the optimizer's name.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: {**state, _OF: type(one).__name__}
+        for one in _each(optimizer)
+        for parameter, state in one.state.items()
+    }
+
+
+def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
+    """Restore what :func:`state_by_name` gave; what is another optimizer's is left out.
+
+    Args:
+        optimizer: of the model.
+        model: whose names the parameters have.
+        saved: by name.
+
+    Returns:
+        The names of the parameters whose optimizer begins anew, since it was another one.
+
+    Raises:
+        UsageError: a state isn't of a form that its optimizer has.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    anew = []
+    for one in _each(optimizer):
+        found = {}
+        parameters = chain.from_iterable(group["params"] for group in one.param_groups)
+        for number, parameter in enumerate(parameters):
+            state = saved.get(names[id(parameter)])
+            if state is None:
+                continue
+            if state_fits(state, type(one).__name__):
+                found[number] = {name: value for name, value in state.items() if name != _OF}
+            else:
+                anew.append(names[id(parameter)])
+        try:
+            one.load_state_dict({"state": found, "param_groups": one.state_dict()["param_groups"]})
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise UsageError(f"its optimizer has another form: {error!s}") from error
+    return anew
+
+
+def state_fits(state: Any, optimizer: str) -> bool:
+    """Whether what a file has of a parameter is the state of an optimizer of that name."""
+    return isinstance(state, Mapping) and state.get(_OF) == optimizer

@@ -13,6 +13,7 @@ from recbole.utils import init_seed
 
 from recbole_escm2.config import fitted_to_validation
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
+from recbole_escm2.distributed import main_first, world_size
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
@@ -225,8 +226,11 @@ def _log_start(config: Any, task: str | None) -> None:
 def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], torch.nn.Module]:
     """The loaders by the name of their split, and the model with its initial weights."""
     logger, seed = getLogger(), training_seed(config)
+    if world_size() > 1 and is_reference(config.model_class):
+        raise UsageError(f"{config['model']} is fitted by one process: start it without torchrun")
     init_seed(seed, config["reproducibility"])
-    dataset = EntireSpaceDataset(config)
+    with main_first():  # which makes the store of the data
+        dataset = EntireSpaceDataset(config)
     splits = dict(zip(("train", "valid", "test"), prepare_data(config, dataset), strict=True))
     check_groups(config["by"], splits["test"].dataset)
     if "valid" in config["save_predictions"] and not splits["valid"]:

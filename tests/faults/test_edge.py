@@ -445,6 +445,16 @@ def test_metrics_per_user_without_users_say_so(data_path, tmp_path, metric):
     assert "user" in outcome.out.partition(f"{metric} is left out: ")[2].splitlines()[0]
 
 
+@pytest.mark.parametrize("numbers", ["age", None])
+@pytest.mark.parametrize("model", ["DSSM", "ESMM", "LR"])
+def test_features_that_a_model_leaves_out(data_path, stored, tmp_path, model, numbers):
+    """A float column of users, that isn't named, or that a model of token fields doesn't read."""
+    given = {"model": model, "numerical_features": numbers and f"[{numbers}]"}
+    outcome = call(tmp_path, *small(data_path, store_dir=stored, mlp_hidden_size="[4]", **given))
+    assert outcome.code == 0, outcome
+    assert "Traceback" not in outcome.err
+
+
 @pytest.mark.parametrize(("column", "name"), [(6, "true_ctr"), (7, "true_cvr")])
 @pytest.mark.parametrize("value", ["nan", "inf", "1.5"])
 def test_a_truth_that_is_no_probability(data_path, tmp_path, column, name, value):

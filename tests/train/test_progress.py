@@ -131,6 +131,16 @@ CASES: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "batch statistics": ("xDeepFM", [9], {}),
     "sgd": ("ESMM", [9], {"learner": "sgd", "sparse_embedding": True}),
     "adagrad": ("ESMM", [9], {"learner": "adagrad"}),
+    "adagrad of dense tables": (
+        "ESMM",
+        [9],
+        {"embedding_optimizer": "adagrad", "embedding_weight_decay": 0.01},
+    ),
+    "adagrad of sparse rows": (
+        "ESCM2_DR",
+        [9],
+        {"embedding_optimizer": "adagrad", "sparse_embedding": True},
+    ),
     "an average of the weights": ("ESMM", [17], {"weight_averaging": 0.9, "epochs": 4}),
     "an average of sparse rows": (
         "ESCM2_IPS",

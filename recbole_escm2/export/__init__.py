@@ -1,0 +1,1 @@
+"""A trained model as one artefact that runs without this package, and what describes it."""
