@@ -116,6 +116,8 @@ class EntireSpaceTrainer(Trainer):
         shown: dict[str, Any] = {"metrics": ["AUC"]}
         if run is not None:
             shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+            # RecBole's own way fails where another process makes it at that moment.
+            run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         kept = {key: config[key] for key in shown}
         config.final_config_dict.update(shown)
         with _tensorboard_of(run) if run else contextlib.nullcontext():
