@@ -66,9 +66,7 @@ def test_a_penalty_by_default_gives_way_to_shards(made, caplog):
 def test_shards_are_for_tables_of_entire_space_models(made):
     config = made(embedding_placement="sharded")
     assert place_tables(config, 100, can_be_sharded=True) > 0
-    with pytest.raises(
-        UsageError, match=r"MLP backbones .*, and ESMM with backbone separate isn't"
-    ):
+    with pytest.raises(UsageError, match=r"MLP backbones .* and ESMM with backbone separate isn't"):
         place_tables(config, 100, can_be_sharded=False)
 
 

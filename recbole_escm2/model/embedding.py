@@ -34,7 +34,8 @@ def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
     (lengths,) = bag.lengths
     weights = bag.weights
     if weights is not None and pooling == "mean":
-        weights = weights / torch.repeat_interleave(lengths, lengths)
+        each = torch.repeat_interleave(lengths, lengths, output_size=len(bag.ids))
+        weights = weights / each
     for hook in table._forward_pre_hooks.values():  # as the table's own forward would
         hook(table, (bag.ids,))
     return F.embedding_bag(
@@ -139,6 +140,49 @@ def _fields_of(model: Any) -> Iterator[Tensor]:
             yield from table.embedding.weight.split(getattr(model, f"{kind}_field_dims"))
     for kind in ("token_seq", "float_seq"):
         yield from (table.weight for table in getattr(model, f"{kind}_embedding_table", ()))
+
+
+class _HoldsOffsets(nn.Module):
+    """What RecBole's tables of several fields lack: where each begins, on the table's device.
+
+    No buffer, since an average of weights is one of buffers too.
+    """
+
+    embedding: nn.Embedding
+    begins: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.begins = fn(self.begins)
+        return super()._apply(fn, recurse)
+
+
+class _TokenTable(_HoldsOffsets, FMEmbedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.embedding(ids + self.begins)
+        return rows
+
+
+class _NumberTable(_HoldsOffsets, FLEmbedding):
+    def forward(self, pairs: Tensor) -> Tensor:
+        base, index = pairs.split([1, 1], dim=-1)
+        rows: Tensor = base * self.embedding(index.squeeze(-1).long() + self.begins)
+        return rows
+
+
+def hold_offsets(model: nn.Module) -> None:
+    """Have tables of several fields hold on their device at which row each field begins.
+
+    RecBole's send it there in each forward pass, which then waits for a GPU.
+
+    Args:
+        model: RecBole's, ours, or one that holds parts of theirs.
+    """
+    kinds = {FMEmbedding: _TokenTable, FLEmbedding: _NumberTable}
+    for module in model.modules():
+        if type(module) in kinds:
+            device = next(module.parameters()).device
+            module.begins = torch.as_tensor(module.offsets, device=device)
+            module.__class__ = kinds[type(module)]
 
 
 def embedding_tables(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:

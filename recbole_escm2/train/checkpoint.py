@@ -162,7 +162,7 @@ def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False)
         if not isinstance(state.get(name), kind):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     for name, kind in _OPTIONAL.items():
-        if not isinstance(state.get(name), kind | None):
+        if name not in state or not isinstance(state[name], kind | None):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
         raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")

@@ -47,7 +47,7 @@ from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.output import JsonList, plain_data, versions
 from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
@@ -56,6 +56,7 @@ from recbole_escm2.train.checkpoint import (
     save_checkpoint,
     support_of,
 )
+from recbole_escm2.train.device import LossWatch, batches_on
 from recbole_escm2.train.learned import learned, restore_learned
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
@@ -148,6 +149,7 @@ class EntireSpaceTrainer(Trainer):
             and model.propensity_field is None
         )
         self._denominators: list[Tensor] = []
+        self._watch = LossWatch(self.device)
         #: What data and which split the training is on.
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
@@ -167,7 +169,9 @@ class EntireSpaceTrainer(Trainer):
         self._started = 0.0
         self._begun: dict[str, Any] | None = None
         self._progress: ProgressFile | None = None
+        self._history_file: JsonList | None = None
         if run is not None:
+            self._history_file = JsonList(run.folder / HISTORY_FILE)
             self._progress = ProgressFile(run.folder / PROGRESS_FILE, config["save_interval"])
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -415,19 +419,29 @@ class EntireSpaceTrainer(Trainer):
                 scaler.load_state_dict(begun["scaler"])
             restore_random(begun["random"], self.device)
             self._begun = None
+        self._watch = LossWatch(self.device, epoch_idx)
         batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress, first)
-        for step, interaction in enumerate(batches, start=first + 1):
+        for step, interaction in enumerate(batches_on(self.device, batches), start=first + 1):
             if self._parallel is not None:
                 torch.manual_seed(seed_of(training_seed(self.config), epoch_idx, step))
-            steps = self._loss_steps(interaction.to(self.device), loss_func)
-            while losses := self._next_losses(steps):
-                for name, loss in self._of_all_ranks(losses).items():
-                    totals[name] = totals.get(name, 0.0) + loss
-                self._optimize(losses, scaler)
+            self._watch.step = step
+            self._train_step(interaction, loss_func, scaler, totals)
             if self._is_progress_due():
+                self._watch.look()
                 seconds = spent + perf_counter() - started
                 self._save_progress(epoch_idx, step, seconds, totals, scaler.state_dict())
+        self._watch.look()
         return {name: float(total) / len(train_data) for name, total in totals.items()}
+
+    def _train_step(
+        self, interaction: Any, loss_func: Any, scaler: Any, totals: dict[str, Tensor]
+    ) -> None:
+        """Learn from a batch that is on the device; on a GPU nothing here waits for it."""
+        steps = self._loss_steps(interaction, loss_func)
+        while losses := self._next_losses(steps):
+            for name, loss in self._of_all_ranks(losses).items():
+                totals[name] = totals.get(name, 0.0) + loss
+            self._optimize(losses, scaler)
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
         if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
@@ -474,12 +488,7 @@ class EntireSpaceTrainer(Trainer):
 
     def _optimize(self, losses: dict[str, Tensor], scaler: torch.amp.GradScaler) -> None:
         loss = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(loss):
-            shown = ", ".join(f"{name} {value.item()}" for name, value in losses.items())
-            raise UsageError(
-                f"the training loss isn't finite ({shown}). A smaller learning_rate, a "
-                "clip_grad_norm or a propensity_floor above 0 may help, or the risk divides by 0"
-            )
+        self._watch.saw(losses, loss)
         self.optimizer.zero_grad()
         scaler.scale(loss).backward()
         if self.clip_grad_norm:
@@ -639,8 +648,8 @@ class EntireSpaceTrainer(Trainer):
         refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
         if refitted:
             self.history[-1]["propensity"] = refitted
-        if self.run is not None:
-            write_json(self.run.folder / HISTORY_FILE, self.history)
+        if self._history_file is not None:
+            self._history_file.write(self.history)
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])

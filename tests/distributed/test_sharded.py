@@ -46,7 +46,11 @@ def ranks(settings, tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_shards_learn_what_whole_tables_learn(ranks, processes):
+<<<<<<< HEAD
     """From equal weights, by Adagrad, with weighted values and a process without rows."""
+=======
+    """From equal weights, by elementwise Adagrad; with weighted values and a rank without rows."""
+>>>>>>> integration
     width = 8 if processes == 2 else 12
     for case, found in ranks("steps", processes, embedding_size=width).items():
         assert found["at_first"] == 0, case  # as one process would have drawn them
