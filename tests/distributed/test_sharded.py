@@ -46,11 +46,7 @@ def ranks(settings, tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_shards_learn_what_whole_tables_learn(ranks, processes):
-<<<<<<< HEAD
-    """From equal weights, by Adagrad, with weighted values and a process without rows."""
-=======
     """From equal weights, by elementwise Adagrad; with weighted values and a rank without rows."""
->>>>>>> integration
     width = 8 if processes == 2 else 12
     for case, found in ranks("steps", processes, embedding_size=width).items():
         assert found["at_first"] == 0, case  # as one process would have drawn them
@@ -91,7 +87,10 @@ def test_a_table_that_no_process_can_hold(ranks, tmp_path):
     ids = (320 << 20) // (4 * width)
     folder = tmp_path / "data" / "tall"
     folder.mkdir(parents=True)
-    rows = [f"u{number % 9}\ti{number * 37 % ids}\t{number % 2}\t{number % 4 // 3}" for number in range(2000)]
+    rows = [
+        f"u{number % 9}\ti{number * 37 % ids}\t{number % 2}\t{number % 4 // 3}"
+        for number in range(2000)
+    ]
     header = "user_id:token\titem_id:token\tclick:float\tconversion:float"
     (folder / "tall.inter").write_text("\n".join([header, *rows]) + "\n")
     items = [f"i{number}\t{number % 7}" for number in range(ids)]
