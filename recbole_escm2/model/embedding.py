@@ -181,6 +181,8 @@ def hold_offsets(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in kinds:
             device = next(module.parameters()).device
+            if device.type == "meta":  # a table that is drawn later
+                device = torch.device("cpu")
             module.begins = torch.as_tensor(module.offsets, device=device)
             module.__class__ = kinds[type(module)]
 
