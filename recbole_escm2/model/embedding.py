@@ -32,7 +32,8 @@ def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
     (lengths,) = bag.lengths
     weights = bag.weights
     if weights is not None and pooling == "mean":
-        weights = weights / torch.repeat_interleave(lengths, lengths)
+        number = torch.repeat_interleave(lengths, lengths, output_size=bag.ids.shape[0])
+        weights = weights / number
     for hook in table._forward_pre_hooks.values():  # as the table's own forward would
         hook(table, (bag.ids,))
     return F.embedding_bag(
