@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
-from recbole_escm2.extras import require
+from recbole_escm2.extras import SERVER, require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
 from recbole_escm2.property_files import PROPERTIES, dataset_names, lines_of, recbole_properties
@@ -26,6 +26,7 @@ usage: {program} --model=NAME --dataset=NAME [--config_files="A.yaml B.yaml"] [-
        {program} predict --checkpoint=FILE --data=FILE --out=FILE   (more: predict --help)
        {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE  (more: --help)
        {program} export --checkpoint=FILE --out=DIR     (more: {program} export --help)
+       {program} serve --checkpoint=FILE --port=8080     (more: {program} serve --help)
        {program} simulate --rows=N --out=DIR      (more: {program} simulate --help)
        {program} score --predictions=FILE         (more: {program} score --help)
 
@@ -208,10 +209,33 @@ reader.py, which makes inputs of raw rows with numpy alone.
                        export that is in DIR (onnx)
   --model=path.to.module:Class   where the model is your own
 """
+_SERVE_HELP = """\
+usage: {program} serve --checkpoint=FILE [--port=8080] [--KEY=VALUE ...]
+
+Answers requests over HTTP with the scores of a checkpoint: POST /predict takes rows as JSON, and
+GET / is a page to try a row. GET /model has the fields, GET /openapi.json the whole interface, GET
+/health and GET /metrics (for Prometheus) tell of the server. SIGTERM ends it when all that has come
+is answered. Takes pip install 'recbole-escm2[serve]'.
+
+  --checkpoint=FILE    a checkpoint, or the folder of a run (a pair of models: the run's)
+  --port=8080          to listen at; 0 for one that is free, which the first line of output says
+  --host=127.0.0.1     whom to listen for: this machine alone; 0.0.0.0 for all. There is no
+                       password and no TLS: what is open to others belongs behind a proxy
+  --watch=True         (or --watch) put the model in place when its checkpoint is replaced, and go
+                       on with the old one where the new one is broken
+  --examples=False     without values of train (frequent tokens, users among them) for the page
+  --max_rows=10000     rows that a request may have
+  --max_body=16000000  bytes that it may have
+  --max_requests=64    requests at once
+  --timeout=30         seconds in which a request must have come and be answered
+  --eval_batch_size=N  rows that the model scores at once
+  --model=path.to.module:Class   where the model is your own
+  --device=cpu         where to compute; by default a GPU where there is one
+"""
 #: What stands alone, with the value that it then has.
 _FLAGS = {
-    **{"help": "", "version": "", "evaluate": ""},
-    **dict.fromkeys(("resume", "final_fit", "verify"), "True"),
+    **dict.fromkeys(("help", "version", "evaluate"), ""),
+    **dict.fromkeys(("resume", "final_fit", "verify", "watch"), "True"),
 }
 _PROGRAM = "run_recbole_escm2.py"
 _AS_MODULE = ("python", "-m", "recbole_escm2")
@@ -324,10 +348,25 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         return benchmark(options, command)
     import torch
 
+    from recbole_escm2.distributed import process_group
+
+    torch.set_num_threads(threads_of())
+    trains = "evaluate" not in options
+    try:
+        with process_group():
+            return _train_or_score(options)
+    except KeyboardInterrupt:
+        if not trains:
+            raise
+        print("stopped; the same command goes on from what was saved last", file=sys.stderr)
+        return 130
+
+
+def _train_or_score(options: dict[str, str]) -> int:
+    from recbole_escm2.distributed import is_main
     from recbole_escm2.evaluator.summary import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
-    torch.set_num_threads(threads_of())
     model, dataset = options.pop("model", None), options.pop("dataset", None)
     checkpoint = options.pop("checkpoint", None)
     if options.pop("evaluate", None) is not None:
@@ -341,14 +380,11 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:
         files = options.pop("config_files", "").split()
-        try:
-            outcome = run(model, dataset, files, command_line=options)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from what was saved last", file=sys.stderr)
-            return 130
-    print(show(outcome))
-    print()
-    print(metric_lines(outcome["test_result"]))
+        outcome = run(model, dataset, files, command_line=options)
+    if is_main():
+        print(show(outcome))
+        print()
+        print(metric_lines(outcome["test_result"]))
     return 0
 
 
@@ -513,6 +549,14 @@ def _export(options: dict[str, str]) -> int:
     return export(options)
 
 
+def _serve(options: dict[str, str]) -> int:
+    require("serve", "serve", SERVER)
+    _begin_scoring("serve", options, _SERVE_HELP)
+    from recbole_escm2.serve.http.command import serve
+
+    return serve(options)
+
+
 def _begin_scoring(command: str, options: Mapping[str, str], text: str) -> None:
     """Refuse an option that a command's help doesn't name; then load torch."""
     known = re.findall(r"--(\w+)=", text)
@@ -532,4 +576,5 @@ _COMMANDS: dict[str, tuple[str | Callable[[], str], Callable[[dict[str, str]], i
     "predict": (_PREDICT_HELP, _predict),
     "recommend": (_RECOMMEND_HELP, _recommend),
     "export": (_EXPORT_HELP, _export),
+    "serve": (_SERVE_HELP, _serve),
 }

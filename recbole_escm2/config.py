@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import recbole.config
+import torch
 
+from recbole_escm2.distributed import local_rank, local_world_size, world_size
 from recbole_escm2.errors import UsageError, did_you_mean, plain_name
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
@@ -38,6 +40,7 @@ from recbole_escm2.keys import (
     acting,
     like,
     recbole_keys,
+    table_optimizer,
     unknown_key,
     value_of_text,
     wrong_value,
@@ -46,6 +49,7 @@ from recbole_escm2.lookup import find_model, model_names, recbole_context_model
 from recbole_escm2.metric_names import METRIC_KEYS, bigger_is_better, is_metric, own_names, task_of
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.own_code import import_own_metric, refuse_own_metrics, with_names
+from recbole_escm2.placement import against_penalty, check_sharding
 from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
@@ -250,11 +254,14 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
     """
     if is_entire_space(config):
         config.model_class.check_backbone(config["backbone"])
+    _check_table_optimizer(config)
     _penalty_or_none(config, external)
     if config["sparse_embedding"]:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
+    if config["embedding_placement"] == "sharded":
+        check_sharding(config)
     if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
             f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
@@ -355,6 +362,16 @@ def _check_sampling(config: Any) -> None:
         raise UsageError(f"train_neg_sample_args must be ~ or left out: {AS_THEY_ARE}")
 
 
+def _check_table_optimizer(config: Any) -> None:
+    """Refuse a decay that would be two things: decoupled here, and a penalty on the tables."""
+    decoupled = str(config["learner"]).lower() == "adamw"
+    if config["embedding_optimizer"] and config["weight_decay"] and decoupled:
+        raise UsageError(
+            "weight_decay of learner adamw is decoupled from the gradient, and embedding_optimizer "
+            f"{config['embedding_optimizer']} has no such decay: leave one of them out"
+        )
+
+
 def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
     """Check the penalty on the embedding; as a default it gives way to a learner without one."""
     key = "embedding_weight_decay"
@@ -369,22 +386,23 @@ def _penalty_or_none(config: Any, external: Mapping[str, Any]) -> None:
 
 
 def _check_penalty(config: Any, key: str) -> None:
-    learner = str(config["learner"]).lower()
-    if config[key] and learner == "adamw":
+    if config[key] and table_optimizer(config) == "adamw":
         raise UsageError(
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config[key] and config["embedding_placement"] == "sharded":
+        raise UsageError(f"embedding_placement: sharded {against_penalty(key)}")
     _check_sleep(config, key)
 
 
 def _check_sleep(config: Any, key: str) -> None:
     """Refuse a penalty on rows that sleep where no closed form is known of what they do."""
-    learner = str(config["learner"]).lower()
-    if config["sparse_embedding"] and config[key] and learner not in ("adam", "sparse_adam"):
+    if config["sparse_embedding"] and config[key] and table_optimizer(config) != "adam":
+        named = "embedding_optimizer" if config["embedding_optimizer"] else "learner"
         raise UsageError(
-            f"sparse_embedding goes with {key} where the learner is adam, got "
-            f"{config['learner']}: what a row does between its visits follows from Adam's step"
+            f"sparse_embedding goes with {key} where the {named} is adam, got "
+            f"{config[named]}: what a row does between its visits follows from Adam's step"
         )
 
 
@@ -401,7 +419,7 @@ def _sparse_or_dense(config: Any, external: Mapping[str, Any]) -> None:
 
 
 def _check_sparse(config: Any) -> None:
-    if config["learner"].lower() not in ("adam", "sgd", "adagrad", "sparse_adam"):
+    if table_optimizer(config) not in ("adam", "sgd", "adagrad"):
         raise UsageError(
             f"sparse_embedding needs learner adam, sgd or adagrad, got {config['learner']}"
         )
@@ -759,6 +777,9 @@ class Config(recbole.config.Config):
         """As RecBole's, which doesn't look at ``use_gpu`` and takes the CPU where it has to."""
         if self["use_gpu"] is False:
             self["gpu_id"] = ""
+        if world_size() > 1:
+            self._init_device_of_rank()
+            return
         super()._init_device()
         gpu_id = self["gpu_id"]
         wanted = "gpu_id" in self.external_config_dict and gpu_id not in ("", "0")
@@ -767,6 +788,22 @@ class Config(recbole.config.Config):
                 f"{self.place('gpu_id')}gpu_id: there is no device {gpu_id}; leave gpu_id out for "
                 "the first one, or for the CPU where there is none"
             )
+
+    def _init_device_of_rank(self) -> None:
+        """One GPU for each process of this machine, of all that it has or of ``gpu_id``'s."""
+        self.final_config_dict.update(single_spec=True, local_rank=0, device=torch.device("cpu"))
+        if self["gpu_id"] == "" or not torch.cuda.is_available():
+            return
+        numbers = [str(number) for number in range(torch.cuda.device_count())]
+        if "gpu_id" in self.external_config_dict:
+            numbers = str(self["gpu_id"]).split(",")
+        if (processes := local_world_size()) > len(numbers):
+            raise UsageError(
+                f"torchrun starts {processes} processes on this machine for {len(numbers)} of its "
+                f"GPUs, and each wants its own: --nproc_per_node={len(numbers)}, or use_gpu: False"
+            )
+        self["device"] = torch.device("cuda", int(numbers[local_rank()]))
+        torch.cuda.set_device(self["device"])
 
     def _whole_eval_args(self) -> dict[str, Any]:
         """The user's ``eval_args`` over our defaults: RecBole's would rank all items."""

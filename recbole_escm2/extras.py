@@ -7,11 +7,14 @@ from importlib.util import find_spec
 
 from recbole_escm2.errors import UsageError
 
+#: Those of the extra ``serve`` that a server takes.
+SERVER = ("fastapi", "orjson", "prometheus_client", "uvicorn")
 #: Modules that each extra of setup.cfg brings.
 EXTRAS = {
     "benchmark": ("jinja2", "matplotlib", "optuna"),
     "search": ("optuna",),
-    "serve": ("fastapi", "uvicorn", "onnx", "onnxscript", "onnxruntime"),
+    "serve": (*SERVER, "onnx", "onnxscript", "onnxruntime"),
+    "torchrec": ("fbgemm_gpu", "torchrec"),
     "tree": ("lightgbm",),
 }
 #: The extra that a model needs.

@@ -336,6 +336,7 @@ _FAMILY = "EntireSpaceRecommender"
 _NO_TREES = "has no trees"
 _MLPS = ("separate", "shared_bottom", "mmoe", "ple")
 _INITS = ("xavier", "field")
+TABLE_OPTIMIZERS = ("adam", "adagrad")
 
 #: Ours; the property files have them in the same order.
 OURS: Mapping[str, Key] = {
@@ -381,6 +382,10 @@ OURS: Mapping[str, Key] = {
     "training_seed": Key(SEED),
     "final_fit": Key(BOOLEAN, OFTEN),
     "sparse_embedding": Key(BOOLEAN, TRAINING, (_FAMILY, _SINGLE), "has no use for it"),
+    "embedding_optimizer": Key(
+        _one_of(*TABLE_OPTIMIZERS), TRAINING, (_FAMILY, _SINGLE), "has no use for it"
+    ),
+    "embedding_placement": Key(_one_of("replicated", "sharded", "auto"), PLACE | NO_SWEEP),
     "pos_weight": Key(
         Kind("a mapping of ctr, cvr or ctcvr to numbers > 0", _are_pos_weights),
         TRAINING | OPTIONAL,
@@ -713,6 +718,11 @@ def training_seed(config: Any) -> int:
     """The seed of initial weights, order of batches and dropout: by default that of the split."""
     own, seed = config["training_seed"], config["seed"]
     return int(seed if own is None else own)
+
+
+def table_optimizer(config: Any) -> str:
+    """What trains the embedding tables: ``embedding_optimizer``, or else the learner."""
+    return str(config["embedding_optimizer"] or config["learner"]).lower().replace("sparse_", "")
 
 
 def wrong_value(name: str, kind: Kind, value: Any, default: Any) -> str | None:

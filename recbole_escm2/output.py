@@ -20,6 +20,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
+from textwrap import indent
 from typing import Any, BinaryIO
 
 import colorlog
@@ -82,19 +83,37 @@ def logging_to(file: Path, level_name: str | None = "info") -> Iterator[None]:
     to_file = _LogFile(file, encoding="utf-8")
     to_file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     to_file.setLevel(min(logging.INFO, getattr(logging, level.upper())))
-    to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setLevel(getattr(logging, level.upper()))
-    to_terminal.setFormatter(
+    to_terminal = _terminal(getattr(logging, level.upper()))
+    with _logging_by(to_file, to_terminal):
+        yield
+
+
+@contextlib.contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """Log to standard error from INFO."""
+    with _logging_by(_terminal(logging.INFO)):
+        yield
+
+
+def _terminal(level: int) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(level)
+    handler.setFormatter(
         colorlog.ColoredFormatter(
             "%(log_color)s%(asctime)s %(message)s", "%H:%M:%S", log_colors={"WARNING": "yellow"}
         )
         if sys.stderr.isatty()
         else _PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S")
     )
+    return handler
+
+
+@contextlib.contextmanager
+def _logging_by(*handlers: logging.Handler) -> Iterator[None]:
+    """The root logger with further handlers, which are closed at the end."""
     root = logging.getLogger()
     before = root.level
-    root.setLevel(min(to_file.level, to_terminal.level))
-    handlers = (to_file, to_terminal)
+    root.setLevel(min(handler.level for handler in handlers))
     for handler in handlers:
         root.addHandler(handler)
     try:
@@ -267,9 +286,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a number that isn't finite, which JSON lacks, is null."""
+    write_whole(path, _json_text(content) + "\n")
+
+
+def _json_text(content: Any) -> str:
     strict = finite(content)
-    text = json.dumps(strict, indent=1, ensure_ascii=False, default=str, allow_nan=False)
-    write_whole(path, text + "\n")
+    return json.dumps(strict, indent=1, ensure_ascii=False, default=str, allow_nan=False)
+
+
+class JsonList:
+    """A file with a JSON list that grows. It has what :func:`write_json` would write, but each item
+    is encoded once: the hundredth costs no more than the first.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._texts: list[str] = []
+
+    def write(self, items: Sequence[Any]) -> None:
+        """Write the list, whole or not at all.
+
+        Args:
+            items: all of them, one at least; those that were there before are as they were.
+        """
+        self._texts += [indent(_json_text(item), " ") for item in items[len(self._texts) :]]
+        write_whole(self._path, "[\n" + ",\n".join(self._texts) + "\n]\n")
 
 
 def finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from recbole_escm2.config import Config, acting_settings
+from recbole_escm2.distributed import from_main, is_main, process_group, world_size
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.calibration import (
     Calibration,
@@ -95,11 +96,12 @@ def run(
     Raises:
         UsageError: something that the caller can mend; the message says what.
     """
-    config = Config(model, dataset, config_file_list, config_dict, command_line)
-    alone = folder is None
-    return train_and_test(
-        config, new_or_unfinished(config, saved) if alone else Run.of(config, saved, folder)
-    )
+    with process_group():
+        config = Config(model, dataset, config_file_list, config_dict, command_line)
+        if folder is not None:
+            return train_and_test(config, Run.of(config, saved, folder))
+        run = Run.of_all(config, saved, lambda: new_or_unfinished(config, saved))
+        return train_and_test(config, run)
 
 
 def train_and_test(config: Config, run: Run) -> RunResult:
@@ -110,7 +112,7 @@ def train_and_test(config: Config, run: Run) -> RunResult:
         run: what to do, and where; its folder is there.
 
     Returns:
-        As :func:`run` does.
+        As :func:`run` does, on each of several processes.
 
     Raises:
         UsageError: something that the caller can mend; the message says what.
@@ -129,6 +131,8 @@ def train_and_test(config: Config, run: Run) -> RunResult:
             scored = final_fit(trained)
             final = about_final(trained, scored, raw_result)
             raw_result, uncalibrated = scored.score("test")
+        if not is_main():
+            return from_main()
         test_result, predictions, about = _calibrated(config, calibrator, raw_result, uncalibrated)
         _keep_predictions(config, run, scored, "test", predictions)
         test = trained.splits["test"].dataset
@@ -161,7 +165,7 @@ def train_and_test(config: Config, run: Run) -> RunResult:
         run.forget_progress()
         if outcome["worse_than_constant"]:
             getLogger().warning(f"This run is {trained.beside_constant}.")
-    return RunResult(outcome, content["trainings"])
+    return from_main(RunResult(outcome, content["trainings"]))
 
 
 def _calibrated(
@@ -199,7 +203,7 @@ def _keep_predictions(
     predictions: Predictions,
 ) -> None:
     """Write the predictions of the split that was scored last, where they are asked for."""
-    if split in config["save_predictions"]:
+    if split in config["save_predictions"] and run.written:
         part, trainer = trained.splits[split].dataset, trained.trainings[-1].trainer
         keep_predictions(run.folder, split, part, predictions, trainer.propensity())
 
@@ -234,6 +238,7 @@ def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
         "test_pool": test.test_pool,
         "valid_metric": config["valid_metric"],
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
         "data": {name: loader.dataset.counts() for name, loader in trained.splits.items()},
     }
 
@@ -311,14 +316,22 @@ def evaluate_checkpoint(
         refuse_own_metrics(of_file, f"{file}: ")
         given.update(of_file)
     given.update(config_dict or {})
-    config = config_to_score(checkpoint, state, model, dataset, given, command_line)
-    run = Run.of(config)
+    with process_group():
+        config = config_to_score(checkpoint, state, model, dataset, given, command_line)
+        return _evaluate(str(checkpoint), state, config)
+
+
+def _evaluate(checkpoint: str, state: Mapping[str, Any], config: Config) -> RunResult:
+    """Score a saved model as its config says, and write the result."""
+    run = Run.of_all(config, True, lambda: Run.of(config))
     with run.at_work(config):
         _say_places(config, state)
         training = Training(config, run)
         trainer, test = training.trainer, training.splits["test"]
-        trainer.take(state, test)
+        trainer.take(dict(state), test)
         test_result, predictions, about = _score_saved(config, run, training, state)
+        if not is_main():
+            return from_main()
         trainer.tensorboard.close()
         shutil.rmtree(run.folder / "tensorboard")
         outcome = {
@@ -330,9 +343,9 @@ def evaluate_checkpoint(
             **_groups(config, run, training.splits, test_result, predictions),
             "calibrated": about,
         }
-        content = {"checkpoint": str(checkpoint), **outcome, **_about_scoring(config, test_result)}
+        content = {"checkpoint": checkpoint, **outcome, **_about_scoring(config, test_result)}
         write_json(run.folder / RESULT_FILE, content)
-    return RunResult(outcome)
+    return from_main(RunResult(outcome))
 
 
 def _say_places(config: Config, state: Mapping[str, Any]) -> None:
@@ -360,6 +373,8 @@ def _score_saved(
     trainer, show_progress = training.trainer, config["show_progress"]
     for split in ("valid", "test") if "valid" in config["save_predictions"] else ("test",):
         result = trainer.evaluate(training.splits[split], False, show_progress=show_progress)
+        if not run.written:
+            calibrator = None  # another process has the predictions
         scored = _calibrated(config, calibrator, result, trainer.predictions)
         _keep_predictions(config, run, training, split, scored[1])
     return scored

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pages import data_table, finished_report, markdown
+from reference_rows import section, with_section
 
 from recbole_escm2.experiment.statistics import ALPHA, compare, holm, sample
 from recbole_escm2.experiment.study import Row, Study
@@ -325,6 +326,8 @@ def main() -> None:
         claims="\n".join(_section(name, found, pictures) for name, found in finished.items()),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
+    if not a_try:
+        page = with_section(page, section("claims", arguments))
     write_whole(arguments.page, page)
     if "counterfactual_weight" in finished:
         one = finished["counterfactual_weight"]["ali-ccp-sim"]

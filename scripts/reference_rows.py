@@ -25,28 +25,32 @@ from recbole_escm2.output import versions, write_whole
 
 HERE = Path(os.path.relpath(Path(__file__).parent)) / "results"
 ROWS = ("Constant", "LogisticRegression", "LightGBM")
-#: The data sets that have a page, and whether its truth is known.
-DATASETS = {"ml-100k": False, "ml-100k-semi": True, "ali-ccp-sim": True}
+#: Whether the truth of a data set is known.
+TRUTH = {"ml-100k": False, "ml-100k-semi": True, "ali-ccp-sim": True}
+#: The data sets of each page, and its number of seeds.
+PAGES = {**{dataset: ((dataset,), 5) for dataset in TRUTH}, "claims": (tuple(TRUTH)[1:], 10)}
 COLUMNS = ("CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CTCVR_LogLoss", "CVR_AUC_ES", "CVR_MAE_ES", "IEB")
 SHARES = ("CTCVR_AUC", "CVR_AUC_ES")
-SEEDS = 5
 HEADING = "## Reference rows"
 SECTION = """\
 {heading}
 
-Written by `python scripts/reference_rows.py {dataset}`, from the benchmark
+Written by `python scripts/reference_rows.py {page}`. Means ± standard deviations over seeds, those
+of the tables above. Rows as they are, but for the penalty of LogisticRegression and the number of
+LightGBM's trees, which validation chooses. No verdict is made about them.{lift}
+
+{tables}
+
+Versions: {versions}.
+"""
+TABLE = """\
+{name}{seeds} seeds, from the benchmark
 
 ```bash
 {command}
 ```
 
-{table}
-
-Means ± standard deviations over {seeds} seeds, those of the table above, with their splits. Rows as
-they are, but for the penalty of LogisticRegression and the number of LightGBM's trees, which
-validation chooses. No verdict is made about them.{lift}{simulated}
-
-Versions: {versions}.
+{table}{simulated}
 """
 LIFT = (
     " Share of lift: how far a mean is on the way from Constant (0 %) to Oracle (100 %), the true "
@@ -54,30 +58,41 @@ LIFT = (
 )
 
 
-def section(dataset: str, arguments: argparse.Namespace) -> str:
-    """Run what is missing, and the section of a data set's page."""
-    rows = (*ROWS, *(("Oracle",) if DATASETS[dataset] else ()))
+def section(page: str, arguments: argparse.Namespace) -> str:
+    """Run what is missing, and the section of a page."""
+    datasets, seeds = PAGES[page]
+    return SECTION.format(
+        heading=HEADING,
+        page=page,
+        lift=LIFT if any(TRUTH[dataset] for dataset in datasets) else "",
+        tables="\n".join(
+            _of_dataset(page, d, seeds, arguments).rstrip() + "\n" for d in datasets
+        ).strip(),
+        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+    )
+
+
+def _of_dataset(page: str, dataset: str, seeds: int, arguments: argparse.Namespace) -> str:
+    rows = (*ROWS, *(("Oracle",) if TRUTH[dataset] else ()))
     shown = {
         "model": ",".join(rows),
         "dataset": dataset,
         "config_files": str(HERE / f"{dataset}.yaml"),
-        "seeds": str(SEEDS),
+        "seeds": str(seeds),
         "aa_row": "False",
         "baseline": "Constant",
         "columns": ",".join(COLUMNS),
     }
-    places = {"name": f"reference-{dataset}", "output_dir": str(arguments.output)}
+    name = f"reference-{dataset}" if page == dataset else f"reference-{page}-{dataset}"
+    places = {"name": name, "output_dir": str(arguments.output)}
     report, _ = finished_report({**shown, **places, "jobs": str(arguments.jobs)})
     options = [f"--{key}={Path(value).as_posix()}" for key, value in shown.items()]
-    return SECTION.format(
-        heading=HEADING,
-        dataset=dataset,
+    return TABLE.format(
+        name="" if page == dataset else f"### {dataset}\n\n",
+        seeds=len(report["seeds"]),
         command=shlex.join(["python", "run_recbole_escm2.py", *options]),
         table=table(report),
-        seeds=len(report["seeds"]),
-        lift=LIFT if DATASETS[dataset] else "",
-        simulated=f" {report['simulated']}" if report["simulated"] else "",
-        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+        simulated=f"\n\n{report['simulated']}" if report["simulated"] else "",
     )
 
 
@@ -109,7 +124,7 @@ def _share(share: float | None) -> str:
 def with_section(page: str, own: str) -> str:
     """A page with the section in the place of an earlier one, else before the data's."""
     earlier = re.search(rf"^{HEADING}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    before = earlier or re.search(r"^## The data, ", page, re.MULTILINE)
+    before = earlier or re.search(r"^## The data, |^## d: ", page, re.MULTILINE)
     start, end = (
         (before.start(), earlier.end() if earlier else before.start())
         if before
@@ -124,17 +139,17 @@ def with_section(page: str, own: str) -> str:
 def main() -> None:
     """Run what is missing and write the sections."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("dataset", nargs="*", help=f"by default {', '.join(DATASETS)}")
+    parser.add_argument("page", nargs="*", help=f"by default {', '.join(PAGES)}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("output"))
     arguments = parser.parse_args()
-    if unknown := set(arguments.dataset) - DATASETS.keys():
-        parser.error(f"{unknown.pop()} has no such page; {', '.join(DATASETS)} have")
-    for dataset in arguments.dataset or DATASETS:
-        page = Path("results") / f"{dataset}.md"
-        own = section(dataset, arguments)
-        write_whole(page, with_section(page.read_text(encoding="utf-8"), own))
-        print(f"written to {page}")
+    if unknown := set(arguments.page) - PAGES.keys():
+        parser.error(f"{unknown.pop()} is no such page; {', '.join(PAGES)} are")
+    for page in arguments.page or PAGES:
+        file = Path("results") / f"{page}.md"
+        own = section(page, arguments)
+        write_whole(file, with_section(file.read_text(encoding="utf-8"), own))
+        print(f"written to {file}")
 
 
 if __name__ == "__main__":

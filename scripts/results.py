@@ -19,7 +19,7 @@ from pathlib import Path
 
 import leaderboard
 from pages import data_table, finished_report
-from reference_rows import DATASETS as TRUTH_KNOWN
+from reference_rows import TRUTH as TRUTH_KNOWN
 
 from recbole_escm2.output import versions, write_whole
 

@@ -390,6 +390,14 @@ def test_text_values_are_parsed_before_they_are_checked():
             {"embedding_weight_decay": 0.1, "learner": "AdaGrad"},
             "goes with embedding_weight_decay where the learner is adam, got AdaGrad",
         ),
+        (
+            {"weight_decay": 0.1, "embedding_optimizer": "adagrad"},
+            "goes with weight_decay where the embedding_optimizer is adam, got adagrad",
+        ),
+        (
+            {"embedding_weight_decay": 0.1, "embedding_optimizer": "adagrad"},
+            "goes with embedding_weight_decay where the embedding_optimizer is adam, got adagrad",
+        ),
         ({"clip_grad_norm": {"max_norm": 1}}, "doesn't go with clip_grad_norm"),
     ],
 )
@@ -419,9 +427,21 @@ def test_a_decoupled_decay_is_no_penalty():
     assert config(learner="adamw", weight_decay=0.1)["weight_decay"] == 0.1
 
 
+def test_a_decoupled_decay_is_none_of_the_tables_own_optimizer():
+    chosen = {"learner": "adamw", "embedding_optimizer": "adagrad"}
+    with pytest.raises(UsageError, match="weight_decay of learner adamw is decoupled"):
+        config(weight_decay=0.1, **chosen)
+    assert config(embedding_weight_decay=0.1, **chosen)["embedding_weight_decay"] == 0.1
+
+
 def test_a_penalty_by_default_gives_way_to_a_learner_without_one(caplog):
     assert Config("ESMM", "coat")["embedding_weight_decay"] == 0.001
-    for settings in ({"learner": "adamw"}, {"learner": "sgd", "sparse_embedding": True}):
+    sparse_adagrad = {"embedding_optimizer": "adagrad", "sparse_embedding": True}
+    for settings in (
+        {"learner": "adamw"},
+        {"learner": "sgd", "sparse_embedding": True},
+        sparse_adagrad,
+    ):
         caplog.clear()
         assert Config("ESMM", "coat", None, settings)["embedding_weight_decay"] == 0
         assert "ESMM trains without L2 on the embedding" in caplog.text

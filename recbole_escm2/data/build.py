@@ -8,9 +8,8 @@ is the vocabularies, the keys of joins and a few numbers per row of a joined tab
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recbole_escm2.data.ahead import ahead
 from recbole_escm2.data.checks import (
     RowDigests,
     alike_tokens,
@@ -33,6 +33,7 @@ from recbole_escm2.data.checks import (
     grouped_values,
     idle_numbers,
     is_idle,
+    lacking_in_a_part,
     not_joined,
     not_matched,
     poor_field,
@@ -243,7 +244,7 @@ class _Build:
         """Build the store; returns the report."""
         kept = _Kept(None if isinstance(chunks, Sequence) else self.writer.folder)
         try:
-            self._read(chunks if isinstance(chunks, Sequence) else _ahead(chunks), kept)
+            self._read(chunks if isinstance(chunks, Sequence) else ahead(chunks, _AHEAD), kept)
             row_of = {join: self._count_joined(join, kept) for join in self.schema.joins}
             self._number()
             with self._bar("writing", int(self.parts[:, 0].sum())) as self.bar:
@@ -540,6 +541,8 @@ class _Build:
             elif own.kind == "float":
                 known, is_time = self.numbers[writer.name, own.name], own.name == self.schema.time
                 columns[own.name] = known.column(column, own, is_time)
+                there = column.is_valid().to_numpy(zero_copy_only=False)
+                self._tally(own, writer.name, np.full(there.sum(), 2, np.int32), there, times)
             elif own.kind == "float_seq":
                 known, width = self.numbers[writer.name, own.name], max(self.longest[own.name], 1)
                 columns[own.name] = known.lists(Lists.of(column), own, width)
@@ -558,7 +561,7 @@ class _Build:
         own: Field,
         table: str,
         ids: NDArray[np.int32],
-        lengths: NDArray[np.int32],
+        lengths: NDArray[Any],
         times: NDArray[np.int64],
     ) -> None:
         """Add to the report of a field: ids ``[values]`` of rows with so many values each."""
@@ -712,7 +715,9 @@ class _Build:
                     **dict(zip(("lacking", "values", "unknown"), counted, strict=True)),
                 }
         rows = self._by_part(self.parts[:, 0])
-        said = [*unknown_everywhere(fields), *not_matched(self.schema.joins, self.joins, rows)]
+        values = {name: self._by_part(own[1]) for name, own in self.tallies.items()}
+        said = [*unknown_everywhere(fields), *lacking_in_a_part(values, rows)]
+        said += not_matched(self.schema.joins, self.joins, rows)
         self.schema.notes.extend(("warning", text) for text in said)
         return {
             **self.schema.report,
@@ -726,19 +731,6 @@ class _Build:
         """What is known of each part, for JSON."""
         each = values.tolist() if isinstance(values, np.ndarray) else values
         return dict(zip(PARTS if self.split else ("all",), each, strict=False))
-
-
-def _ahead(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of a stream; a thread reads the next ones while one is built."""
-    stream = iter(chunks)
-    with ThreadPoolExecutor(1) as reader:
-        coming = deque(reader.submit(next, stream, None) for _ in range(_AHEAD))
-        try:
-            while (chunk := coming.popleft().result()) is not None:
-                coming.append(reader.submit(next, stream, None))
-                yield chunk
-        finally:
-            reader.shutdown(cancel_futures=True)
 
 
 def _in_order(counts: Mapping[tuple[str, str | None], Counts], table: str) -> list[pa.Table]:

@@ -26,6 +26,7 @@ _FEW = 5  # positives, and negatives, without which a label can't be given away
 _GIVEN_AWAY = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
+_EXPECTED = 10  # values in a part, by their share in train, from which on none is no chance
 _SELDOM = 0.05  # share of the rows below which a field has seldom a value
 _EVENT_VALUES, _OFTEN_CLICKED = 3, 0.9  # of a column of events, of which chance makes no click
 _ENOUGH = 100  # rows from which that can be told
@@ -218,7 +219,11 @@ def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return
         values = values.dictionary_decode()
-    bad = pc.greater(pc.abs(values.cast(pa.float64())), LARGEST) if numbers else _has_nul(values)
+    bad = (
+        pc.greater(pc.abs(values.cast(pa.float64(), safe=False)), LARGEST)
+        if numbers
+        else _has_nul(values)
+    )
     for place in np.flatnonzero(bad.fill_null(False).to_numpy(zero_copy_only=False)):
         yield (int(place) if rows is None else rows[place].as_py()), values[int(place)].as_py()
 
@@ -465,6 +470,25 @@ def unknown_everywhere(fields: Mapping[str, Any]) -> Iterator[str]:
         for part, values in own["values"].items():
             if 0 < values == own["unknown"][part] and part not in ("train", "all"):
                 yield f"field {name}: no value of {part} is in the vocabulary of train"
+
+
+def lacking_in_a_part(
+    values: Mapping[str, Mapping[str, int]], rows: Mapping[str, int]
+) -> Iterator[str]:
+    """What to say of fields that train has, and another part hasn't in any row.
+
+    Args:
+        values: how many there are of each field, by part.
+        rows: impressions of each part.
+    """
+    for name, own in values.items():
+        for part, count in own.items():
+            expected = rows[part] * own.get("train", 0) / max(rows.get("train", 0), 1)
+            if not count and expected >= _EXPECTED:
+                yield (
+                    f"the field '{name}' has no value in any row of {part}, and "
+                    f"{own['train']:,} in train: is it called so in both?"
+                )
 
 
 def empty_field(name: str, part: str, leave_out: str | None) -> str:

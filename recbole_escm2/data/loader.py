@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
-from recbole.data.interaction import Interaction
 
-from recbole_escm2.data.batch import position_dtype
+from recbole_escm2.data.batch import Batch, position_dtype
 from recbole_escm2.data.dataset import EntireSpaceDataset
+from recbole_escm2.distributed import bounds, rank, share_of, world_size
 from recbole_escm2.errors import UsageError
 from recbole_escm2.keys import training_seed
 
@@ -83,8 +84,27 @@ class ImpressionLoader:
 
     def _bounds(self) -> tuple[int, int]:
         """The batches of the part, from the first to before the second."""
-        first, end = (self.batches * part // self.parts for part in (self.part, self.part + 1))
+        if self.with_placeholders:
+            first, end = bounds(self.batches, world_size())[rank() :][:2]
+        else:
+            first, end = bounds(self.batches, self.parts)[self.part :][:2]
         return first, end
+
+    @property
+    def edges(self) -> list[int]:
+        """Where the rows of each process begin in evaluation, and where the last one's end."""
+        rows = len(self._dataset)
+        return [min(rows, n * self.batch_size) for n in bounds(self.batches, world_size())]
+
+    @property
+    def batches_behind(self) -> int:
+        """How many batches fewer this process scores in evaluation than the one with the most."""
+        counts = [end - begin for begin, end in pairwise(bounds(self.batches, world_size()))]
+        return max(counts) - counts[rank()]
+
+    def __bool__(self) -> bool:
+        """Whether the split has a row, of this process or of another."""
+        return len(self._dataset) > 0
 
     def __len__(self) -> int:
         first, end = self._bounds()
@@ -96,10 +116,15 @@ class ImpressionLoader:
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(rows, generator=generator, dtype=position_dtype(rows))
-        first, end = self._bounds()
-        for number in range(first + self._first, end):
-            stretch = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            batch: Interaction = self._dataset[stretch if order is None else order[stretch]]
+        first, last = self._bounds()
+        for number in range(first + self._first, last):
+            begin, end = number * self.batch_size, min(rows, (number + 1) * self.batch_size)
+            share = None if self.with_placeholders else share_of(end - begin)
+            if share is not None:
+                begin, end = begin + share.begin, begin + max(share.end, share.begin + 1)
+            stretch = slice(begin, end)
+            batch: Batch = self._dataset[stretch if order is None else order[stretch]]
+            batch.share = share
             yield (batch, None, None, None) if self.with_placeholders else batch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
+from recbole_escm2.distributed import gather_to_main, is_main, rank
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.catalogue import PREDICTIONS, Setting, spec_of
 from recbole_escm2.evaluator.metrics import UndefinedMetricError
@@ -81,6 +83,9 @@ class EntireSpaceCollector(Collector):
     RecBole's concatenates everything again with every batch, and forgets to clear what it doesn't
     know. Here a split costs one row of scores an impression.
 
+    Of several processes each scores a part, and the first one gets the scores of all: it holds what
+    one process would, the others a row of scores for each impression of their part.
+
     Args:
         tasks: the columns of the scores.
         label_task: the task that RecBole's own metrics score.
@@ -95,21 +100,41 @@ class EntireSpaceCollector(Collector):
         self._scores = torch.empty(len(tasks), 0)
         self._collected = 0
         self._truth: Truth | None = None
+        self._edges: Sequence[int] = (0, 0)
 
     def data_collect(self, train_data: Any) -> None:
         """Nothing is needed from the training data."""
 
-    def begin(self, truth: Truth) -> None:
+    def begin(self, truth: Truth, edges: Sequence[int] | None = None) -> None:
         """Start a split.
 
         Args:
             truth: its labels, in the order in which the batches will come.
+            edges: where the part of each process begins in it, and where the last one ends; one
+                part by default, all of whose batches come here.
         """
         self.predictions = None  # of another split, which would take room beside
+        self._edges = edges or (0, len(truth.click))
         # A task's scores lie side by side, as the metrics read them.
-        self._scores = torch.empty(len(self.tasks), len(truth.click))
+        rows = self._own_rows if self._is_given_away else len(truth.click)
+        self._scores = torch.empty(len(self.tasks), rows)
         self._collected = 0
         self._truth = truth
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether other processes score a part of the split."""
+        return len(self._edges) > 2
+
+    @property
+    def _is_given_away(self) -> bool:
+        """Whether another process gets what is scored here."""
+        return self._is_shared and not is_main()
+
+    @property
+    def _own_rows(self) -> int:
+        begin, end = self._edges[rank() if self._is_shared else 0 :][:2]
+        return end - begin
 
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Any, positive_u: Any, positive_i: Any
@@ -119,14 +144,20 @@ class EntireSpaceCollector(Collector):
         self._scores[:, self._collected : end] = scores_tensor.detach().T
         self._collected = end
 
-    def get_data_struct(self) -> EntireSpaceData:
-        """The labels and scores of the split.
+    def get_data_struct(self) -> EntireSpaceData | None:
+        """The labels and scores of the split; None where another process has them.
 
         Raises:
             UsageError: a score isn't finite.
         """
         assert self._truth is not None, "begin() comes before get_data_struct()"
-        assert self._collected == self._scores.shape[1], "a row of scores for each impression"
+        assert self._collected == self._own_rows, "a row of scores for each impression"
+        if self._is_shared:
+            for of_task in self._scores:
+                gather_to_main(of_task, self._edges)
+        if self._is_given_away:
+            self.predictions = Predictions(self._truth, {})
+            return None
         scores = self._scores.numpy()
         if not np.isfinite(scores.sum(dtype=np.float64)):
             raise UsageError(
@@ -159,13 +190,15 @@ class EntireSpaceEvaluator(Evaluator):
         metric.decimal_place = 15
         return metric
 
-    def evaluate(self, dataobject: DataStruct) -> MetricResult:
+    def evaluate(self, dataobject: DataStruct | None) -> MetricResult:
         """The value of each metric by its shown name.
 
         A metric of a task that the model doesn't predict is left out silently, and so is one of
         the defaults for whose truth the data has none; one that the user names, or one without a
-        value, is noted in ``undefined``.
+        value, is noted in ``undefined``. None has no metric: another process computes them.
         """
+        if dataobject is None:
+            return MetricResult()
         named = "metrics" in getattr(self.config, "external_config_dict", ())
         result = MetricResult()
         for name in self.metrics:
@@ -220,7 +253,9 @@ class EntireSpaceEvaluator(Evaluator):
         guess = torch.rand(len(truth.click), len(tasks), generator=torch.Generator().manual_seed(0))
         collector.eval_batch_collect(guess, None, None, None)
         try:
-            self._values(name, collector.get_data_struct())
+            data = collector.get_data_struct()
+            assert data is not None, "one process has all of it"
+            self._values(name, data)
         except (UndefinedMetricError, NotPredictedError) as error:
             raise UsageError(
                 f"valid_metric {name} has no value on the validation set: {error}. Choose another "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
 from typing import Any, ClassVar
@@ -16,11 +16,12 @@ from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
 from recbole_escm2 import keys
+from recbole_escm2.distributed import Share, all_rows
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.model import backbone
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.embedding import BagEmbedding, initialize
+from recbole_escm2.model.embedding import BagEmbedding, hold_offsets, initialize
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import (
     binary_cross_entropy,
@@ -62,6 +63,15 @@ class Impressions:
     def error(self) -> Tensor:
         """δ = BCE(r, r̂) of each impression; it means something where o = 1 only."""
         return binary_cross_entropy(self.conversion, self.logit["cvr"], self.pos_weight)
+
+    def of_all(self, share: Share | None) -> Impressions:
+        """The whole batch, of whose rows this process has a share; itself where it has them all."""
+        if share is None:
+            return self
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        whole = all_rows([*own.values(), *self.logit.values()], share)
+        given: dict[str, Any] = dict(zip(own, whole[: len(own)], strict=True))
+        return replace(self, logit=dict(zip(self.logit, whole[len(own) :], strict=True)), **given)
 
 
 #: What a subclass overrides with terms of the loss in it.
@@ -180,6 +190,7 @@ class EntireSpaceRecommender(BagEmbedding):
         self.first_order = nn.ModuleDict()
         if config["first_order"] and self.backbone in BOTTOMS:
             self.first_order = backbone.first_order_parts(self.tower_names, config, dataset)
+        hold_offsets(self)
         if config["sparse_embedding"]:
             backbone.make_sparse(self, self.regularizer())
 
@@ -350,7 +361,10 @@ class EntireSpaceRecommender(BagEmbedding):
         return without_pos_weight(pctr, self.pos_weight["ctr"])
 
     def impressions(self, interaction: Any) -> Impressions:
-        """The labels, logits and propensities of a batch."""
+        """The labels, logits and propensities of a batch, also where processes share its rows.
+
+        A risk is made of what this gives: all processes then make the same one, of the whole batch.
+        """
         click = interaction[self.click_field].float()
         # Also keeps a label that means nothing out of o·r and of the gradient of δ.
         conversion = torch.where(click > 0, interaction[self.conversion_field].float(), 0.0)
@@ -358,19 +372,20 @@ class EntireSpaceRecommender(BagEmbedding):
         propensity = self.propensity(logit, interaction)
         _check_shape(self, "propensity", propensity, click.shape)
         click_weight, weight = (self._weight(task, interaction) for task in ("ctr", "cvr"))
-        if self.propensity_normalization == "snips":
-            propensity = self_normalized(propensity, click, weight)
-        probability = self.click_probability(logit, interaction)
-        return Impressions(
+        impressions = Impressions(
             click=click,
             conversion=conversion,
             logit=logit,
             propensity=propensity,
-            click_probability=probability,
+            click_probability=self.click_probability(logit, interaction),
             weight=weight,
             click_weight=click_weight,
             pos_weight=self.pos_weight["cvr"],
-        )
+        ).of_all(getattr(interaction, "share", None))
+        if self.propensity_normalization != "snips":
+            return impressions
+        of_batch = impressions.propensity, impressions.click, impressions.weight
+        return replace(impressions, propensity=self_normalized(*of_batch))
 
     def _weight(self, task: str, interaction: Any) -> Tensor | None:
         """The weight of each impression in a task's risks, ``[|D|]``; None for 1."""

@@ -23,6 +23,7 @@ from recbole_escm2.evaluator.summary import metric_table
 from recbole_escm2.extras import require
 from recbole_escm2.output import write_json, write_whole
 from recbole_escm2.serve.new_data import STREAM, Block, NewData
+from recbole_escm2.serve.options import is_true
 from recbole_escm2.serve.output import check_target, writing
 from recbole_escm2.serve.scorer import Scorer, Scores, fault_error
 from recbole_escm2.serve.validity import Validity
@@ -62,9 +63,9 @@ def predict(options: Mapping[str, str]) -> int:
     sides = {kind: options[f"{kind}s"] for kind in ("user", "item") if options.get(f"{kind}s")}
     passed = [name for name in options.get("columns", "").split(",") if name]
     new = NewData(
-        options["data"], scorer, passed, _is_true(options, "skip_bad_rows", "False"), sides
+        options["data"], scorer, passed, is_true(options, "skip_bad_rows", "False"), sides
     )
-    done = Prediction(scorer, new, _is_true(options, "labels", "True"))
+    done = Prediction(scorer, new, is_true(options, "labels", "True"))
     done.write(out)
     done.report(out)
     if page:
@@ -72,13 +73,6 @@ def predict(options: Mapping[str, str]) -> int:
 
         write_whole(Path(page), new_rows_page(done))
     return 0
-
-
-def _is_true(options: Mapping[str, str], name: str, default: str) -> bool:
-    value = options.get(name, default).lower()
-    if value not in ("true", "false"):
-        raise UsageError(f"--{name} must be True or False, got {options[name]!r}")
-    return value == "true"
 
 
 class Prediction:

@@ -72,7 +72,7 @@ class Validity:
         for place, percentile in enumerate(PERCENTILES):
             least = self._quantiles[percentile * steps // 100]
             self._below[place] += np.count_nonzero(pctr < least)
-        found = (np.searchsorted(self._quantiles, pctr, side="right") - 1).clip(0) / steps
+        found = steps_of(self._quantiles, pctr) / steps
         bins = (found * _BINS).astype(np.int64).clip(0, _BINS - 1)
         self._spread_support += np.bincount(bins, minlength=_BINS)
         return found.astype(np.float32)
@@ -141,6 +141,13 @@ class Validity:
             f"PSI compares with train: from {moderate} on a feature is spread otherwise, from "
             f"{large} on by far. As few rows as these have the one by chance without any shift."
         )
+
+
+def steps_of(quantiles: NDArray[np.float64], pctr: NDArray[Any]) -> NDArray[np.int64]:
+    """Which of the quantiles of train's clicks is the last one at or below each pCTR, ``[rows]``;
+    0 where none is."""
+    found = np.searchsorted(quantiles, pctr.astype(np.float64), side="right") - 1
+    return found.clip(0)
 
 
 def _ordinal(number: int) -> str:

@@ -6,6 +6,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.distributed import is_main
 from recbole_escm2.evaluator.calibration import Calibration
 from recbole_escm2.evaluator.evaluator import EntireSpaceData, EntireSpaceEvaluator, MetricResult
 from recbole_escm2.evaluator.predictions import Predictions
@@ -23,11 +24,13 @@ def calibrate(trained: Training | Pair, config: Any) -> Calibration | None:
         config: with ``calibrate`` and what goes with it.
 
     Returns:
-        None where none is wanted.
+        None where none is wanted, or where another process fits it.
     """
     if not config["calibrate"]:
         return None
     _, predictions = trained.score("valid")
+    if not is_main():
+        return None
     how = config["calibrate"], config["calibrate_weights"], config["calibrate_floor"]
     calibration = Calibration.fit(predictions, *how)
     for training in trained.trainings:

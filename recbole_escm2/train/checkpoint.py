@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_escm2.distributed import is_main
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity, digest_of
 from recbole_escm2.output import replacing
@@ -82,18 +84,22 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def finish_checkpoint(
-    path: Path, further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    path: Path,
+    further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    mapped: bool = False,
 ) -> None:
-    """Note in a checkpoint that its training has come to its end.
+    """Note in a checkpoint that its training has come to its end; the first process writes it.
 
     Args:
         path: of the file.
         further: gives entries to add, from what it holds.
+        mapped: see :func:`load_sealed`.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, mapped=mapped)
     if not state["training_ended"]:
         added = further(state) if further else {}
-        save_checkpoint(path, {**state, **added, "training_ended": True})
+        if is_main():
+            save_checkpoint(path, {**state, **added, "training_ended": True})
 
 
 def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
@@ -140,26 +146,38 @@ def support_of(pctr: Callable[[Any], Tensor], train: Any) -> Tensor:
     return torch.from_numpy(np.quantile(found.double().numpy(), shares))
 
 
-def load_checkpoint(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint.
+
+    Args:
+        path: of the file.
+        device: where its tensors go.
+        mapped: see :func:`load_sealed`.
 
     Raises:
         UsageError: as :func:`load_sealed`, or it lacks something that a checkpoint has.
     """
-    state = load_sealed(Path(path), device)
+    state = load_sealed(Path(path), device, mapped)
     for name, kind in _ENTRIES.items():
         if not isinstance(state.get(name), kind):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     for name, kind in _OPTIONAL.items():
-        if not isinstance(state.get(name), kind | None):
+        if name not in state or not isinstance(state[name], kind | None):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
         raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
     return state
 
 
-def load_sealed(path: Path, device: Any = "cpu") -> dict[str, Any]:
+def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` has written.
+
+    Args:
+        path: of the file.
+        device: where its tensors go.
+        mapped: leave them in the file, for who only reads some of them: they may be larger than
+            memory, and are on a CPU, whatever ``device`` is. Whoever can write to the file can
+            change them meanwhile, and they it.
 
     Raises:
         UsageError: there is no such file, it isn't a checkpoint of ours, or not as it was written.
@@ -174,7 +192,10 @@ def load_sealed(path: Path, device: Any = "cpu") -> dict[str, Any]:
         with open(path, "rb") as file:  # once: what is checked is what is loaded
             _check_seal(path, file)
             file.seek(0)
-            state = torch.load(file, map_location=device, weights_only=True)
+            if mapped:
+                state = _mapped(file)
+            else:
+                state = torch.load(file, map_location=device, weights_only=True)
     except UsageError:
         raise
     except Exception as error:  # torch raises nearly anything on a file that isn't its own
@@ -184,6 +205,14 @@ def load_sealed(path: Path, device: Any = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UsageError(f"checkpoint {path} wasn't written by this program")
     return state
+
+
+def _mapped(file: BinaryIO) -> Any:
+    # By its descriptor: what is checked is what is loaded. What a private mapping could change
+    # counts as the process's own memory; a shared one doesn't.
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        name = f"/proc/self/fd/{file.fileno()}"
+        return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
 
 
 def is_sealed(path: str | Path) -> bool:
@@ -239,26 +268,36 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Any]) -> None:
     Raises:
         UsageError: they aren't, or one isn't finite; the message says which.
     """
-    own = model.state_dict()
+    tables = getattr(model, "sharded", None)
+    shapes: Mapping[str, torch.Size] = {} if tables is None else tables.shapes()
+    own = {name: _kind(value) for name, value in model.state_dict().items()}
+    own |= {name: f"float32 {list(shape)}" for name, shape in shapes.items()}
     for word, names in (("lacks", own.keys() - weights), ("has", weights.keys() - own.keys())):
         if names:
             named = ", ".join(sorted(map(str, names)))
             raise UsageError(f"the checkpoint doesn't fit the model: it {word} {named}")
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in model.named_parameters()} | set(shapes)
     for name, wanted in own.items():
         value = weights[name]
-        if not isinstance(value, Tensor) or _kind(value) != _kind(wanted):
+        if not isinstance(value, Tensor) or _kind(value) != wanted:
             kind = _kind(value) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
                 f"the checkpoint doesn't fit the model: {name} is {kind} there, and "
-                f"{_kind(wanted)} in the model"
+                f"{wanted} in the model"
             )
-        if name in parameters and not bool(torch.isfinite(value).all()):
+        if name in parameters and not _is_finite(value):
             raise UsageError(
                 f"the checkpoint's {name} holds values that aren't finite: its training diverged. "
                 "A smaller learning_rate or a clip_grad_norm may help"
             )
-    model.load_state_dict(dict(weights))
+    model.load_state_dict({name: weights[name] for name in own if name not in shapes})
+    if tables is not None:
+        tables.put_weights(weights)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Of a table as large as memory, a part after the other."""
+    return all(bool(torch.isfinite(part).all()) for part in values.reshape(-1).split(_PIECE))
 
 
 def _kind(tensor: Tensor) -> str:

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from recbole_escm2.errors import UsageError
 
 
 def summed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that a sparse gradient touches, once each and in order, and the sum for each.
+    """The rows that a sparse gradient touches, in order, and the sum for each.
 
-    What ``coalesce()`` gives, in a quarter of its time: a sort, and one pass by embedding_bag.
+    What ``coalesce()`` gives, in a quarter of its time: a sort, and one pass by embedding_bag. How
+    many rows it are can't be known without waiting for a GPU: there the last row follows as often
+    as is needed for as many rows as the gradient has, each time with its sum.
 
     Args:
         gradient: sparse, ``[rows, width]``; a row may stand in it many times.
 
     Returns:
-        ``[touched]`` and ``[touched, width]``.
+        ``[touched]`` and ``[touched, width]``; on a CPU each row once.
     """
     if gradient.is_coalesced():
         return gradient.indices()[0], gradient.values()
     values = gradient._values()
     rows, order = torch.sort(gradient._indices()[0])
+    if not len(rows):
+        return rows, values
     first = torch.ones_like(rows, dtype=torch.bool)
     torch.ne(rows[1:], rows[:-1], out=first[1:])
-    starts = first.nonzero().squeeze(1)
-    if not len(starts):
-        return rows, values
-    return rows[starts], F.embedding_bag(order, values, starts, mode="sum")
+    if rows.device.type == "cpu":
+        starts = first.nonzero().squeeze(1)
+        return rows[starts], F.embedding_bag(order, values, starts, mode="sum")
+    place = torch.arange(len(rows), device=rows.device)
+    number = first.cumsum(0) - 1  # which of the touched rows each is
+    starts = torch.full_like(rows, len(rows)).scatter_reduce_(0, number, place, "amin")
+    sums = F.embedding_bag(order, values, starts, mode="sum")  # empty behind the last
+    filled = torch.minimum(place, number[-1])
+    return rows[starts[filled]], sums[filled]
 
 
 # Rows that are caught up at once: a table may be larger than what memory is left.
@@ -123,14 +134,16 @@ class RowAdam(torch.optim.Optimizer):
         rows, now = rows.flatten(), state["step"]
         last = state["visited"].index_select(0, rows)
         asleep = (last != _LEFT_OUT) & (last < now)
-        rows, last = rows[asleep], last[asleep].long()
+        if rows.device.type == "cpu":  # elsewhere their number had to be waited for
+            rows, last, asleep = rows[asleep], last[asleep], asleep[asleep]
         if len(rows):
-            slept = state["lr_sums"][now] - state["lr_sums"].index_select(0, last)
+            sums = state["lr_sums"]
+            slept = sums[now] - sums.index_select(0, last.clamp(min=0).long())
             shrink = (pace * slept).to(table.dtype).unsqueeze(1)
             weights = table.index_select(0, rows)
-            weights = weights.sign() * (weights.abs() - shrink).clamp_(min=0)
-            table.index_copy_(0, rows, weights)
-            state["visited"].index_fill_(0, rows, now)
+            woken = weights.sign() * (weights.abs() - shrink).clamp_(min=0)
+            table.index_copy_(0, rows, torch.where(asleep.unsqueeze(1), woken, weights))
+            state["visited"].index_copy_(0, rows, torch.where(asleep, now, last))
 
     def catch_up(self) -> None:
         """Wake all rows: the tables are then what they would be had each step moved every row."""
@@ -203,8 +216,9 @@ def _visit(state: dict[str, Any], rows: Tensor, lr: float) -> Tensor:
     if now == len(sums):
         sums = state["lr_sums"] = torch.cat([sums, torch.zeros_like(sums)])
     sums[now] = sums[now - 1] + lr
-    decays = state["visited"].index_select(0, rows) != _LEFT_OUT
-    state["visited"].index_fill_(0, rows[decays], now)
+    last = state["visited"].index_select(0, rows)
+    decays = last != _LEFT_OUT
+    state["visited"].index_copy_(0, rows, torch.where(decays, now, last))
     return decays
 
 
@@ -229,11 +243,67 @@ class OptimizerGroup:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Their states, in order."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(own)
+# What the state of a parameter says beside it: the optimizer that it is of.
+_OF = "of"
+
+
+def _each(optimizer: Any) -> Sequence[torch.optim.Optimizer]:
+    return optimizer.optimizers if isinstance(optimizer, OptimizerGroup) else (optimizer,)
+
+
+def state_by_name(optimizer: Any, model: nn.Module) -> dict[str, Any]:
+    """What an optimizer, or a group, keeps of each parameter, whatever the group is made of.
+
+    Args:
+        optimizer: of the model.
+        model: whose names the parameters have.
+
+    Returns:
+        By name: the state's tensors, which aren't copied, and under ``of`` the optimizer's name.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: {**state, _OF: type(one).__name__}
+        for one in _each(optimizer)
+        for parameter, state in one.state.items()
+    }
+
+
+def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
+    """Restore what :func:`state_by_name` gave; what is another optimizer's is left out.
+
+    Args:
+        optimizer: of the model.
+        model: whose names the parameters have.
+        saved: by name.
+
+    Returns:
+        The names of the parameters whose optimizer begins anew, since it was another one.
+
+    Raises:
+        UsageError: a state isn't of a form that its optimizer has.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    anew = []
+    for one in _each(optimizer):
+        found = {}
+        parameters = chain.from_iterable(group["params"] for group in one.param_groups)
+        for number, parameter in enumerate(parameters):
+            state = saved.get(names[id(parameter)])
+            if state is None:
+                continue
+            if state_fits(state, type(one).__name__):
+                found[number] = {name: value for name, value in state.items() if name != _OF}
+            else:
+                anew.append(names[id(parameter)])
+        try:
+            one.load_state_dict({"state": found, "param_groups": one.state_dict()["param_groups"]})
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise UsageError(f"its optimizer has another form: {error!s}") from error
+    return anew
+
+
+def state_fits(state: Any, optimizer: str) -> bool:
+    """Whether what a file has of a parameter is the state of an optimizer of that name."""
+    return isinstance(state, Mapping) and state.get(_OF) == optimizer

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from recbole_escm2.config import part_config
+from recbole_escm2.distributed import from_main, is_main
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
     EntireSpaceCollector,
@@ -86,7 +87,8 @@ class Pair:
         if not self.splits["valid"]:
             return None, MetricResult()
         result, predictions = self.score("valid")
-        self.beside_constant = beside_constant(predictions, single_task(self.config))
+        if is_main():
+            self.beside_constant = beside_constant(predictions, single_task(self.config))
         metric = self.config["valid_metric"]
         return score_of(metric, result[metric]), result
 
@@ -102,7 +104,10 @@ class Pair:
             assert part.task is not None
             part.trainer.eval_collector = EntireSpaceCollector((part.task,), part.task)
             _, predictions = part.score(split)
-            scores[part.task] = torch.from_numpy(predictions.of(part.task))
+            if is_main():
+                scores[part.task] = torch.from_numpy(predictions.of(part.task))
+        if not is_main():
+            return from_main(), predictions
         scores["ctcvr"] = scores["ctr"] * scores["cvr"]
         both = EntireSpaceCollector(ALL_TASKS, single_task(self.config))
         both.begin(self.trainings[-1].splits[split].dataset.truth)
@@ -110,7 +115,7 @@ class Pair:
         both.eval_batch_collect(of_tasks, None, None, None)
         result = EntireSpaceEvaluator(self.config).evaluate(both.get_data_struct())
         assert both.predictions is not None
-        return result, both.predictions
+        return from_main(result), both.predictions
 
 
 class ProductCollector(EntireSpaceCollector):
@@ -127,9 +132,10 @@ class ProductCollector(EntireSpaceCollector):
         super().__init__(("cvr",), label_task)
         self.pctr = pctr
 
-    def get_data_struct(self) -> EntireSpaceData:
-        """The labels, pCVR and pCTR · pCVR."""
-        super().get_data_struct()
+    def get_data_struct(self) -> EntireSpaceData | None:
+        """The labels, pCVR and pCTR · pCVR; None where another process has them."""
+        if super().get_data_struct() is None:
+            return None
         assert self.predictions is not None
         pcvr = self.predictions.of("cvr")
         scores = {"cvr": pcvr, "ctcvr": self.pctr * pcvr}
@@ -145,7 +151,8 @@ def pair_with(trainer: EntireSpaceTrainer, ctr: Predictions, label_task: str) ->
         ctr: the CTR model's predictions on validation.
         label_task: the task that RecBole's own metrics score.
     """
-    trainer.eval_collector = ProductCollector(np.asarray(ctr.of("ctr")), label_task)
+    pctr = np.asarray(ctr.of("ctr")) if is_main() else np.empty(0)
+    trainer.eval_collector = ProductCollector(pctr, label_task)
     trainer.tasks, trainer.label_task = ("cvr", "ctcvr"), label_task
 
 

@@ -23,7 +23,7 @@ from recbole_escm2.evaluator.constant import BesideConstant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.output import plain_data
-from recbole_escm2.train.checkpoint import load_sealed, load_weights, save_checkpoint
+from recbole_escm2.train.checkpoint import load_sealed, save_checkpoint
 
 #: What an epoch that has begun goes on with.
 OF_EPOCH = ("step", "epoch_seconds", "totals", "scaler", "random")
@@ -99,13 +99,18 @@ class ProgressFile:
         self.path.unlink(missing_ok=True)
 
 
-def load_progress(path: Path, device: Any = "cpu") -> dict[str, Any]:
+def load_progress(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
     """Read the progress of a training.
+
+    Args:
+        path: of its file.
+        device: where tensors go.
+        mapped: see :func:`~recbole_escm2.train.checkpoint.load_sealed`.
 
     Raises:
         UsageError: there is none, or it isn't as it was written.
     """
-    state = load_sealed(path, device)
+    state = load_sealed(path, device, mapped)
     entries = dict(_ENTRIES)
     if not state.get("ended"):
         entries.update(_WHILE_IT_LASTS)
@@ -138,19 +143,6 @@ def restore_bookkeeping(trainer: Any, known: Mapping[str, Any]) -> None:
     beside, weights = known["beside_constant"], known["weights"]
     trainer.beside_constant = beside and BesideConstant(**beside)
     trainer.weights = weights and WeightDiagnostics(**weights)
-
-
-def restore_learned(model: torch.nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Put weights and moments of a progress into a model and its optimizer.
-
-    Raises:
-        UsageError: they aren't theirs.
-    """
-    load_weights(model, state["state_dict"])
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"its optimizer has another form: {error!s}") from error
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

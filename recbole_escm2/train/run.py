@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from recbole_escm2 import __version__
 from recbole_escm2.config import Config
+from recbole_escm2.distributed import from_main, is_main
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
 from recbole_escm2.identity import file_digest
 from recbole_escm2.keys import PAIR, PLACE_KEYS
@@ -71,6 +72,7 @@ class Run:
         notes: what to log at its beginning.
         selects: whether its checkpoint only finds for how long to train anew, see :meth:`final`.
         kept_at: its checkpoint's file, where that isn't named after its folder.
+        written: whether this process writes it; of several it is the first one.
     """
 
     folder: Path
@@ -91,6 +93,7 @@ class Run:
     notes: Sequence[str] = ()
     selects: bool = False
     kept_at: Path | None = None
+    written: bool = True
 
     @classmethod
     def of(
@@ -127,6 +130,30 @@ class Run:
             selects=config["final_fit"],
         )
 
+    @classmethod
+    def of_all(cls, config: Config, saved: bool, make: Callable[[], Run]) -> Run:
+        """A run of several processes: the first one makes it, the others take part in it.
+
+        Args:
+            config: its own.
+            saved: whether to keep its checkpoints.
+            make: makes it.
+
+        Raises:
+            UsageError: as ``make`` does.
+        """
+        if is_main():
+            run = make()
+            from_main({"folder": run.folder, "goes_on": run.goes_on, "started": run.started})
+            return run
+        made = from_main()
+        if not made["folder"].is_dir():
+            raise UsageError(
+                f"output_dir: there is no {made['folder']} on this machine: processes on several "
+                "need a folder that all of them see"
+            )
+        return replace(cls.of(config, saved, made["folder"], {}), written=False, **made)
+
     @property
     def name(self) -> str:
         """Of the run, or of the run and its part."""
@@ -151,6 +178,7 @@ class Run:
             goes_on=self.goes_on,
             about=self.about,
             selects=self.selects,
+            written=self.written,
         )
 
     def final(self) -> Run:
@@ -227,9 +255,10 @@ class Run:
         """
         if config["show_progress"] is None:
             config["show_progress"] = sys.stderr.isatty()
+        config["show_progress"] = config["show_progress"] and self.written
         try:
             with contextlib.ExitStack() as stack:
-                if not self.of_experiment:
+                if not self.of_experiment and self.written:
                     stack.enter_context(self._locked())
                 if not self.saved:
                     self.checkpoints = self.folder / _UNSAVED
@@ -237,7 +266,8 @@ class Run:
                 elif config["checkpoint_dir"]:
                     self.checkpoints = Path(config["checkpoint_dir"]).absolute()
                     make_folder("checkpoint_dir", self.checkpoints)
-                stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
+                if self.written:
+                    stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
                 stack.enter_context(_errors_in_words(config))
                 stack.enter_context(patch.object(threading, "excepthook", _in_thread))
                 stack.enter_context(self.at_end)
@@ -245,7 +275,8 @@ class Run:
                     getLogger().info(note)
                 yield
         except UsageError:
-            if not (self.of_experiment or self.started or config["state"] == "debug"):
+            kept = self.of_experiment or self.started or config["state"] == "debug"
+            if self.written and not kept:
                 shutil.rmtree(self.folder)
                 if self.parent_is_new:
                     with contextlib.suppress(OSError):  # another run has begun in it

@@ -15,12 +15,22 @@ import torch
 from numpy.typing import NDArray
 from recbole.trainer import Trainer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_escm2.data.encoding import kept_of
+from recbole_escm2.distributed import (
+    barrier,
+    from_main,
+    gather_to_main,
+    is_main,
+    seed_of,
+    sum_over_ranks,
+    world_size,
+)
 from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.constant import BesideConstant, beside_constant
 from recbole_escm2.evaluator.evaluator import (
@@ -31,13 +41,13 @@ from recbole_escm2.evaluator.evaluator import (
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import Identity, difference
-from recbole_escm2.keys import PLACE_KEYS
+from recbole_escm2.keys import PLACE_KEYS, table_optimizer, training_seed
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import plain_data, versions, write_json
+from recbole_escm2.output import JsonList, plain_data, versions
 from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
@@ -46,6 +56,8 @@ from recbole_escm2.train.checkpoint import (
     save_checkpoint,
     support_of,
 )
+from recbole_escm2.train.device import LossWatch, batches_on
+from recbole_escm2.train.learned import learned, restore_learned
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
     OF_EPOCH,
@@ -54,7 +66,6 @@ from recbole_escm2.train.progress import (
     load_progress,
     random_state,
     restore_bookkeeping,
-    restore_learned,
     restore_random,
 )
 from recbole_escm2.train.propensity import mapped_propensity, refit_propensity
@@ -67,8 +78,21 @@ CUT_SHORT = (
 )
 
 
+class _NextLosses(nn.Module):
+    """What DistributedDataParallel calls: the losses of the next step, by the model's weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, steps: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        return next(steps, None)
+
+
 class EntireSpaceTrainer(Trainer):
     """Trains and scores entire-space models and RecBole's context-aware ones alike.
+
+    Of several processes each does this with its share of the rows, and the first one alone writes.
 
     Losses are reported as means over the batches of an epoch, by name. The best epoch is chosen on
     the unrounded ``valid_metric``; one with a target (PCOC, IEB, PIP) by its distance from it.
@@ -85,7 +109,9 @@ class EntireSpaceTrainer(Trainer):
 
     def __init__(self, config: Any, model: nn.Module, run: Run | None = None) -> None:
         if not config["single_spec"]:
-            raise UsageError("training on several processes isn't supported: leave out nproc")
+            raise UsageError(
+                "several processes are started by torchrun (docs/distributed.md): leave out nproc"
+            )
         self.run = run
         # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
         shown: dict[str, Any] = {"metrics": ["AUC"]}
@@ -123,6 +149,7 @@ class EntireSpaceTrainer(Trainer):
             and model.propensity_field is None
         )
         self._denominators: list[Tensor] = []
+        self._watch = LossWatch(self.device)
         #: What data and which split the training is on.
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
@@ -130,6 +157,7 @@ class EntireSpaceTrainer(Trainer):
         #: Whether ``epochs`` counts parts of an epoch already, where a loader hands out parts.
         self.epochs_are_parts = False
         self._learning = model
+        self._parallel: Any = None  # the same, with gradients that are means over the processes
         self._average: Any = None
         self._kept: dict[str, Any] = {}  # of the data, with each checkpoint
         self._seen_ids: dict[str, Tensor] | None = None
@@ -141,35 +169,48 @@ class EntireSpaceTrainer(Trainer):
         self._started = 0.0
         self._begun: dict[str, Any] | None = None
         self._progress: ProgressFile | None = None
+        self._history_file: JsonList | None = None
         if run is not None:
+            self._history_file = JsonList(run.folder / HISTORY_FILE)
             self._progress = ProgressFile(run.folder / PROGRESS_FILE, config["save_interval"])
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         self.row_adam: RowAdam | None = None
         if kwargs:
             return self._fused(super()._build_optimizer(**kwargs))
+        learner = self.learner.lower().replace("sparse_", "")
+        tables_by = table_optimizer(self.config)
         tables = {id(table.weight): table for table in embedding_tables(self.model)}
         sparse = [table.weight for table in tables.values() if table.sparse]
-        of_rows = {id(weight) for weight in sparse}
-        others = [p for p in self.model.parameters() if id(p) not in of_rows]
         own = self.weight_decay or 0.0
         penalty = own + (self.config["embedding_weight_decay"] or 0.0)
+        of_rows = {id(weight) for weight in sparse}
+        others = [p for p in self.model.parameters() if id(p) not in of_rows]
+        dense = [p for p in others if id(p) in tables]
+        optimizers: list[torch.optim.Optimizer] = []
+        if sparse and tables_by == "adam":
+            decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
+            self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
+            optimizers.append(self.row_adam)
+        elif sparse:
+            optimizers.append(self._plain(tables_by, sparse, own))
         groups: list[Any] = others
-        if penalty != own:
+        if tables_by != learner and dense:
+            groups = [p for p in others if id(p) not in tables]
+            optimizers.append(self._plain(tables_by, dense, penalty))
+        elif penalty != own:
             groups = [
                 {"params": [p for p in others if id(p) not in tables]},
-                {"params": [p for p in others if id(p) in tables], "weight_decay": penalty},
+                {"params": dense, "weight_decay": penalty},
             ]
-        learner = self.learner.lower().replace("sparse_", "") if sparse else self.learner
-        as_recbole = {"learner": learner, "weight_decay": own}
-        optimizer = self._fused(super()._build_optimizer(params=groups, **as_recbole))
-        if not sparse:
-            return optimizer
-        if learner != "adam":
-            return OptimizerGroup(super()._build_optimizer(params=sparse, **as_recbole), optimizer)
-        decay = {"weight_decay": penalty, "sleeping_decay": self.config["sleeping_decay"]}
-        self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
-        return OptimizerGroup(self.row_adam, optimizer)
+        if groups:
+            optimizers.append(self._plain(learner if sparse else self.learner, groups, own))
+        return optimizers[0] if len(optimizers) == 1 else OptimizerGroup(*optimizers)
+
+    def _plain(self, learner: str, params: Any, weight_decay: float) -> torch.optim.Optimizer:
+        """RecBole's optimizer of a name, with the learning rate of all."""
+        kinds = {"learner": learner, "weight_decay": weight_decay}
+        return self._fused(super()._build_optimizer(params=params, **kinds))
 
     def _fused(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The same in one pass over each parameter, where torch has it: large tables gain most."""
@@ -272,31 +313,45 @@ class EntireSpaceTrainer(Trainer):
         self._started = perf_counter()
         if self.run is not None and self.run.goes_on and self._go_on(self.run):
             return self.best_valid_score, self.best_valid_result
+        if world_size() > 1:
+            self._parallel = self._in_parallel(train_data)
         with self._waking_rows(train_data), self._counting_parts(train_data):
             result = super().fit(
                 train_data, valid_data, False, saved, bool(show_progress), callback_fn
             )
             if not valid_data:
                 self.best_epoch = self.epochs - 1
-        if self._has_saved:
-            train = train_data._dataset
-            file = Path(self.saved_model_file)
-            finish_checkpoint(file, lambda state: self._about_best(state, train))
-        if self._progress is not None and self._progress.is_kept:
-            self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
+        self._parallel = None
+        if is_main() or self._is_sharded:
+            self._finish(train_data._dataset)
+        barrier()  # what was written is there for all
         if verbose and valid_data and self.best_epoch >= 0:
             self.logger.info(f"best epoch {self.best_epoch} of {len(self.train_loss_dict)}")
         if self.weights and self.weights.warning:
             self.logger.warning(self.weights.warning)
         return result
 
+    def _finish(self, train: Any) -> None:
+        """Note in its files that the training has come to its end."""
+        if self._has_saved:
+            file = Path(self.saved_model_file)
+            finish_checkpoint(
+                file, lambda state: self._about_best(state, train), mapped=self._is_sharded
+            )
+        if self._progress is not None and self._progress.is_kept and is_main():
+            self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
+
     def _about_best(self, state: Mapping[str, Any], train: Any) -> dict[str, Any]:
-        """What a checkpoint keeps of what its model gives to train, which it needn't be in."""
+        """What a checkpoint keeps of what its model gives to train, which it needn't be in.
+
+        Tables in shards stay as they are in it: memory may not hold others beside them.
+        """
         last = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._put(state["state_dict"])
         self.model.eval()
         support = support_of(self._pctr, train) if "ctr" in self.tasks else None
-        self._put(last)
+        if not self._is_sharded:
+            self._put(last)
         return {"support": support}
 
     def _pctr(self, batch: Any) -> Tensor:
@@ -334,6 +389,11 @@ class EntireSpaceTrainer(Trainer):
             self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
         return tuple(means.values())
 
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether each process has shards of the tables, so that all take part in using them."""
+        return getattr(self._learning, "sharded", None) is not None
+
     def _fill_unseen(self) -> None:
         """Give ids that train lacks their embeddings, before the model is scored and saved."""
         if self._seen_ids is not None:
@@ -357,17 +417,29 @@ class EntireSpaceTrainer(Trainer):
                 scaler.load_state_dict(begun["scaler"])
             restore_random(begun["random"], self.device)
             self._begun = None
+        self._watch = LossWatch(self.device, epoch_idx)
         batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress, first)
-        for step, interaction in enumerate(batches, start=first + 1):
-            steps = self._loss_steps(interaction.to(self.device), loss_func)
-            while losses := self._next_losses(steps):
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, 0.0) + loss.detach()
-                self._optimize(losses, scaler)
+        for step, interaction in enumerate(batches_on(self.device, batches), start=first + 1):
+            if self._parallel is not None:
+                torch.manual_seed(seed_of(training_seed(self.config), epoch_idx, step))
+            self._watch.step = step
+            self._train_step(interaction, loss_func, scaler, totals)
             if self._is_progress_due():
+                self._watch.look()
                 seconds = spent + perf_counter() - started
                 self._save_progress(epoch_idx, step, seconds, totals, scaler.state_dict())
+        self._watch.look()
         return {name: float(total) / len(train_data) for name, total in totals.items()}
+
+    def _train_step(
+        self, interaction: Any, loss_func: Any, scaler: Any, totals: dict[str, Tensor]
+    ) -> None:
+        """Learn from a batch that is on the device; on a GPU nothing here waits for it."""
+        steps = self._loss_steps(interaction, loss_func)
+        while losses := self._next_losses(steps):
+            for name, loss in self._of_all_ranks(losses).items():
+                totals[name] = totals.get(name, 0.0) + loss
+            self._optimize(losses, scaler)
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
         if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
@@ -378,20 +450,43 @@ class EntireSpaceTrainer(Trainer):
         if not isinstance(losses, tuple):
             losses = (losses,)
         names = ["loss"] if len(losses) == 1 else [f"loss{n + 1}" for n in range(len(losses))]
+        share = getattr(interaction, "share", None)
+        if share is not None:  # a mean over the rows of this process
+            losses = tuple(loss * share.weight for loss in losses)
         yield dict(zip(names, losses, strict=True))
+
+    def _in_parallel(self, train_data: Any) -> DistributedDataParallel:
+        """The model with gradients that are means over the processes.
+
+        What a step leaves out (``alternate``, a weight of 0) has to be searched for in each graph:
+        a first batch, of which nothing is learned, tells whether anything is.
+        """
+        check_parallel(self.model, self.device)
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.train()
+        steps = self._loss_steps(next(iter(train_data)).to(self.device), None)
+        leaves_out = False
+        while losses := self._next_losses(steps):
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            gradients = torch.autograd.grad(total, learned, allow_unused=True)
+            leaves_out |= any(gradient is None for gradient in gradients)
+        losses_of = _NextLosses(self.model)
+        return DistributedDataParallel(losses_of, find_unused_parameters=leaves_out)
 
     def _next_losses(self, steps: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
         with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
-            return next(steps, None)
+            return next(steps, None) if self._parallel is None else self._parallel(steps)
+
+    def _of_all_ranks(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of the whole batch, without gradient: those of ours are that on each rank."""
+        if self._parallel is None or isinstance(self._learning, EntireSpaceRecommender):
+            return {name: loss.detach() for name, loss in losses.items()}
+        own = torch.stack([loss.detach() for loss in losses.values()])
+        return dict(zip(losses, sum_over_ranks(own) / world_size(), strict=True))
 
     def _optimize(self, losses: dict[str, Tensor], scaler: torch.amp.GradScaler) -> None:
         loss = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(loss):
-            shown = ", ".join(f"{name} {value.item()}" for name, value in losses.items())
-            raise UsageError(
-                f"the training loss isn't finite ({shown}). A smaller learning_rate, a "
-                "clip_grad_norm or a propensity_floor above 0 may help, or the risk divides by 0"
-            )
+        self._watch.saw(losses, loss)
         self.optimizer.zero_grad()
         scaler.scale(loss).backward()
         if self.clip_grad_norm:
@@ -409,7 +504,8 @@ class EntireSpaceTrainer(Trainer):
     # ------------------------------------------------------------------ progress
 
     def _is_progress_due(self, after_epoch: bool = False) -> bool:
-        return self._progress is not None and self._progress.is_due(after_epoch)
+        due = self._progress is not None and is_main() and self._progress.is_due(after_epoch)
+        return bool(from_main(due)) if self._is_sharded else due
 
     def _save_progress(
         self,
@@ -421,12 +517,14 @@ class EntireSpaceTrainer(Trainer):
     ) -> None:
         """Write down how far the training has come: ``step`` batches into an epoch."""
         assert self._progress is not None, "one is due"
+        known = learned(self._learning, self.optimizer, self._progress.path.parent)
+        if not is_main():
+            return
         state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
         state |= {
             "totals": totals or {},
-            "state_dict": self._learning.state_dict(),
+            **known,
             "average": {} if self._average is None else self._average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scaler": scaler or {},
             "random": random_state(self.device),
         }
@@ -439,6 +537,7 @@ class EntireSpaceTrainer(Trainer):
             "of": self.run.about(),
             "data": self.identity,
             "threads": torch.get_num_threads(),
+            "processes": world_size(),
             "ended": False,
             "step": 0,
             "seconds": self.seconds_before + perf_counter() - self._started,
@@ -456,26 +555,15 @@ class EntireSpaceTrainer(Trainer):
         Raises:
             UsageError: it doesn't fit the model.
         """
-        assert self._progress is not None, "a run has progress"
-        assert self.identity is not None, "it is fitted"
-        checkpoint = Path(self.saved_model_file)
-        if not self._progress.path.is_file():  # of a part that had yet to begin
+        state = self._progress_of(run) if is_main() else None
+        if not from_main(state is not None):
             return False
-        try:
-            state = load_progress(self._progress.path, self.device)
-            if differs := difference(state["data"], self.identity):
-                raise UsageError(differs)
-            needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
-            if needed and not checkpoint.is_file():
-                raise UsageError(f"{checkpoint} is gone")
-        except UsageError as error:
-            self.logger.warning(f"{run.name} begins anew: {error}")
-            self._progress.remove()
-            checkpoint.unlink(missing_ok=True)
-            return False
+        if state is None:
+            assert self._progress is not None, "a run has progress"
+            state = load_progress(self._progress.path, self.device, self._is_sharded)
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
-            restore_learned(self._learning, self.optimizer, state)
+            self._say_anew(restore_learned(self._learning, self.optimizer, state))
             if state["average"]:
                 self._average = self._new_average()
                 load_weights(self._average, state["average"])
@@ -494,7 +582,33 @@ class EntireSpaceTrainer(Trainer):
                 f"it was begun with {state['threads']} threads, and goes on with "
                 f"{torch.get_num_threads()}: sums may be rounded in another way"
             )
+        if (before := state.get("processes", 1)) != world_size():
+            self.logger.warning(
+                f"it was begun by {before} process{'es' * (before > 1)}, and goes on by "
+                f"{world_size()}: sums may be rounded in another way, and dropout draws other masks"
+            )
         return bool(state["ended"])
+
+    def _progress_of(self, run: Run) -> dict[str, Any] | None:
+        """What a training can go on with; None where it has to begin anew, or has yet to begin."""
+        assert self._progress is not None, "a run has progress"
+        assert self.identity is not None, "it is fitted"
+        checkpoint = Path(self.saved_model_file)
+        if not self._progress.path.is_file():  # of a part that had yet to begin
+            return None
+        try:
+            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            if differs := difference(state["data"], self.identity):
+                raise UsageError(differs)
+            needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
+            if needed and not checkpoint.is_file():
+                raise UsageError(f"{checkpoint} is gone")
+        except UsageError as error:
+            self.logger.warning(f"{run.name} begins anew: {error}")
+            self._progress.remove()
+            checkpoint.unlink(missing_ok=True)
+            return None
+        return state
 
     # ------------------------------------------------------------------ evaluation
 
@@ -516,17 +630,24 @@ class EntireSpaceTrainer(Trainer):
         epoch = next(reversed(self.train_loss_dict))
         if improved:
             self.best_epoch = epoch
+        self.history[-1]["valid"] = dict(result)
+        if is_main():
+            self._look_at(epoch, result, improved, start)
+        return score, result
+
+    def _look_at(self, epoch: int, result: MetricResult, improved: bool, start: float) -> None:
+        """What validation tells beside its metrics: it is fitted to, written down and logged."""
+        if improved:
             self.beside_constant = beside_constant(self.predictions, self.label_task)
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, epoch)
         self.weights = self._weigh()
-        self.history[-1]["valid"] = dict(result)
         self.history[-1]["weights"] = self.weights and self.weights.as_dict()
         refitted = refit_propensity(self.model, self.config, self.predictions, self._learning)
         if refitted:
             self.history[-1]["propensity"] = refitted
-        if self.run is not None:
-            write_json(self.run.folder / HISTORY_FILE, self.history)
+        if self._history_file is not None:
+            self._history_file.write(self.history)
         if self.verbose:
             others = [f"{task.upper()}_AUC" for task in ALL_TASKS]
             shown = dict.fromkeys([self.valid_metric, *(n for n in others if n in result)])
@@ -540,7 +661,6 @@ class EntireSpaceTrainer(Trainer):
             if refitted:
                 numbers = ", ".join(f"{name} {value:.4g}" for name, value in refitted.items())
                 self.logger.info(f"epoch {epoch} propensity from now on  {numbers}")
-        return score, result
 
     def _how_it_stands(self) -> str:
         """What to say of an epoch by which no earlier one is better."""
@@ -603,11 +723,29 @@ class EntireSpaceTrainer(Trainer):
             return None
         self._catch_up()
         if load_best_model:
-            state = load_checkpoint(model_file or self.saved_model_file, self.device)
-            self.take(state, eval_data)
-        self.eval_collector.begin(eval_data._dataset.truth)
+            file = model_file or self.saved_model_file
+            self.take(load_checkpoint(file, self.device, self._is_sharded), eval_data)
+        edges: Any = getattr(eval_data, "edges", ())  # those of RecBole's loaders are one process's
+        self.eval_collector.begin(eval_data._dataset.truth, edges)
+        if self._is_sharded:
+            self._join_in(eval_data)
         self._denominators = []
-        return super().evaluate(eval_data, load_best_model=False, show_progress=bool(show_progress))
+        result = super().evaluate(
+            eval_data, load_best_model=False, show_progress=bool(show_progress)
+        )
+        if self._weighs_its_own_way and world_size() > 1:
+            own = torch.cat([torch.empty(0), *self._denominators])
+            whole = torch.cat([own, torch.empty(edges[-1] - len(own))]) if is_main() else own
+            gather_to_main(whole, edges)
+            self._denominators = [whole]
+        return from_main(result)
+
+    @torch.no_grad()
+    def _join_in(self, eval_data: Any) -> None:
+        """Look up embeddings as often as the process with the most batches: all have to."""
+        self.model.eval()
+        for _ in range(eval_data.batches_behind):
+            self._neg_sample_batch_eval((eval_data._dataset[:1],))
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
         interaction, scores = self._scored(batched_data[0])
@@ -628,7 +766,11 @@ class EntireSpaceTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         self._catch_up()
+        self._has_saved = True
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        known = self._learned(path.parent) if is_main() or self._is_sharded else {}
+        if not is_main():
+            return
         external = self.config.external_config_dict
         settings = {**self.config.internal_config_dict, **external}
         # A default depends on the task, and a single-task model doesn't predict a product.
@@ -648,15 +790,27 @@ class EntireSpaceTrainer(Trainer):
             "training_ended": False,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **known,
             **self._kept,
             "versions": versions(),
             "support": None,
             "calibration": None,
         }
         save_checkpoint(path, state)
-        self._has_saved = True
+
+    def _learned(self, folder: Path) -> dict[str, Any]:
+        """The model that is scored, which may be an average, and the optimizer of what learns."""
+        weights = (
+            {"state_dict": self.model.state_dict()} if self.model is not self._learning else {}
+        )
+        return {**learned(self._learning, self.optimizer, folder), **weights}
+
+    def _say_anew(self, parameters: list[str]) -> None:
+        if parameters:
+            self.logger.warning(
+                f"the optimizer of {', '.join(sorted(parameters))} begins anew: what was saved is "
+                "another one's"
+            )
 
     def resume_checkpoint(self, resume_file: str) -> None:
         """Go on from a checkpoint; :meth:`fit` then makes sure that data and split are its own.
@@ -669,18 +823,18 @@ class EntireSpaceTrainer(Trainer):
                 f"training can't go on from {resume_file} with weight_averaging: it holds their "
                 "average, not the weights that were learning"
             )
-        state = load_checkpoint(resume_file, self.device)
+        state = load_checkpoint(resume_file, self.device, self._is_sharded)
         self._check_model(state)
-        load_weights(self.model, state["state_dict"])
         learner = str(state["settings"].get("learner")).lower()
+        if learner != self.learner.lower():
+            raise UsageError(
+                f"training can't go on from {resume_file}: its optimizer is that of learner "
+                f"{learner}, not of {self.learner}"
+            )
         try:
-            if learner != self.learner.lower():
-                raise ValueError(
-                    f"its optimizer is that of learner {learner}, not of {self.learner}"
-                )
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            raise UsageError(f"training can't go on from {resume_file}: {error!s}") from error
+            self._say_anew(restore_learned(self.model, self.optimizer, state))
+        except UsageError as error:
+            raise UsageError(f"training can't go on from {resume_file}: {error}") from error
         self._resumed = state["data"]
         self._has_saved = True
         self.saved_model_file = str(resume_file)
@@ -715,6 +869,26 @@ class EntireSpaceTrainer(Trainer):
             raise UsageError(f"the checkpoint can't be used here: {differs}")
 
 
+def check_parallel(model: nn.Module, device: torch.device) -> None:
+    """Refuse a model that several processes can't train together.
+
+    Raises:
+        UsageError: why.
+    """
+    modules = [type(module).__name__ for module in model.modules()]
+    if norms := [name for name in modules if "BatchNorm" in name]:
+        raise UsageError(
+            f"the model normalises over the batch ({norms[0]}), of which each process has a part: "
+            "train it by one process, or take a model or backbone without"
+        )
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    if sparse and device.type == "cuda":
+        raise UsageError(
+            "sparse_embedding: NCCL can't sum the sparse gradients of several GPUs. Set "
+            "sparse_embedding: False, or train on one"
+        )
+
+
 def has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16; torch's own answer, where it gives one."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
@@ -734,8 +908,23 @@ def _tensorboard_of(run: Run) -> contextlib.AbstractContextManager[Any]:
     return patch.object(recbole.trainer.trainer, "get_tensorboard", lambda logger: _writer(run))
 
 
-def _writer(run: Run, purge_step: int | None = None) -> SummaryWriter:
+class _NoWriter:
+    """TensorBoard's of a process that writes nothing."""
+
+    def add_scalar(self, *content: Any) -> None:
+        """Nothing."""
+
+    def add_hparams(self, *content: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _writer(run: Run, purge_step: int | None = None) -> SummaryWriter | _NoWriter:
     """Of a run's TensorBoard, which from a step on shows only what is written from now on."""
+    if not is_main():
+        return _NoWriter()
     writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge_step)
     run.at_end.callback(writer.close)
     return writer

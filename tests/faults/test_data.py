@@ -547,38 +547,44 @@ def test_a_log_of_clicks_alone(made, folder, source):
     assert "nothing to weigh" in text
 
 
-@pytest.mark.parametrize("kind", ["atomic", "parquet"])
-def test_ids_that_only_test_has(made, folder, kind):
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("atomic", "hour"), ("parquet", "hour"), ("atomic", "user_id"), ("parquet", "item_id")],
+)
+def test_ids_that_only_test_has(made, folder, kind, field):
+    column, late = f"{field}:token", 0
     for seed, part in enumerate(PARTS):
-        rows = impressions(seed)
+        rows = {name: list(map(str, values)) for name, values in impressions(seed).items()}
         if part == "test":
-            rows["hour:token"] = [f"late{h}" if h < 12 else h for h in rows["hour:token"]]
-        rows["hour:token"] = list(map(str, rows["hour:token"]))
+            early = sorted(set(rows[column]))[::2]
+            rows[column] = [text if text in early else f"late{text}" for text in rows[column]]
+            late = sum(text.startswith("late") for text in rows[column])
         if kind == "atomic":
             made.write(f"{part}.inter", rows)
         else:
-            made.write_table(f"{part}.parquet", rows)
+            labels = {name: list(map(int, rows[name])) for name in rows if name.endswith("float")}
+            made.write_table(f"{part}.parquet", {**rows, **labels})
     if kind == "atomic":
         made.write_all()
-    late = sum(hour.startswith("late") for hour in rows["hour:token"])
     text = said(made, folder, **SPLIT)
-    assert f"test has ids that train hasn't, of all values: hour {late / ROWS:.2%}." in text
+    assert f"test has ids that train hasn't, of all values: {field} {late / ROWS:.2%}" in text
 
 
-@pytest.mark.parametrize("users", [70_000, 5_000])
-def test_more_pairs_than_memory(made, folder, users, monkeypatch):
+@pytest.mark.parametrize(("users", "items"), [(70_000, 70_000), (5_000, 5_000), (40_000, 400)])
+def test_more_pairs_than_memory(made, folder, users, items, monkeypatch):
     monkeypatch.setattr(pairs, "memory", lambda: 1_000_000_000)
+    numbers = range(max(users, items))
     made.write(
         "inter",
         {
-            "user_id:token": [f"u{n}" for n in range(users)],
-            "item_id:token": [f"i{n}" for n in range(users)],
-            "rating:float": [n % 5 for n in range(users)],
+            "user_id:token": [f"u{n % users}" for n in numbers],
+            "item_id:token": [f"i{n % items}" for n in numbers],
+            "rating:float": [n % 5 for n in numbers],
         },
     )
     message = wrong(made, folder, impressions="pairs", threshold={"rating": 3})
-    assert f"{users * users:,} pairs of {users:,} users and {users:,} items" in message
-    assert f"about {users * users * 100 / 1e9:,.0f} GB of memory" in message
+    assert f"{users * items:,} pairs of {users:,} users and {items:,} items" in message
+    assert f"about {users * items * 100 / 1e9:,.0f} GB of memory" in message
     assert "impressions: rows" in message
 
 
@@ -705,40 +711,107 @@ def rewritten(raw, names, change):
             path.write_text("\n".join(lines) + "\n")
 
 
-def renamed_field(line):
-    return [
-        *line[:-1],
-        line[-1].replace("\x01205\x02", "\x01299\x02").replace("205\x02", "299\x02"),
-    ]
+def renamed(name, instead):
+    """With another name of a field of each line's features."""
+
+    def change(line):
+        features = [
+            instead + own.removeprefix(name) if own.startswith(f"{name}\x02") else own
+            for own in line[-1].split("\x01")
+        ]
+        return [*line[:-1], "\x01".join(features)]
+
+    return change
 
 
 def other_keys(line):
     return [line[0][::-1], *line[1:]]
 
 
+def other_references(line):
+    return [*line[:3], line[3][::-1], *line[4:]]
+
+
 def swapped_labels(line):
     return [line[0], line[2], line[1], *line[3:]]
 
 
+RAW = {
+    "field renamed": [
+        (["skeleton"], renamed("205", "299"), "error: the field '205' has no value in any row"),
+        (["skeleton_train"], renamed("205", "299"), "error: the field '205' has no value in any"),
+        (["common"], renamed("101", "199"), "error: the field '101' has no value in any row of"),
+        (["skeleton_test"], renamed("205", "x"), "the field '205' has no value in any row of test"),
+        (["common_features_test"], renamed("121", "9"), "the field '121' has no value in any row"),
+    ],
+    "no common features": [
+        (["common"], other_keys, "error: no impression has its common_feature_index in 'common'"),
+        (["skeleton"], other_references, "error: no impression has its common_feature_index in"),
+        (["common_features_train"], other_keys, "error: the field '101' has no value in any row"),
+        (["common_features_test"], other_keys, "1,500 of 1,500 impressions (test) have no row in"),
+        (["common"], None, "error: the field '101' has no value in any row of train"),
+    ],
+    "labels swapped": [
+        (["skeleton"], swapped_labels, "error: .*Are CLICK_FIELD and CONVERSION_FIELD"),
+        (["skeleton_train"], swapped_labels, "error: .* no click among the .* of train"),
+        (["skeleton_test"], swapped_labels, "0.067% of the rows are clicked (Ali-CCP: 3.9 %)"),
+    ],
+}
+
+
 @pytest.mark.parametrize(
     ("names", "change", "expected"),
-    [
-        (["sample_skeleton"], renamed_field, "205"),
-        (["sample_skeleton_train"], renamed_field, "205"),
-        (["common_features"], other_keys, "no impression has its"),
-        (["sample_skeleton"], swapped_labels, "Are CLICK_FIELD and CONVERSION_FIELD"),
-    ],
-    ids=["field renamed", "field renamed in train", "keys of common features", "labels swapped"],
+    [pytest.param(*case, id=f"{kind} {n}") for kind in RAW for n, case in enumerate(RAW[kind])],
 )
 def test_raw_files_of_ali_ccp(simulated, tmp_path, folder, names, change, expected):
+    """What can't be right is an error, and what may be is said."""
     raw = tmp_path / "ali-ccp" / "raw"
     shutil.copytree(simulated, raw)
-    rewritten(raw, names, change)
-    before = on_disk(tmp_path / "ali-ccp")
-    outcome = call(folder, *small(tmp_path, dataset="ali-ccp"))
-    assert outcome.code == 2, outcome
-    assert expected in outcome.error
-    assert on_disk(tmp_path / "ali-ccp") == before
+    if change is None:
+        for path in raw.glob("common*.csv"):
+            path.write_text("")
+    else:
+        rewritten(raw, names, change)
+    before = on_disk(raw)
+    outcome = call(folder, *small(tmp_path, dataset="ali-ccp", valid_metric="CTR_AUC"))
+    (line,) = (line for line in outcome.err.splitlines() if is_in(expected, line))
+    refuses = expected.startswith("error: ")
+    assert outcome.code == (2 if refuses else 0), outcome
+    assert line.startswith("error: ") == refuses
+    assert on_disk(raw) == before
+
+
+def is_in(expected, line):
+    """Whether a line has some text, ``.*`` of which stands for any."""
+    return re.search(re.escape(expected).replace(r"\.\*", ".*"), line) is not None
+
+
+@pytest.mark.parametrize("kind", ["inter", "csv", "parquet"])
+@pytest.mark.parametrize(("part", "column"), [("test", "hour:token"), ("valid", "hour:token")])
+def test_a_field_that_a_part_lacks(made, folder, kind, part, column):
+    for seed, name in enumerate(PARTS):
+        rows = impressions(seed)
+        rows[column] = [None if name == part else f"h{value}" for value in rows[column]]
+        if kind == "inter":
+            rows[column] = [value or "" for value in rows[column]]
+            made.write(f"{name}.inter", rows)
+        elif kind == "csv":
+            rows[column] = [value or "" for value in rows[column]]
+            made.write_table(f"{name}.csv", rows)
+        else:
+            made.write_table(f"{name}.parquet", rows)
+    made.write("user", made.user)
+    text = said(made, folder, **SPLIT)
+    assert f"the field 'hour' has no value in any row of {part}, and {ROWS} in train" in text
+
+
+@pytest.mark.parametrize("part", ["test", "valid"])
+def test_a_number_that_a_part_lacks(made, folder, part):
+    for seed, name in enumerate(PARTS):
+        price = pa.nulls(ROWS, pa.float64()) if name == part else [n / 7 for n in range(ROWS)]
+        made.write_table(f"{name}.parquet", {**impressions(seed), "price:float": price})
+    text = said(made, folder, **SPLIT, numerical_features=["price"])
+    assert f"the field 'price' has no value in any row of {part}" in text
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

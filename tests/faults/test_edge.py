@@ -18,6 +18,7 @@ from types import ModuleType
 
 import pytest
 from common import Outcome, call, on_disk, refused, small
+from filelock import FileLock
 from recbole.utils import case_study
 
 from recbole_escm2.config import Config
@@ -357,6 +358,22 @@ def test_the_checkpoint_that_nobody_keeps_is_in_the_folder_of_its_run(data_path,
     assert not list(tmp_path.rglob("*.pth"))
 
 
+def test_what_a_conversion_killed_at_its_end_has_left_goes_with_the_next_start(data_path, tmp_path):
+    """The lock of who made the store, and what it replaced; a lock that is held stays."""
+    given = small(data_path, store_dir=tmp_path / "stores")
+    assert call(tmp_path, *given).code == 0
+    (folder,) = (tmp_path / "stores" / "tiny").iterdir()
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock):
+        assert call(tmp_path, *given).code == 0
+        assert lock.exists()
+    (folder.with_name(f".{folder.name}.0a1b.unfinished")).mkdir()
+    (folder.with_name(f".{folder.name}.0a1b.unfinished.lock")).touch()
+    lock.touch()
+    assert call(tmp_path, *given).code == 0
+    assert [*folder.parent.iterdir()] == [folder]
+
+
 # ------------------------------------------------------------------ a store that goes away
 
 
@@ -443,6 +460,16 @@ def test_metrics_per_user_without_users_say_so(data_path, tmp_path, metric):
     assert outcome.code == 0, outcome
     assert f"{metric} is left out: " in outcome.out
     assert "user" in outcome.out.partition(f"{metric} is left out: ")[2].splitlines()[0]
+
+
+@pytest.mark.parametrize("numbers", ["age", None])
+@pytest.mark.parametrize("model", ["DSSM", "ESMM", "LR"])
+def test_features_that_a_model_leaves_out(data_path, stored, tmp_path, model, numbers):
+    """A float column of users, that isn't named, or that a model of token fields doesn't read."""
+    given = {"model": model, "numerical_features": numbers and f"[{numbers}]"}
+    outcome = call(tmp_path, *small(data_path, store_dir=stored, mlp_hidden_size="[4]", **given))
+    assert outcome.code == 0, outcome
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(("column", "name"), [(6, "true_ctr"), (7, "true_cvr")])

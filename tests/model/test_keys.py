@@ -36,6 +36,7 @@ OF_MODELS = {
     "dropout_prob": 0.5,
     "embedding_dropout": 0.5,
     "embedding_init": 0.5,
+    "embedding_optimizer": "adagrad",
     "embedding_size": 8,
     "extraction_level_num": 1,
     "first_order": True,
@@ -81,6 +82,7 @@ OF_ANY_MODEL = {
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
         *("checkpoint_dir", "init_from", "output_dir", "resume", "save_interval"),
+        "embedding_placement",
         "show_progress",
     },
 }
@@ -162,7 +164,7 @@ def test_keys_of_the_family_are_refused_for_recboles_models(computed, configure,
     for key, value in OF_MODELS.items():
         if key in ("embedding_size", "mlp_hidden_size", "dropout_prob"):
             continue  # as RecBole's own file of the model says
-        if key in ("task", "bag_pooling", "sparse_embedding"):
+        if key in ("task", "bag_pooling", "embedding_optimizer", "sparse_embedding"):
             assert computed(model, **{key: value}) != before, key
             continue
         with pytest.raises(UsageError, match=f"{model} .*: {key} does nothing there"):

@@ -65,6 +65,40 @@ def test_without_it_the_optimizer_is_as_it_was(build_acting, trainer_of):
         assert group["fused"]
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("learner", "own"), [("adam", "adagrad"), ("sgd", "adam")])
+def test_tables_have_an_optimizer_of_their_own(build_acting, trainer_of, learner, own, sparse):
+    """Two steps of theirs, with the penalty on dense tables; all else has the learner's."""
+    penalty = 0.0 if sparse and own == "adagrad" else 0.3
+    built = build_acting(
+        "ESCM2_IPS",
+        learner=learner,
+        learning_rate=LR,
+        embedding_optimizer=own,
+        embedding_weight_decay=penalty,
+        sparse_embedding=sparse,
+        sleeping_decay=0.0 if sparse else 1.0,
+    )
+    trainer, tables = trainer_of(built), tables_of(built.model)
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+    expected = {n: nn.Parameter(p.detach().clone()) for n, p in built.model.named_parameters()}
+    optimizers = [
+        kind[own]([expected[n] for n in tables], lr=LR, weight_decay=penalty),
+        kind[learner]([p for n, p in expected.items() if n not in tables], lr=LR),
+    ]
+    for _ in range(2):
+        for name, parameter in built.model.named_parameters():
+            gradient = torch.sin(torch.arange(parameter.numel()) + 1.0).reshape(parameter.shape)
+            expected[name].grad = gradient
+            as_sparse = sparse and name in tables
+            parameter.grad = gradient.to_sparse(1) if as_sparse else gradient.clone()
+        trainer.optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, parameter in built.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name].detach(), msg=name)
+
+
 # ------------------------------------------------------------------ sparse tables
 
 
@@ -195,8 +229,10 @@ def test_validation_and_checkpoint_see_rows_that_are_awake(build_acting, trainer
     assert not any(trained)
     for name, value in load_checkpoint(trainer.saved_model_file)["state_dict"].items():
         assert value.shape == built.model.state_dict()[name].shape
-    saved = load_checkpoint(trainer.saved_model_file)["optimizer"]["optimizers"][0]["state"]
-    assert all(s["visited"].unique().tolist() == [-1, s["step"]] for s in saved.values())
+    saved = load_checkpoint(trainer.saved_model_file)["optimizer"]
+    rows = [state for state in saved.values() if state["of"] == "RowAdam"]
+    assert len(rows) == len(tables_of(built.model))
+    assert all(s["visited"].unique().tolist() == [-1, s["step"]] for s in rows)
 
 
 def test_a_checkpoint_without_validation_is_awake_too(build_acting, trainer_of):

@@ -11,7 +11,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam, summed_rows
+from recbole_escm2.errors import UsageError
+from recbole_escm2.train.optimizer import (
+    OptimizerGroup,
+    RowAdam,
+    load_by_name,
+    state_by_name,
+    summed_rows,
+)
 
 ROWS, WIDTH = 7, 3
 positions = st.lists(st.integers(0, ROWS - 1), max_size=30)
@@ -79,10 +86,37 @@ def test_goes_on_from_its_state():
     part, optimizer = trained(RowAdam, batches[:2], True)
     table = nn.Embedding.from_pretrained(part.clone(), freeze=False, sparse=True)
     again = OptimizerGroup(RowAdam([table.weight], lr=0.1))
-    again.load_state_dict(copy.deepcopy(OptimizerGroup(optimizer).state_dict()))
+    (own,) = optimizer.param_groups[0]["params"]
+    saved = copy.deepcopy(
+        state_by_name(OptimizerGroup(optimizer), nn.ParameterDict({"weight": own}))
+    )
+    assert load_by_name(again, table, saved) == []
     (table(torch.tensor(batches[2])) - 1).square().sum().backward()
     again.step()
     assert torch.equal(table.weight, whole)
+
+
+def test_the_state_of_another_optimizer_is_left_out():
+    layer = nn.Linear(2, 1)
+    optimizers = {
+        kind: kind(layer.parameters()) for kind in (torch.optim.Adam, torch.optim.Adagrad)
+    }
+    layer(torch.ones(1, 2)).sum().backward()
+    saved = {}
+    for kind, optimizer in optimizers.items():
+        optimizer.step()
+        saved[kind] = state_by_name(optimizer, layer)
+    mixed = {
+        "weight": saved[torch.optim.Adam]["weight"],
+        "bias": saved[torch.optim.Adagrad]["bias"],
+    }
+    anew = torch.optim.Adagrad(layer.parameters())
+    assert load_by_name(anew, layer, mixed) == ["weight"]
+    assert layer.bias in anew.state
+    assert torch.equal(anew.state[layer.bias]["sum"], mixed["bias"]["sum"])
+    mixed["bias"] = {"of": "Adagrad", "sum": torch.zeros(1), "step": None}
+    with pytest.raises(UsageError, match="its optimizer has another form"):
+        load_by_name(anew, layer, mixed)
 
 
 @pytest.mark.parametrize("rows", [[3], [3, 3, 0]])
@@ -418,12 +452,14 @@ def test_a_group_goes_on_from_the_states_of_all():
     sum((table * n).sum() for n, table in enumerate(tables, start=1)).backward()
     group.step()
     others, again = two()
-    again.load_state_dict(copy.deepcopy(group.state_dict()))
+    saved = copy.deepcopy(state_by_name(group, nn.ParameterList(tables)))
+    assert set(saved) == {"0", "1"}
+    assert load_by_name(again, nn.ParameterList(others), saved) == []
     for table, other in zip(tables, others, strict=True):
         other.data.copy_(table.data)
         other.grad = table.grad.clone()
     group.step()
     again.step()
     assert [table.tolist() for table in tables] == [other.tolist() for other in others]
-    with pytest.raises(ValueError, match="zip"):
-        again.load_state_dict({"optimizers": group.state_dict()["optimizers"][:1]})
+    saved["1"]["of"] = "Adam"
+    assert load_by_name(again, nn.ParameterList(others), saved) == ["1"]

@@ -15,7 +15,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESCM2_DR, ESCM2_IPS, ESMM
-from recbole_escm2.output import write_json
+from recbole_escm2.output import JsonList, write_json
 from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.checkpoint import load_checkpoint
 from recbole_escm2.train.trainer import EntireSpaceTrainer
@@ -228,6 +228,20 @@ def test_a_scaler_changes_nothing_in_float32(settings, tmp_path, monkeypatch, cl
     if clip:  # no step is longer than the learning rate times the norm that is asked for
         assert plain.norm() <= 0.01 * clip["max_norm"] * steps * (1 + 1e-3)
     assert plain.norm() > 0.01 * 1e-3 * steps
+
+
+def test_a_growing_list_is_written_as_a_whole_one_and_each_item_encoded_once(tmp_path, monkeypatch):
+    items = [{"epoch": n, "text": "two\nlines", "valid": {"AUC": math.nan}} for n in range(3)]
+    write_json(tmp_path / "whole.json", items)
+    growing = JsonList(tmp_path / "growing.json")
+    for count in (1, 3):
+        growing.write(items[:count])
+        assert len(json.loads((tmp_path / "growing.json").read_text())) == count
+    assert (tmp_path / "growing.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    encoded = []
+    monkeypatch.setattr(json, "dumps", lambda item, **how: encoded.append(item) or "{}")
+    growing.write([*items, {"epoch": 3}])
+    assert encoded == [{"epoch": 3}]
 
 
 def test_result_files_are_strict_json(settings, tmp_path):

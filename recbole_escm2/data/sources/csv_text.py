@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def csv_batches(
         skipped.append(row.number)
         return "skip"
 
-    with _faults(file):
+    with _faults(file), no_traceback_of_bytes():
         reader = pa.csv.open_csv(
             file if stream is None else stream,
             # A row's number is known in one thread only.
@@ -96,6 +97,7 @@ def csv_batches(
                 column_types=dict(types), include_columns=list(only)
             ),
         )
+        _ = reader.schema.names  # are text
     return reader.schema, _batches(file, reader, 1 if names else 2, skipped)
 
 
@@ -103,12 +105,37 @@ def _batches(
     file: Path, reader: Any, line: int, skipped: list[int] | None
 ) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
     with _faults(file):
-        for batch in reader:
+        while (batch := _next_of(reader)) is not None:
             lines: Sequence[int] = range(line, line + len(batch))
             if skipped:
                 lines = _without(skipped, line, len(batch))
             yield lines, _without_empty(batch)
             line = lines[-1] + 1 if len(batch) else line
+
+
+def _next_of(reader: Any) -> pa.RecordBatch | None:
+    with no_traceback_of_bytes():
+        return next(iter(reader), None)
+
+
+@contextlib.contextmanager
+def no_traceback_of_bytes() -> Iterator[None]:
+    """While pyarrow reads with a handler of malformed rows.
+
+    It decodes such a row first, and prints a traceback where that can't be done; what it raises
+    then says all that there is to say.
+    """
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if not isinstance(told.exc_value, UnicodeDecodeError):
+            before(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _without(skipped: list[int], first: int, count: int) -> Sequence[int]:

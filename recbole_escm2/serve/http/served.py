@@ -1,0 +1,220 @@
+"""The model that answers: loaded, scoring rows of JSON, and what a page has to know of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from recbole_escm2.data.batch import Batch
+from recbole_escm2.data.labels import labels_of
+from recbole_escm2.errors import UsageError
+from recbole_escm2.serve.http.rows import Refused, columns_of, refusal, rows_in, wanted
+from recbole_escm2.serve.scorer import Scorer, checkpoints_of
+from recbole_escm2.serve.validity import PERCENTILES, steps_of
+
+#: The percentile of the pCTR of train's clicks below which a row's pCVR isn't valid.
+LEAST = max(PERCENTILES)
+_CHOICES = 20  # tokens of a field that the page proposes
+_SEAL = 33  # bytes at a checkpoint's end: its digest and a line feed
+_TRIES = 3  # of loading a file that is replaced meanwhile
+
+Signature = tuple[tuple[int, int, int] | None, ...]
+
+
+def signature_of(path: str) -> Signature:
+    """What tells that the checkpoint at a path, or one of a pair, was replaced; None where there
+    is no file.
+    """
+    try:
+        files = checkpoints_of(path)
+    except UsageError:
+        return (None,)
+    return tuple(map(_stat, files))
+
+
+def _stat(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Scores as JSON, and how many of what they are of, for statistics."""
+
+    body: bytes
+    rows: int
+    invalid: int
+    unknown: Mapping[str, int]
+
+
+class Served:
+    """A model as it was loaded, which one thread at a time scores with.
+
+    Args:
+        scorer: of the model.
+        signature: of its files when they were read.
+        digest: of its checkpoint, those of a pair joined by ``+``.
+
+    Raises:
+        UsageError: it can't score a row without any value.
+    """
+
+    def __init__(self, scorer: Scorer, signature: Signature, digest: str) -> None:
+        self.scorer, self.signature, self.digest = scorer, signature, digest
+        self.loaded = datetime.now(UTC)
+        self.features = [scorer.known.fields[name] for name in scorer.features]
+        labels = {name for name in vars(labels_of(scorer.config)).values() if name}
+        self.ignored = {*scorer.known.fields, *labels} - {*scorer.features}
+        supports = (own.support for own in scorer.models)
+        self._quantiles = next((own for own in supports if own is not None), None)
+        self._batch: Batch | None = None
+        scorer.watchers.append(self._keep)
+        self._scored([dict.fromkeys(scorer.features)])  # which builds indices of tokens, too
+
+    def _keep(self, batch: Batch) -> None:
+        self._batch = batch
+
+    @property
+    def model(self) -> str:
+        """Its name, those of a pair joined by ``+``."""
+        return "+".join(str(own.config["model"]) for own in self.scorer.models)
+
+    def answer(self, body: bytes, most: int) -> Answer:
+        """The answer to a request.
+
+        Args:
+            body: of the request.
+            most: rows that it may have.
+
+        Raises:
+            Refused: it can't be scored.
+        """
+        rows = rows_in(body, most)
+        found, invalid, unknown = self._scored(rows) if rows else ([], 0, {})
+        content = {"model": self.digest, "rows": found}
+        encoded = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Answer(encoded, len(rows), invalid, unknown)
+
+    def _scored(self, rows: list[Any]) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
+        """What an answer says of each row, how many aren't valid, and unknown values by field."""
+        columns = columns_of(rows, self.features, self.ignored)
+        try:
+            scores = self.scorer.score(columns, "the request")
+        except UsageError as error:
+            raise Refused(422, str(error)) from error
+        if scores.faults:
+            raise refusal(scores.faults, self.features)
+        own: dict[str, Any] = {f"p{task}": list(values) for task, values in scores.of.items()}
+        support: Any = [None] * len(rows)
+        valid: Any = support
+        if self._quantiles is not None and scores.pctr is not None:
+            size = len(self._quantiles) - 1
+            steps = steps_of(self._quantiles, scores.pctr)
+            support = list((steps / size).astype(np.float32))
+            valid = (steps >= LEAST * size // 100).tolist()
+        unknown = {name: self._unknown(name, columns.column(name)) for name in self._tokens}
+        by_row: list[list[str]] = [[] for _ in rows]
+        for name, at in unknown.items():
+            for row in at.tolist():
+                by_row[row].append(name)
+        own |= {"support": support, "valid": valid, "unknown": by_row}
+        found = [dict(zip(own, values, strict=True)) for values in zip(*own.values(), strict=True)]
+        counts = {name: len(at) for name, at in unknown.items() if len(at)}
+        return found, valid.count(False), counts
+
+    @property
+    def _tokens(self) -> list[str]:
+        return [own.name for own in self.features if own.kind.startswith("token")]
+
+    def _unknown(self, name: str, column: pa.Array) -> NDArray[Any]:
+        """The rows, of those scored last, that have a token that training didn't know."""
+        assert self._batch is not None
+        unknown = self.scorer.known.tokens[name].unknown
+        if name in self._batch.bags:
+            bag = self._batch.bags[name]
+            at = np.flatnonzero(bag.ids.numpy() == unknown)
+            return np.unique(np.repeat(np.arange(len(column)), bag.lengths[0].numpy())[at])
+        is_unknown = self._batch[name].numpy() == unknown
+        if not unknown:  # then it is the id of no value, too
+            is_unknown &= column.is_valid().to_numpy(zero_copy_only=False)
+        return np.flatnonzero(is_unknown)
+
+    def about(self, choices: bool) -> dict[str, Any]:
+        """The model and its fields, for JSON.
+
+        Args:
+            choices: whether to show values that train has: the most frequent tokens, the median of
+                numbers.
+        """
+        fields = []
+        for own in self.features:
+            entry = {"name": own.name, "kind": own.kind, "weighted": own.weighted}
+            entry["takes"] = wanted(own, self.features)
+            if choices:
+                entry["choices"] = self._choices(own.name)
+            fields.append(entry)
+        return {
+            "model": self.model,
+            "digest": self.digest,
+            "loaded": self.loaded.isoformat(timespec="seconds"),
+            "predicts": [f"p{task}" for task in self.scorer.tasks],
+            "valid_from_percentile": None if self._quantiles is None else LEAST,
+            "fields": fields,
+        }
+
+    def _choices(self, name: str) -> list[Any]:
+        known = self.scorer.known
+        if name not in known.tokens:
+            edges = known.deciles[name][0]
+            return [float(f"{edges[len(edges) // 2 - 1]:.4g}")]
+        tokens, counts = known.tokens[name], known.train_ids[name].clone()
+        counts[0] = 0
+        if tokens.unknown < len(counts):
+            counts[tokens.unknown] = 0
+        top = torch.topk(counts, min(_CHOICES, len(counts)))
+        pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        return [tokens.tokens[place - 1].as_py() for count, place in pairs if count]
+
+
+def load(path: str, model: str | None, device: str | None, settings: Mapping[str, str]) -> Served:
+    """The model at a path.
+
+    Args:
+        path: a checkpoint, or the folder of a run.
+        model: ``path.to.module:Class``, where it is the user's own.
+        device: where to compute; by default a GPU where there is one.
+        settings: config keys of scoring, as text.
+
+    Raises:
+        UsageError: there is none, none can be made of it, it can't score, or its files are
+            replaced again and again.
+    """
+    for _ in range(_TRIES):
+        signature = signature_of(path)
+        scorer = Scorer(path, model, device, settings)
+        digests = [_digest(file) for file in checkpoints_of(path)]
+        if signature_of(path) == signature:
+            try:
+                return Served(scorer, signature, "+".join(digests))
+            except Refused as error:
+                raise UsageError(f"{path}: the model can't score a row: {error}") from error
+    raise UsageError(f"{path} is written to all the time: put a whole file there by renaming it")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        stream.seek(-_SEAL, os.SEEK_END)
+        return stream.read().decode("ascii").strip()
