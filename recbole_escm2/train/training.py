@@ -9,7 +9,7 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from recbole.utils import init_seed
+from recbole.utils import FeatureType, init_seed
 
 from recbole_escm2.config import fitted_to_validation
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
@@ -19,11 +19,15 @@ from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.groups import check_groups
 from recbole_escm2.evaluator.predictions import Predictions
-from recbole_escm2.keys import PAIR, training_seed
+from recbole_escm2.keys import PAIR, table_optimizer, training_seed
 from recbole_escm2.lookup import NAMESAKES
+from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.draws import Draws
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.reference.base import ReferenceRecommender
+from recbole_escm2.model.sharded import Room, shard
 from recbole_escm2.model.single_task import train_as_the_family
+from recbole_escm2.placement import place_tables
 from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
 from recbole_escm2.train.initial import begin_with
@@ -119,7 +123,9 @@ class Training:
         model = self.trainer.model
         if isinstance(model, ReferenceRecommender):
             return model.learned
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        tables = getattr(model, "sharded", None)
+        in_shards = sum(shape.numel() for shape in tables.shapes().values()) if tables else 0
+        return in_shards + sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def fit(self) -> None:
         """Train until validation gets no better, or without it for all epochs.
@@ -240,7 +246,7 @@ def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], t
         logger.info(f"{name:5} {loader.dataset.summary()}")
     init_seed(seed, config["reproducibility"])
     train = splits["train"].dataset
-    model = config.model_class(config, train).to(config["device"])
+    model = _new_model(config, train)
     if not (is_entire_space(config) or is_reference(config.model_class)):
         few = train[:2].to(config["device"])
         for sentence in train_as_the_family(model, config, few):
@@ -248,3 +254,19 @@ def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], t
     if config["init_from"]:
         begin_with(model, config, train, task)
     return splits, model
+
+
+def _new_model(config: Any, train: Any) -> torch.nn.Module:
+    """With its initial weights, and its tables where ``embedding_placement`` puts them."""
+    shardable = is_entire_space(config) and config["backbone"] in BOTTOMS
+    names = train.fields(ftype=[FeatureType.TOKEN, FeatureType.TOKEN_SEQ])
+    rows = sum(train.num(name) for name in names)
+    room = place_tables(config, rows, shardable)
+    if room is None:
+        model: torch.nn.Module = config.model_class(config, train)
+        return model.to(config["device"])
+    with Draws() as draws:
+        model = config.model_class(config, train)
+    batch = -(-config["train_batch_size"] // world_size())
+    shard(model, draws, (table_optimizer(config), config["learning_rate"]), Room(room, batch))
+    return model.to(config["device"])
