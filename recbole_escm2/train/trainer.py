@@ -324,6 +324,8 @@ class EntireSpaceTrainer(Trainer):
             if not valid_data:
                 self.best_epoch = self.epochs - 1
         self._parallel = None
+        if self._is_sharded:
+            barrier()  # until the best epoch is written
         if is_main() or self._is_sharded:
             self._finish(train_data._dataset)
         barrier()  # what was written is there for all
