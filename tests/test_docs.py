@@ -113,6 +113,28 @@ def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch):
     assert main([*words, *(f"--{key}={value}" for key, value in quick.items())]) == 0
 
 
+def test_two_processes_print_one_table_that_of_one(tmp_path, metrics_of):
+    ours = r"torchrun (--nproc_per_node=2) run_recbole_escm2\.py (--\S+ --\S+)$"
+    ((processes, options),) = set(re.findall(ours, "".join(PAGES.values()), re.MULTILINE))
+    quick = ["--simulation={rows: 4000, click_rate: 0.3, conversion_rate: 0.5}", "--epochs=2"]
+    one, two = (
+        subprocess.run(
+            [sys.executable, *start, ROOT / "run_recbole_escm2.py", *options.split(), *quick],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        for start in ([], ["-m", "torch.distributed.run", processes])
+    )
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.count("Test metrics") == 1
+    assert metrics_of(two.stdout) == pytest.approx(metrics_of(one.stdout), abs=0.001)
+    tables = [re.sub(r"-?\d+\.\d+", "", done.stdout) for done in (one, two)]
+    assert re.sub(" +", " ", tables[0]) == re.sub(" +", " ", tables[1])
+    assert two.stderr.count("best epoch") == one.stderr.count("best epoch") == 1
+
+
 def test_training_begins_with_a_run_as_printed(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     printed = "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…"
