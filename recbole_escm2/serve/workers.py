@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
+from recbole_escm2.distributed import is_launched
 from recbole_escm2.errors import UsageError
 from recbole_escm2.serve.scorer import Scorer, Scores
 from recbole_escm2.serve.validity import Counts, Validity
@@ -109,8 +110,10 @@ def workers_of(options: Mapping[str, str]) -> int:
     """How many processes are to score: 1 is this one alone.
 
     Raises:
-        UsageError: it is no number of processes.
+        UsageError: it is no number of processes, or torchrun has started several.
     """
+    if is_launched():
+        raise UsageError("predict is shared out by --workers=N: start it without torchrun")
     text = options.get("workers", "1")
     if not text.isdecimal() or not int(text):
         raise UsageError(f"--workers must be a number of processes, got {text!r}")

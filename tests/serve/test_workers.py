@@ -145,6 +145,18 @@ def test_what_is_no_number_of_processes_is_refused(text):
         workers_of({"workers": text})
 
 
+def test_torchrun_is_refused_in_words(monkeypatch):
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="without torchrun"):
+        workers_of({})
+
+
 def test_the_command_takes_the_number_of_processes(done, tmp_path, capsys):
     data = tmp_path / "new.parquet"
     pa.parquet.write_table(pa.Table.from_pandas(done.frame, preserve_index=False), data)
