@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Bags:
         return flat.cumsum(0) - flat
 
     def split(self) -> list[tuple[str, Bags]]:
-        """Each field by itself, with its name."""
+        """Each field by itself, with its name; on the CPU, since it has to know their lengths."""
         ends = [0, *self.lengths.sum(dim=1).cumsum(0).tolist()]
         weights = self.weights
         return [
@@ -52,8 +53,12 @@ class Bags:
 
     def to(self, device: Any) -> Bags:
         """On another device."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return Bags(self.fields, self.ids.to(device), weights, self.lengths.to(device))
+        return self.each(lambda values: values.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Bags:
+        """With each of its tensors changed by a function that keeps shapes."""
+        weights = None if self.weights is None else change(self.weights)
+        return Bags(self.fields, change(self.ids), weights, change(self.lengths))
 
     def scaled(self, scale: float) -> Bags:
         """With weights divided by ``scale``."""

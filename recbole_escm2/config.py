@@ -49,6 +49,7 @@ from recbole_escm2.lookup import find_model, model_names, recbole_context_model
 from recbole_escm2.metric_names import METRIC_KEYS, bigger_is_better, is_metric, own_names, task_of
 from recbole_escm2.model_names import MODEL_NAMES
 from recbole_escm2.own_code import import_own_metric, refuse_own_metrics, with_names
+from recbole_escm2.placement import against_penalty, check_sharding
 from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
@@ -259,6 +260,8 @@ def check_together(config: Any, external: Mapping[str, Any]) -> None:
         _sparse_or_dense(config, external)
     elif str(config["learner"]).lower() == "sparse_adam":
         raise UsageError("learner sparse_adam needs sparse gradients: set sparse_embedding: True")
+    if config["embedding_placement"] == "sharded":
+        check_sharding(config)
     if config["final_fit"] and (fitted := fitted_to_validation(config)):
         raise UsageError(
             f"{fitted[0]} is fitted to validation, which final_fit trains on: leave one of them out"
@@ -388,6 +391,8 @@ def _check_penalty(config: Any, key: str) -> None:
             "embedding_weight_decay is an L2 penalty, which learner adamw doesn't have: its decay "
             "(weight_decay) is decoupled from the gradient. Choose learner adam"
         )
+    if config[key] and config["embedding_placement"] == "sharded":
+        raise UsageError(f"embedding_placement: sharded {against_penalty(key)}")
     _check_sleep(config, key)
 
 

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 from torch import Tensor
 
 from recbole_escm2.errors import UsageError
@@ -85,6 +84,10 @@ def process_group() -> Iterator[None]:
         return
     try:
         store, own, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun of one machine has one store for all its restarts.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"attempt {attempt}", store)
         # A GPU has to be there for NCCL; asking torch.cuda would choose the devices for good.
         gpus = dist.is_nccl_available() and torch.cuda.device_count() > 0
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
@@ -98,9 +101,10 @@ def process_group() -> Iterator[None]:
         if not _is_first_to_fail(store, own):
             time.sleep(_TO_BE_ENDED)
             os._exit(1)  # without a word, and without waiting for the others
-        if isinstance(error, RuntimeError) and _is_connection(error):
+        lost = error.__cause__ if isinstance(error, UsageError) else error
+        if isinstance(lost, RuntimeError) and _is_connection(lost):
             raise UsageError(
-                f"another process of this run has ended, or can't be reached any more: {error}"
+                f"another process of this run has ended, or can't be reached any more: {lost}"
             ) from error
         raise
     finally:
@@ -175,6 +179,18 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence([*numbers, rank()]).generate_state(1)[0])
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.forward(ctx, grad)
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Σ over the processes of a tensor of one shape, the same on all of them.
 
@@ -184,11 +200,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    if not tensor.requires_grad:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-    summed: Tensor = torch.distributed.nn.all_reduce(tensor)
+    summed: Tensor = _Sum.apply(tensor)
     return summed
 
 
@@ -235,21 +247,29 @@ def share_of(rows: int) -> Share | None:
     return Share(begin, end, rows, ranks)
 
 
-class _AllRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, share: Share) -> Tensor:
-        ctx.share = share
-        counts = [end - begin for begin, end in itertools.pairwise(bounds(share.rows, share.ranks))]
-        padded = own.new_zeros(len(own), max(counts))
-        padded[:, : share.own] = own
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([p[:, :count] for p, count in zip(parts, counts, strict=True)], dim=1)
+class _Whole(torch.autograd.Function):
+    """A column of a whole batch as a function of this rank's rows."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        share = ctx.share
-        return grad[:, share.begin : share.end] * share.ranks, None
+    def forward(ctx: Any, own: Tensor, whole: Tensor, share: Share) -> Tensor:
+        ctx.share, ctx.shape = share, own.shape
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        share, own = ctx.share, grad.new_zeros(ctx.shape)
+        own[: share.own] = grad[share.begin : share.end] * share.ranks
+        return own, None, None
+
+
+def _gathered(own: Tensor, share: Share) -> Tensor:
+    """Every rank's ``[columns, own]`` side by side, ``[columns, rows]``, without gradient."""
+    counts = [end - begin for begin, end in itertools.pairwise(bounds(share.rows, share.ranks))]
+    padded = own.new_zeros(len(own), max(counts))
+    padded[:, : share.own] = own
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([p[:, :count] for p, count in zip(parts, counts, strict=True)], dim=1)
 
 
 def all_rows(columns: Sequence[Tensor], share: Share) -> list[Tensor]:
@@ -263,12 +283,13 @@ def all_rows(columns: Sequence[Tensor], share: Share) -> list[Tensor]:
         share: which rows those are.
     """
     dtype = torch.float64 if any(c.dtype == torch.float64 for c in columns) else torch.float32
-    own = torch.stack([column[: share.own].to(dtype) for column in columns])
-    gathered = _AllRows.apply(own, share)
-    return [
-        (whole if column.requires_grad else whole.detach()).to(column.dtype)
-        for whole, column in zip(gathered, columns, strict=True)
-    ]
+    own = torch.stack([column.detach()[: share.own].to(dtype) for column in columns])
+    gathered = []
+    for column, values in zip(columns, _gathered(own, share), strict=True):
+        whole = values.to(column.dtype)
+        # Each for itself: a loss of one column has no gradient, rather than 0, of the others.
+        gathered.append(_Whole.apply(column, whole, share) if column.requires_grad else whole)
+    return gathered
 
 
 def gather_to_main(part: Tensor, edges: Sequence[int]) -> None:

@@ -18,6 +18,8 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_NAME = re.compile(
     r'[/\\:*?"<>|\x00-\x1f\x7f]|^\s|[\s.]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE
 )
+_LINE_BREAKS = re.compile(r"\s*[\n\r]\s*")
+_LONGEST_MESSAGE = 1_500  # characters
 _LONGEST_NAME = 150  # characters; whatever is put before and behind it, a system takes it
 
 
@@ -26,7 +28,25 @@ class UsageError(ValueError):
 
     The message says what is wrong, where (file, line, field or config key) and what to do about
     it. The command line prints it without a traceback and ends with exit code 2.
+
+    Args:
+        message: what is quoted in it may be of any kind and length: it becomes one line of
+            printable characters.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """Text without what a terminal acts on, its middle left out where it is very long."""
+    whole = _LINE_BREAKS.sub(" ", text)
+    if not whole.isprintable():
+        whole = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole)
+    if len(whole) > _LONGEST_MESSAGE:
+        half = _LONGEST_MESSAGE // 2
+        whole = f"{whole[:half]} … {whole[-half:]}"
+    return whole
 
 
 def said_by_system(error: OSError) -> str:

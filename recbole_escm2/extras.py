@@ -14,6 +14,7 @@ EXTRAS = {
     "benchmark": ("jinja2", "matplotlib", "optuna"),
     "search": ("optuna",),
     "serve": (*SERVER, "onnx", "onnxscript", "onnxruntime"),
+    "torchrec": ("fbgemm_gpu", "torchrec"),
     "tree": ("lightgbm",),
 }
 #: The extra that a model needs.

@@ -385,6 +385,7 @@ OURS: Mapping[str, Key] = {
     "embedding_optimizer": Key(
         _one_of(*TABLE_OPTIMIZERS), TRAINING, (_FAMILY, _SINGLE), "has no use for it"
     ),
+    "embedding_placement": Key(_one_of("replicated", "sharded", "auto"), PLACE | NO_SWEEP),
     "pos_weight": Key(
         Kind("a mapping of ctr, cvr or ctcvr to numbers > 0", _are_pos_weights),
         TRAINING | OPTIONAL,

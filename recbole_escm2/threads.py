@@ -8,6 +8,7 @@ Nothing here loads torch.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -72,20 +73,26 @@ def usable_cores(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgrou
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[float]:
     """Cores that the process's control groups and those above them may use, where they say."""
+    for folder in _control_groups("cpu", proc, cgroups):
+        yield from _quota(folder)
+
+
+def _control_groups(controller: str, proc: Path, cgroups: Path) -> Iterator[Path]:
+    """Folders of the process's control groups and of those above them."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = cgroups / controllers
         group = root / path.strip("/")
         # In a container the path may be the host's, of which only the root is there.
         for folder in [group, *group.parents]:
             if folder.is_relative_to(root):
-                yield from _quota(folder)
+                yield folder
 
 
 def _quota(folder: Path) -> Iterator[float]:
@@ -96,3 +103,40 @@ def _quota(folder: Path) -> Iterator[float]:
         micros = int((folder / "cpu.cfs_quota_us").read_text())
         if micros > 0:  # -1 is no limit
             yield micros / int((folder / "cpu.cfs_period_us").read_text())
+
+
+def free_memory(
+    processes: int = 1, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that this process may still take; infinite where the system doesn't say.
+
+    They are its part of the machine's and of its control groups', and its own limit's
+    (RLIMIT_DATA).
+
+    Args:
+        processes: that share the machine's.
+        proc: where Linux tells of processes.
+        cgroups: where it tells of control groups, of version 1 or 2.
+    """
+    free = [math.inf]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        free.append(_kilobytes(proc / "meminfo", "MemAvailable") * 1024 / processes)
+    for folder in _control_groups("memory", proc, cgroups):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                of_group = int((folder / limit).read_text()) - int((folder / used).read_text())
+                free.append(of_group / processes)
+    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        own = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if own != resource.RLIM_INFINITY:
+            free.append(own - _kilobytes(proc / "self" / "status", "VmData") * 1024)
+    return max(0.0, min(free))
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    return int(file.read_text().partition(f"{name}:")[2].split()[0])

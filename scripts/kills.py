@@ -1,124 +1,125 @@
-"""Kills a training at random moments, again and again, and compares it with an undisturbed one.
+"""Kills each phase of the program at random moments, again and again, and compares what it comes to
+with what it comes to undisturbed.
 
-Each attempt is a process of its own (a fork of this one, which has imported everything), which
-SIGKILL ends after a random time: at the start, within a batch, while a file is written, while test
-is scored. The same settings then go on. Where they come to an end, metrics, history (but for
-seconds) and each tensor of the checkpoints must be those of a run that nothing has happened to, bit
-by bit; then they begin anew.
+SIGKILL ends a phase after a random time within its measured length, or right before something that
+it has written gets its name. The same command then goes on or begins anew. Where it comes to an
+end, all files, each tensor of checkpoints and each number of results (but for times) must be those
+of a command that nothing has happened to, bit by bit; no file and no process may be left over. Then
+its folder is emptied.
 
-    python scripts/kills.py --kills=20 -- --model=ESCM2_DR --dataset=ml-100k --dropout_prob=0.2
+    python scripts/kills.py                                          all phases, 20 kills each
+    python scripts/kills.py --kills=5 --phases=store,predict
+    python scripts/kills.py --phases=training -- --model=DeepFM --task=both     another training
+
+Ends with 1 where anything differs or is left over.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import random
-import re
+import shutil
 import signal
 import sys
-import tempfile
-import time
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch._dynamo  # which the first optimizer imports, for seconds
+from long_runs import FILE as FILE_OF_LONG_RUNS
+from phases import PHASES, Attempt, Phase, differing, outcome, places
 
-from recbole_escm2.command_line import parse_arguments
-from recbole_escm2.quick_start import run
-from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.output import csv_text, write_whole
 
-#: What two runs of the same may differ in.
-OF_THE_RUN = ("run_dir", "seconds", "config")
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run has come to, but for its seconds, and what its checkpoints hold."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    for training in result["trainings"]:
-        training.pop("seconds")
-        for epoch in training["epochs"]:
-            epoch.pop("seconds")
-    files = sorted(folder.rglob("*.pth"))
-    kept = {file.relative_to(folder).as_posix(): load_checkpoint(file) for file in files}
-    return {**{k: v for k, v in result.items() if k not in OF_THE_RUN}, "files": kept}
+FILE = FILE_OF_LONG_RUNS.with_name("kills.csv")
+COLUMNS = ("phase", "seconds", "kills", "before_rename", "ends", "differing", "orphans")
+_IN_VAIN = 10  # attempts a kill that may come to an end before they are killed
 
 
-def differing(one: Any, other: Any, place: str = "") -> list[str]:
-    """Where two outcomes aren't the same to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one, other) else [place]
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return [f"{place}: {sorted({*one} ^ {*other})}"]
-        return [found for key in one for found in differing(one[key], other[key], f"{place}/{key}")]
-    if isinstance(one, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [found for n, pair in pairs for found in differing(*pair, f"{place}/{n}")]
-    return [] if one == other else [f"{place}: {one!r} and {other!r}"]
+class Kills:
+    """The kills of one phase.
 
+    Args:
+        phase: what is killed.
+        root: where ``shared`` is.
+        draw: of the moments.
 
-def attempt(options: Mapping[str, str], said: Path) -> None:
-    """What the process of a run does: its output goes into a file."""
-    with open(said, "a") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    given = dict(options)
-    run(given.pop("model"), given.pop("dataset"), command_line=given)
+    Attributes:
+        counts: kills, those before a rename, ends that were compared, those that differed from the
+            undisturbed one (in a file that is left over, too), and processes that were left over.
+    """
 
+    def __init__(self, phase: Phase, root: Path, draw: random.Random) -> None:
+        self.phase, self.root, self.draw = phase, root, draw
+        self.counts: Counter[str] = Counter()
+        undisturbed = self._attempt()
+        self.expected = outcome(root / "work")
+        shutil.rmtree(root / "work")
+        self.seconds, self.renames = undisturbed.seconds, undisturbed.renames
 
-def killed_after(
-    seconds: float | None, options: Mapping[str, str], folder: Path
-) -> tuple[int, str]:
-    """Run for some seconds at most: the exit code, and where it says that it began."""
-    said = folder / "said"
-    said.unlink(missing_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=attempt, args=(options, said))
-    process.start()
-    process.join(seconds)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    assert process.exitcode is not None, "it has been waited for"
-    text = said.read_text(encoding="utf-8") if said.exists() else ""
-    if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(text)
-    where = re.search(r"going on with \S+?(?=,| )(.*)", text)
-    return process.exitcode, f"from{where[1].removeprefix(' from')}" if where else "a new run"
+    def _attempt(self, seconds: float | None = None, at_rename: int | None = None) -> Attempt:
+        attempt = Attempt(self.phase, self.root / "work", at_rename)
+        code = attempt.finish(seconds)
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"{self.phase.name} ends with {code}: {attempt.said()}")
+        killed = code != 0
+        self.counts["kills"] += killed
+        self.counts["before_rename"] += killed and at_rename is not None
+        self.counts["orphans"] += attempt.orphans()
+        return attempt
+
+    def _compare(self) -> None:
+        differences = differing(self.expected, outcome(self.root / "work"))
+        for found in differences:
+            print(f"{self.phase.name}: {found.place}: {found.what}", flush=True)
+        self.counts["ends"] += 1
+        self.counts["differing"] += bool(differences)
+        shutil.rmtree(self.root / "work")
+
+    def do(self, moments: int, renames: int) -> None:
+        """Kill it at random moments and before random renames, in a random order."""
+        kinds = ["moment"] * moments + ["rename"] * renames
+        self.draw.shuffle(kinds)
+        for kind in kinds:
+            for _ in range(_IN_VAIN):
+                before = self.counts["kills"]
+                if kind == "moment":
+                    self._attempt(seconds=self.draw.uniform(0, 1.1) * self.seconds)
+                else:
+                    self._attempt(at_rename=self.draw.randint(1, self.renames))
+                if self.counts["kills"] > before:
+                    break
+                self._compare()
+        self._attempt()
+        self._compare()
+
+    def line(self) -> dict[str, Any]:
+        """As the CSV file has it."""
+        counts = {name: self.counts[name] for name in COLUMNS[2:]}
+        return {"phase": self.phase.name, "seconds": round(self.seconds, 2), **counts}
 
 
 def main() -> int:
-    """Print each kill, and whether the ends are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("options", nargs="*", help="of the run, after --")
+    """Print and write what each phase has come to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=20, help="at random moments, of each phase")
+    parser.add_argument("--before-renames", type=int, default=5, help="further ones of each phase")
+    parser.add_argument("--phases", default=",".join(PHASES), help="their names, with commas")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--file", type=Path, default=FILE, help="where the figures go")
+    parser.add_argument("options", nargs="*", help="of a training of your own, after --")
     asked = parser.parse_args()
-    draw = random.Random(asked.seed)
-    options = {"save_interval": "0", **parse_arguments(asked.options)}
-    torch.set_num_threads(1)  # a fork has no other
-    with tempfile.TemporaryDirectory() as name:
-        folder, whole, cut = Path(name), Path(name) / "whole", Path(name) / "cut"
-        killed_after(None, {**options, "output_dir": str(whole)}, folder)  # makes the store
-        started = time.perf_counter()
-        killed_after(None, {**options, "output_dir": str(whole), "resume": "False"}, folder)
-        seconds = time.perf_counter() - started
-        print(f"undisturbed: {seconds:.1f}s", flush=True)
-        options["output_dir"], kills, code = str(cut), 0, 0
-        while kills < asked.kills:
-            code, begun = killed_after(draw.uniform(0, 1.1) * seconds, options, folder)
-            kills += code != 0
-            print(f"{begun}: {'done' if code == 0 else f'kill {kills}'}", flush=True)
-        killed_after(None, options, folder)
-        reference, again = (outcome(run) for run in sorted(whole.iterdir()))
-        ends = [again, *(outcome(file.parent) for file in sorted(cut.glob("*/result.json")))]
-        differences = [found for end in ends for found in differing(reference, end)]
-    print("\n".join(differences) or f"{len(ends) - 1} ends after {kills} kills, each bit the same")
-    return bool(differences)
+    lines = []
+    with places() as root:
+        for name in asked.phases.split(","):
+            phase = PHASES[name]
+            if name == "training" and asked.options:
+                phase = Phase(name, ("--save_interval=0", "--output_dir=output", *asked.options))
+            kills = Kills(phase, root, random.Random(f"{asked.seed} {name}"))
+            kills.do(asked.kills, asked.before_renames)
+            lines.append(kills.line())
+            print(lines[-1], flush=True)
+            write_whole(asked.file, csv_text(COLUMNS, lines))
+    return int(any(line["differing"] or line["orphans"] for line in lines))
 
 
 if __name__ == "__main__":

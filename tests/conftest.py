@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browsers import started
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only get slower with more
 
@@ -69,6 +70,12 @@ def write_impressions(folder: Path, name: str, rows: int, seed: int = 0) -> Path
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores of data that ships inside a package go into the user's cache folder."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real browser; the test is skipped where there is none."""
+    yield from started(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="session")

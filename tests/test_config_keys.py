@@ -65,6 +65,7 @@ BAD = {
     "predict_task": ["CTR", "ctr, cvr", None],
     "task": ["click", 1],
     "sparse_embedding": [1, "yes", None],
+    "embedding_placement": ["shards", "", 1, None],
     "embedding_optimizer": ["adamw", "Adagrad", 1, True],
     "impressions": ["all", None],
     "impression_sample": [0, 1.01, -1, True, None],

@@ -91,6 +91,6 @@ def test_the_extras_are_those_of_the_package():
     setup.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
     extras = setup["options.extras_require"]
     for extra, modules in EXTRAS.items():
-        packages = [re.split(r"[<>=]", line)[0] for line in extras[extra].split()]
+        packages = [re.split(r"[<>=]", line)[0].replace("-", "_") for line in extras[extra].split()]
         assert sorted(packages) == sorted(modules)
     assert set(EXTRAS) < set(extras)

@@ -75,13 +75,28 @@ class Batch(Interaction):
         self.interaction.update(other.interaction)
         self.bags.update(other.bags)
 
-    def to(self, device: Any, selected_field: Any = None) -> Batch:
-        """On another device, all of it or the fields that are named."""
-        if torch.device(device).type == "cpu" and selected_field is None:
-            return self
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With each of its tensors changed by a function that keeps shapes."""
+        columns = {name: change(values) for name, values in self.interaction.items()}
+        bags = {name: bag.each(change) for name, bag in self.bags.items()}
+        return Batch(columns, bags, self.lengths)
+
+    def to(self, device: Any, selected_field: Any = None, non_blocking: bool = False) -> Batch:
+        """On another device, all of it or the fields that are named.
+
+        Args:
+            device: where to.
+            selected_field: a field or several; all by default.
+            non_blocking: whether to go on before it is there, which takes all fields and pinned
+                memory.
+        """
+        if selected_field is None:
+            if torch.device(device).type == "cpu":
+                return self
+            return self.each(lambda values: values.to(device, non_blocking=non_blocking))
         moved = super().to(device, selected_field)
         bags = {
-            name: bag.to(device) if selected_field is None or name in selected_field else bag
+            name: bag.to(device) if name in selected_field else bag
             for name, bag in self.bags.items()
         }
         batch = Batch(moved.interaction, bags, self.lengths)

@@ -8,9 +8,8 @@ is the vocabularies, the keys of joins and a few numbers per row of a joined tab
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recbole_escm2.data.ahead import ahead
 from recbole_escm2.data.checks import (
     RowDigests,
     alike_tokens,
@@ -244,7 +244,7 @@ class _Build:
         """Build the store; returns the report."""
         kept = _Kept(None if isinstance(chunks, Sequence) else self.writer.folder)
         try:
-            self._read(chunks if isinstance(chunks, Sequence) else _ahead(chunks), kept)
+            self._read(chunks if isinstance(chunks, Sequence) else ahead(chunks, _AHEAD), kept)
             row_of = {join: self._count_joined(join, kept) for join in self.schema.joins}
             self._number()
             with self._bar("writing", int(self.parts[:, 0].sum())) as self.bar:
@@ -731,19 +731,6 @@ class _Build:
         """What is known of each part, for JSON."""
         each = values.tolist() if isinstance(values, np.ndarray) else values
         return dict(zip(PARTS if self.split else ("all",), each, strict=False))
-
-
-def _ahead(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of a stream; a thread reads the next ones while one is built."""
-    stream = iter(chunks)
-    with ThreadPoolExecutor(1) as reader:
-        coming = deque(reader.submit(next, stream, None) for _ in range(_AHEAD))
-        try:
-            while (chunk := coming.popleft().result()) is not None:
-                coming.append(reader.submit(next, stream, None))
-                yield chunk
-        finally:
-            reader.shutdown(cancel_futures=True)
 
 
 def _in_order(counts: Mapping[tuple[str, str | None], Counts], table: str) -> list[pa.Table]:

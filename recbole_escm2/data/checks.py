@@ -219,7 +219,11 @@ def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return
         values = values.dictionary_decode()
-    bad = pc.greater(pc.abs(values.cast(pa.float64())), LARGEST) if numbers else _has_nul(values)
+    bad = (
+        pc.greater(pc.abs(values.cast(pa.float64(), safe=False)), LARGEST)
+        if numbers
+        else _has_nul(values)
+    )
     for place in np.flatnonzero(bad.fill_null(False).to_numpy(zero_copy_only=False)):
         yield (int(place) if rows is None else rows[place].as_py()), values[int(place)].as_py()
 

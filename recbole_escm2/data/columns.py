@@ -63,7 +63,7 @@ def numbers_of(column: pa.Array, missing: float, dtype: Any = np.float64) -> NDA
         whole = np.full((len(column), column.type.list_size, *inner.shape[1:]), missing, dtype)
         whole[there] = inner.reshape(-1, *whole.shape[1:])
         return whole
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), missing, values).astype(dtype)
 
 

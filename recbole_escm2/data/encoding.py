@@ -219,7 +219,15 @@ class Fault:
     why: str
 
 
-_NOT_AS_WRITTEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, pa.ArrowException)
+_NOT_AS_WRITTEN = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    pa.ArrowException,
+    RuntimeError,
+)
 
 
 class Known:
@@ -486,7 +494,7 @@ def _wrong_type(where: str, own: Field, kind: pa.DataType) -> UsageError:
 
 
 def _as_whole(column: pa.Array, own: Field, faults: list[Fault]) -> pa.Array:
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     bad = ~np.isnan(values) & ((values != np.floor(values)) | (np.abs(values) >= 2**53))
     for row in np.flatnonzero(bad).tolist():
         faults.append(Fault(row, own.name, values[row].item(), "a token isn't a fraction"))

@@ -106,7 +106,7 @@ def check_labels(
         UsageError: a value isn't allowed, or there is none; the message names the first such rows.
     """
     if pa.types.is_boolean(values.type) or pa.types.is_integer(values.type):
-        numeric = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numeric = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     else:
         numeric = numbers(values.to_pandas())
     bad = np.flatnonzero(~column.is_valid(numeric))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,6 +95,12 @@ class ImpressionLoader:
         """Where the rows of each process begin in evaluation, and where the last one's end."""
         rows = len(self._dataset)
         return [min(rows, n * self.batch_size) for n in bounds(self.batches, world_size())]
+
+    @property
+    def batches_behind(self) -> int:
+        """How many batches fewer this process scores in evaluation than the one with the most."""
+        counts = [end - begin for begin, end in pairwise(bounds(self.batches, world_size()))]
+        return max(counts) - counts[rank()]
 
     def __bool__(self) -> bool:
         """Whether the split has a row, of this process or of another."""

@@ -16,7 +16,7 @@ from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.checks import check_column_keys, unread_files
 from recbole_escm2.data.schema import Source
 from recbole_escm2.data.sources import table
-from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making
+from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making, tidy
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.identity import file_digest
 from recbole_escm2.output import plain_data
@@ -63,7 +63,9 @@ def open_store(config: Any) -> Store:
         getLogger().info(f"the source files are gone; this is what was made of them: {folder}")
         return store
     store = _stored(folder)
-    if not _is_made_from(store, made_from):
+    if _is_made_from(store, made_from):
+        tidy(folder)
+    else:
         with making(folder):
             store = _stored(folder)  # another process may have made it meanwhile
             if not _is_made_from(store, made_from):

@@ -34,13 +34,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import torch
+from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import NO_ROOM, UsageError, plain_name
 from recbole_escm2.identity import digest_of, file_digest
-from recbole_escm2.output import alone, beside
+from recbole_escm2.output import alone, beside, lock, remove_abandoned
 
 FORMAT = 6
 SCHEMA = "schema.json"
@@ -363,6 +364,19 @@ def _unwritable(target: Path, error: OSError) -> UsageError:
     )
 
 
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def tidy(target: Path) -> None:
+    """Remove what processes have left beside a store that were killed when it was in its place."""
+    remove_abandoned(target.with_name(f".{target.name}"))
+    if (file := _lock_of(target)).exists():
+        # of somebody else, or held by one who makes the store anew
+        with contextlib.suppress(OSError, Timeout), lock(file).acquire(timeout=0):
+            file.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def making(target: Path) -> Iterator[None]:
     """Holds off other processes that want to make the same store, for as long as it takes.
@@ -370,7 +384,7 @@ def making(target: Path) -> Iterator[None]:
     Raises:
         UsageError: its folder can't be made or written into.
     """
-    file = target.with_name(f".{target.name}.lock")
+    file = _lock_of(target)
     held = alone(file, f"making {target}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

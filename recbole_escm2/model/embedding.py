@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -13,6 +14,7 @@ from recbole.model.layers import FLEmbedding, FMEmbedding
 from torch import Tensor, nn
 
 from recbole_escm2.bags import Bags
+from recbole_escm2.model.sharded import ShardedTables, mean_row
 
 
 def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
@@ -32,7 +34,8 @@ def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
     (lengths,) = bag.lengths
     weights = bag.weights
     if weights is not None and pooling == "mean":
-        weights = weights / torch.repeat_interleave(lengths, lengths)
+        each = torch.repeat_interleave(lengths, lengths, output_size=bag.ids.shape[0])
+        weights = weights / each
     for hook in table._forward_pre_hooks.values():  # as the table's own forward would
         hook(table, (bag.ids,))
     return F.embedding_bag(
@@ -73,21 +76,38 @@ class WithBags:
 class BagEmbedding(ContextRecommender):
     """RecBole's embedding with all values of a multi-valued field, and their weights.
 
+    By config ``embedding_placement: sharded`` its tables are on torch's device ``meta``, until
+    :func:`recbole_escm2.model.sharded.shard` puts shards in their place.
+
     Attributes:
         bag_pooling: ``mean`` or ``sum``, see :func:`pool_bag`.
+        sharded: the token fields' tables, where they are in shards.
     """
 
     bag_pooling: str
+    sharded: ShardedTables | None
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        is_sharded = config["embedding_placement"] == "sharded"
+        with torch.device("meta") if is_sharded else contextlib.nullcontext():
+            super().__init__(config, dataset)
+        self.sharded = None
+
+    def embed_token_fields(self, token_fields: Tensor | None) -> Tensor | None:
+        """``[|D|, fields, embedding]``; None where the tables are in shards."""
+        return None if self.sharded is not None else super().embed_token_fields(token_fields)
 
     def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
         """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
-        if not token_seq_fields:
+        if not token_seq_fields or self.sharded is not None:
             return None
         return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
 
     def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
         """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
-        return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
+        batch = WithBags(interaction, self.token_seq_field_names)
+        of_tokens, of_numbers = super().embed_input_fields(batch)
+        return of_tokens if self.sharded is None else self.sharded(batch), of_numbers
 
 
 @torch.no_grad()
@@ -122,6 +142,51 @@ def _fields_of(model: Any) -> Iterator[Tensor]:
         yield from (table.weight for table in getattr(model, f"{kind}_embedding_table", ()))
 
 
+class _HoldsOffsets(nn.Module):
+    """What RecBole's tables of several fields lack: where each begins, on the table's device.
+
+    No buffer, since an average of weights is one of buffers too.
+    """
+
+    embedding: nn.Embedding
+    begins: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.begins = fn(self.begins)
+        return super()._apply(fn, recurse)
+
+
+class _TokenTable(_HoldsOffsets, FMEmbedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.embedding(ids + self.begins)
+        return rows
+
+
+class _NumberTable(_HoldsOffsets, FLEmbedding):
+    def forward(self, pairs: Tensor) -> Tensor:
+        base, index = pairs.split([1, 1], dim=-1)
+        rows: Tensor = base * self.embedding(index.squeeze(-1).long() + self.begins)
+        return rows
+
+
+def hold_offsets(model: nn.Module) -> None:
+    """Have tables of several fields hold on their device at which row each field begins.
+
+    RecBole's send it there in each forward pass, which then waits for a GPU.
+
+    Args:
+        model: RecBole's, ours, or one that holds parts of theirs.
+    """
+    kinds = {FMEmbedding: _TokenTable, FLEmbedding: _NumberTable}
+    for module in model.modules():
+        if type(module) in kinds:
+            device = next(module.parameters()).device
+            if device.type == "meta":  # a table that is drawn later
+                device = torch.device("cpu")
+            module.begins = torch.as_tensor(module.offsets, device=device)
+            module.__class__ = kinds[type(module)]
+
+
 def embedding_tables(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
     """Every table of a model, first-order weights and those of numerical fields included."""
     return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
@@ -153,20 +218,6 @@ def reserved_rows(
     return reserved
 
 
-def mean_row(rows: Tensor, counts: Tensor) -> Tensor:
-    """Of a field, weighted by how often training has each id: what is known of an unknown one.
-
-    Args:
-        rows: of the field's ids, ``[ids, width]``.
-        counts: how often training has each id, ``[ids]``; id 0 is no value.
-
-    Returns:
-        ``[width]``; zeros where training has none.
-    """
-    share = counts[1:] / counts[1:].sum().clamp(min=1)
-    return share.to(rows) @ rows[1:]
-
-
 @torch.no_grad()
 def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
     """Give ids that training doesn't have the mean of their field's rows (:func:`mean_row`). Their
@@ -176,6 +227,8 @@ def fill_unseen(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
         model: RecBole's, ours, or one that holds parts of theirs.
         counts: how often training has each id, ``[ids]`` by field; id 0 is no value.
     """
+    if (sharded := getattr(model, "sharded", None)) is not None:
+        sharded.fill_unseen(counts)
     for module in model.modules():
         for table, fields, offsets in tables_of_fields(module):
             for field, first in zip(fields, offsets, strict=True):

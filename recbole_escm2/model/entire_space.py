@@ -21,7 +21,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.model import backbone
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.embedding import BagEmbedding, initialize
+from recbole_escm2.model.embedding import BagEmbedding, hold_offsets, initialize
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import (
     binary_cross_entropy,
@@ -190,6 +190,7 @@ class EntireSpaceRecommender(BagEmbedding):
         self.first_order = nn.ModuleDict()
         if config["first_order"] and self.backbone in BOTTOMS:
             self.first_order = backbone.first_order_parts(self.tower_names, config, dataset)
+        hold_offsets(self)
         if config["sparse_embedding"]:
             backbone.make_sparse(self, self.regularizer())
 

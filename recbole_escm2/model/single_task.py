@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import WEIGHT_KEYS
 from recbole_escm2.model.backbone import RECBOLE, FirstOrderLinear
-from recbole_escm2.model.embedding import BagEmbedding
+from recbole_escm2.model.embedding import BagEmbedding, hold_offsets
 from recbole_escm2.risk import positives_weighted
 
 
@@ -158,6 +158,7 @@ def train_as_the_family(model: ContextRecommender, config: Any, batch: Any) -> l
     """
     remains = []
     hold_loose_weights(model)
+    hold_offsets(model)
     weigh_rows(model, config, batch)
     pooled = pool_all_values(model, config["bag_pooling"])
     if not pooled and model.token_seq_field_names:

@@ -249,7 +249,7 @@ def _numbers(table: Table, column: pa.ChunkedArray, name: str) -> Array:
     elif not any(is_number(kind) for is_number in _NUMBERS):
         raise UsageError(f"{table.name}: column '{name}' must hold numbers, it has {kind}")
     if not pa.types.is_float32(kind):
-        column = column.cast(pa.float64())
+        column = column.cast(pa.float64(), safe=False)
     return np.asarray(column.to_numpy())
 
 

@@ -22,7 +22,7 @@ from recbole_escm2.data.ali_ccp.lines import Text
 from recbole_escm2.data.labels import labels_of
 from recbole_escm2.data.sources.atomic_text import read_header
 from recbole_escm2.data.sources.csv_text import csv_batches
-from recbole_escm2.data.sources.table_files import FORMATS, open_table
+from recbole_escm2.data.sources.table_files import FORMATS, check_batch, open_table
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.serve.scorer import Scorer, blocks_of, one_batch
 
@@ -167,7 +167,7 @@ class Files:
         types = dict.fromkeys(columns, pa.string())
         skipped = self._skipped if self.skip else None
         _, batches = csv_batches(file, types, only=columns, stream=stream, skipped=skipped)
-        return batches
+        return _without_blank_lines(file, batches, stream is None)
 
     def _opened_atomic(self, file: Path) -> tuple[list[str], Any]:
         separator, encoding = self.config["field_separator"], self.config["encoding"]
@@ -179,7 +179,7 @@ class Files:
             skipped = self._skipped if self.skip else None
             only = list(name.values())
             _, found = csv_batches(file, types, separator, only=only, skipped=skipped)
-            for numbers, rows in found:
+            for numbers, rows in _without_blank_lines(file, found):
                 yield numbers, rows.rename_columns(list(columns))
 
         return list(header), batches
@@ -348,10 +348,48 @@ class NewData(Files):
         self._malformed = sum(file["malformed"] for file in schema.report["files"])
 
 
+def _without_blank_lines(file: Path, batches: Batches, is_there: bool = True) -> Batches:
+    """Rows without those of blank lines, which a reader of CSV takes for a row of nothing.
+
+    Args:
+        file: that they are of.
+        batches: rows, all as text, with the numbers of their lines.
+        is_there: whether the file can be looked into again, for what such a line holds.
+
+    Raises:
+        UsageError: there is such a row, and it can't be.
+    """
+    for numbers, rows in batches:
+        if rows.num_columns < 2 or not all(column.null_count for column in rows.columns):
+            yield numbers, rows
+            continue
+        lacking = [~column.is_valid().to_numpy(zero_copy_only=False) for column in rows.columns]
+        empty = np.flatnonzero(np.logical_and.reduce(lacking))
+        if len(empty) and not is_there:
+            raise UsageError(
+                f"{file} line {numbers[int(empty[0])]:,} has no value in any column that the model "
+                "reads"
+            )
+        blank = (
+            _blank_among(file, {numbers[row] for row in empty.tolist()}) if len(empty) else set()
+        )
+        kept = [row for row, number in enumerate(numbers) if number not in blank]
+        yield [numbers[row] for row in kept], rows.take(pa.array(kept, pa.int64()))
+
+
+def _blank_among(file: Path, numbers: set[int]) -> set[int]:
+    """Those of some lines that hold nothing."""
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        return {
+            number for number, line in enumerate(lines, 1) if number in numbers and not line.strip()
+        }
+
+
 def _of_stream(reader: Any, columns: Sequence[str]) -> Batches:
     first = 1
     try:
         for batch in reader:
+            check_batch("standard input", first, batch)
             yield range(first, first + len(batch)), batch.select(columns)
             first += len(batch)
     except (pa.ArrowException, OSError) as error:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_escm2.distributed import is_main
 from recbole_escm2.errors import UsageError
 from recbole_escm2.identity import Identity, digest_of
 from recbole_escm2.output import replacing
@@ -83,18 +84,22 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def finish_checkpoint(
-    path: Path, further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    path: Path,
+    further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    mapped: bool = False,
 ) -> None:
-    """Note in a checkpoint that its training has come to its end.
+    """Note in a checkpoint that its training has come to its end; the first process writes it.
 
     Args:
         path: of the file.
         further: gives entries to add, from what it holds.
+        mapped: see :func:`load_sealed`.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, mapped=mapped)
     if not state["training_ended"]:
         added = further(state) if further else {}
-        save_checkpoint(path, {**state, **added, "training_ended": True})
+        if is_main():
+            save_checkpoint(path, {**state, **added, "training_ended": True})
 
 
 def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
@@ -157,7 +162,7 @@ def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False)
         if not isinstance(state.get(name), kind):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     for name, kind in _OPTIONAL.items():
-        if not isinstance(state.get(name), kind | None):
+        if name not in state or not isinstance(state[name], kind | None):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
     if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
         raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")

@@ -6,6 +6,7 @@ groups the optimizer is made of: each loads what another has saved.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,17 @@ def restore_learned(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) 
         UsageError: they aren't theirs.
     """
     load_weights(model, state["state_dict"])
-    kept = state["optimizer"]
-    anew = load_by_name(optimizer, model, kept)
-    if (tables := getattr(model, "sharded", None)) is not None:
-        fits = {
-            name: kept[name]
-            for name in tables.shapes()
-            if tables.saves_state and state_fits(kept.get(name), tables.optimizer_name)
-        }
-        tables.put_state(fits)
-        anew += tables.shapes().keys() - fits.keys()
+    kept, tables = state["optimizer"], getattr(model, "sharded", None)
+    if tables is None:
+        return load_by_name(optimizer, model, kept)
+    # The optimizer keeps what it is given, and these may be in a file that all processes read.
+    of_layers = {name: of for name, of in kept.items() if name not in tables.shapes()}
+    anew = load_by_name(optimizer, model, copy.deepcopy(of_layers))
+    fits = {
+        name: kept[name]
+        for name in tables.shapes()
+        if tables.saves_state and state_fits(kept.get(name), tables.optimizer_name)
+    }
+    tables.put_state(fits)
+    anew += tables.shapes().keys() - fits.keys()
     return anew

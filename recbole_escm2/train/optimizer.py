@@ -15,26 +15,35 @@ from recbole_escm2.errors import UsageError
 
 
 def summed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that a sparse gradient touches, once each and in order, and the sum for each.
+    """The rows that a sparse gradient touches, in order, and the sum for each.
 
-    What ``coalesce()`` gives, in a quarter of its time: a sort, and one pass by embedding_bag.
+    What ``coalesce()`` gives, in a quarter of its time: a sort, and one pass by embedding_bag. How
+    many rows it are can't be known without waiting for a GPU: there the last row follows as often
+    as is needed for as many rows as the gradient has, each time with its sum.
 
     Args:
         gradient: sparse, ``[rows, width]``; a row may stand in it many times.
 
     Returns:
-        ``[touched]`` and ``[touched, width]``.
+        ``[touched]`` and ``[touched, width]``; on a CPU each row once.
     """
     if gradient.is_coalesced():
         return gradient.indices()[0], gradient.values()
     values = gradient._values()
     rows, order = torch.sort(gradient._indices()[0])
+    if not len(rows):
+        return rows, values
     first = torch.ones_like(rows, dtype=torch.bool)
     torch.ne(rows[1:], rows[:-1], out=first[1:])
-    starts = first.nonzero().squeeze(1)
-    if not len(starts):
-        return rows, values
-    return rows[starts], F.embedding_bag(order, values, starts, mode="sum")
+    if rows.device.type == "cpu":
+        starts = first.nonzero().squeeze(1)
+        return rows[starts], F.embedding_bag(order, values, starts, mode="sum")
+    place = torch.arange(len(rows), device=rows.device)
+    number = first.cumsum(0) - 1  # which of the touched rows each is
+    starts = torch.full_like(rows, len(rows)).scatter_reduce_(0, number, place, "amin")
+    sums = F.embedding_bag(order, values, starts, mode="sum")  # empty behind the last
+    filled = torch.minimum(place, number[-1])
+    return rows[starts[filled]], sums[filled]
 
 
 # Rows that are caught up at once: a table may be larger than what memory is left.
@@ -125,14 +134,16 @@ class RowAdam(torch.optim.Optimizer):
         rows, now = rows.flatten(), state["step"]
         last = state["visited"].index_select(0, rows)
         asleep = (last != _LEFT_OUT) & (last < now)
-        rows, last = rows[asleep], last[asleep].long()
+        if rows.device.type == "cpu":  # elsewhere their number had to be waited for
+            rows, last, asleep = rows[asleep], last[asleep], asleep[asleep]
         if len(rows):
-            slept = state["lr_sums"][now] - state["lr_sums"].index_select(0, last)
+            sums = state["lr_sums"]
+            slept = sums[now] - sums.index_select(0, last.clamp(min=0).long())
             shrink = (pace * slept).to(table.dtype).unsqueeze(1)
             weights = table.index_select(0, rows)
-            weights = weights.sign() * (weights.abs() - shrink).clamp_(min=0)
-            table.index_copy_(0, rows, weights)
-            state["visited"].index_fill_(0, rows, now)
+            woken = weights.sign() * (weights.abs() - shrink).clamp_(min=0)
+            table.index_copy_(0, rows, torch.where(asleep.unsqueeze(1), woken, weights))
+            state["visited"].index_copy_(0, rows, torch.where(asleep, now, last))
 
     def catch_up(self) -> None:
         """Wake all rows: the tables are then what they would be had each step moved every row."""
@@ -205,8 +216,9 @@ def _visit(state: dict[str, Any], rows: Tensor, lr: float) -> Tensor:
     if now == len(sums):
         sums = state["lr_sums"] = torch.cat([sums, torch.zeros_like(sums)])
     sums[now] = sums[now - 1] + lr
-    decays = state["visited"].index_select(0, rows) != _LEFT_OUT
-    state["visited"].index_fill_(0, rows[decays], now)
+    last = state["visited"].index_select(0, rows)
+    decays = last != _LEFT_OUT
+    state["visited"].index_copy_(0, rows, torch.where(decays, now, last))
     return decays
 
 

@@ -13,10 +13,11 @@ from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 
 class _NoOptimizer:
-    """What stands in a checkpoint for an optimizer."""
+    """Stands for the optimizer of what a library fits: it has no parameters and keeps nothing."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
+    def __init__(self) -> None:
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[Any, Any] = {}
 
 
 class ReferenceTrainer(EntireSpaceTrainer):

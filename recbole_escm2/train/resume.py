@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from recbole_escm2.train.code import is_code_known
 from recbole_escm2.train.progress import load_progress
 from recbole_escm2.train.run import (
     LOCK_FILE,
+    LOG_FILE,
     RESULT_FILE,
     Run,
     about_run,
@@ -44,6 +47,7 @@ def new_or_unfinished(config: Config, saved: bool) -> Run:
     if wanted is False or (wanted is None and not known):
         return Run.of(config, saved)
     about = about_run(config, saved)
+    removed = _tidy(config, saved, about)
     folders = [Path(wanted).absolute()] if isinstance(wanted, str) else _unfinished(config, about)
     for folder in folders:
         try:
@@ -53,22 +57,52 @@ def new_or_unfinished(config: Config, saved: bool) -> Run:
             continue
         run = Run.of(config, saved, folder, about)
         run.of_experiment, run.started, run.goes_on, run.held = False, True, True, held
+        run.notes = removed
         return run
     if wanted:
         none = f"nothing that this command has begun is unfinished in {config['output_dir']}"
         raise UsageError(f"resume: {'; '.join(reasons) or none}")
     run = Run.of(config, saved, about=about)
-    run.notes = [f"{reason}; this is a new run" for reason in reasons]
+    run.notes = [*removed, *(f"{reason}; this is a new run" for reason in reasons)]
     return run
 
 
 def _unfinished(config: Config, about: Mapping[str, Any]) -> Iterator[Path]:
     """Folders of runs with the same settings that aren't done and can go on, the latest first."""
-    parent = Path(config["output_dir"]).absolute()
-    for folder in sorted(parent.glob(f"{glob.escape(stem(config, about))}-*"), reverse=True):
-        done = (folder / RESULT_FILE).is_file()
-        if not done and not folder.is_symlink() and Run(folder).progress_files():
+    for folder in _begun(config, about):
+        if not (folder / RESULT_FILE).is_file() and Run(folder).progress_files():
             yield folder
+
+
+def _begun(config: Config, about: Mapping[str, Any]) -> list[Path]:
+    """Folders of runs with the same settings, the latest first."""
+    parent = Path(config["output_dir"]).absolute()
+    folders = parent.glob(f"{glob.escape(stem(config, about))}-*")
+    return sorted((folder for folder in folders if not folder.is_symlink()), reverse=True)
+
+
+def _tidy(config: Config, saved: bool, about: Mapping[str, Any]) -> list[str]:
+    """Remove what killed runs with the same settings have left that nobody goes on with.
+
+    That is what only going on would need, where the run has its result; and the whole folder, where
+    the run had learned nothing yet. A run that a process is at is left to it: it has its log only
+    once it holds its lock.
+
+    Returns:
+        What to say of it.
+    """
+    removed = []
+    for folder in _begun(config, about):
+        if not (folder / LOCK_FILE).is_file() or not (folder / LOG_FILE).is_file():
+            continue
+        with contextlib.suppress(OSError, Timeout), lock(folder / LOCK_FILE).acquire(timeout=0):
+            if (folder / RESULT_FILE).is_file():
+                Run.of(config, saved, folder, about).forget_progress()
+                (folder / LOCK_FILE).unlink(missing_ok=True)
+            elif not any(folder.rglob("*.pth")):
+                shutil.rmtree(folder)
+                removed.append(f"{folder} was killed before it had learned anything: removed")
+    return removed
 
 
 def _hold(folder: Path, about: Mapping[str, Any], config: Config) -> FileLock:

@@ -56,6 +56,7 @@ from recbole_escm2.train.checkpoint import (
     save_checkpoint,
     support_of,
 )
+from recbole_escm2.train.device import LossWatch, batches_on
 from recbole_escm2.train.learned import learned, restore_learned
 from recbole_escm2.train.optimizer import OptimizerGroup, RowAdam
 from recbole_escm2.train.progress import (
@@ -116,6 +117,8 @@ class EntireSpaceTrainer(Trainer):
         shown: dict[str, Any] = {"metrics": ["AUC"]}
         if run is not None:
             shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+            # RecBole's own way fails where another process makes it at that moment.
+            run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         kept = {key: config[key] for key in shown}
         config.final_config_dict.update(shown)
         with _tensorboard_of(run) if run else contextlib.nullcontext():
@@ -148,6 +151,7 @@ class EntireSpaceTrainer(Trainer):
             and model.propensity_field is None
         )
         self._denominators: list[Tensor] = []
+        self._watch = LossWatch(self.device)
         #: What data and which split the training is on.
         self.identity: Identity | None = None
         self._resumed: Identity | None = None
@@ -320,7 +324,9 @@ class EntireSpaceTrainer(Trainer):
             if not valid_data:
                 self.best_epoch = self.epochs - 1
         self._parallel = None
-        if is_main():
+        if self._is_sharded:
+            barrier()  # until the best epoch is written
+        if is_main() or self._is_sharded:
             self._finish(train_data._dataset)
         barrier()  # what was written is there for all
         if verbose and valid_data and self.best_epoch >= 0:
@@ -333,17 +339,23 @@ class EntireSpaceTrainer(Trainer):
         """Note in its files that the training has come to its end."""
         if self._has_saved:
             file = Path(self.saved_model_file)
-            finish_checkpoint(file, lambda state: self._about_best(state, train))
-        if self._progress is not None and self._progress.is_kept:
+            finish_checkpoint(
+                file, lambda state: self._about_best(state, train), mapped=self._is_sharded
+            )
+        if self._progress is not None and self._progress.is_kept and is_main():
             self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
 
     def _about_best(self, state: Mapping[str, Any], train: Any) -> dict[str, Any]:
-        """What a checkpoint keeps of what its model gives to train, which it needn't be in."""
+        """What a checkpoint keeps of what its model gives to train, which it needn't be in.
+
+        Tables in shards stay as they are in it: memory may not hold others beside them.
+        """
         last = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._put(state["state_dict"])
         self.model.eval()
         support = support_of(self._pctr, train) if "ctr" in self.tasks else None
-        self._put(last)
+        if not self._is_sharded:
+            self._put(last)
         return {"support": support}
 
     def _pctr(self, batch: Any) -> Tensor:
@@ -381,6 +393,11 @@ class EntireSpaceTrainer(Trainer):
             self.logger.info(f"epoch {epoch_idx} train {seconds:.1f}s  {shown}")
         return tuple(means.values())
 
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether each process has shards of the tables, so that all take part in using them."""
+        return getattr(self._learning, "sharded", None) is not None
+
     def _fill_unseen(self) -> None:
         """Give ids that train lacks their embeddings, before the model is scored and saved."""
         if self._seen_ids is not None:
@@ -404,19 +421,29 @@ class EntireSpaceTrainer(Trainer):
                 scaler.load_state_dict(begun["scaler"])
             restore_random(begun["random"], self.device)
             self._begun = None
+        self._watch = LossWatch(self.device, epoch_idx)
         batches = _progress(train_data, f"Train {epoch_idx:>5}", show_progress, first)
-        for step, interaction in enumerate(batches, start=first + 1):
+        for step, interaction in enumerate(batches_on(self.device, batches), start=first + 1):
             if self._parallel is not None:
                 torch.manual_seed(seed_of(training_seed(self.config), epoch_idx, step))
-            steps = self._loss_steps(interaction.to(self.device), loss_func)
-            while losses := self._next_losses(steps):
-                for name, loss in self._of_all_ranks(losses).items():
-                    totals[name] = totals.get(name, 0.0) + loss
-                self._optimize(losses, scaler)
+            self._watch.step = step
+            self._train_step(interaction, loss_func, scaler, totals)
             if self._is_progress_due():
+                self._watch.look()
                 seconds = spent + perf_counter() - started
                 self._save_progress(epoch_idx, step, seconds, totals, scaler.state_dict())
+        self._watch.look()
         return {name: float(total) / len(train_data) for name, total in totals.items()}
+
+    def _train_step(
+        self, interaction: Any, loss_func: Any, scaler: Any, totals: dict[str, Tensor]
+    ) -> None:
+        """Learn from a batch that is on the device; on a GPU nothing here waits for it."""
+        steps = self._loss_steps(interaction, loss_func)
+        while losses := self._next_losses(steps):
+            for name, loss in self._of_all_ranks(losses).items():
+                totals[name] = totals.get(name, 0.0) + loss
+            self._optimize(losses, scaler)
 
     def _loss_steps(self, interaction: Any, loss_func: Any) -> Iterator[dict[str, Tensor]]:
         if loss_func is None and isinstance(self.model, EntireSpaceRecommender):
@@ -463,12 +490,7 @@ class EntireSpaceTrainer(Trainer):
 
     def _optimize(self, losses: dict[str, Tensor], scaler: torch.amp.GradScaler) -> None:
         loss = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(loss):
-            shown = ", ".join(f"{name} {value.item()}" for name, value in losses.items())
-            raise UsageError(
-                f"the training loss isn't finite ({shown}). A smaller learning_rate, a "
-                "clip_grad_norm or a propensity_floor above 0 may help, or the risk divides by 0"
-            )
+        self._watch.saw(losses, loss)
         self.optimizer.zero_grad()
         scaler.scale(loss).backward()
         if self.clip_grad_norm:
@@ -486,7 +508,8 @@ class EntireSpaceTrainer(Trainer):
     # ------------------------------------------------------------------ progress
 
     def _is_progress_due(self, after_epoch: bool = False) -> bool:
-        return self._progress is not None and is_main() and self._progress.is_due(after_epoch)
+        due = self._progress is not None and is_main() and self._progress.is_due(after_epoch)
+        return bool(from_main(due)) if self._is_sharded else due
 
     def _save_progress(
         self,
@@ -498,10 +521,13 @@ class EntireSpaceTrainer(Trainer):
     ) -> None:
         """Write down how far the training has come: ``step`` batches into an epoch."""
         assert self._progress is not None, "one is due"
+        known = learned(self._learning, self.optimizer, self._progress.path.parent)
+        if not is_main():
+            return
         state = self._bookkeeping(epoch=epoch, step=step, epoch_seconds=epoch_seconds)
         state |= {
             "totals": totals or {},
-            **learned(self._learning, self.optimizer, self._progress.path.parent),
+            **known,
             "average": {} if self._average is None else self._average.state_dict(),
             "scaler": scaler or {},
             "random": random_state(self.device),
@@ -538,7 +564,7 @@ class EntireSpaceTrainer(Trainer):
             return False
         if state is None:
             assert self._progress is not None, "a run has progress"
-            state = load_progress(self._progress.path, self.device)
+            state = load_progress(self._progress.path, self.device, self._is_sharded)
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
             self._say_anew(restore_learned(self._learning, self.optimizer, state))
@@ -575,7 +601,7 @@ class EntireSpaceTrainer(Trainer):
         if not self._progress.path.is_file():  # of a part that had yet to begin
             return None
         try:
-            state = load_progress(self._progress.path, self.device)
+            state = load_progress(self._progress.path, self.device, self._is_sharded)
             if differs := difference(state["data"], self.identity):
                 raise UsageError(differs)
             needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
@@ -701,10 +727,12 @@ class EntireSpaceTrainer(Trainer):
             return None
         self._catch_up()
         if load_best_model:
-            state = load_checkpoint(model_file or self.saved_model_file, self.device)
-            self.take(state, eval_data)
+            file = model_file or self.saved_model_file
+            self.take(load_checkpoint(file, self.device, self._is_sharded), eval_data)
         edges: Any = getattr(eval_data, "edges", ())  # those of RecBole's loaders are one process's
         self.eval_collector.begin(eval_data._dataset.truth, edges)
+        if self._is_sharded:
+            self._join_in(eval_data)
         self._denominators = []
         result = super().evaluate(
             eval_data, load_best_model=False, show_progress=bool(show_progress)
@@ -715,6 +743,13 @@ class EntireSpaceTrainer(Trainer):
             gather_to_main(whole, edges)
             self._denominators = [whole]
         return from_main(result)
+
+    @torch.no_grad()
+    def _join_in(self, eval_data: Any) -> None:
+        """Look up embeddings as often as the process with the most batches: all have to."""
+        self.model.eval()
+        for _ in range(eval_data.batches_behind):
+            self._neg_sample_batch_eval((eval_data._dataset[:1],))
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
         interaction, scores = self._scored(batched_data[0])
@@ -736,9 +771,10 @@ class EntireSpaceTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         self._catch_up()
         self._has_saved = True
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        known = self._learned(path.parent) if is_main() or self._is_sharded else {}
         if not is_main():
             return
-        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         external = self.config.external_config_dict
         settings = {**self.config.internal_config_dict, **external}
         # A default depends on the task, and a single-task model doesn't predict a product.
@@ -758,7 +794,7 @@ class EntireSpaceTrainer(Trainer):
             "training_ended": False,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
-            **self._learned(path.parent),
+            **known,
             **self._kept,
             "versions": versions(),
             "support": None,
@@ -791,7 +827,7 @@ class EntireSpaceTrainer(Trainer):
                 f"training can't go on from {resume_file} with weight_averaging: it holds their "
                 "average, not the weights that were learning"
             )
-        state = load_checkpoint(resume_file, self.device)
+        state = load_checkpoint(resume_file, self.device, self._is_sharded)
         self._check_model(state)
         learner = str(state["settings"].get("learner")).lower()
         if learner != self.learner.lower():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 from typing import Any
 
 import torch
-from recbole.utils import init_seed
+from recbole.utils import FeatureType, init_seed
 
 from recbole_escm2.config import fitted_to_validation
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
@@ -19,11 +20,15 @@ from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.groups import check_groups
 from recbole_escm2.evaluator.predictions import Predictions
-from recbole_escm2.keys import PAIR, training_seed
+from recbole_escm2.keys import PAIR, table_optimizer, training_seed
 from recbole_escm2.lookup import NAMESAKES
+from recbole_escm2.model.bottom import BOTTOMS
+from recbole_escm2.model.draws import Draws
 from recbole_escm2.model.entire_space import misspelt_hooks
 from recbole_escm2.model.reference.base import ReferenceRecommender
+from recbole_escm2.model.sharded import Room, shard
 from recbole_escm2.model.single_task import train_as_the_family
+from recbole_escm2.placement import place_tables
 from recbole_escm2.tasks import is_entire_space, is_reference, scored_tasks
 from recbole_escm2.threads import spinning_is_bounded, usable_cores
 from recbole_escm2.train.initial import begin_with
@@ -65,7 +70,8 @@ class Training:
         self.show_progress = bool(config["show_progress"])
         _log_start(config, task)
         try:
-            self.splits, model = _data_and_model(config, task)
+            with _fitting_into_memory(config):
+                self.splits, model = _data_and_model(config, task)
         except UsageError:
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
@@ -76,15 +82,9 @@ class Training:
                 f"{config['model']} can't be set up on {config['dataset']}: "
                 f"{type(error).__name__}: {error} (--state=debug logs where)"
             ) from error
-        except (MemoryError, RuntimeError) as error:
-            if not re.search("allocate|out of memory", str(error)):
-                raise
-            raise UsageError(
-                f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "
-                "A smaller embedding_size or mlp_hidden_size may help, or a larger min_count"
-            ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
-        self.trainer: EntireSpaceTrainer = kind(config, model, run)
+        with _fitting_into_memory(config):
+            self.trainer: EntireSpaceTrainer = kind(config, model, run)
         if epochs is not None:
             self.trainer.epochs, self.trainer.epochs_are_parts = epochs, True
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
@@ -119,7 +119,9 @@ class Training:
         model = self.trainer.model
         if isinstance(model, ReferenceRecommender):
             return model.learned
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        tables = getattr(model, "sharded", None)
+        in_shards = sum(shape.numel() for shape in tables.shapes().values()) if tables else 0
+        return in_shards + sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def fit(self) -> None:
         """Train until validation gets no better, or without it for all epochs.
@@ -131,9 +133,10 @@ class Training:
         if not validates and self.task is None and not self._are_epochs_known:
             check_without_validation(self.config, self.trainer)
         started = time.perf_counter()
-        score, best_valid = self.trainer.fit(
-            self.splits["train"], self.splits["valid"], show_progress=self.show_progress
-        )
+        with _fitting_into_memory(self.config):
+            score, best_valid = self.trainer.fit(
+                self.splits["train"], self.splits["valid"], show_progress=self.show_progress
+            )
         assert best_valid is not None or not validates, "it comes after the first epoch at least"
         self.best_score = score if validates else None
         self.best_valid = MetricResult() if best_valid is None else best_valid
@@ -163,6 +166,21 @@ class Training:
             "seconds": round(self.seconds, 3),
             "epochs": self.trainer.history,
         }
+
+
+@contextlib.contextmanager
+def _fitting_into_memory(config: Any) -> Iterator[None]:
+    """Say it in words where memory doesn't hold a model, or what its training needs beside it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("allocate|out of memory", str(error)):
+            raise
+        raise UsageError(
+            f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "
+            "A smaller embedding_size or mlp_hidden_size may help, or a larger min_count, or "
+            "several processes with embedding_placement: sharded (docs/running.md)"
+        ) from error
 
 
 def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:
@@ -240,7 +258,7 @@ def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], t
         logger.info(f"{name:5} {loader.dataset.summary()}")
     init_seed(seed, config["reproducibility"])
     train = splits["train"].dataset
-    model = config.model_class(config, train).to(config["device"])
+    model = _new_model(config, train)
     if not (is_entire_space(config) or is_reference(config.model_class)):
         few = train[:2].to(config["device"])
         for sentence in train_as_the_family(model, config, few):
@@ -248,3 +266,19 @@ def _data_and_model(config: Any, task: str | None) -> tuple[Mapping[str, Any], t
     if config["init_from"]:
         begin_with(model, config, train, task)
     return splits, model
+
+
+def _new_model(config: Any, train: Any) -> torch.nn.Module:
+    """With its initial weights, and its tables where ``embedding_placement`` puts them."""
+    shardable = is_entire_space(config) and config["backbone"] in BOTTOMS
+    names = train.fields(ftype=[FeatureType.TOKEN, FeatureType.TOKEN_SEQ])
+    rows = sum(train.num(name) for name in names)
+    room = place_tables(config, rows, shardable)
+    if room is None:
+        model: torch.nn.Module = config.model_class(config, train)
+        return model.to(config["device"])
+    with Draws() as draws:
+        model = config.model_class(config, train)
+    batch = -(-config["train_batch_size"] // world_size())
+    shard(model, draws, (table_optimizer(config), config["learning_rate"]), Room(room, batch))
+    return model.to(config["device"])

@@ -380,7 +380,8 @@ def test_pieces_and_memory_dont_matter(tmp_path_factory, seed, split, min_count)
     rows = {
         part: pa.RecordBatch.from_pydict(
             {
-                "user": [f"u{n}" if n else None for n in rng.integers(0, 9, 20)],
+                # one at least of those in the joined table, without which it is refused
+                "user": ["u1", *(f"u{n}" if n else None for n in rng.integers(0, 9, 19))],
                 "tags": [[f"t{k}" for k in rng.integers(0, 5, n)] for n in rng.integers(0, 4, 20)],
                 "x": rng.normal(size=20),
                 "click": rng.integers(0, 2, 20),

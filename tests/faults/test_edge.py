@@ -18,6 +18,7 @@ from types import ModuleType
 
 import pytest
 from common import Outcome, call, on_disk, refused, small
+from filelock import FileLock
 from recbole.utils import case_study
 
 from recbole_escm2.config import Config
@@ -355,6 +356,22 @@ def test_the_checkpoint_that_nobody_keeps_is_in_the_folder_of_its_run(data_path,
     assert all(path.is_relative_to(outcome["run_dir"]) for path in seen)
     assert seen
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_what_a_conversion_killed_at_its_end_has_left_goes_with_the_next_start(data_path, tmp_path):
+    """The lock of who made the store, and what it replaced; a lock that is held stays."""
+    given = small(data_path, store_dir=tmp_path / "stores")
+    assert call(tmp_path, *given).code == 0
+    (folder,) = (tmp_path / "stores" / "tiny").iterdir()
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock):
+        assert call(tmp_path, *given).code == 0
+        assert lock.exists()
+    (folder.with_name(f".{folder.name}.0a1b.unfinished")).mkdir()
+    (folder.with_name(f".{folder.name}.0a1b.unfinished.lock")).touch()
+    lock.touch()
+    assert call(tmp_path, *given).code == 0
+    assert [*folder.parent.iterdir()] == [folder]
 
 
 # ------------------------------------------------------------------ a store that goes away

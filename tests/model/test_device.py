@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from elsewhere import another_device
+from elsewhere import another_device, waits
 from torch import nn
 
 from recbole_escm2.bags import Bags
@@ -56,6 +56,32 @@ def trained(configure, folder, device, model, **settings):
     return losses, {task: score.tolist() for task, score in scores.items()}
 
 
+def waits_of_a_step(configure, folder, model, **settings):
+    """The lines at which the steps of a training would wait for a GPU, and how often."""
+    with another_device() as device, waits() as seen:
+        folder.mkdir()
+        config = configure(model, "shop", **acting_settings(find_model(model), SMALL | settings))
+        config["device"] = device
+        run = Run(folder)
+        training = Training(config, run)
+        trainer = training.trainer
+        train = training.splits["train"]
+        assert len(train) > 2
+        step = trainer._train_step
+
+        def watched(*args, **kwargs):
+            seen.counting = True
+            try:
+                return step(*args, **kwargs)
+            finally:
+                seen.counting = False
+
+        trainer._train_step = watched
+        trainer._learn(train, 0, None, False)
+        run.at_end.close()
+    return seen.lines
+
+
 def alike_on_both(configure, tmp_path, model, **settings):
     """Train on the CPU and elsewhere: the same losses and predictions."""
     losses, scores = trained(configure, tmp_path / "cpu", torch.device("cpu"), model, **settings)
@@ -103,6 +129,31 @@ def test_settings_that_take_another_way(configure, tmp_path, model, settings):
     alike_on_both(configure, tmp_path, model, **settings)
 
 
+# Constants that RecBole's own code makes anew and sends to the device in each forward pass.
+RECBOLE_SENDS = {"AFM": "afm.py", "FFM": "ffm.py", "FiGNN": "fignn.py", "PNN": "pnn.py"}
+
+
+@pytest.mark.parametrize(
+    ("model", "sparse"), [("ESCM2_DR", False), *((model, True) for model in OURS)]
+)
+def test_no_step_of_ours_waits_for_a_gpu(configure, tmp_path, model, sparse):
+    settings = {"sparse_embedding": sparse, "counterfactual_weight": 0.5, "weight_decay": 0.01}
+    assert not waits_of_a_step(configure, tmp_path / "run", model, **settings)
+
+
+@pytest.mark.parametrize("backbone", [*BOTTOMS, *RECBOLE])
+def test_no_step_on_a_backbone_waits_for_a_gpu(configure, tmp_path, backbone):
+    settings = {"backbone": backbone, "sparse_embedding": True, "weight_decay": 0.01}
+    lines = waits_of_a_step(configure, tmp_path / "run", "ESCM2_DR", **settings)
+    allowed = RECBOLE_SENDS.get(backbone, "none")
+    assert [line for line in lines if f" {allowed}:" not in line] == []
+
+
+@pytest.mark.parametrize("model", ["DeepFM", "DCNV2"])
+def test_no_step_of_recboles_own_waits_for_a_gpu(configure, tmp_path, model):
+    assert not waits_of_a_step(configure, tmp_path / "run", model)
+
+
 def weighted_bag():
     """Of the second of two fields, in a batch of three."""
     lengths = torch.tensor([[1, 1, 0], [2, 0, 3]])
@@ -124,7 +175,10 @@ def test_weighted_bags(pooling):
         again = Bags.of_padded(there.padded(2))
         assert again.ids.cpu().tolist() == [2, 1, 4, 3]
         assert again.lengths.device == device
-        pooled = pool_bag(table.to(device), there.scaled(2.0), pooling)
+        with waits() as seen:
+            seen.counting = True
+            pooled = pool_bag(table.to(device), there.scaled(2.0), pooling)
+        assert not [line for line in seen.lines if "embedding.py" in line]
         assert pooled.cpu().tolist() == expected.tolist()
 
 

@@ -82,6 +82,7 @@ OF_ANY_MODEL = {
     "calibration": {"calibrate", "calibrate_weights", "calibrate_floor"},
     "files and terminal": {
         *("checkpoint_dir", "init_from", "output_dir", "resume", "save_interval"),
+        "embedding_placement",
         "show_progress",
     },
 }

@@ -1,52 +1,18 @@
 """The page in a real browser."""
 
 import io
-import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from browsers import brightness, requested, show
 from PIL import Image
 from studies import realistic, study_of
 
 from recbole_escm2.report.page import page
 
-webdriver = pytest.importorskip("selenium.webdriver")
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the PATH"
-)
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 COLUMNS = ["CTR_AUC", "CVR_AUC", "CVR_PCOC", "IEB"]
 ODD = "<script>document.title = 'taken'</script>"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    from selenium.webdriver.chrome.service import Service
-
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +25,6 @@ def address(study, tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "report.html"
     file.write_text(page(study), encoding="utf-8")
     return file.as_uri()
-
-
-def show(browser, address, width=1280, height=900, scheme="light", mobile=False):
-    browser.get_log("performance"), browser.get_log("browser")
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile},
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
-    browser.get(address)
 
 
 def column(browser, place):
@@ -191,13 +144,6 @@ class TestDetails:
         assert box["x"] + box["width"] <= 360
 
 
-def brightness(browser, what):
-    colour = browser.execute_script(
-        f"return getComputedStyle(document.body).getPropertyValue('{what}')"
-    )
-    return sum(int(part) for part in colour.strip("rgb()").split(",")[:3]) / 3
-
-
 def shades(browser):
     """The darkest and the lightest shade of the first picture, as it is on the screen."""
     image = browser.find_element("css selector", "img.figure").screenshot_as_png
@@ -243,13 +189,7 @@ def test_asks_for_nothing_but_itself_and_has_no_errors(browser, address):
     show(browser, address)
     browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
     heading(browser, 2).find_element("css selector", "button").click()
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    requested = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert [url for url in requested if not url.startswith("data:")] == [address]
+    assert requested(browser) == [address]
     assert browser.get_log("browser") == []
 
 

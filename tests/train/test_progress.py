@@ -231,6 +231,26 @@ def test_tensorboard_goes_on(cut):
         assert [event.step for event in shown.Scalars(tag)] == [0, 1]
 
 
+def test_what_killed_runs_have_left_goes_with_the_next_one(cut, caplog):
+    """One that had its result, one that had learned nothing; others are somebody's."""
+    kept, given = cut()
+    done = folder_of(given, resume=False)
+    shutil.copy(kept / "progress.pth", done)
+    (done / "lock").touch()
+    folders = {name: done.with_name(f"{done.name}-{name}") for name in ("new", "begun", "at_work")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "lock").touch()
+        (folder / "run.log").write_text("begun")
+    (folders["begun"] / "checkpoint.pth").write_bytes(b"of an epoch")
+    with FileLock(folders["at_work"] / "lock"), caplog.at_level("INFO"):
+        assert folder_of(given) == kept
+    assert {*done.parent.iterdir()} == {kept, done, folders["begun"], folders["at_work"]}
+    assert not (done / "lock").exists()
+    assert not (done / "progress.pth").exists()
+    assert f"{folders['new']} was killed before it had learned anything: removed" in caplog.text
+
+
 def test_what_no_number_depends_on_may_be_another(cut):
     folder, given = cut()
     assert folder_of(given, state="warning", save_interval=None) == folder

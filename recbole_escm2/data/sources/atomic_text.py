@@ -16,6 +16,7 @@ from recbole.utils import FeatureType
 
 from recbole_escm2.data.checks import LARGEST, not_text
 from recbole_escm2.data.labels import SHOWN, LabelColumn, label_error
+from recbole_escm2.data.sources.csv_text import no_traceback_of_bytes
 from recbole_escm2.errors import UsageError
 
 _TYPES = tuple(kind.value for kind in FeatureType)
@@ -148,18 +149,20 @@ def read_columns(
     fields = [field for field in header if field in is_number]
     category = pa.dictionary(pa.int32(), pa.string())
     try:
-        table = pa.csv.read_csv(
-            path,
-            pa.csv.ReadOptions(encoding=encoding or "utf8", block_size=_BLOCK),
-            pa.csv.ParseOptions(delimiter=separator, invalid_row_handler=_skip_spaces),
-            pa.csv.ConvertOptions(
-                include_columns=[name[field] for field in fields],
-                column_types={
-                    name[field]: pa.float64() if is_number[field] else category for field in fields
-                },
-                null_values=_MISSING,
-            ),
-        )
+        with no_traceback_of_bytes():
+            table = pa.csv.read_csv(
+                path,
+                pa.csv.ReadOptions(encoding=encoding or "utf8", block_size=_BLOCK),
+                pa.csv.ParseOptions(delimiter=separator, invalid_row_handler=_skip_spaces),
+                pa.csv.ConvertOptions(
+                    include_columns=[name[field] for field in fields],
+                    column_types={
+                        name[field]: pa.float64() if is_number[field] else category
+                        for field in fields
+                    },
+                    null_values=_MISSING,
+                ),
+            )
     except (pa.ArrowInvalid, UnicodeError) as error:
         raise UnreadableError(str(error)) from error
     rows = table.num_rows

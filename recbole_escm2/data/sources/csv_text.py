@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,23 @@ def csv_columns(
         whole: columns that have a value in every row.
 
     Raises:
-        UsageError: as :func:`csv_batches`, a column isn't there, or a value.
+        UsageError: as :func:`csv_batches`, a column isn't there, or a value, or there is no row.
     """
     header, _ = csv_batches(file, {}, delimiter, names)
     for name in types:
         if name not in header.names:
             raise UsageError(f"{file} has no column '{name}'; it has {', '.join(header.names)}")
     _, batches = csv_batches(file, types, delimiter, names, list(types))
+    any_row = False
     for lines, batch in batches:
+        any_row |= len(batch) > 0
         for name in whole:
             if batch.column(name).null_count:
                 row = int(pc.index(batch.column(name).is_null(), True).as_py())
                 raise UsageError(f"{file} line {lines[row]:,} has no {name}")
         yield lines, batch
+    if not any_row:
+        raise UsageError(f"{file} has no row{'' if names else ' below the header'}")
 
 
 def csv_batches(
@@ -80,7 +85,7 @@ def csv_batches(
         skipped.append(row.number)
         return "skip"
 
-    with _faults(file):
+    with _faults(file), no_traceback_of_bytes():
         reader = pa.csv.open_csv(
             file if stream is None else stream,
             # A row's number is known in one thread only.
@@ -96,6 +101,9 @@ def csv_batches(
                 column_types=dict(types), include_columns=list(only)
             ),
         )
+        columns = reader.schema.names
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise UsageError(f"{file}: the column '{twice[0]}' stands there twice")
     return reader.schema, _batches(file, reader, 1 if names else 2, skipped)
 
 
@@ -103,12 +111,37 @@ def _batches(
     file: Path, reader: Any, line: int, skipped: list[int] | None
 ) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
     with _faults(file):
-        for batch in reader:
+        while (batch := _next_of(reader)) is not None:
             lines: Sequence[int] = range(line, line + len(batch))
             if skipped:
                 lines = _without(skipped, line, len(batch))
             yield lines, _without_empty(batch)
             line = lines[-1] + 1 if len(batch) else line
+
+
+def _next_of(reader: Any) -> pa.RecordBatch | None:
+    with no_traceback_of_bytes():
+        return next(iter(reader), None)
+
+
+@contextlib.contextmanager
+def no_traceback_of_bytes() -> Iterator[None]:
+    """While pyarrow reads with a handler of malformed rows.
+
+    It decodes such a row first, and prints a traceback where that can't be done; what it raises
+    then says all that there is to say.
+    """
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if not isinstance(told.exc_value, UnicodeDecodeError):
+            before(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _without(skipped: list[int], first: int, count: int) -> Sequence[int]:
@@ -132,6 +165,7 @@ def _faults(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        if "UTF8" in str(error) or isinstance(error, UnicodeError):
-            raise UsageError(f"{file} isn't text in UTF-8 ({error}): save it as UTF-8") from error
-        raise UsageError(f"{file}: {str(error).replace('Row #', 'line ')}") from error
+        said = str(error).replace("Row #", "line ")
+        if "UTF8" in said or "\0" in said or isinstance(error, UnicodeError):
+            raise UsageError(f"{file} isn't text in UTF-8 ({said}): save it as UTF-8") from error
+        raise UsageError(f"{file}: {said}") from error

@@ -28,6 +28,7 @@ from recbole_escm2.data.labels import (
     joined_events,
     labels_of,
     named_as_label,
+    numbers,
 )
 from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
@@ -298,11 +299,12 @@ class _Reader:
                 )
         if is_csv and (said := unended_line(file)):
             self.notes.append(("warning", said))
-        for numbers, batch in batches(columns):
+        for places, batch in batches(columns):
             if len(batch):
                 unit = "line" if is_csv else "row"
-                chunk = Chunk(batch, "inter", part, str(file), numbers, unit)
-                yield replace(chunk, rows=self._converted(self._with_events_joined(chunk)))
+                chunk = Chunk(batch, "inter", part, str(file), places, unit)
+                chunk = replace(chunk, rows=self._with_events_joined(chunk))
+                yield replace(chunk, rows=self._converted(chunk))
 
     def _with_events_joined(self, chunk: Chunk) -> pa.RecordBatch:
         """With labels that are any of several columns."""
@@ -325,15 +327,23 @@ class _Reader:
             if name in self.types and not _is_own_kind(self.types[name])
         }
 
-    def _converted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _converted(self, chunk: Chunk) -> pa.RecordBatch:
+        batch = chunk.rows
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for own in self.fields:
             columns[own.name] = as_numbers(columns[own.name], own.kind)
         if self.threshold:
             ((field, least),) = self.threshold.items()
-            converted = pc.greater_equal(columns.pop(field).cast(pa.float64()), float(least))
-            clicked = pc.equal(columns[self.labels.click].cast(pa.float64()), 1.0)
-            columns[self.labels.conversion] = pc.if_else(clicked, converted, False)
+            label = LabelColumn(self.labels.click)
+            clicked = check_labels(columns[label.field], label, chunk.file, chunk.place) == 1
+            values = numbers(columns.pop(field).to_pandas())
+            missing = np.flatnonzero(np.isnan(values) & clicked)
+            if len(missing):
+                raise UsageError(
+                    f"threshold makes the conversion from '{field}', which is no number in "
+                    f"{len(missing):,} clicked impressions: {chunk.place(int(missing[0]))}"
+                )
+            columns[self.labels.conversion] = pa.array(clicked & (values >= float(least)))
         return pa.RecordBatch.from_pydict(columns)
 
 
@@ -350,7 +360,7 @@ def as_numbers(column: pa.Array, kind: str) -> pa.Array:
             micro = column.cast(pa.timestamp("us", getattr(own, "tz", None)), safe=False)
             micro = micro.cast(pa.int64())  # of nanoseconds what is below a microsecond is cut off
             return pc.divide(micro.cast(pa.float64()), 1e6)
-        return column.cast(pa.float64())
+        return column.cast(pa.float64(), safe=False)  # beyond 2^53 a number is rounded
     if pa.types.is_fixed_size_list(own):
         return column.cast(pa.list_(own.value_type))
     return column

@@ -83,9 +83,11 @@ def open_table(
         if FORMATS[file.suffix] == "parquet":
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 header = parquet.schema_arrow
+            _ = header.names  # are text
             return header, lambda columns: _counted(file, _of_parquet(file, columns))
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
-    except (pa.ArrowException, OSError) as error:
+        _ = data.schema.names
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UsageError(f"{file}: {error}") from error
     return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
 
@@ -103,7 +105,26 @@ def _counted(
     first = 1
     try:
         for batch in batches:
+            check_batch(file, first, batch)
             yield range(first, first + len(batch)), batch
             first += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def check_batch(file: Path | str, first: int, batch: pa.RecordBatch) -> None:
+    """Make sure that what a file says of its content is so: text is text, lists end.
+
+    Args:
+        file: that rows were read from, for the message.
+        first: number of the first one.
+        batch: the rows.
+
+    Raises:
+        UsageError: it isn't, the file is damaged; reading on would read elsewhere in memory.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        rows = f"rows {first:,} to {first + len(batch) - 1:,}"
+        raise UsageError(f"{file}, {rows}: the file is damaged: {error}") from error

@@ -25,7 +25,7 @@ from recbole_escm2.serve.scorer import ROWS
 
 #: Options that are config keys.
 SCORING = ("eval_batch_size",)
-_HEAD = 10  # seconds in which a connection must have sent the head of a request
+_IDLE = 30  # seconds in which a connection must have sent the head of its next request
 _CONNECTIONS = 1000  # at once, of which most wait
 
 
@@ -50,7 +50,6 @@ def serve(options: Mapping[str, str]) -> int:
         look = partial(signature_of, path)
         watch = (lambda: service.watch(look, own)) if watched else None
         app = make_app(service, choices, watch)
-        print(f"{service.served.model} answers at {_address(bound)}", flush=True)
         _run(app, bound, service)
         getLogger().info("stopped; every request that had come was answered")
     return 0
@@ -145,7 +144,7 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
 
     def _expect_head(self) -> None:
-        self.loop.call_later(_HEAD, self._end_without_head, self.cycle)
+        self.loop.call_later(_IDLE, self._end_without_head, self.cycle)
 
     def _end_without_head(self, last: Any) -> None:
         if self.cycle is last:
@@ -164,11 +163,15 @@ def _run(app: Any, bound: socket.socket, service: Service) -> None:
         access_log=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=math.ceil(service.limits.timeout) + 1,
     )
-    # The server sends itself the signal again when all is done, which then must not kill it.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    server = _Server(config, service)
+    # Also until it runs, and when it sends itself the signal again once all is done.
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
-        _Server(config, service).run([bound])
+        bound.listen(config.backlog)  # from here on who asks waits for its answer
+        print(f"{service.served.model} answers at {_address(bound)}", flush=True)
+        server.run([bound])
     finally:
         signal.signal(signal.SIGTERM, before)
