@@ -139,7 +139,8 @@ class _Log(Kind):
 
 
 def _cells(content: bytes, separator: str) -> list[list[str]]:
-    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    # What a column holds that nobody reads needn't be text.
+    text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
     return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
 
 
