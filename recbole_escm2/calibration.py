@@ -26,8 +26,8 @@ from torch import Tensor
 
 METHODS = ("isotonic", "platt", "temperature")
 
-# What float32 can tell from 0 and from 1: beyond, a logit would be infinite.
-_LEAST, _MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25
+#: What float32 can tell from 0 and from 1: beyond, a logit would be infinite.
+LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25
 _LOG_TEMPERATURE = math.log(100)  # T lies between 1/100 and 100
 # Of Platt's slope, on a logit of variance 1: finite where a logit tells the labels apart.
 _WEAK_PENALTY = 1e-6
@@ -39,7 +39,7 @@ class UnfitError(ValueError):
 
 def logit_of(probability: Tensor) -> Tensor:
     """log p/(1 − p) in float64, finite also where float32 has rounded p to 0 or 1."""
-    p = probability.double().clamp(_LEAST, _MOST)
+    p = probability.double().clamp(LEAST, MOST)
     return torch.log(p) - torch.log1p(-p)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ have labels; all of it is in OUT.json too.
   --eval_batch_size=N  rows that the model scores at once
   --model=path.to.module:Class   where the model is your own
   --device=cpu         where to compute; by default a GPU where there is one
+  --workers=N          processes that score, each with the model (1); the output is the same
 """
 _RECOMMEND_HELP = """\
 usage: {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE [--KEY=VALUE ...]
@@ -292,9 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # where another program calls this one, argv is that program's
         started = _AS_MODULE if arguments is not None else started_as(sys.argv[0])
         arguments = sys.argv[1:] if arguments is None else arguments
-        if arguments and arguments[0] in _COMMANDS:
-            return _command(arguments[0], parse_arguments(arguments[1:]))
-        return _main(parse_arguments(arguments), [*started, *arguments])
+        with _joined():
+            if arguments and arguments[0] in _COMMANDS:
+                return _command(arguments[0], parse_arguments(arguments[1:]))
+            return _main(parse_arguments(arguments), [*started, *arguments])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -309,9 +312,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """Where torchrun has started several processes they are one program: one of them speaks."""
+    if "WORLD_SIZE" not in os.environ:  # torch needn't be loaded for a mistyped option
+        yield
+        return
+    from recbole_escm2.distributed import process_group
+
+    with process_group():
+        yield
+
+
+def _for_one_process(what: str) -> None:
+    """Refuse what several processes would each do by itself."""
+    if "WORLD_SIZE" in os.environ:
+        from recbole_escm2.distributed import world_size
+
+        if world_size() > 1:
+            raise UsageError(f"{what} is done by one process: start it without torchrun")
+
+
 def _command(name: str, options: dict[str, str]) -> int:
     about, do = _COMMANDS[name]
     if "help" not in options:
+        _for_one_process(name)
         return do(options)
     print(about.format(program=_PROGRAM) if isinstance(about, str) else about())
     return 0
@@ -342,31 +367,18 @@ def _main(options: dict[str, str], command: Sequence[str]) -> int:
     from recbole_escm2.experiment.request import is_benchmark
 
     if is_benchmark(options):
+        _for_one_process("a benchmark")
         require("benchmark")
         from recbole_escm2.report.command import benchmark
 
         return benchmark(options, command)
     import torch
 
-    from recbole_escm2.distributed import process_group
-
-    torch.set_num_threads(threads_of())
-    trains = "evaluate" not in options
-    try:
-        with process_group():
-            return _train_or_score(options)
-    except KeyboardInterrupt:
-        if not trains:
-            raise
-        print("stopped; the same command goes on from what was saved last", file=sys.stderr)
-        return 130
-
-
-def _train_or_score(options: dict[str, str]) -> int:
     from recbole_escm2.distributed import is_main
     from recbole_escm2.evaluator.summary import metric_lines
     from recbole_escm2.quick_start import evaluate_checkpoint, run, show
 
+    torch.set_num_threads(threads_of())
     model, dataset = options.pop("model", None), options.pop("dataset", None)
     checkpoint = options.pop("checkpoint", None)
     if options.pop("evaluate", None) is not None:
@@ -380,7 +392,12 @@ def _train_or_score(options: dict[str, str]) -> int:
         raise UsageError("--checkpoint=FILE goes with --evaluate")
     else:
         files = options.pop("config_files", "").split()
-        outcome = run(model, dataset, files, command_line=options)
+        try:
+            outcome = run(model, dataset, files, command_line=options)
+        except KeyboardInterrupt:
+            if is_main():
+                print("stopped; the same command goes on from what was saved last", file=sys.stderr)
+            return 130
     if is_main():
         print(show(outcome))
         print()

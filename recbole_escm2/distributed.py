@@ -84,6 +84,10 @@ def process_group() -> Iterator[None]:
         return
     try:
         store, own, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun of one machine has one store for all its restarts.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"attempt {attempt}", store)
         # A GPU has to be there for NCCL; asking torch.cuda would choose the devices for good.
         gpus = dist.is_nccl_available() and torch.cuda.device_count() > 0
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
@@ -97,9 +101,10 @@ def process_group() -> Iterator[None]:
         if not _is_first_to_fail(store, own):
             time.sleep(_TO_BE_ENDED)
             os._exit(1)  # without a word, and without waiting for the others
-        if isinstance(error, RuntimeError) and _is_connection(error):
+        lost = error.__cause__ if isinstance(error, UsageError) else error
+        if isinstance(lost, RuntimeError) and _is_connection(lost):
             raise UsageError(
-                f"another process of this run has ended, or can't be reached any more: {error}"
+                f"another process of this run has ended, or can't be reached any more: {lost}"
             ) from error
         raise
     finally:

@@ -76,6 +76,8 @@ COMMANDS: dict[str, dict[str, str] | None] = {
     "--model=ESCM2_DR --dataset=ml-100k --init_from=output/…": None,  # below: it takes a run
     "predict --checkpoint=output/… --data=new.parquet --out=scores.parquet "
     "--columns=user_id,item_id": None,  # below
+    "serve --checkpoint=output/… --port=8080 --watch": None,  # tests/serve/test_http_process.py
+    "--model=ESCM2_DR --dataset=ml-100k --impression_sample=0.1": None,  # there, too
     "recommend --checkpoint=output/… --users=users.parquet --items=items.parquet --seen=seen.csv "
     "--k=10 --out=best.parquet": None,  # below
     "--model=ESCM2_DR --dataset=ml-100k --by=item_popularity,pctr:5": {
@@ -109,6 +111,28 @@ def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch):
         key = word.removeprefix("--").partition("=")[0]
         words.append(f"--{key}={quick.pop(key)}" if key in quick else word)
     assert main([*words, *(f"--{key}={value}" for key, value in quick.items())]) == 0
+
+
+def test_two_processes_print_one_table_that_of_one(tmp_path, metrics_of):
+    ours = r"torchrun (--nproc_per_node=2) run_recbole_escm2\.py (--\S+ --\S+)$"
+    ((processes, options),) = set(re.findall(ours, "".join(PAGES.values()), re.MULTILINE))
+    quick = ["--simulation={rows: 4000, click_rate: 0.3, conversion_rate: 0.5}", "--epochs=2"]
+    one, two = (
+        subprocess.run(
+            [sys.executable, *start, ROOT / "run_recbole_escm2.py", *options.split(), *quick],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        for start in ([], ["-m", "torch.distributed.run", processes])
+    )
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.count("Test metrics") == 1
+    assert metrics_of(two.stdout) == pytest.approx(metrics_of(one.stdout), abs=0.001)
+    tables = [re.sub(r"-?\d+\.\d+", "", done.stdout) for done in (one, two)]
+    assert re.sub(" +", " ", tables[0]) == re.sub(" +", " ", tables[1])
+    assert two.stderr.count("best epoch") == one.stderr.count("best epoch") == 1
 
 
 def test_training_begins_with_a_run_as_printed(tmp_path, monkeypatch, capfd):

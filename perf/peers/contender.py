@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -68,6 +69,13 @@ def load(args: argparse.Namespace) -> tuple[Impressions, Impressions]:
         )
     train = whole.first(args.rows or len(whole))
     return train, train.first(args.warm_up * BATCH)
+
+
+def seconds_since(start: float, device: str) -> float:
+    """On the clock, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def check(model: nn.Module, sizes: Mapping[str, int], padding: int = 0) -> int:

@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from contender import BATCH, EMBEDDING, LEARNING_RATE, TOWER, Impressions, arguments, check, load
+from contender import (
+    BATCH,
+    EMBEDDING,
+    LEARNING_RATE,
+    TOWER,
+    Impressions,
+    arguments,
+    check,
+    load,
+    seconds_since,
+)
 from contender import report as report_result
 from recbole.utils import init_seed
 
@@ -54,7 +64,7 @@ def write_atomic(data: Impressions, folder: Path) -> None:
 
 def main() -> None:
     """Warm up, train an epoch, report."""
-    args = arguments(precision=["float32", "bfloat16"])
+    args = arguments(precision=["float32", "bfloat16"], device=["cpu", "cuda"])
     train, warm_up = load(args)
     data_path = Path(args.data).with_suffix("") / f"first-{len(train)}"
     write_atomic(train, data_path / NAME)
@@ -76,6 +86,7 @@ def main() -> None:
             "epochs": 1,
             "enable_amp": args.precision == "bfloat16",
             "show_progress": False,
+            "use_gpu": args.device == "cuda",
         },
     )
     init_seed(config["seed"], config["reproducibility"])
@@ -89,7 +100,7 @@ def main() -> None:
     report_result(
         "recbole_escm2",
         len(train),
-        time.perf_counter() - start,
+        seconds_since(start, args.device),
         (sum(before), sum(after)),
         check(model, train.sizes, padding=len(train.sizes)),  # RecBole's id 0 of each field
         ("recbole-escm2", "recbole", "pandas"),

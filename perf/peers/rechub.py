@@ -23,6 +23,7 @@ from contender import (
     check,
     load,
     report,
+    seconds_since,
 )
 from torch_rechub.basic.features import SparseFeature
 from torch_rechub.models.multi_task import ESMM
@@ -46,7 +47,7 @@ def loader(data: Impressions) -> torch.utils.data.DataLoader:
 
 def main() -> None:
     """Warm up, train an epoch, report."""
-    args = arguments("fused")
+    args = arguments("fused", device=["cpu", "cuda"])
     train, warm_up = load(args)
     torch.manual_seed(2022)
     features = {
@@ -64,12 +65,13 @@ def main() -> None:
         task_types=["classification"] * 3,
         optimizer_params={"lr": LEARNING_RATE, **({"fused": True} if args.fused else {})},
         n_epoch=1,
+        device=args.device,
     )
     before = trainer.train_one_epoch(loader(warm_up))
     train_loader = loader(train)
     start = time.perf_counter()
     after = trainer.train_one_epoch(train_loader)
-    seconds = time.perf_counter() - start
+    seconds = seconds_since(start, args.device)
     losses = (sum(before[1:]), sum(after[1:]))
     report(
         "torch-rechub",

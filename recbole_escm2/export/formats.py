@@ -61,9 +61,7 @@ def traced(graph: Graph) -> ExportedProgram:
     """
     sizes = {own.size: Dim.DYNAMIC for own in graph.inputs}
     dynamic = tuple({0: sizes[own.size]} for own in graph.inputs)
-    # A size of 0 or 1 isn't a case of its own in what is traced.
-    sizes_are_free = config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with _quietly(), sizes_are_free:
+    with _quietly(), _sizes_are_free():
         try:
             program = torch.export.export(
                 graph,
@@ -74,8 +72,25 @@ def traced(graph: Graph) -> ExportedProgram:
             )
         except Exception as error:  # of torch's many kinds
             raise _refused("be traced", error) from error
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # which has the places of files
+    return _cleaned(program)
+
+
+def _sizes_are_free() -> Any:
+    """A size of 0 or 1 isn't a case of its own in what is traced."""
+    return config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+def _cleaned(program: ExportedProgram) -> ExportedProgram:
+    """Without places of files, and without conditions on sizes: that a size isn't 1, for example,
+    which torch writes down where a model has asked for it, though the operations are the same.
+    """
+    graph = program.graph
+    for node in list(graph.nodes):
+        node.meta.pop("stack_trace", None)
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
     return program
 
 
@@ -108,7 +123,8 @@ def _refused(what: str, error: Exception) -> UsageError:
 def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    decomposed = program.run_decompositions(_decompositions())
+    with _sizes_are_free():
+        decomposed = _cleaned(program.run_decompositions(_decompositions()))
     written = torch.onnx.export(
         decomposed,
         dynamo=True,

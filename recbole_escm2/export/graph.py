@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_escm2.bags import Bags
-from recbole_escm2.calibration import LogitMap, Map
+from recbole_escm2.calibration import LEAST, MOST, LogitMap, Map
+from recbole_escm2.data.encoding import Known
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.reference.base import ReferenceRecommender
 from recbole_escm2.serve.scorer import Scorer
@@ -123,7 +124,10 @@ class _Part(nn.Module):
             )
         self.model = own.model
         self._own, self._known = own, own.known
-        self._lengths, self._scales = dict(lengths), dict(scales)
+        self._lengths, self._weight_scales = dict(lengths), dict(scales)
+        numerical = [name for name, field in own.known.fields.items() if field.numerical]
+        self._place = {name: place for place, name in enumerate(numerical)}
+        self.scales = nn.ModuleList(_scale(name, own.known) for name in numerical)
 
     def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
@@ -149,28 +153,53 @@ class _Part(nn.Module):
         lengths = (offsets[1:] - offsets[:-1]).unsqueeze(0)
         ids = self._ids(name, given[f"{name}.values"])
         bag = Bags((name,), ids, given.get(f"{name}.weights"), lengths)
-        return bag.scaled(self._scales.get(name, 1.0))
+        return bag.scaled(self._weight_scales.get(name, 1.0))
 
     def _numbers(self, name: str, given: Mapping[str, Tensor]) -> Tensor:
         """``[batch, 2]``; of a field of lists ``[batch, 1, 2]``, the mean of each.
 
         RecBole's models take the mean of a list's numbers, which a list of their mean has too.
         """
-        known, field = self._known.numbers[name], self._known.fields[name]
-        if field.kind == "float":
-            values = torch.nan_to_num(given[name], nan=known.mean)
-            numbers = self._in_form(name, values, name == self._known.time).float()
+        scale, given_of = self.scales[self._place[name]], given.get(name)
+        if given_of is not None:
+            numbers = scale(given_of).float()
             return torch.stack([numbers, torch.ones_like(numbers)], dim=1)
         values, offsets = given[f"{name}.values"], given[f"{name}.offsets"]
-        numbers = self._in_form(name, torch.nan_to_num(values, nan=0.0), False).float()
+        numbers = scale(values).float()
         rows = torch.arange(values.shape[0])
         mean = F.embedding_bag(rows, numbers.unsqueeze(1), offsets[:-1], mode="mean")
         there = (offsets[1:] > offsets[:-1]).to(mean).unsqueeze(1)
         return torch.stack([mean, there], dim=2)
 
-    def _in_form(self, name: str, values: Tensor, since_first: bool) -> Tensor:
-        line = self._known.numbers[name].line(self._known.fields[name], since_first)
-        return torch.ones_like(values) if line is None else (values - line[0]) / line[1]
+
+def _scale(name: str, known: Known) -> _Scale:
+    field, numbers = known.fields[name], known.numbers[name]
+    is_list = field.kind == "float_seq"
+    line = numbers.line(field, not is_list and name == known.time)
+    return _Scale(0.0 if is_list else numbers.mean, line)
+
+
+class _Scale(nn.Module):
+    """Numbers as a model reads them; its own are tensors, since ONNX has scalars of 32 bits."""
+
+    def __init__(self, missing: float, line: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.register_buffer("missing", _double(missing))
+        self.register_buffer("shift", None if line is None else _double(line[0]))
+        self.register_buffer("divisor", None if line is None else _double(line[1]))
+
+    missing: Tensor
+    shift: Tensor | None
+    divisor: Tensor | None
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.shift is None or self.divisor is None:
+            return torch.ones_like(values)
+        return (torch.where(values.isnan(), self.missing, values) - self.shift) / self.divisor
+
+
+def _double(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 class _Rows:
@@ -195,12 +224,19 @@ def _of_map(fitted: Map) -> nn.Module:
 
 
 class _OnLogit(nn.Module):
+    """:class:`recbole_escm2.calibration.LogitMap`, its numbers as tensors."""
+
     def __init__(self, fitted: LogitMap) -> None:
         super().__init__()
-        self._fitted = fitted
+        numbers = (LEAST, MOST, fitted.slope, fitted.intercept)
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.float64))
+
+    numbers: Tensor
 
     def forward(self, probability: Tensor) -> Tensor:
-        return self._fitted(probability)
+        least, most, slope, intercept = self.numbers
+        p = probability.double().clamp(least, most)
+        return torch.sigmoid(slope * (torch.log(p) - torch.log1p(-p)) + intercept)
 
 
 class _Steps(nn.Module):

@@ -34,7 +34,7 @@ def pool_bag(table: nn.Embedding, bag: Bags, pooling: str) -> Tensor:
     (lengths,) = bag.lengths
     weights = bag.weights
     if weights is not None and pooling == "mean":
-        each = torch.repeat_interleave(lengths, lengths, output_size=len(bag.ids))
+        each = torch.repeat_interleave(lengths, lengths, output_size=bag.ids.shape[0])
         weights = weights / each
     for hook in table._forward_pre_hooks.values():  # as the table's own forward would
         hook(table, (bag.ids,))
@@ -181,6 +181,8 @@ def hold_offsets(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in kinds:
             device = next(module.parameters()).device
+            if device.type == "meta":  # a table that is drawn later
+                device = torch.device("cpu")
             module.begins = torch.as_tensor(module.offsets, device=device)
             module.__class__ = kinds[type(module)]
 

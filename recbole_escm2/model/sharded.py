@@ -35,7 +35,7 @@ _OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], tuple[str, ...], di
 #: Numbers that each of them keeps beside a weight.
 KEPT = {"adagrad": 1, "adam": 2}
 _NARROWEST = 4  # columns of a shard: TorchRec's kernels take them by fours
-_BLOCK = 1 << 16  # rows that are sent or read at once
+_BLOCK = 1 << 21  # numbers that are sent or read at once, about
 _BYTES = 4  # of a float32
 
 
@@ -417,9 +417,9 @@ def _copy_rows(shard: Shard, into: Tensor, row: int, values: Tensor) -> None:
 
 
 def _copy_from(shard: Shard, into: Tensor, whole: Tensor) -> None:
-    begin = shard.field.first + shard.row
-    for row in range(begin, begin + len(into), _BLOCK):
-        _copy_rows(shard, into, row, whole[row : min(row + _BLOCK, begin + len(into))])
+    begin, block = shard.field.first + shard.row, max(1, _BLOCK // whole.shape[1])
+    for row in range(begin, begin + len(into), block):
+        _copy_rows(shard, into, row, whole[row : min(row + block, begin + len(into))])
 
 
 def _bring(into: Tensor | None, own: Tensor | None, owner: int, shape: tuple[int, int]) -> None:
@@ -432,8 +432,9 @@ def _bring(into: Tensor | None, own: Tensor | None, owner: int, shape: tuple[int
         shape: rows and columns.
     """
     rows, columns = shape
-    for row in range(0, rows, _BLOCK):
-        block = slice(row, min(row + _BLOCK, rows))
+    step = max(1, _BLOCK // columns)
+    for row in range(0, rows, step):
+        block = slice(row, min(row + step, rows))
         if into is not None and own is not None:
             into[block] = own[block]
         elif own is not None and distributed.rank() == owner:

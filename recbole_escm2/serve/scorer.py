@@ -55,6 +55,7 @@ class Scorer:
     Attributes:
         tasks: what is predicted, of ``ctr``, ``cvr`` and ``ctcvr``.
         features: the columns that rows must have.
+        calibration: what is done to probabilities last, or None.
 
     Raises:
         UsageError: there is no checkpoint, or no model can be made of it.
@@ -76,6 +77,7 @@ class Scorer:
         self.config = first.config
         self.known = first.known
         self.features = first.known.features
+        self.calibration = first.calibration
         self.encoders = [own.encoder() for own in self.models]
         size: int = self.config["eval_batch_size"]
         self.batch_size = size
@@ -164,8 +166,9 @@ class Scorer:
             raise UsageError(f"{where}: the model's predictions aren't finite there")
         of = {task: found[task].numpy() for task in self.tasks}
         pctr = of.get("ctr")
-        if calibration := self.models[0].calibration:
-            of = {task: own.astype(np.float32) for task, own in calibration.apply(of).items()}
+        if self.calibration:
+            calibrated = self.calibration.apply(of)
+            of = {task: own.astype(np.float32) for task, own in calibrated.items()}
         return of, pctr
 
 

@@ -117,6 +117,8 @@ class EntireSpaceTrainer(Trainer):
         shown: dict[str, Any] = {"metrics": ["AUC"]}
         if run is not None:
             shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+            # RecBole's own way fails where another process makes it at that moment.
+            run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         kept = {key: config[key] for key in shown}
         config.final_config_dict.update(shown)
         with _tensorboard_of(run) if run else contextlib.nullcontext():
@@ -322,6 +324,8 @@ class EntireSpaceTrainer(Trainer):
             if not valid_data:
                 self.best_epoch = self.epochs - 1
         self._parallel = None
+        if self._is_sharded:
+            barrier()  # until the best epoch is written
         if is_main() or self._is_sharded:
             self._finish(train_data._dataset)
         barrier()  # what was written is there for all

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 from typing import Any
 
@@ -69,7 +70,8 @@ class Training:
         self.show_progress = bool(config["show_progress"])
         _log_start(config, task)
         try:
-            self.splits, model = _data_and_model(config, task)
+            with _fitting_into_memory(config):
+                self.splits, model = _data_and_model(config, task)
         except UsageError:
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
@@ -80,15 +82,9 @@ class Training:
                 f"{config['model']} can't be set up on {config['dataset']}: "
                 f"{type(error).__name__}: {error} (--state=debug logs where)"
             ) from error
-        except (MemoryError, RuntimeError) as error:
-            if not re.search("allocate|out of memory", str(error)):
-                raise
-            raise UsageError(
-                f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "
-                "A smaller embedding_size or mlp_hidden_size may help, or a larger min_count"
-            ) from error
         kind: Any = ReferenceTrainer if is_reference(config.model_class) else EntireSpaceTrainer
-        self.trainer: EntireSpaceTrainer = kind(config, model, run)
+        with _fitting_into_memory(config):
+            self.trainer: EntireSpaceTrainer = kind(config, model, run)
         if epochs is not None:
             self.trainer.epochs, self.trainer.epochs_are_parts = epochs, True
         counted = f"{self.parameter_count:,} parameters " if self.parameter_count else ""
@@ -137,9 +133,10 @@ class Training:
         if not validates and self.task is None and not self._are_epochs_known:
             check_without_validation(self.config, self.trainer)
         started = time.perf_counter()
-        score, best_valid = self.trainer.fit(
-            self.splits["train"], self.splits["valid"], show_progress=self.show_progress
-        )
+        with _fitting_into_memory(self.config):
+            score, best_valid = self.trainer.fit(
+                self.splits["train"], self.splits["valid"], show_progress=self.show_progress
+            )
         assert best_valid is not None or not validates, "it comes after the first epoch at least"
         self.best_score = score if validates else None
         self.best_valid = MetricResult() if best_valid is None else best_valid
@@ -169,6 +166,21 @@ class Training:
             "seconds": round(self.seconds, 3),
             "epochs": self.trainer.history,
         }
+
+
+@contextlib.contextmanager
+def _fitting_into_memory(config: Any) -> Iterator[None]:
+    """Say it in words where memory doesn't hold a model, or what its training needs beside it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("allocate|out of memory", str(error)):
+            raise
+        raise UsageError(
+            f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "
+            "A smaller embedding_size or mlp_hidden_size may help, or a larger min_count, or "
+            "several processes with embedding_placement: sharded (docs/running.md)"
+        ) from error
 
 
 def check_without_validation(config: Any, trainer: EntireSpaceTrainer) -> None:

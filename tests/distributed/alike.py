@@ -87,6 +87,8 @@ TRAININGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "pair": ("AFM", {"task": "both", "reg_weight": 0.01, **SINGLE}),
 }
+#: Whose processes draw other masks than one would, and the same where they go on after a kill.
+MASKS = {"dropout_prob": 0.3, "save_interval": 0}
 ALL_METRICS = ["CTR_AUC", "CTR_GAUC", "CVR_AUC", "CTCVR_AUC", "CTCVR_GAUC", "PIP", "CVR_AUC_ES"]
 
 
@@ -200,6 +202,7 @@ def outcome(data_path: str, folder: Path) -> dict[str, Any]:
             for name, (model, own) in TRAININGS.items()
         }
     found["float32"] = training("ESCM2_DR", settings_of(data_path, folder))
+    found["masks"] = training("ESCM2_DR", settings_of(data_path, folder, **MASKS))
     return found
 
 

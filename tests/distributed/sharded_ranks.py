@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ from torch import Tensor
 from recbole_escm2.bags import Bags
 from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
-from recbole_escm2.distributed import is_main, process_group, share_of, sum_over_ranks, world_size
+from recbole_escm2.distributed import (
+    is_main,
+    main_first,
+    process_group,
+    share_of,
+    sum_over_ranks,
+    world_size,
+)
+from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESMM
 from recbole_escm2.model.draws import Draws
 from recbole_escm2.model.sharded import Room, shard
@@ -140,12 +149,34 @@ def runs(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"runs": [{k: r[k] for k in ("test_result", "run_dir")} for r in results]}
 
 
+def limited(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run that may take so much memory, beside what it takes before there is a model."""
+    room = settings.pop("room")
+    with main_first():
+        prepare_data(*_data(settings))
+    status = Path("/proc/self/status").read_text()
+    taken = int(status.partition("VmData:")[2].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + room, taken + room))
+    try:
+        result = run("ESMM", "tall", config_dict=settings)
+    except UsageError as error:
+        return {"said": str(error)}
+    return {name: result[name] for name in ("test_result", "run_dir")}
+
+
+def _data(settings: dict[str, Any]) -> tuple[Config, EntireSpaceDataset]:
+    config = Config("ESMM", "tall", config_dict={**settings, "embedding_placement": "replicated"})
+    return config, EntireSpaceDataset(config)
+
+
 def main() -> None:
     case, file = sys.argv[1], Path(sys.argv[2])
     settings, folder = json.loads(file.read_text()), file.parent
     with process_group():
         if case == "runs":
             found = runs(settings, folder)
+        elif case == "limited":
+            found = limited(settings)
         else:
             found = {
                 f"{kind} {pooling}": steps(settings, folder, kind, pooling)

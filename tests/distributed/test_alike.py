@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +28,20 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def torchrun(processes: int, *words: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Have torchrun start a program as some processes, and wait for their end."""
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    paths = {"PYTHONPATH": str(Path(alike.__file__).parent)}
+    return subprocess.run(
+        [*start, *map(str, words)],
+        env={**os.environ, **paths, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def one(few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All cases by this process."""
@@ -35,10 +52,7 @@ def one(few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def several(request, few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All cases by as many processes."""
     folder = tmp_path_factory.mktemp("several")
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={request.param}"]
-    done = subprocess.run(
-        [*start, alike.__file__, few, folder], capture_output=True, text=True, timeout=500
-    )
+    done = torchrun(request.param, alike.__file__, few, folder)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Warning" not in done.stderr
     found: dict[str, Any] = torch.load(folder / "outcome.pth", weights_only=False)
@@ -99,3 +113,54 @@ def test_equal_scores_have_equal_metrics(one, several):
     assert furthest(one["metrics"]["metrics"], several["metrics"]["metrics"]) <= METRICS
     assert one["metrics"]["undefined"] == several["metrics"]["undefined"]
     assert (one["metrics"]["weights"] == several["metrics"]["weights"]).all()
+
+
+def arguments(model: str, few: Path, output_dir: Path, **settings: Any) -> list[str]:
+    """Of the program, which is to do what ``alike.training`` does."""
+    given = alike.settings_of(str(few), output_dir.parent, **settings)
+    given |= {"model": model, "dataset": "tiny", "output_dir": str(output_dir)}
+    return [f"--{key}={json.dumps(v) if isinstance(v, list) else v}" for key, v in given.items()]
+
+
+def running(word: Any) -> list[str]:
+    """Processes whose command has a word."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(word).encode() in file.read_bytes():
+                found.append(file.parent.name)
+    return found
+
+
+def test_an_error_in_one_process_ends_all_with_its_message(few, tmp_path):
+    words = arguments("disturbed:Failing", few, tmp_path / "output")
+    done = torchrun(2, "-m", "recbole_escm2", *words)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("the second process has failed") == 1
+    assert running(tmp_path) == []
+
+
+def test_a_killed_process_goes_on_and_ends_as_if_nothing_had_been(several, few, tmp_path):
+    if several["processes"] != 2:
+        pytest.skip("once is enough")
+    words = arguments("disturbed:Killed", few, tmp_path / "output", state="info", **alike.MASKS)
+    mark = tmp_path / "mark"
+    restarts = ("--max-restarts=1", "-m", "recbole_escm2")
+    done = torchrun(2, *restarts, *words, MARK=str(mark))
+    assert mark.exists()
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert "error: another process of this run has ended" in done.stderr
+    assert "going on with Killed-tiny-" in done.stderr
+    (result,) = (tmp_path / "output").glob("*/result.json")
+    content = json.loads(result.read_text())
+    losses = [epoch["losses"] for epoch in content["trainings"][0]["epochs"]]
+    assert losses == [losses for _, losses, _ in several["masks"]["losses"]]
+    assert content["test_result"] == several["masks"]["test"]
+    assert content["processes"] == 2
+    assert done.stdout.count("CTR_AUC: ") == 1
+    assert done.stderr.count("best epoch") == 1
+
+
+def test_masks_of_dropout_are_each_process_own(one, several):
+    assert furthest(one["masks"]["losses"], several["masks"]["losses"]) > 1e-4

@@ -82,7 +82,9 @@ def _ratings(matrix: NDArray[np.float64]) -> Ratings:
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} isn't text in UTF-8 ({error}): save it as UTF-8") from error
+    except OSError as error:
         raise UsageError(f"{file}: {error}") from error
 
 

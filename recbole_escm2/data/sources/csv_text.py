@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from recbole_escm2.data.columns import without_empty
 from recbole_escm2.errors import UsageError
 
 _BLOCK = 4 << 20  # bytes that are parsed at once
@@ -35,19 +36,23 @@ def csv_columns(
         whole: columns that have a value in every row.
 
     Raises:
-        UsageError: as :func:`csv_batches`, a column isn't there, or a value.
+        UsageError: as :func:`csv_batches`, a column isn't there, or a value, or there is no row.
     """
     header, _ = csv_batches(file, {}, delimiter, names)
     for name in types:
         if name not in header.names:
             raise UsageError(f"{file} has no column '{name}'; it has {', '.join(header.names)}")
     _, batches = csv_batches(file, types, delimiter, names, list(types))
+    any_row = False
     for lines, batch in batches:
+        any_row |= len(batch) > 0
         for name in whole:
             if batch.column(name).null_count:
                 row = int(pc.index(batch.column(name).is_null(), True).as_py())
                 raise UsageError(f"{file} line {lines[row]:,} has no {name}")
         yield lines, batch
+    if not any_row:
+        raise UsageError(f"{file} has no row{'' if names else ' below the header'}")
 
 
 def csv_batches(
@@ -97,7 +102,9 @@ def csv_batches(
                 column_types=dict(types), include_columns=list(only)
             ),
         )
-        _ = reader.schema.names  # are text
+        columns = reader.schema.names
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise UsageError(f"{file}: the column '{twice[0]}' stands there twice")
     return reader.schema, _batches(file, reader, 1 if names else 2, skipped)
 
 
@@ -149,8 +156,7 @@ def _without_empty(batch: pa.RecordBatch) -> pa.RecordBatch:
     """An empty cell is no text; ``NA`` is one, of a country for example."""
     for number, column in enumerate(batch.columns):
         if pa.types.is_string(column.type):
-            there = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-            batch = batch.set_column(number, batch.schema.names[number], there)
+            batch = batch.set_column(number, batch.schema.names[number], without_empty(column))
     return batch
 
 
@@ -159,6 +165,7 @@ def _faults(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        if "UTF8" in str(error) or isinstance(error, UnicodeError):
-            raise UsageError(f"{file} isn't text in UTF-8 ({error}): save it as UTF-8") from error
-        raise UsageError(f"{file}: {str(error).replace('Row #', 'line ')}") from error
+        said = str(error).replace("Row #", "line ")
+        if "UTF8" in said or "\0" in said or isinstance(error, UnicodeError):
+            raise UsageError(f"{file} isn't text in UTF-8 ({said}): save it as UTF-8") from error
+        raise UsageError(f"{file}: {said}") from error

@@ -51,6 +51,8 @@ class Hillstrom(RawFiles):
         types = dict.fromkeys(names, pa.string()) | {"history": pa.float64()}
         header, batches = csv_batches(file, types)
         table = pa.Table.from_batches((batch for _, batch in batches), header)
+        if not len(table):
+            raise UsageError(f"{file} has no row below the header")
         campaign = next((name for name in _CAMPAIGN if name in table.column_names), _CAMPAIGN[0])
         for name in (*_TOKENS, "history", campaign, "visit", "conversion"):
             if name not in table.column_names:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recbole_escm2.data.checks import LARGEST
 from recbole_escm2.data.sources.csv_text import csv_columns
 from recbole_escm2.data.sources.kuaishou import USER_FEATURES, features
 from recbole_escm2.data.sources.rating_pairs import RatedPairs, RatingPairs, Ratings
@@ -66,7 +67,8 @@ class KuaiRec(RatingPairs):
             ),
         }
         user, item = (pa.array(ids.astype(str)) for ids in (users, videos))
-        return RatedPairs(user, item, chosen, random, tables)
+        files = {"user": paths["user_features"], "item": paths["item_categories"]}
+        return RatedPairs(user, item, chosen, random, tables, files=files)
 
 
 SOURCE = KuaiRec()
@@ -75,9 +77,15 @@ SOURCE = KuaiRec()
 def _plays(file: Path) -> dict[str, NDArray[Any]]:
     """The columns of a matrix, in the order of time; plays without a time come last."""
     whole = ("user_id", "video_id", "watch_ratio")
-    batches = [batch for _, batch in csv_columns(file, _TYPES, whole=whole)]
+    batches = []
+    for lines, batch in csv_columns(file, _TYPES, whole=whole):
+        ratio = batch.column("watch_ratio").to_numpy()
+        if (bad := np.flatnonzero(~((ratio >= 0) & (ratio <= LARGEST)))).size:
+            raise UsageError(
+                f"{file} line {lines[bad[0]]:,}: watch_ratio must be a number >= 0, got "
+                f"{ratio[bad[0]]:g}"
+            )
+        batches.append(batch)
     table = pa.Table.from_batches(batches, pa.schema(_TYPES))
-    if not len(table):
-        raise UsageError(f"{file} has no row")
     order = np.argsort(table["timestamp"].to_numpy(), kind="stable")
     return {name: table[name].to_numpy()[order] for name in whole}

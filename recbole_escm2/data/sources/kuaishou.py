@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recbole_escm2.data.sources.csv_text import csv_columns
+from recbole_escm2.errors import UsageError
 
 #: Counts of followers and the like are features by their range; ``register_days`` as well.
 USER_FEATURES = (
@@ -33,7 +34,11 @@ def features(
         UsageError: the file isn't as it must be.
     """
     types = dict.fromkeys([id_column, *columns], pa.string())
-    batches = [batch for _, batch in csv_columns(file, types, whole=[id_column])]
+    batches = []
+    for lines, batch in csv_columns(file, types, whole=[id_column]):
+        for name in (name for name, kind in columns.items() if kind == "token_seq"):
+            _check_lists(file, name, lines, batch.column(name))
+        batches.append(batch)
     table = pa.Table.from_batches(batches, pa.schema(types)).combine_chunks()
     shown = {id_field: table[id_column]} | {name: table[name] for name in columns}
     for name, kind in columns.items():
@@ -41,3 +46,14 @@ def features(
             bare = pc.replace_substring_regex(shown[name], r"[\[\]\s]", "")
             shown[name] = pc.split_pattern(pc.if_else(pc.equal(bare, ""), None, bare), ",")
     return pa.table(shown).combine_chunks().to_batches()[0]
+
+
+def _check_lists(file: Path, name: str, lines: Sequence[int], column: pa.Array) -> None:
+    """Make sure that lists end which have begun: a reader of CSV takes a quote that doesn't."""
+    opens, closes = pc.starts_with(column, "["), pc.ends_with(column, "]")
+    row = pc.index(pc.fill_null(pc.xor(opens, closes), False), True).as_py()
+    if row >= 0:
+        raise UsageError(
+            f"{file} line {lines[row]:,}: {name} is no list such as [27, 9]: "
+            f"{column[row].as_py()!r}"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class RatedPairs:
         tables: features by ``user`` and ``item``, each with the id as its first column.
         propensity: P(o = 1) as somebody estimated it, ``[users, items]``, where there is one.
         notes: level and text of what to tell of it.
+        files: those of the tables, for messages.
     """
 
     users: pa.Array
@@ -67,6 +69,7 @@ class RatedPairs:
     tables: Mapping[str, pa.RecordBatch] = field(default_factory=dict)
     propensity: NDArray[np.float64] | None = None
     notes: tuple[tuple[str, str], ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class RatingPairs(RawFiles):
@@ -168,7 +171,7 @@ class RatingPairs(RawFiles):
         random: tuple[NDArray[np.int64], NDArray[np.float64]],
     ) -> Iterator[Chunk]:
         for own, table in data.tables.items():
-            yield Chunk(table, own)
+            yield Chunk(table, own, file=str(data.files.get(own, "")))
         items = len(data.items)
         users = max(_PAIRS_AT_ONCE // items, 1)
         for start in range(0, len(data.users) * items, users * items):
