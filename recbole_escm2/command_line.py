@@ -172,6 +172,7 @@ have labels; all of it is in OUT.json too.
   --eval_batch_size=N  rows that the model scores at once
   --model=path.to.module:Class   where the model is your own
   --device=cpu         where to compute; by default a GPU where there is one
+  --workers=N          processes that score, each with the model (1); the output is the same
 """
 _RECOMMEND_HELP = """\
 usage: {program} recommend --checkpoint=FILE --users=FILE --items=FILE --out=FILE [--KEY=VALUE ...]

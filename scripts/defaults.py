@@ -49,6 +49,15 @@ DATA: dict[str, Data] = {
         name: Data("ali-ccp-sim", {**_ONE_WORLD, "interaction_share": share})
         for name, share in _SHARES.items()
     },
+    "ali-ccp-sim-worlds": Data("ali-ccp-sim", {}),  # a seed has a world of its own
+}
+_FOUR = ("ml-100k", "ml-100k-semi", "ali-ccp-sim", "coat")
+#: Of options that aren't about the four data sets: what they are about.
+_PLACES: dict[str, Sequence[str]] = {
+    "interaction": tuple(_SHARES),
+    "family": ("ali-ccp-sim", "coat"),
+    "sleeping": ("ali-ccp-sim",),
+    "worlds": ("ali-ccp-sim-worlds",),
 }
 #: What each CSV file holds.
 COLUMNS = {
@@ -190,8 +199,8 @@ def page(arguments: argparse.Namespace) -> int:
     done = dict.fromkeys((row["option"], row["data"]) for row in rows)
     conclusions = HERE / "conclusions.md"
     sections = [_section(option, rows) for option in OPTIONS if any(o == option for o, _ in done)]
-    of_four = [(o, d) for o in OPTIONS for d in DATA if (o == "interaction") == (d in _SHARES)]
-    missing = [f"- {option} on {data}" for option, data in of_four if (option, data) not in done]
+    wanted = [(option, data) for option in OPTIONS for data in _PLACES.get(option, _FOUR)]
+    missing = [f"- {option} on {data}" for option, data in wanted if (option, data) not in done]
     text = PAGE.format(
         conclusions=conclusions.read_text(encoding="utf-8") if conclusions.is_file() else "",
         sections="\n".join(sections),

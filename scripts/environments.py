@@ -38,6 +38,11 @@ _SOURCE = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "recbole_escm2
 _OF_TESTS = ("tests", "scripts", "perf", "docs", "results", "CHANGELOG.md", "CITATION.cff")
 _MAIN_JOB = ("--model=ESCM2_DR", "--dataset=ml-100k", "--impression_sample=0.1", "--epochs=2")
 _PACKAGES = ("recbole", "torch", "numpy", "pandas", "pyarrow", "scipy", "numba", "scikit-learn")
+_ROWS = """\
+user_id,item_id,age,gender,occupation,release_year,class
+196,242,49,M,writer,1997,Comedy
+186,302,39,F,executive,1997,Drama
+"""
 _NOBODY = "65534"
 
 
@@ -141,7 +146,8 @@ class Installed:
         folder.mkdir(parents=True)
         self.bin = folder / "venv" / "bin"
         succeed(uv, "venv", "-q", "--python", python, folder / "venv", folder=folder)
-        how = ["--resolution=lowest-direct"] if own.oldest else []
+        # of a wheel's requirements uv takes the newest: they aren't direct ones
+        how = ["--resolution=lowest-direct", "-r", ROOT / "setup.cfg"] if own.oldest else []
         self.install(*how, wheel, *own.also, *([torch] if torch else []))
 
     def install(self, *what: str | Path) -> None:
@@ -179,7 +185,7 @@ def _metric(said: str) -> str:
 def predict(there: Installed, folder: Path) -> str:
     """New rows are scored with what the main job has trained."""
     (checkpoint,) = folder.glob("*/*/checkpoint.pth")
-    (folder / "rows.csv").write_text("user_id,item_id\n196,242\n186,302\n", encoding="utf-8")
+    (folder / "rows.csv").write_text(_ROWS, encoding="utf-8")
     options = (f"--checkpoint={checkpoint}", "--data=rows.csv", "--out=scores.csv")
     succeed(there.bin / "recbole-escm2", "predict", *options, folder=folder)
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
@@ -234,8 +240,14 @@ def _as_nobody(there: Installed, folder: Path) -> str:
     work.mkdir()
     os.chown(work, int(_NOBODY), int(_NOBODY))
     become = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups")
-    program = (there.bin / "python", "-m", "recbole_escm2", *_MAIN_JOB)
-    return _metric(succeed(*become, *program, folder=work, environment={"HOME": str(home)}))
+    program = (*become, there.bin / "python", "-m", "recbole_escm2", *_MAIN_JOB)
+    elsewhere = {"HOME": str(home)}
+    refused = call(*program, folder=work, environment=elsewhere)
+    said = refused.stderr.strip().splitlines()
+    if refused.returncode != 2 or len(said) != 1 or "store_dir" not in said[0]:
+        raise FailedError(f"no place for the store: {refused.returncode}, {said[-1:]}")
+    ended = _metric(succeed(*program, "--store_dir=stores", folder=work, environment=elsewhere))
+    return f"one line names store_dir; with it {ended}"
 
 
 def _in_a_notebook(there: Installed, folder: Path) -> str:

@@ -43,7 +43,7 @@ _TRAINING = ("--model=ESCM2_DR", "--dropout_prob=0.2", "--epochs=4", "--save_int
 #: What two runs of the same may differ in, wherever it is in a JSON file.
 _OF_TIMES = ("seconds", "run_dir", "process")
 # Logs, Optuna's study, and pages that show seconds: what they show besides is in report.json, too.
-_WITHOUT_CONTENT = (".log", ".db", ".html", ".md")
+_WITHOUT_CONTENT = (".log", ".db", ".html", ".md", ".tex", ".txt")
 _TIME = re.compile(r"(?<=-[0-9a-f]{8})-\d{8}-\d{6}(-\d+)?(?=/|$)")  # in the name of a run's folder
 _RUN = re.compile(f"{_TIME.pattern}$")
 _PATIENCE = 20.0  # seconds that processes may take to end with the one that began them

@@ -52,6 +52,7 @@ def show(
     mobile: bool = False,
 ) -> None:
     """Open a page on a screen of a size, with a preferred colour scheme and an empty log."""
+    browser.get("about:blank")  # so that the browser's own first page asks for nothing more
     browser.get_log("performance"), browser.get_log("browser")
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",

@@ -75,6 +75,15 @@ def test_a_missing_extra_is_one_sentence_and_nothing_runs(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_server_without_its_packages_is_one_sentence(core):
+    done = core("serve", "--checkpoint=output")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: serve needs fastapi, orjson, prometheus_client, uvicorn, which isn't installed: "
+        "pip install 'recbole-escm2[serve]'\n"
+    )
+
+
 def test_a_model_whose_library_is_missing_is_one_sentence(core, data_path, tmp_path):
     done = core("--model=LightGBM", "--dataset=tiny", f"--data_path={data_path}")
     assert done.returncode == 2

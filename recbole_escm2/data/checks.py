@@ -47,9 +47,16 @@ _SHOWN = 100_000  # rows with the same key that are compared
 _NO_TEXT = {  # by how such files begin
     **{b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file", b"BZh": "a bzip2 file"},
     **{b"\x28\xb5\x2f\xfd": "a zstd file", b"PAR1": "a Parquet file"},
+    b"ARROW1"[:4]: "an Arrow file",
 }
 
 # --------------------------------------------------------------------------- a text file
+
+
+def packed_kind(start: bytes) -> str | None:
+    """What a file is by its first four bytes, where it is no text; None else."""
+    kinds = (kind for mark, kind in _NO_TEXT.items() if start.startswith(mark))
+    return next(kinds, None)
 
 
 def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
@@ -62,9 +69,8 @@ def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
     """
     with open(path, "rb") as file:
         start = file.read(4)
-    for mark, kind in _NO_TEXT.items():
-        if start.startswith(mark):
-            return UsageError(f"{path} is {kind}, and must be text: unpack it, or name it as it is")
+    if kind := packed_kind(start):
+        return UsageError(f"{path} is {kind}, and must be text: unpack it, or name it as it is")
     is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     likely = "utf-16" if is_wide else "cp1252"
     return UsageError(

@@ -16,6 +16,12 @@ from recbole_escm2.data.schema import Field
 from recbole_escm2.data.vocabulary import codes, encoded
 
 
+def without_empty(column: pa.Array) -> pa.Array:
+    """A column of text with null in place of each empty one."""
+    # A scalar null would do, but for a slice of a column pyarrow then gives the text of other rows.
+    return pc.if_else(pc.equal(column, ""), pa.nulls(len(column), column.type), column)
+
+
 @dataclass(frozen=True)
 class Lists:
     """A column of lists: how many values each row has, and all of them one after the other."""

@@ -30,6 +30,7 @@ from recbole_escm2.data.columns import (
     list_array,
     list_of_pairs,
     with_codes,
+    without_empty,
 )
 from recbole_escm2.data.schema import Field
 from recbole_escm2.data.sources.table import as_numbers
@@ -504,7 +505,7 @@ def _as_whole(column: pa.Array, own: Field, faults: list[Fault]) -> pa.Array:
 
 def _as_numbers_of_text(column: pa.Array, own: Field, faults: list[Fault]) -> pa.Array:
     column = column.cast(pa.string())
-    column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    column = without_empty(column)
     try:
         return column.cast(pa.float64())
     except pa.ArrowInvalid:

@@ -21,7 +21,7 @@ from unittest.mock import patch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
-from recbole_escm2.output import beside, make_folder
+from recbole_escm2.output import beside, make_folder, remove_abandoned
 from recbole_escm2.threads import spinning_bounded_in_children
 from recbole_escm2.train.run import HISTORY_FILE
 
@@ -126,6 +126,7 @@ def execute(
         jobs: runs at once.
         watch: called with each run at work, now and then; it may stop it.
     """
+    remove_abandoned(_temporary_target())  # also where no run is left that would make another
     at_work: list[Process] = []
     try:
         while True:
@@ -179,11 +180,15 @@ def _server() -> Any:
     return context
 
 
+def _temporary_target() -> Path:
+    return Path(tempfile.gettempdir()) / f"escm2-{os.getuid()}"
+
+
 @cache  # once a process
 def _hold_temporary_folder() -> None:
     """Put multiprocessing's temporary folder, with the server's socket, where the next process
     finds and removes it should this one be killed."""
-    target = Path(tempfile.gettempdir()) / f"escm2-{os.getuid()}"
+    target = _temporary_target()
     if len(os.fsencode(target)) > _LONGEST_FOLDER - len(".01234567.unfinished"):
         return
     held = contextlib.ExitStack()

@@ -191,7 +191,7 @@ def _content(folder: Path) -> dict[str, Any]:
             raise ValueError("its format is another one")
     except OSError as error:
         raise UsageError(f"{folder} is no export: it has no {MANIFEST}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} isn't as export writes it ({error})") from error
     found: dict[str, Any] = content
     return found

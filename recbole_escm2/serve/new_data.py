@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from recbole_escm2.data.ali_ccp.chunks import Options, Reader, schema_of
 from recbole_escm2.data.ali_ccp.files import find_raw, open_texts, splits_in
 from recbole_escm2.data.ali_ccp.lines import Text
+from recbole_escm2.data.checks import packed_kind
 from recbole_escm2.data.labels import labels_of
 from recbole_escm2.data.sources.atomic_text import read_header
 from recbole_escm2.data.sources.csv_text import csv_batches
@@ -306,6 +307,11 @@ class NewData(Files):
             except pa.ArrowException as error:
                 raise UsageError(f"standard input: {error}") from error
             return list(reader.schema.names), lambda columns: _of_stream(reader, columns)
+        if kind := packed_kind(stream.peek(4)[:4]):
+            raise UsageError(
+                f"standard input is {kind}, which a pipe can't be read as: name the file, or pipe "
+                "CSV or a stream of Arrow's record batches"
+            )
         line, ended, _ = stream.peek(_HEADER).partition(b"\n")
         if not ended:
             raise UsageError("standard input is neither CSV nor a stream of Arrow's record batches")

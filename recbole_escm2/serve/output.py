@@ -77,8 +77,10 @@ def writing(target: str, as_arrow: bool = False) -> Iterator[Output]:
     path = Path(target)
     with replacing(path) as stream:
         output = Output(stream, path.suffix)
-        yield output
-        output.close()
+        try:
+            yield output
+        finally:
+            output.close()  # while there is a file: a writer that is left closes itself later
 
 
 def check_target(option: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,11 @@ from recbole_escm2.serve.options import is_true
 from recbole_escm2.serve.output import check_target, writing
 from recbole_escm2.serve.scorer import Scorer, Scores, fault_error
 from recbole_escm2.serve.validity import Validity
+from recbole_escm2.serve.workers import Workers, workers_of
 from recbole_escm2.tasks import single_task
 
+# A block of rows, and the label columns that its file has, by role.
+_Labelled = tuple[Block, dict[str, str]]
 #: Options that are config keys.
 SCORING = ("metrics", "eval_batch_size")
 # Options without which there is nothing to do, and what they are.
@@ -59,14 +64,17 @@ def predict(options: Mapping[str, str]) -> int:
         check_target("page", Path(page), (".html",))
     settings = {key: options[key] for key in SCORING if key in options}
     own = options.get("model"), options.get("device")
-    scorer = Scorer(options["checkpoint"], *own, settings)
+    count = workers_of(options)
+    arguments = options["checkpoint"], *own, settings
+    scorer = Scorer(*arguments)
     sides = {kind: options[f"{kind}s"] for kind in ("user", "item") if options.get(f"{kind}s")}
     passed = [name for name in options.get("columns", "").split(",") if name]
     new = NewData(
         options["data"], scorer, passed, is_true(options, "skip_bad_rows", "False"), sides
     )
     done = Prediction(scorer, new, is_true(options, "labels", "True"))
-    done.write(out)
+    with Workers(count, arguments) if count > 1 else contextlib.nullcontext() as workers:
+        done.write(out, workers)
     done.report(out)
     if page:
         from recbole_escm2.serve.page import new_rows_page
@@ -106,24 +114,41 @@ class Prediction:
             if side.unmatched
         ]
 
-    def write(self, out: str) -> None:
+    def write(self, out: str, workers: Workers | None = None) -> None:
         """Score all rows, and write them.
+
+        Args:
+            out: where they go.
+            workers: processes that score; by default this one does.
 
         Raises:
             UsageError: the rows, or the place, aren't as they must be.
         """
-        blocks = self.new.blocks()
+        blocks = ((block, self.new.labels) for block in self.new.blocks())
         first = next(blocks, None)
         if first is None:
             raise UsageError(f"{self.new.name} has no row")
         with writing(out, self.new.is_arrow) as output:
-            self._score(first, output)
-            for block in blocks:
-                self._score(block, output)
+            for (block, labels), scores in self._scored(chain([first], blocks), workers):
+                self._write(block, labels, scores, output)
         self.rows = output.rows
 
-    def _score(self, block: Block, output: Any) -> None:
-        scores = self.scorer.score(block.rows, block.file)
+    def _scored(self, blocks: Iterable[_Labelled], workers: Workers | None) -> Iterator[Any]:
+        """Blocks with their scores, in their order."""
+        if workers is None:
+            for own in blocks:
+                yield own, self.scorer.score(own[0].rows, own[0].file)
+            return
+        for own, scores, counts in workers.scored(blocks, self._features):
+            self.validity.put(counts)
+            yield own, scores
+
+    def _features(self, own: _Labelled) -> tuple[pa.RecordBatch, str]:
+        block, _ = own
+        fields = self.scorer.known.fields
+        return block.rows.select([n for n in block.rows.schema.names if n in fields]), block.file
+
+    def _write(self, block: Block, labels: dict[str, str], scores: Scores, output: Any) -> None:
         if scores.faults and not self.new.skip:
             fault = scores.faults[0]
             raise fault_error(fault, block.place(fault.row))
@@ -132,9 +157,9 @@ class Prediction:
             rows = rows.filter(pa.array(scores.kept))
             numbers = np.asarray(numbers)[scores.kept].tolist()
             self.bad += int(np.count_nonzero(~scores.kept))
-        if self._truth is not None and "click" in self.new.labels:
+        if self._truth is not None and "click" in labels:
             left = Block(block.file, block.unit, numbers, rows)
-            self._truth.add(left, scores, self.new.labels)
+            self._truth.add(left, scores, labels)
         columns = {name: rows.column(name) for name in self.new.passed}
         columns |= {f"p{task}": pa.array(own) for task, own in scores.of.items()}
         if (support := self.validity.add(scores)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,21 @@ _CANT_SEE = (
     "This can't see regions that pCTR doesn't separate: rows that are clicked as often, and of "
     "another kind."
 )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted of some rows' features.
+
+    Attributes:
+        spread: values by bin, of each feature.
+        unknown: how many values had no id, by field.
+        values: how many there were.
+    """
+
+    spread: dict[str, NDArray[np.int64]]
+    unknown: dict[str, int]
+    values: dict[str, int]
 
 
 class Validity:
@@ -59,6 +75,29 @@ class Validity:
                 spread.add(numbers_in(batch[name]))
             else:
                 spread.add(batch[name].numpy())
+
+    def taken(self) -> Counts:
+        """What was counted of features since it was taken last, which is then counted no more."""
+        encoder = self._scorer.encoders[0]
+        counts = Counts(
+            {name: spread.counts for name, spread in self._spreads.items()},
+            dict(encoder.unknown),
+            dict(encoder.values),
+        )
+        for spread in self._spreads.values():
+            spread.counts = np.zeros_like(spread.counts)
+        for own in (encoder.unknown, encoder.values):
+            own.update(dict.fromkeys(own, 0))
+        return counts
+
+    def put(self, counts: Counts) -> None:
+        """Add what another process has counted of features."""
+        encoder = self._scorer.encoders[0]
+        for name, own in counts.spread.items():
+            self._spreads[name].counts += own
+        for mine, theirs in ((encoder.unknown, counts.unknown), (encoder.values, counts.values)):
+            for name, count in theirs.items():
+                mine[name] += count
 
     def add(self, scores: Scores) -> NDArray[np.float32] | None:
         """The share of train's clicks whose pCTR is at most that of each row, ``[rows]``, in

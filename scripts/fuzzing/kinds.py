@@ -82,6 +82,8 @@ def impressions() -> dict[str, list[Any]]:
     }
 
 
+#: Words for a missing number, such as the conversion of what wasn't clicked.
+MISSING = ("", "NA", "null", "nan")
 TOKENS = ("user_id", "item_id", "hour")
 TYPES = {"price": "float", "click": "float", "conversion": "float"}
 
@@ -139,7 +141,8 @@ class _Log(Kind):
 
 
 def _cells(content: bytes, separator: str) -> list[list[str]]:
-    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    # What a column holds that nobody reads needn't be text.
+    text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
     return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
 
 
@@ -364,7 +367,10 @@ class Predictions(Kind):
         if not {*wanted} <= {*rows[0]}:
             return None
         cells = (dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row)
-        return [tuple(float(row[name] or 0) for name in wanted) for row in cells]
+        return [
+            tuple(0.0 if row[name] in MISSING else float(row[name]) for name in wanted)
+            for row in cells
+        ]
 
 
 class Trained(Kind):

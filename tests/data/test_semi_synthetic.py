@@ -398,6 +398,9 @@ def test_what_cannot_be_simulated_is_refused(small, change, match):
     [
         ("good", "stars.inter, line 8: .* holds 'good'"),
         ("", "'rating' is no number in 1 rows: stars.inter row 7"),
+        ("nan", "'rating' is no number in 1 rows: stars.inter row 7"),
+        ("inf", "stars.inter, line 8: .* holds 'inf', which is beyond"),
+        ("4_0", "stars.inter, line 8: .* holds '4_0'"),
     ],
 )
 def test_a_rating_that_is_no_number_is_named(small, ratings, tmp_path, value, match):

@@ -231,8 +231,8 @@ def test_recall_at_k_by_hand():
 def test_agrees_with_scikit_learn_and_scipy(task):
     label, score = task
     classes = class_scores(label, score)
-    assert auc(classes) == approx(sk.roc_auc_score(label, score))
-    assert pr_auc(classes) == approx(sk.average_precision_score(label, score))
+    assert auc(classes) == approx(sk.roc_auc_score(label, score.astype(np.float64)))
+    assert pr_auc(classes) == approx(sk.average_precision_score(label, score.astype(np.float64)))
     distance = ks_2samp(score[label == 1], score[label == 0], method="exact").statistic
     assert ks(classes) == approx(distance)
 

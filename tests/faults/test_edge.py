@@ -27,6 +27,7 @@ from recbole_escm2.data import store as store_module
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.data.store import Store, making
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment.runs import execute
 from recbole_escm2.output import alone, beside, write_json, write_whole
 from recbole_escm2.quick_start import run
 from recbole_escm2.train import trainer
@@ -298,6 +299,15 @@ def test_the_socket_of_a_killed_benchmark_goes_with_the_next_one(
         assert done.returncode == 0, done.stderr
         left = set(os.listdir(temporary)) - {f"torchinductor_{getpass.getuser()}"}  # a cache
         assert left == {"pymp-of_somebody"}
+
+
+def test_what_a_killed_benchmark_has_left_goes_though_no_run_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    name = f"escm2-{os.getuid()}.0a1b2c3d.unfinished"
+    (tmp_path / name).mkdir()
+    (tmp_path / f"{name}.lock").touch()
+    assert [*execute(iter(()), jobs=1)] == []
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_lies_beside_is_its_makers(tmp_path):

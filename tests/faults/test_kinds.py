@@ -115,6 +115,29 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Faults by what they are in, and how many there are at least.
+CORPUS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "published data sets": (150, ("faults/test_sources.py::", "data/test_coat.py::test_a_damaged")),
+    "raw Ali-CCP": (50, (f"{_DATA}::test_raw_files", f"{_RAW}::test_malformed_lines")),
+    "atomic files and tables": (120, (f"{_DATA}::", "faults/test_fuzzed.py::")),
+    "semi-synthetic data": (4, ("data/test_semi_synthetic.py::test_a_rating_that_is_no_number",)),
+    "settings": (60, (_LINE, _YAML)),
+    "checkpoints": (
+        10,
+        ("train/test_checkpoint.py::test_an_entry", "serve/test_scorer.py::test_a_forged"),
+    ),
+    "stores": (8, (f"{_STORES}::test_a_",)),
+    "predictions for score": (10, ("scoring/test_read.py::test_wrong_",)),
+    "new rows for predict": (
+        6,
+        (
+            "serve/test_predict.py::test_columns_that",
+            "serve/test_scorer.py::test_what_cant_be_read",
+        ),
+    ),
+}
+
+
 class Collector:
     """Takes the identifiers of all tests that pytest collects."""
 
@@ -128,7 +151,8 @@ class Collector:
 
 @pytest.fixture(scope="module")
 def collected() -> list[str]:
-    files = {str(TESTS / start.partition("::")[0]) for kind in KINDS.values() for start in kind}
+    starts = [*KINDS.values(), *(own for _, own in CORPUS.values())]
+    files = {str(TESTS / start.partition("::")[0]) for kind in starts for start in kind}
     collector = Collector()
     with contextlib.redirect_stdout(io.StringIO()):
         options = ["--collect-only", "-q", "-n0", "-p", "no:cacheprovider"]
@@ -141,3 +165,12 @@ def test_a_kind_has_siblings(collected: list[str], kind: str) -> None:
     held = Counter(start for name in collected for start in KINDS[kind] if name.startswith(start))
     assert not set(KINDS[kind]) - held.keys(), "tests that are no more"
     assert held.total() >= 3, held
+
+
+def test_the_corpus_has_grown(collected: list[str]) -> None:
+    there = {
+        what: sum(name.startswith(starts) for name in collected)
+        for what, (_, starts) in CORPUS.items()
+    }
+    assert not {what: count for what, count in there.items() if count < CORPUS[what][0]}, there
+    assert sum(there.values()) >= 300, there

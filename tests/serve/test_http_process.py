@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -154,6 +155,35 @@ def test_a_model_is_exchanged_under_load_and_a_signal_ends_it_when_all_is_answer
         assert json.loads(answer.read())["model"] == second
     assert process.wait(60) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_the_page_of_the_docs_from_training_to_curl(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    train, serve = re.findall(r"^python run_recbole_escm2\.py (.*)$", text, re.MULTILINE)
+    quick = ["--epochs=1", "--impression_sample=0.02"]  # instead of its own
+    assert main([*train.replace("--impression_sample=0.1", "").split(), *quick]) == 0
+    (run,) = Path("output").iterdir()
+    arguments = serve.removeprefix("serve ").replace("output/…", str(run)).split()
+    _, port = start(*(own for own in arguments if not own.startswith("--port")))
+    (ask,) = re.findall(r"^curl http.*?}'$", text, re.MULTILINE | re.DOTALL)
+    if shutil.which("curl"):
+        ask = ask.replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+        done = subprocess.run(["sh", "-c", ask], capture_output=True, text=True, check=True)
+        answer = json.loads(done.stdout)
+    else:
+        answer = posted(port, json.loads(ask.partition("-d '")[2][:-1])["rows"])[1]
+    printed, refusal = (
+        json.loads(own) for own in re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    )
+    assert {*answer} == {*printed}
+    assert [{*row} for row in answer["rows"]] == [{*row} for row in printed["rows"]]
+    assert answer["rows"][1]["unknown"] == printed["rows"][1]["unknown"] == ["user_id"]
+    row = dict.fromkeys(answer["rows"][0])  # which is none of the model's
+    status, refused = posted(port, [row])
+    assert status == 422
+    assert {*refused} == {*refusal}
+    assert {*refused["faults"][0]} == {*refusal["faults"][0]}
 
 
 def _metrics(port):

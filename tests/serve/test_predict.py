@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_users_and_items_come_from_files_of_their_own(done, predict, scores):
     without = frame.assign(age=frame["age"].where(same))  # a missing number is the mean
     expected = recbole_escm2.load(done.folder).predict(without).to_numpy()
     assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04", "zip")],
+)
+def test_what_a_pipe_cant_be_read_as_is_said(predict, monkeypatch, start, kind):
+    stream = io.BytesIO(start + b"\x15\0\n" * 100)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+    code, said = predict("-", out="-")
+    assert code == 2
+    assert re.search(rf"standard input is an? {kind} file, .* name the file", said)
 
 
 @pytest.mark.parametrize("as_arrow", [True, False])

@@ -294,7 +294,7 @@ def _listed(path: Path) -> dict[str, int]:
     """Sizes of the files that a simulation has written or was about to name."""
     try:
         sizes = json.loads(path.read_text(encoding="utf-8"))["bytes"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return sizes if isinstance(sizes, dict) else {}
 

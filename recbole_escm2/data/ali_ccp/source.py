@@ -144,7 +144,7 @@ def _described(raw: RawFiles) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(raw.simulation.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{raw.simulation}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("note"), str):
         raise UsageError(f"{raw.simulation} isn't what a simulation writes")

@@ -201,7 +201,7 @@ def _values(column: pa.ChunkedArray) -> np.ndarray | pd.Categorical:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        return float(text) if text.isascii() and "_" not in text else math.nan  # as Arrow reads
     except ValueError:
         return math.nan
 

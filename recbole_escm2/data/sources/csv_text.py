@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from recbole_escm2.data.columns import without_empty
 from recbole_escm2.errors import UsageError
 
 _BLOCK = 4 << 20  # bytes that are parsed at once
@@ -155,8 +156,7 @@ def _without_empty(batch: pa.RecordBatch) -> pa.RecordBatch:
     """An empty cell is no text; ``NA`` is one, of a country for example."""
     for number, column in enumerate(batch.columns):
         if pa.types.is_string(column.type):
-            there = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-            batch = batch.set_column(number, batch.schema.names[number], there)
+            batch = batch.set_column(number, batch.schema.names[number], without_empty(column))
     return batch
 
 
