@@ -54,6 +54,20 @@ def kills() -> str:
     )
 
 
+def full_disks() -> str:
+    """Commands whose disk is full, and what the same command comes to with room again."""
+    own = ("phase", "tries", "refused", "content", "unclear", "differing")
+    header = (
+        *("phase", "tries", "refused in one line", "content with the room", "anything else"),
+        "with room again not as undisturbed",
+    )
+    table = markdown(header, [[line[name] for name in own] for line in lines_of("full_disks")])
+    return (
+        "## Full disks\n\n`python scripts/full_disks.py`: each phase on a disk that has a random "
+        f"share of the room that it needs, and then enough.\n\n{table}\n"
+    )
+
+
 def long_runs() -> str:
     """Many runs in one process, and one of many epochs."""
     shown = [
@@ -101,6 +115,7 @@ def environments() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "kills": kills,
+    "full_disks": full_disks,
     "long_runs": long_runs,
     "fuzz": fuzz,
     "environments": environments,
