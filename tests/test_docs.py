@@ -116,7 +116,7 @@ def test_a_command_of_the_pages_runs(command, tmp_path, monkeypatch):
 def test_two_processes_print_one_table_that_of_one(tmp_path, metrics_of):
     ours = r"torchrun (--nproc_per_node=2) run_recbole_escm2\.py (--\S+ --\S+)$"
     ((processes, options),) = set(re.findall(ours, "".join(PAGES.values()), re.MULTILINE))
-    quick = ["--simulation={rows: 4000, click_rate: 0.3, conversion_rate: 0.5}", "--epochs=2"]
+    quick = ["--simulation={rows: 20000, click_rate: 0.3, conversion_rate: 0.5}", "--epochs=2"]
     one, two = (
         subprocess.run(
             [sys.executable, *start, ROOT / "run_recbole_escm2.py", *options.split(), *quick],
