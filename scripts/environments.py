@@ -243,7 +243,7 @@ def _as_nobody(there: Installed, folder: Path) -> str:
     program = (*become, there.bin / "python", "-m", "recbole_escm2", *_MAIN_JOB)
     elsewhere = {"HOME": str(home)}
     refused = call(*program, folder=work, environment=elsewhere)
-    said = refused.stderr.strip().splitlines()
+    said = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     if refused.returncode != 2 or len(said) != 1 or "store_dir" not in said[0]:
         raise FailedError(f"no place for the store: {refused.returncode}, {said[-1:]}")
     ended = _metric(succeed(*program, "--store_dir=stores", folder=work, environment=elsewhere))

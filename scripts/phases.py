@@ -129,7 +129,15 @@ def places(rows: int = 3000) -> Iterator[Path]:
         (checkpoint,) = (root / "work").rglob("checkpoint.pth")
         checkpoint.rename(shared / "checkpoint.pth")
         shutil.rmtree(root / "work")
-        yield root
+        try:
+            yield root
+        finally:
+            _said_file().unlink(missing_ok=True)
+
+
+def _said_file() -> Path:
+    """Where attempts of this process print to, on a disk that isn't full."""
+    return Path(tempfile.gettempdir()) / f"{os.getpid()}.said"
 
 
 class Attempt:
@@ -143,7 +151,7 @@ class Attempt:
     """
 
     def __init__(self, phase: Phase, folder: Path, at_rename: int | None = None) -> None:
-        self._said = folder.with_name("said")
+        self._said = _said_file()
         context = multiprocessing.get_context("fork")
         self._renames: Synchronized[int] = context.Value("i", 0)
         self._process = context.Process(target=self._begin, args=(phase, folder, at_rename))

@@ -126,7 +126,8 @@ def execute(
         jobs: runs at once.
         watch: called with each run at work, now and then; it may stop it.
     """
-    remove_abandoned(_temporary_target())  # also where no run is left that would make another
+    if _has_server():
+        remove_abandoned(_temporary_target())  # also where no run is left that would make another
     at_work: list[Process] = []
     try:
         while True:
@@ -163,9 +164,13 @@ def _without_main_module() -> Iterator[None]:
         yield
 
 
+def _has_server() -> bool:
+    return "forkserver" in multiprocessing.get_all_start_methods()
+
+
 def _server() -> Any:
     """Makes processes from one that has imported everything: importing takes seconds a run."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if not _has_server():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([main.__module__])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,7 +117,9 @@ def write(name: str, graph: Graph, folder: Path) -> list[str]:
 
 
 def _refused(what: str, error: Exception) -> UsageError:
-    said = str(error).strip().partition("\n")[0]
+    """In one line: what torch.onnx says first is a list of its steps, the reason stands last."""
+    reasons = re.findall(r"(No ONNX function found for [^>]*>)", str(error))
+    said = reasons[0] if reasons else str(error).strip().partition("\n")[0]
     return UsageError(f"the model can't {what} ({type(error).__name__}: {said})")
 
 
@@ -236,7 +239,16 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         aten.embedding_bag.padding_idx: _embedding_bag,
         aten.embedding_bag.default: _embedding_bag,
         aten.repeat_interleave.self_Tensor: _repeat_interleave,
+        aten.sort.stable: _sort,
     }
+
+
+def _sort(
+    given: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    # ONNX has TopK for both: by its definition equal values keep their order.
+    sorted_: tuple[Tensor, Tensor] = torch.ops.aten.sort.default(given, dim, descending)
+    return sorted_
 
 
 def _row_of(ends: Tensor, values: int) -> Tensor:
