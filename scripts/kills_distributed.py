@@ -38,8 +38,9 @@ def children_of(parent: int) -> list[int]:
 
 def start(processes: int, restarts: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
     """Of torchrun, with the program in as many processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command += [f"--max-restarts={restarts}", "-m", "recbole_escm2", "--save_interval=0", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
+    command += ["-m", "recbole_escm2", "--save_interval=0", *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -126,7 +126,7 @@ def test_two_processes_print_one_table_that_of_one(tmp_path, metrics_of):
             text=True,
             timeout=500,
         )
-        for start in ([], ["-m", "torch.distributed.run", processes])
+        for start in ([], ["-m", "torch.distributed.run", "--standalone", processes])
     )
     assert one.returncode == two.returncode == 0, two.stderr
     assert two.stdout.count("Test metrics") == 1

@@ -30,7 +30,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torchrun(processes: int, *words: Any, **environment: str) -> subprocess.CompletedProcess[str]:
     """Have torchrun start a program as some processes, and wait for their end."""
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]  # a port of its own
+    start.append(f"--nproc_per_node={processes}")
     paths = {"PYTHONPATH": str(Path(alike.__file__).parent)}
     return subprocess.run(
         [*start, *map(str, words)],
