@@ -93,6 +93,9 @@ def try_one(model: str, more: dict[str, Any], kinds: list[str], folder: Path) ->
         ]
     except UsageError as error:
         return dict.fromkeys(kinds, f"it can't be trained on this table: {error}")
+    except (KeyError, IndexError, RuntimeError) as error:  # RecBole's own code, FwFM's for one
+        why = f"its own code fails on this table ({type(error).__name__}: {error})"
+        return dict.fromkeys(kinds, why)
     found = {}
     for kind in kinds:
         try:
