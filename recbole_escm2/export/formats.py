@@ -134,6 +134,7 @@ def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> None:
         verbose=False,
         input_names=[own.name for own in graph.inputs],
         output_names=[f"p{task}" for task in graph.tasks],
+        custom_translation_table={torch.ops.prims.view_of.default: _view_of},
     )
     assert written is not None
     size = sum(own.numel() * own.element_size() for own in program.state_dict.values())
@@ -241,6 +242,12 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         aten.repeat_interleave.self_Tensor: _repeat_interleave,
         aten.sort.stable: _sort,
     }
+
+
+def _view_of(given: Any) -> Any:
+    from onnxscript import opset18
+
+    return opset18.Identity(given)
 
 
 def _sort(

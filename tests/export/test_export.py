@@ -76,6 +76,12 @@ def test_an_artefact_gives_what_its_model_does(trained, tmp_path, kind, model, s
     assert (manifest["calibration"] is not None) == ("calibrate" in settings)
 
 
+def test_onnx_has_what_recboles_own_layers_are_made_of(trained, tmp_path):
+    """DSSM's cosine, of which torch makes an operation that ONNX hasn't."""
+    done = export_model(trained("DSSM"), tmp_path / "out", "onnx")
+    assert max(done.differences.values()) < TOLERANCE
+
+
 #: What the page shows, in a process that has neither this package nor torch.
 _ALONE = """
 import sys
