@@ -77,6 +77,7 @@ COMMANDS: dict[str, dict[str, str] | None] = {
     "predict --checkpoint=output/… --data=new.parquet --out=scores.parquet "
     "--columns=user_id,item_id": None,  # below
     "serve --checkpoint=output/… --port=8080 --watch": None,  # tests/serve/test_http_process.py
+    "export --checkpoint=output/… --out=artefact --verify": None,  # tests/export
     "--model=ESCM2_DR --dataset=ml-100k --impression_sample=0.1": None,  # there, too
     "recommend --checkpoint=output/… --users=users.parquet --items=items.parquet --seen=seen.csv "
     "--k=10 --out=best.parquet": None,  # below

@@ -76,15 +76,33 @@ class WithBags:
 class BagEmbedding(ContextRecommender):
     """RecBole's embedding with all values of a multi-valued field, and their weights.
 
+    Attributes:
+        bag_pooling: ``mean`` or ``sum``, see :func:`pool_bag`.
+    """
+
+    bag_pooling: str
+
+    def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
+        """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
+        if not token_seq_fields:
+            return None
+        return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
+
+    def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
+        """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
+        return super().embed_input_fields(WithBags(interaction, self.token_seq_field_names))
+
+
+class PlacedEmbedding(BagEmbedding):
+    """An embedding whose tables of tokens may lie in shards in several processes.
+
     By config ``embedding_placement: sharded`` its tables are on torch's device ``meta``, until
     :func:`recbole_escm2.model.sharded.shard` puts shards in their place.
 
     Attributes:
-        bag_pooling: ``mean`` or ``sum``, see :func:`pool_bag`.
         sharded: the token fields' tables, where they are in shards.
     """
 
-    bag_pooling: str
     sharded: ShardedTables | None
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -98,16 +116,17 @@ class BagEmbedding(ContextRecommender):
         return None if self.sharded is not None else super().embed_token_fields(token_fields)
 
     def embed_token_seq_fields(self, token_seq_fields: Any, mode: str = "mean") -> Tensor | None:
-        """``[|D|, fields, embedding]``: each multi-valued field pooled from its jagged values."""
-        if not token_seq_fields or self.sharded is not None:
+        """As of bags; None where the tables are in shards."""
+        if self.sharded is not None:
             return None
-        return pool_bags(self.token_seq_embedding_table, token_seq_fields, self.bag_pooling)
+        return super().embed_token_seq_fields(token_seq_fields, mode)
 
     def embed_input_fields(self, interaction: Any) -> tuple[Tensor | None, Tensor | None]:
-        """As RecBole's, with the multi-valued fields as bags instead of padded sequences."""
-        batch = WithBags(interaction, self.token_seq_field_names)
-        of_tokens, of_numbers = super().embed_input_fields(batch)
-        return of_tokens if self.sharded is None else self.sharded(batch), of_numbers
+        """As of bags, those of tokens by the shards where the tables are in shards."""
+        of_tokens, of_numbers = super().embed_input_fields(interaction)
+        if self.sharded is not None:
+            of_tokens = self.sharded(WithBags(interaction, self.token_seq_field_names))
+        return of_tokens, of_numbers
 
 
 @torch.no_grad()

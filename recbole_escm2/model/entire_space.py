@@ -21,7 +21,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.model import backbone
 from recbole_escm2.model.bottom import BOTTOMS
-from recbole_escm2.model.embedding import BagEmbedding, hold_offsets, initialize
+from recbole_escm2.model.embedding import PlacedEmbedding, hold_offsets, initialize
 from recbole_escm2.model.tower import Tower, evaluate
 from recbole_escm2.risk import (
     binary_cross_entropy,
@@ -86,7 +86,7 @@ CVRRisk = Callable[[Impressions], Tensor | None]
 FIRST_FLOOR = 0.1
 
 
-class EntireSpaceRecommender(BagEmbedding):
+class EntireSpaceRecommender(PlacedEmbedding):
     """ESMM's architecture and the combined risk L = L_CTR + λc·L_CVR + λg·L_CTCVR.
 
     All features are embedded once (RecBole's embedding of token, token-sequence and numerical

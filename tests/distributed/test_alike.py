@@ -14,7 +14,7 @@ from typing import Any
 import alike
 import pytest
 import torch
-from conftest import write_impressions
+from impressions import write_impressions
 
 PROCESSES = (2, 3)
 LOSSES, METRICS, GRADIENT = 1e-9, 1e-12, 1e-6  # in float64; the last in float32

@@ -117,7 +117,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 #: Faults by what they are in, and how many there are at least.
 CORPUS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "published data sets": (150, ("faults/test_sources.py::", "data/test_coat.py::test_a_damaged")),
+    "published data sets": (
+        150,
+        ("faults/test_damaged_sources.py::", "data/test_coat.py::test_a_damaged"),
+    ),
     "raw Ali-CCP": (50, (f"{_DATA}::test_raw_files", f"{_RAW}::test_malformed_lines")),
     "atomic files and tables": (120, (f"{_DATA}::", "faults/test_fuzzed.py::")),
     "semi-synthetic data": (4, ("data/test_semi_synthetic.py::test_a_rating_that_is_no_number",)),
