@@ -25,7 +25,6 @@ from pathlib import Path
 
 from phases import differing, outcome
 
-
 # Files of TensorBoard, which are named by time and process, and where the run's folder is.
 _OTHERWISE = re.compile("^/tensorboard/|/output_dir$")
 
