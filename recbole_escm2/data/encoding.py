@@ -412,7 +412,7 @@ class Encoder:
         self, column: pa.Array, own: Field, where: str, faults: list[Fault]
     ) -> pa.Array:
         if pa.types.is_null(column.type):
-            column = column.cast(pa.string())
+            column = pa.nulls(len(column), pa.list_(pa.string()))
         if is_text(column.type) and not own.weighted:
             column = _split(column.cast(pa.string()), self.separator)
         column = list_of_pairs(as_numbers(column, own.kind))

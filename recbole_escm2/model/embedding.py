@@ -188,21 +188,20 @@ class _NumberTable(_HoldsOffsets, FLEmbedding):
         return rows
 
 
-def hold_offsets(model: nn.Module) -> None:
+def hold_offsets(model: nn.Module, device: torch.device | None = None) -> None:
     """Have tables of several fields hold on their device at which row each field begins.
 
     RecBole's send it there in each forward pass, which then waits for a GPU.
 
     Args:
         model: RecBole's, ours, or one that holds parts of theirs.
+        device: where that is said for now; by default where each table is.
     """
     kinds = {FMEmbedding: _TokenTable, FLEmbedding: _NumberTable}
     for module in model.modules():
         if type(module) in kinds:
-            device = next(module.parameters()).device
-            if device.type == "meta":  # a table that is drawn later
-                device = torch.device("cpu")
-            module.begins = torch.as_tensor(module.offsets, device=device)
+            place = device or next(module.parameters()).device
+            module.begins = torch.as_tensor(module.offsets, device=place)
             module.__class__ = kinds[type(module)]
 
 

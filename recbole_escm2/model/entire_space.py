@@ -190,7 +190,8 @@ class EntireSpaceRecommender(PlacedEmbedding):
         self.first_order = nn.ModuleDict()
         if config["first_order"] and self.backbone in BOTTOMS:
             self.first_order = backbone.first_order_parts(self.tower_names, config, dataset)
-        hold_offsets(self)
+        # A table that is to lie in shards isn't there yet.
+        hold_offsets(self, torch.device("cpu"))
         if config["sparse_embedding"]:
             backbone.make_sparse(self, self.regularizer())
 

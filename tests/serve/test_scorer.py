@@ -251,6 +251,19 @@ def test_lists_weights_and_numbers_are_read_as_they_were_trained(tmp_path, more)
         assert np.array_equal(scores[f"p{task}"].to_numpy(), own), task
 
 
+def test_a_column_without_any_value_is_one_of_every_type(tmp_path):
+    """Of nulls alone, as a row without a field becomes a table."""
+    table = weighted_table()
+    recbole_escm2.data.save_table(table, "mine", tmp_path)
+    settings = {**QUICK, "data_path": str(tmp_path), "output_dir": str(tmp_path / "output")}
+    settings["numerical_features"] = ["price", "prices"]
+    scorer = recbole_escm2.load(run("ESMM", "mine", config_dict=settings)["run_dir"])
+    few = table.slice(0, 3).select(scorer.features)
+    typed = {name: pa.nulls(3, few.schema.field(name).type) for name in scorer.features}
+    untyped = {name: pa.nulls(3) for name in scorer.features}
+    assert scorer.predict(pa.table(untyped)).equals(scorer.predict(pa.table(typed)))
+
+
 # ------------------------------------------------------------------ files that aren't as written
 
 
