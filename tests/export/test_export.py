@@ -16,8 +16,10 @@ import pytest
 import recbole_escm2
 from recbole_escm2.command_line import main
 from recbole_escm2.data import save_table
+from recbole_escm2.errors import UsageError
 from recbole_escm2.export.command import export_model, verify_export
 from recbole_escm2.export.formats import FILES
+from recbole_escm2.export.graph import _Part
 from recbole_escm2.export.verify import TOLERANCE
 from recbole_escm2.quick_start import run
 
@@ -80,6 +82,14 @@ def test_onnx_has_what_recboles_own_layers_are_made_of(trained, tmp_path):
     """DSSM's cosine, of which torch makes an operation that ONNX hasn't."""
     done = export_model(trained("DSSM"), tmp_path / "out", "onnx")
     assert max(done.differences.values()) < TOLERANCE
+
+
+def test_an_artefact_that_isnt_the_model_is_refused_and_not_kept(trained, tmp_path, monkeypatch):
+    """Its graph takes an unknown token for none."""
+    monkeypatch.setattr(_Part, "_ids", lambda self, name, ids: ids.clamp(min=0))
+    with pytest.raises(UsageError, match=r"differ by .* on random rows, more than 1e-05"):
+        export_model(trained("ESCM2_DR"), tmp_path / "out", "torch")
+    assert not list(tmp_path.iterdir())
 
 
 #: What the page shows, in a process that has neither this package nor torch.
@@ -145,9 +155,14 @@ def test_a_manifest_has_what_a_reader_needs(trained, tmp_path):
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(export, trained, tmp_path):
-    assert export("--verify=False")[0] == 0
+    assert export("--verify=False", "--format=torch")[0] == 0
     first = (tmp_path / "out" / "manifest.json").read_bytes()
-    assert export("--verify=False", checkpoint=trained("DCMT", calibrate="isotonic"))[0] == 0
+    assert (
+        export(
+            "--verify=False", "--format=torch", checkpoint=trained("DCMT", calibrate="isotonic")
+        )[0]
+        == 0
+    )
     assert (tmp_path / "out" / "manifest.json").read_bytes() != first
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
@@ -182,7 +197,7 @@ def test_an_export_of_another_checkpoint_is_told(export, trained):
 
 def test_a_format_that_can_run_code_is_not_opened_again(trained, tmp_path):
     export_model(trained("ESCM2_DR"), tmp_path / "out", "torch", verified=False)
-    with pytest.raises(recbole_escm2.errors.UsageError, match="can run any code that is in it"):
+    with pytest.raises(UsageError, match="can run any code that is in it"):
         verify_export(trained("ESCM2_DR"), tmp_path / "out")
 
 
