@@ -17,6 +17,7 @@ import recbole_escm2
 from recbole_escm2.command_line import main
 from recbole_escm2.data import save_table
 from recbole_escm2.errors import UsageError
+from recbole_escm2.export import formats
 from recbole_escm2.export.command import export_model, verify_export
 from recbole_escm2.export.formats import FILES
 from recbole_escm2.export.graph import _Part
@@ -82,6 +83,18 @@ def test_onnx_has_what_recboles_own_layers_are_made_of(trained, tmp_path):
     """DSSM's cosine, of which torch makes an operation that ONNX hasn't."""
     done = export_model(trained("DSSM"), tmp_path / "out", "onnx")
     assert max(done.differences.values()) < TOLERANCE
+
+
+def test_tensors_that_one_onnx_file_cant_hold_lie_beside_it(export, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_LARGE", 0)
+    assert export()[0] == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    assert {"model.onnx", "model.onnx.data"} <= set(manifest["files"])
+    assert export("--verify=only")[0] == 0
+    (tmp_path / "out" / "model.onnx.data").write_bytes(b"0")
+    code, said = export("--verify=only")
+    assert code == 2
+    assert "model.onnx.data isn't what was exported" in said
 
 
 def test_an_artefact_that_isnt_the_model_is_refused_and_not_kept(trained, tmp_path, monkeypatch):
