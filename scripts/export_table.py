@@ -25,7 +25,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.export.command import export_model
 from recbole_escm2.export.formats import FILES
 from recbole_escm2.lookup import model_names
-from recbole_escm2.model.backbone import backbone_names, is_recbole_backbone
+from recbole_escm2.model.backbone import backbone_names, idle_keys, is_recbole_backbone
 from recbole_escm2.model_names import REFERENCE_NAMES
 from recbole_escm2.output import write_json, write_whole
 from recbole_escm2.quick_start import run
@@ -90,9 +90,9 @@ def try_one(model: str, more: dict[str, Any], kinds: list[str], folder: Path) ->
     """What came of each format: a number, or why there is none."""
     places = {"data_path": str(folder / "data"), "output_dir": str(folder / "output")}
     try:
-        trained = run(model, "mine", config_dict={**settings_of(model), **places, **more})[
-            "run_dir"
-        ]
+        idle = idle_keys(more.get("backbone", ""))
+        acting = {key: own for key, own in settings_of(model).items() if key not in idle}
+        trained = run(model, "mine", config_dict={**acting, **places, **more})["run_dir"]
     except UsageError as error:
         return dict.fromkeys(kinds, f"it can't be trained on this table: {error}")
     except (KeyError, IndexError, RuntimeError) as error:  # RecBole's own code, FwFM's for one
