@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from logging import getLogger
 from typing import Any
@@ -15,7 +19,7 @@ from recbole_escm2.keys import table_optimizer
 from recbole_escm2.threads import free_memory
 
 #: Numbers beside each weight that an optimizer keeps.
-_KEPT = {"adam": 2, "adagrad": 1}
+KEPT = {"adam": 2, "adagrad": 1}
 _BYTES = 4  # of a float32
 # Of a process's free memory: what shards may take, and from where on whole tables are too large.
 _FOR_SHARDS, _TOO_LARGE = 0.9, 0.5
@@ -44,7 +48,7 @@ def _against_shards(config: Any) -> str | None:
             "shares the tables out among processes, and there is one: start it by "
             "torchrun --nproc_per_node=2 (or more), or choose replicated"
         )
-    if optimizer not in _KEPT:
+    if optimizer not in KEPT:
         return f"goes with embedding_optimizer adagrad or adam, got {optimizer}"
     if optimizer == "adam" and torch.device(config["device"]).type != "cuda":
         return (
@@ -60,6 +64,26 @@ def _against_shards(config: Any) -> str | None:
         if config[key]:
             return f"doesn't go with {key}"
     return None
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Leave logging as it is, and have errors alone logged meanwhile.
+
+    TorchRec sets logging up for the whole process when it is imported, and tells of every file that
+    it loads and of every plan.
+    """
+    root = logging.getLogger()
+    handlers, level, before = root.handlers[:], root.level, root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.setLevel(level)
+        for handler in [own for own in root.handlers if own not in handlers]:
+            root.removeHandler(handler)
+        logging.getLogger("torchrec").setLevel(logging.WARNING)
 
 
 def against_penalty(key: str) -> str:
@@ -89,12 +113,15 @@ def place_tables(config: Any, rows: int, can_be_sharded: bool) -> int | None:
         if fits_model:
             raise UsageError(f"embedding_placement: sharded {fits_model}")
         check_sharding(config)
+    against = fits_model or _against_shards(config)
+    if not against:  # it takes some 100 MB, which tables can't have
+        with without_notes():
+            import_module("torchrec")
     free = from_main(_free_memory(config))
-    kept = _KEPT.get(table_optimizer(config), 0)
+    kept = KEPT.get(table_optimizer(config), 0)
     dense = 0 if config["sparse_embedding"] else 1  # a gradient of the tables' size
     needed = rows * config["embedding_size"] * _BYTES * (1 + kept + dense)
     if placement == "auto":
-        against = fits_model or _against_shards(config)
         sharded = needed > _TOO_LARGE * free and not against
         config["embedding_placement"] = "sharded" if sharded else "replicated"
         said = f"embedding_placement: {config['embedding_placement']}, since whole tables take "

@@ -18,6 +18,7 @@ def made(monkeypatch):
     """A config of one of two processes, with TorchRec installed."""
     monkeypatch.setattr(placement, "world_size", lambda: 2)
     monkeypatch.setattr(placement, "find_spec", lambda module: module)
+    monkeypatch.setattr(placement, "import_module", lambda module: module)
 
     def make(**settings):
         return Config("ESMM", "none", config_dict={**SHARDS, **settings})
@@ -68,6 +69,19 @@ def test_shards_are_for_tables_of_entire_space_models(made):
     assert place_tables(config, 100, can_be_sharded=True) > 0
     with pytest.raises(UsageError, match=r"MLP backbones .* and ESMM with backbone separate isn't"):
         place_tables(config, 100, can_be_sharded=False)
+
+
+def test_what_sets_logging_up_for_all_is_taken_back(caplog):
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with placement.without_notes():
+        root.addHandler(logging.StreamHandler())
+        root.setLevel(logging.DEBUG)
+        root.warning("a plan")
+        root.error("a failure")
+    root.warning("later")
+    assert (root.handlers, root.level) == (handlers, level)
+    assert caplog.messages == ["a failure", "later"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from recbole_escm2 import distributed
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import UsageError
 from recbole_escm2.model.draws import Draws
+from recbole_escm2.placement import KEPT, without_notes
 
 # What a table's optimizer is in torch, what is saved of it for each weight, by its name there and
 # in TorchRec's order, and torch's own settings. Of Adam nothing is: the number of steps, which its
@@ -32,8 +33,6 @@ _OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], tuple[str, ...], di
     "adagrad": (torch.optim.Adagrad, ("sum",), {"eps": 1e-10}),
     "adam": (torch.optim.Adam, (), {"eps": 1e-8, "betas": (0.9, 0.999)}),
 }
-#: Numbers that each of them keeps beside a weight.
-KEPT = {"adagrad": 1, "adam": 2}
 _NARROWEST = 4  # columns of a shard: TorchRec's kernels take them by fours
 _BLOCK = 1 << 21  # numbers that are sent or read at once, about
 _BYTES = 4  # of a float32
@@ -182,7 +181,8 @@ class ShardedTables:
         self._device = device
         names = [f"table{n}" for n in range(len(fields))]  # a field's own may have a dot in it
         self._table = dict(zip(names, fields, strict=True))
-        with torch.random.fork_rng(devices=[]):  # its own first numbers, which nobody reads
+        # Its own first numbers are drawn, too, which nobody reads.
+        with without_notes(), torch.random.fork_rng(devices=[]):
             self._tables = self._distribute(rate, room)
 
     def _distribute(self, rate: float, room: Room) -> Any:

@@ -9,6 +9,7 @@ import itertools
 import json
 import resource
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,9 @@ def runs(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def limited(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run that may take so much memory, beside what it takes before there is a model."""
+    """A run that may take so much memory, beside what the loaded programs and data take."""
     room = settings.pop("room")
+    import_module("torchrec")
     with main_first():
         prepare_data(*_data(settings))
     status = Path("/proc/self/status").read_text()
