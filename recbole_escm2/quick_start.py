@@ -155,12 +155,9 @@ def train_and_test(config: Config, run: Run) -> RunResult:
             "calibrated": about,
         }
         content = _about_run(config, trained) | outcome | _about_training(trained)
-        content |= (
-            _about_predictions(scored, uncalibrated)
-            | {"calibration": calibration(predictions)}
-            | _about_scoring(config, test_result)
-            | {"seconds": round(seconds, 3)}
-        )
+        content |= _about_predictions(scored, uncalibrated)
+        content |= {"calibration": calibration(predictions)} | _about_scoring(config, test_result)
+        content["seconds"] = round(seconds, 3)
         write_json(run.folder / RESULT_FILE, content)
         run.forget_progress()
         if outcome["worse_than_constant"]:

@@ -89,6 +89,22 @@ class _NextLosses(nn.Module):
         return next(steps, None)
 
 
+@contextlib.contextmanager
+def _config_for_recbole(config: Any, run: Run | None) -> Iterator[None]:
+    """While RecBole's trainer is made: values that it takes, and the run's folder for its files."""
+    # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
+    shown: dict[str, Any] = {"metrics": ["AUC"]}
+    if run is not None:
+        shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+        # RecBole's own way fails where another process makes it at that moment.
+        run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    before = {key: config[key] for key in shown}
+    config.final_config_dict.update(shown)
+    with _tensorboard_of(run) if run else contextlib.nullcontext():
+        yield
+    config.final_config_dict.update(before)
+
+
 class EntireSpaceTrainer(Trainer):
     """Trains and scores entire-space models and RecBole's context-aware ones alike.
 
@@ -113,17 +129,8 @@ class EntireSpaceTrainer(Trainer):
                 "several processes are started by torchrun (docs/distributed.md): leave out nproc"
             )
         self.run = run
-        # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
-        shown: dict[str, Any] = {"metrics": ["AUC"]}
-        if run is not None:
-            shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
-            # RecBole's own way fails where another process makes it at that moment.
-            run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        kept = {key: config[key] for key in shown}
-        config.final_config_dict.update(shown)
-        with _tensorboard_of(run) if run else contextlib.nullcontext():
+        with _config_for_recbole(config, run):
             super().__init__(config, model)
-        config.final_config_dict.update(kept)
         if run is not None:
             self.saved_model_file = str(run.checkpoint)
         if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
