@@ -310,12 +310,31 @@ def test_a_damaged_file_is_said_and_a_new_run_begun(cut, caplog, harm):
     if harm == "cut":
         file.write_bytes(file.read_bytes()[:-100])
     elif harm == "pickle":
-        torch.save(load_progress(file), file)
+        file.write_bytes(b"")
+        torch.save({"epoch": 0}, file)
     else:
         save_checkpoint(file, {**load_progress(file), "random": None})
     with caplog.at_level("INFO"):
         assert folder_of(given) != folder
     assert re.search(r"progress\.pth.*; this is a new run", caplog.text)
+
+
+@pytest.mark.parametrize("reading", [0, 1])
+def test_memory_that_is_gone_costs_no_progress(cut, monkeypatch, reading):
+    """Where the command looks whether it can go on, and where the training does."""
+    folder, given = cut()
+    load, readings = torch.load, itertools.count()
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        if "weights_only" in options and next(readings) >= reading:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return load(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", refused)
+        with pytest.raises((RuntimeError, UsageError), match="can't allocate memory"):
+            run("ESMM", "tiny", config_dict=given)
+    assert folder_of(given) == folder
 
 
 def test_without_an_interval_nothing_is_kept(cut):
