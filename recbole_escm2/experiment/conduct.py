@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.evaluator.influence import kept_influence
+from recbole_escm2.evaluator.influence import read_influence
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.plan import Experiment, with_tuned_rows
 from recbole_escm2.experiment.planned import PlannedRun
@@ -186,5 +186,5 @@ def study_of(
         shared=experiment.request.shared,
         tuning=tuning,
         primary=tuple(experiment.primary),
-        influence=lambda label, seed: kept_influence(folders[label, seed]),
+        influence=lambda label, seed: read_influence(folders[label, seed]),
     )

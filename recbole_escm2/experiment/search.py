@@ -21,7 +21,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.errors import UsageError, checked_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
@@ -47,8 +47,8 @@ from recbole_escm2.output import (
     csv_text,
     lock,
     make_folder,
-    plain_data,
     table,
+    to_builtins,
     write_whole,
 )
 from recbole_escm2.own_code import without_own_metrics
@@ -213,7 +213,7 @@ def make_search(options: Mapping[str, str]) -> Search:
         jobs=checked("jobs", parse_value(str(own["jobs"])), COUNT),
         sampler=own["sampler"],
         pruner=own["pruner"],
-        name=plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
+        name=checked_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
         storage=own["storage"],
     )
 
@@ -649,11 +649,11 @@ def _best_yaml(settings: Mapping[str, Any], which: str, plan: Search) -> str:
     config = plan.ranges.request.config(best)
     content = {"model": model_path(config.model_class), "dataset": config["dataset"]}
     content |= {
-        k: v for k, v in plain_data(config.external_config_dict).items() if k not in content
+        k: v for k, v in to_builtins(config.external_config_dict).items() if k not in content
     }
     head = f"# The best of {which}.\n"
-    plain = without_own_metrics(content)
-    if plain != content:
+    shared = without_own_metrics(content)
+    if shared != content:
         head += "# Metrics of your own aren't in it, as no file chooses code: name them again.\n"
-        content = plain
+        content = shared
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -45,6 +45,7 @@ def _execute(seed):
                 continue
             run.folder.mkdir(parents=True, exist_ok=True)
             result = {"best_valid_score": epochs[-1]["valid"]["CTCVR_AUC"], "test_result": {}}
+            result |= {"valid_metric": "CTCVR_AUC", "valid_score_bigger": True}
             result |= {"trainings": [{"task": None, "epochs": epochs}]}
             (run.folder / "result.json").write_text(json.dumps(result))
             yield Outcome(run, result)
