@@ -65,7 +65,7 @@ def through(names: Iterable[str]) -> set[str]:
 
 
 def licence(name: str) -> str:
-    """What a package says of its licence: an expression, classifiers, or the first line of a text."""
+    """What a package says of its licence: an expression, classifiers, or a text's first line."""
     about = metadata(name)
     if expression := about.get("License-Expression"):
         return expression

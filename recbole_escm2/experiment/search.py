@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
@@ -157,7 +157,7 @@ def search(options: Mapping[str, str]) -> int:
     check_tunable(plan.ranges.config, "search")
     make_folder("output_dir", plan.folder)
     stopped = False
-    with _quiet():
+    with _quiet(), _storage_errors(plan.url):
         searcher = Searcher(plan)
         searcher.try_again()
         say(
@@ -182,6 +182,22 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
         yield
+
+
+@contextlib.contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    """An error of the storage, such as a full disk, is a UsageError of one line."""
+    try:
+        yield
+    except StorageInternalError as error:
+        raise _of_storage(url, error) from error
+
+
+def _of_storage(url: str, error: Exception) -> UsageError:
+    """In one line, and in the database's own words where it is Optuna or SQLAlchemy that hands it
+    on."""
+    said = getattr(error.__cause__ or error, "orig", error)
+    return UsageError(f"storage {url}: {' '.join(str(said).split())}")
 
 
 def make_search(options: Mapping[str, str]) -> Search:
@@ -262,7 +278,7 @@ class Searcher:
             )
             trials, about = self.study.get_trials(deepcopy=False), self.study.user_attrs
         except Exception as error:  # each database has errors of its own
-            raise UsageError(f"storage {plan.url}: {error}") from error
+            raise _of_storage(plan.url, error) from error
         before, subject = about.get(_SUBJECT), plan.subject()
         if not isinstance(before, dict | None):
             raise UsageError(f"storage {plan.url} wasn't written by a search")
@@ -368,8 +384,9 @@ class Searcher:
     def _beat(self, over: threading.Event) -> None:
         """Give signs of life of the trials at work, whatever the search itself waits for."""
         while not over.wait(_HEARTBEAT):
-            for trial in list(self._at_work.values()):
-                self._give_sign_of_life(trial)
+            with contextlib.suppress(StorageInternalError):  # the search itself says it
+                for trial in list(self._at_work.values()):
+                    self._give_sign_of_life(trial)
 
     def _give_sign_of_life(self, trial: optuna.Trial) -> None:
         own = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
