@@ -364,7 +364,7 @@ class Searcher:
         label = process.run.row.label
         trial = self._at_work[label]
         with contextlib.suppress(UpdateFinishedTrialError):  # another search has taken it over
-            news = process.stopped is None and self._report(label, trial, process.history())
+            news = process.stopped is None and self._report(label, trial, process.run.history())
             if news and trial.should_prune():
                 process.stop(_PRUNED)
 
