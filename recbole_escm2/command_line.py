@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
+from recbole_escm2.errors import UsageError, did_you_mean, system_message
 from recbole_escm2.extras import SERVER, require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
@@ -305,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which is flushed at the end
         return 1
     except OSError as error:
-        print(f"error: {said_by_system(error)}", file=sys.stderr)
+        print(f"error: {system_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

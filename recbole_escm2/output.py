@@ -199,12 +199,12 @@ def _cell(value: Any) -> Any:
     return f"'{text}"
 
 
-def plain_data(value: Any) -> Any:
+def to_builtins(value: Any) -> Any:
     """The value as YAML and JSON have it: lists, dicts, numbers, text; all else becomes text."""
     if isinstance(value, dict):
-        return {str(key): plain_data(item) for key, item in value.items()}
+        return {str(key): to_builtins(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain_data(item) for item in value]
+        return [to_builtins(item) for item in value]
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float):

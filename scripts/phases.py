@@ -33,7 +33,7 @@ from long_runs import write_data
 from recbole_escm2 import command_line
 from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import open_store
-from recbole_escm2.errors import UsageError, said_by_system
+from recbole_escm2.errors import UsageError, system_message
 from recbole_escm2.train.checkpoint import load_checkpoint
 
 _SMALL = ("--embedding_size=4", "--mlp_hidden_size=[8]", "--train_batch_size=200")
@@ -69,7 +69,7 @@ class Phase:
         try:
             open_store(Config("ESMM", given.pop("dataset"), command_line=given))
         except (UsageError, OSError) as error:
-            said = said_by_system(error) if isinstance(error, OSError) else error
+            said = system_message(error) if isinstance(error, OSError) else error
             print(f"error: {said}", file=sys.stderr)
             return 2
         return 0

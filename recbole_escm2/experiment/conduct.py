@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.evaluator.influence import kept_influence
+from recbole_escm2.evaluator.influence import read_influence
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.plan import Experiment, with_carried_on_rows, with_tuned_rows
 from recbole_escm2.experiment.planned import PlannedRun
@@ -247,5 +247,5 @@ def study_of(
         shared=experiment.request.shared,
         tuning=tuning,
         primary=tuple(experiment.primary),
-        influence=lambda label, seed: kept_influence(folders[label, seed]),
+        influence=lambda label, seed: read_influence(folders[label, seed]),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_escm2.config import Config
-from recbole_escm2.errors import UsageError, did_you_mean, plain_name
+from recbole_escm2.errors import UsageError, checked_name, did_you_mean
 from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.pruning import PRUNERS
 from recbole_escm2.experiment.request import Request, checked, read_request, split_list
@@ -94,7 +94,7 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def _said_once() -> Iterator[None]:
+def _warning_once() -> Iterator[None]:
     """While the configurations of many runs are made, each warning is said for the first one."""
     said: set[str] = set()
 
@@ -111,7 +111,7 @@ def _said_once() -> Iterator[None]:
         logging.getLogger().removeFilter(is_new)
 
 
-@_said_once()
+@_warning_once()
 def make_experiment(options: Mapping[str, Any]) -> Experiment:
     """The experiment that a command line asks for.
 
@@ -165,7 +165,7 @@ def make_experiment(options: Mapping[str, Any]) -> Experiment:
         runs = [*experiment.runs, *(candidate.run for candidate in experiment.tuning)]
         digest = hashlib.sha256(" ".join(sorted(run.name for run in runs)).encode()).hexdigest()
         name = f"benchmark-{first['dataset']}-{digest[:8]}"
-    return replace(experiment, name=plain_name(name, "name"))
+    return replace(experiment, name=checked_name(name, "name"))
 
 
 def _pruner(given: Any, trials: int, screen: Screen | None) -> str:
@@ -204,7 +204,7 @@ def with_carried_on_rows(experiment: Experiment, labels: Collection[str]) -> Exp
     )
 
 
-@_said_once()
+@_warning_once()
 def with_tuned_rows(experiment: Experiment, tuning: Tuning) -> Experiment:
     """The experiment with the settings in its rows that were best on validation.
 

@@ -16,7 +16,7 @@ from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
-from recbole_escm2.output import plain_data
+from recbole_escm2.output import to_builtins
 from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.run import Run, beginning, code_and_versions, effective, given_settings
 
@@ -100,4 +100,4 @@ def _data(config: Config, own: Mapping[str, Any]) -> Any:
         open_store(config)  # so that what is wrong with the data is said before anything runs
     of_run = copy.copy(config)
     of_run.final_config_dict = {**config.final_config_dict, **own}
-    return plain_data(identity(of_run))
+    return to_builtins(identity(of_run))

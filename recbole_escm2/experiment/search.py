@@ -19,7 +19,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.errors import UsageError, checked_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
@@ -39,7 +39,7 @@ from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.keys import COUNT
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import score_of
-from recbole_escm2.output import csv_text, lock, make_folder, plain_data, table, write_whole
+from recbole_escm2.output import csv_text, lock, make_folder, table, to_builtins, write_whole
 from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import parse_value
 from recbole_escm2.threads import threads_of
@@ -201,7 +201,7 @@ def make_search(options: Mapping[str, str]) -> Search:
         jobs=checked("jobs", parse_value(str(own["jobs"])), COUNT),
         sampler=own["sampler"],
         pruner=own["pruner"],
-        name=plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
+        name=checked_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
         storage=own["storage"],
     )
 
@@ -588,11 +588,11 @@ def _best_yaml(settings: Mapping[str, Any], which: str, plan: Search) -> str:
     config = plan.ranges.request.config(best)
     content = {"model": model_path(config.model_class), "dataset": config["dataset"]}
     content |= {
-        k: v for k, v in plain_data(config.external_config_dict).items() if k not in content
+        k: v for k, v in to_builtins(config.external_config_dict).items() if k not in content
     }
     head = f"# The best of {which}.\n"
-    plain = without_own_metrics(content)
-    if plain != content:
+    shared = without_own_metrics(content)
+    if shared != content:
         head += "# Metrics of your own aren't in it, as no file chooses code: name them again.\n"
-        content = plain
+        content = shared
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

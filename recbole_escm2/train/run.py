@@ -25,11 +25,11 @@ from filelock import FileLock
 from recbole_escm2 import __version__
 from recbole_escm2.config import Config
 from recbole_escm2.distributed import from_main, is_main
-from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code, system_message
 from recbole_escm2.identity import file_digest
 from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.lookup import model_path
-from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain_data
+from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, to_builtins
 from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.code import code_of
 
@@ -348,7 +348,7 @@ def metrics_of(config: Config) -> list[str]:
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
-    return {k: _number(v) for k, v in plain_data(settings).items() if k not in _WITHOUT_EFFECT}
+    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in _WITHOUT_EFFECT}
 
 
 def beginning(config: Config) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def beginning(config: Config) -> dict[str, Any]:
     try:
         return {"init_from": [file_digest(file) for file in files]}
     except OSError as error:
-        raise UsageError(f"init_from: {said_by_system(error)}") from error
+        raise UsageError(f"init_from: {system_message(error)}") from error
 
 
 def _number(value: Any) -> Any:
@@ -379,7 +379,7 @@ def stem(config: Config, about: Mapping[str, Any]) -> str:
 
 def given_settings(config: Config) -> dict[str, Any]:
     """Every config key that isn't a default, as a config file has them, but model and data set."""
-    given = plain_data(config.external_config_dict)
+    given = to_builtins(config.external_config_dict)
     return {key: value for key, value in given.items() if key not in ("model", "dataset")}
 
 
@@ -402,7 +402,7 @@ def _errors_in_words(config: Any) -> Iterator[None]:
         if said is not None:
             said += " (--state=debug shows all calls)"
         elif isinstance(error, OSError):
-            said = said_by_system(error)
+            said = system_message(error)
         else:
             raise
         getLogger().debug("stopped here", exc_info=True)

@@ -63,7 +63,7 @@ def test_the_best_on_validation_go_on_beside_those_by_right(asked):
             "rows 1 are fewer than the 2 that go on by right",
         ),
         ({"screen": "{settings: 4, rows: 3, keep: ESMM}"}, "keep must be a list of rows"),
-        ({"screen": "{settings: 4, rows: 3, keep: [ESSM]}"}, "'ESSM' is no row .did you mean ESMM"),
+        ({"screen": "{settings: 4, rows: 3, keep: [ESSM]}"}, "'ESSM' is no row .did you mean"),
         ({"trials": "1"}, "which takes --trials=N"),
         ({"pruner": "median"}, "pruner must be none or halving, got 'median'"),
         ({"screen": "None", "trials": "1", "pruner": "halving"}, "ends trials, of which there are"),
@@ -136,7 +136,8 @@ def test_each_rung_has_the_better_half_of_the_trials_before(options):
     # beyond the second rung only 0.6, and now this one
     late = end(row, epochs(*[0.68] * 4, 0.68, 0.55, 0.55, 0.59, 0.9))
     assert late.score is None
-    assert row.begin() and not row.waiting
+    assert row.begin().name
+    assert not row.waiting
 
 
 def test_parts_of_an_epoch_are_no_passes(options):

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from recbole_escm2.errors import UsageError, said_by_system
+from recbole_escm2.errors import UsageError, system_message
 from recbole_escm2.output import logging_to_terminal
 from recbole_escm2.serve.http.app import make_app
 from recbole_escm2.serve.http.served import load, signature_of
@@ -106,7 +106,7 @@ def _bound(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except (OSError, UnicodeError) as error:
-        said = said_by_system(error) if isinstance(error, OSError) else "it is no name of a host"
+        said = system_message(error) if isinstance(error, OSError) else "it is no name of a host"
         raise UsageError(
             f"--host={host} --port={port} can't be listened at ({said}): name another port, or 0 "
             "for one that is free"
