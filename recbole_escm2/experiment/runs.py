@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -24,7 +23,6 @@ from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
 from recbole_escm2.output import beside, make_folder, remove_abandoned
 from recbole_escm2.threads import spinning_bounded_in_children
-from recbole_escm2.train.run import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
@@ -41,11 +39,13 @@ class Outcome:
         run: the run.
         result: what its ``result.json`` holds; None where it failed or was stopped.
         reason: why there is no result.
+        score: the best on validation until then, where it was pruned.
     """
 
     run: PlannedRun
     result: Mapping[str, Any] | None
     reason: str = ""
+    score: float | None = None
 
 
 def finished(run: PlannedRun) -> Outcome | None:
@@ -81,15 +81,6 @@ class Process:
         if code == 0:
             return Outcome(self.run, self.run.result())
         return Outcome(self.run, None, self.stopped or self._why(code))
-
-    def history(self) -> list[dict[str, Any]]:
-        """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
-        try:
-            text = (self.run.folder / HISTORY_FILE).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        epochs: list[dict[str, Any]] = json.loads(text)
-        return epochs
 
     def stop(self, reason: str) -> None:
         """End the run before its time."""

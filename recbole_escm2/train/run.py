@@ -243,6 +243,24 @@ class Run:
             )
         return result
 
+    def forget(self) -> None:
+        """Have it done anew."""
+        self.forget_progress()
+        for name in (RESULT_FILE, HISTORY_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs that it has behind it, as :attr:`EntireSpaceTrainer.history`; none where no
+        run has written its file."""
+        try:
+            epochs = json.loads((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError):
+            return []
+        written = isinstance(epochs, list) and all(
+            isinstance(epoch, dict) and type(epoch.get("epoch")) is int for epoch in epochs
+        )
+        return epochs if written else []
+
     @contextlib.contextmanager
     def at_work(self, config: Config) -> Iterator[None]:
         """While it is: with its log; the folder of a run by itself is gone again if it couldn't
