@@ -17,7 +17,7 @@ from recbole_escm2.errors import (
     did_you_mean,
     lacks_memory,
     one_line,
-    said_by_system,
+    system_message,
 )
 from recbole_escm2.extras import SERVER, require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which is flushed at the end
         return 1
     except OSError as error:
-        print(f"error: {said_by_system(error)}", file=sys.stderr)
+        print(f"error: {system_message(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):

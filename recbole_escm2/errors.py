@@ -49,7 +49,7 @@ def one_line(text: str) -> str:
     return whole
 
 
-def said_by_system(error: OSError) -> str:
+def system_message(error: OSError) -> str:
     """What the system has refused, as a sentence: which file, why, and what to do."""
     about = f"{error.filename}: " if error.filename else ""
     advice = {
@@ -65,7 +65,7 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or bool(said)
 
 
-def plain_name(name: str, what: str) -> str:
+def checked_name(name: str, what: str) -> str:
     """A name that becomes that of a file or a folder, and may not lead to another place.
 
     Args:

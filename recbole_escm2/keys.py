@@ -201,10 +201,10 @@ def moment(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     text = value.isoformat() if isinstance(value, date) else value
     try:
-        found = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _are_parts(value: Any) -> bool:

@@ -22,7 +22,7 @@ from recbole_escm2.property_files import parse_value, read_yaml
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (
     *("aa_row", "baseline", "benchmark", "columns", "fresh", "jobs", "models", "name", "saved"),
-    *("seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
+    *("pruner", "screen", "seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
 )
 
 _NEVER_SWEPT = NOT_SWEPT | {"columns", "config_files", "seeds"}
@@ -302,7 +302,7 @@ def _from_file(file: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _option(key: str, text: str) -> Any:
-    if key in ("name", "baseline"):
+    if key in ("name", "baseline", "pruner"):
         return text
     if key == "columns":
         for name in own_names(text):

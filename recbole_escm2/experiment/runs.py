@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -19,11 +18,11 @@ from typing import Any
 from unittest.mock import patch
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment import preload
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
 from recbole_escm2.output import beside, make_folder, remove_abandoned
 from recbole_escm2.threads import spinning_bounded_in_children
-from recbole_escm2.train.run import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
@@ -40,19 +39,25 @@ class Outcome:
         run: the run.
         result: what its ``result.json`` holds; None where it failed or was stopped.
         reason: why there is no result.
+        score: the best on validation until then, where it was pruned.
     """
 
     run: PlannedRun
     result: Mapping[str, Any] | None
     reason: str = ""
+    score: float | None = None
 
 
 def finished(run: PlannedRun) -> Outcome | None:
-    """The outcome of a run that was done before."""
+    """The outcome of a run that was done before; what only going on needed goes, which it has left
+    where it was killed right after its end."""
     try:
-        return Outcome(run, run.result()) if run.is_done() else None
+        outcome = Outcome(run, run.result()) if run.is_done() else None
     except FileNotFoundError:
         return None
+    if outcome is not None:
+        run.forget_progress()
+    return outcome
 
 
 class Process:
@@ -76,15 +81,6 @@ class Process:
         if code == 0:
             return Outcome(self.run, self.run.result())
         return Outcome(self.run, None, self.stopped or self._why(code))
-
-    def history(self) -> list[dict[str, Any]]:
-        """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
-        try:
-            text = (self.run.folder / HISTORY_FILE).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        epochs: list[dict[str, Any]] = json.loads(text)
-        return epochs
 
     def stop(self, reason: str) -> None:
         """End the run before its time."""
@@ -173,12 +169,13 @@ def _server() -> Any:
     if not _has_server():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([main.__module__])
+    context.set_forkserver_preload([preload.__name__])
     _hold_temporary_folder()
     # While it imports, Ctrl-C would be its own too, and end in a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with spinning_bounded_in_children():
+        began = {preload.PARENT: str(os.getpid())}
+        with spinning_bounded_in_children(), patch.dict(os.environ, began):
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

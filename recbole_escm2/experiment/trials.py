@@ -167,26 +167,37 @@ class Candidate:
     """Settings that are tried for a row of a benchmark.
 
     Attributes:
-        label: the row's, or that of one of its two models.
+        row: its label.
         chosen: what was drawn, by config key; empty where the row is tried as it is.
         run: that tries them; two models are tried in one.
+        config: of that run.
         part: ``ctr`` or ``cvr``, where it is about one of two models.
     """
 
-    label: str
+    row: str
     chosen: Mapping[str, Any]
     run: PlannedRun
+    config: Config
     part: str | None = None
 
-    def trial(self, result: Mapping[str, Any] | None, reason: str) -> Trial:
+    @property
+    def label(self) -> str:
+        """The row's, or that of one of its two models."""
+        return self.row if self.part is None else part_label(self.row, self.part)
+
+    def trial(
+        self, result: Mapping[str, Any] | None, reason: str, score: float | None = None
+    ) -> Trial:
         """How it went.
 
         Args:
-            result: what its run's ``result.json`` holds, None where it failed.
-            reason: why it failed.
+            result: what its run's ``result.json`` holds, None where it failed or was pruned.
+            reason: why it failed, or when it was pruned.
+            score: the best on validation until it was pruned.
         """
         if result is None:
-            return Trial(self.chosen, None, True, self.run.name, reason)
+            pruned = score is not None
+            return Trial(self.chosen, score, True, self.run.name, reason, pruned=pruned)
         scores = scores_of(result)
         metric, score, bigger = scores.get(self.part, scores[None])
         shown = None if self.part is None else metric
@@ -229,10 +240,12 @@ def candidates(
         drawn = {name: value for name, value in drawn.items() if name.startswith(parts or "")}
         tried = ranges.tried(f"{row.label}, trial {number}", drawn)
         config = request.config(tried)
-        run = plan(tried, part_config(config, parts[0]) if len(parts) == 1 else config)
-        for part in parts or (None,):
-            label = row.label if part is None else part_label(row.label, part)
-            listed.append(Candidate(label, ranges.chosen(drawn, part), run, part))
+        config = part_config(config, parts[0]) if len(parts) == 1 else config
+        run = plan(tried, config)
+        listed += [
+            Candidate(row.label, ranges.chosen(drawn, part), run, config, part)
+            for part in parts or (None,)
+        ]
     return listed
 
 

@@ -16,7 +16,7 @@ import torch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.export.formats import DATA_FILE, FILES
 from recbole_escm2.export.graph import UNKNOWN_ID, Graph
-from recbole_escm2.output import plain_data, versions, write_json, write_whole
+from recbole_escm2.output import to_builtins, versions, write_json, write_whole
 from recbole_escm2.serve.scorer import Scorer
 
 FORMAT = "recbole_escm2 export 1"
@@ -79,7 +79,7 @@ def about(scorer: Scorer, graph: Graph) -> dict[str, Any]:
             "in_graph": True,
         },
         "support": _support(scorer, graph),
-        "data": plain_data(dict(first.data)),
+        "data": to_builtins(dict(first.data)),
     }
 
 

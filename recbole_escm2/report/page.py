@@ -202,19 +202,19 @@ class _Ends:
         return " to ".join(dict.fromkeys(ends))
 
 
-def _kept(numbers: Mapping[str, float]) -> float:
+def _effective_share(numbers: Mapping[str, float]) -> float:
     return numbers["effective_sample_size"] / numbers["clicks"]
 
 
 #: What a row's numbers have to be for a warning, and the warning.
 _WARNINGS: tuple[tuple[Callable[[Mapping[str, float]], bool], str], ...] = (
     (
-        lambda numbers: _kept(numbers) > NEARLY_CONSTANT,
+        lambda numbers: _effective_share(numbers) > NEARLY_CONSTANT,
         "The weights are nearly equal, with {share_at_floor:.0%} of the clicks at the "
         "floor{floors}: the estimate is nearly the naive one of the click space.",
     ),
     (
-        lambda numbers: _kept(numbers) < HANDFUL,
+        lambda numbers: _effective_share(numbers) < HANDFUL,
         "A few clicks rule the estimate: all of them together count as "
         "{effective_sample_size:,.0f} equal ones, and the heaviest weighs {largest_weight:,.0f}.",
     ),

@@ -54,7 +54,7 @@ _ENTRIES: Mapping[str, type] = {
     "best_valid_score": float,
     "state_dict": dict,
     "optimizer": dict,
-    "fields": dict,  # this and the next three: see data.encoding.kept_of
+    "fields": dict,  # this and the next three: see data.encoding.encoding_state
     "vocabularies": list,
     "train_ids": dict,
     "deciles": dict,
@@ -139,9 +139,9 @@ def support_of(pctr: Callable[[Any], Tensor], train: Any) -> Tensor:
     """
     clicks = np.flatnonzero(train.inter_feat.columnar(train.click_field))
     rows = torch.from_numpy(clicks[:: -(-len(clicks) // _CLICKS)])
-    found = torch.cat([pctr(train[block]) for block in rows.split(_CLICKS_AT_ONCE)])
+    scores = torch.cat([pctr(train[block]) for block in rows.split(_CLICKS_AT_ONCE)])
     shares = np.linspace(0, 1, SUPPORT_STEPS + 1)
-    return torch.from_numpy(np.quantile(found.double().numpy(), shares))
+    return torch.from_numpy(np.quantile(scores.double().numpy(), shares))
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:

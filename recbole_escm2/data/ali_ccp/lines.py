@@ -207,11 +207,11 @@ class Text(Part):
                 continue
             self.rows += 1
             try:
-                head, found = self._parsed(own)
+                head, parsed = self._parsed(own)
             except Malformed as error:
                 self._note(own, str(error))
                 continue
-            features += [(len(heads), *feature) for feature in found]
+            features += [(len(heads), *feature) for feature in parsed]
             heads.append((self.rows - 1, *head))
         return Lines.of(heads, features)
 
@@ -304,10 +304,10 @@ class Text(Part):
     def _read_quickly(self, block: Array) -> Lines | None:
         """All lines of a block, or None where one of them is unusual."""
         text = _without_blank_lines(block)
-        found = _Separators.of(text, self._parts)
-        if found is None:
+        separators = _Separators.of(text, self._parts)
+        if separators is None:
             return None
-        starts, ends = found.parts  # [lines, parts - 1]
+        starts, ends = separators.parts  # [lines, parts - 1]
         count = len(starts)
         sample = np.zeros(count, _U)
         click = purchase = np.zeros(count, bool)
@@ -321,19 +321,19 @@ class Text(Part):
                 return None
         key = _keys(text, starts[:, -2], ends[:, -2])
         stated, wrong = _integers(text, starts[:, -1], ends[:, -1])
-        if key is None or wrong.any() or (stated != found.sizes.astype(_U)).any():
+        if key is None or wrong.any() or (stated != separators.sizes.astype(_U)).any():
             return None
-        features = self._features(text, found)
+        features = self._features(text, separators)
         if features is None:
             return None
         number = self.rows + np.arange(count)
         return Lines(number, sample, click, purchase, key, *features)
 
     def _features(
-        self, text: Array, found: _Separators
+        self, text: Array, separators: _Separators
     ) -> tuple[Array, Array, Array, Array] | None:
         """Line, target, id and weight of each feature that has a target; None if one is unusual."""
-        start, name_end, id_end, end = found.features
+        start, name_end, id_end, end = separators.features
         if (name_end - start > _WORD).any():
             return None
         target = self._looked_up(_words(text, start, name_end - start), self._target, np.int64)
@@ -351,7 +351,7 @@ class Text(Part):
             if value is None:
                 return None
             weight[place] = value
-        line = np.repeat(np.arange(len(found.sizes)), found.sizes)
+        line = np.repeat(np.arange(len(separators.sizes)), separators.sizes)
         kept = target != UNWANTED
         return line[kept], target[kept], feature[kept], weight[kept]
 

@@ -33,7 +33,7 @@ from recbole_escm2.data.labels import (
 from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
 from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
 from recbole_escm2.data.splits import named_parts
-from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.errors import UsageError, checked_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
 
@@ -94,7 +94,7 @@ def save_table(table: Any, name: str, data_path: str | Path = "dataset") -> str:
     Raises:
         UsageError: the name can't be that of a folder, or it isn't a table.
     """
-    folder = Path(data_path) / plain_name(name, "dataset")
+    folder = Path(data_path) / checked_name(name, "dataset")
     parts = table if isinstance(table, Mapping) else {None: table}
     folder.mkdir(parents=True, exist_ok=True)
     for part, own in parts.items():

@@ -58,10 +58,10 @@ def table_files(path: Path) -> list[Path]:
     """The file, or the files of a folder, in the order of their names."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
-    if not found:
+    files = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
+    if not files:
         raise UsageError(f"{path} is a folder without any *{path.suffix} file")
-    return found
+    return files
 
 
 def open_table(
@@ -77,8 +77,8 @@ def open_table(
         UsageError: it can't be read as what its name says.
     """
     if file.suffix == ".csv":
-        found, batches = csv_batches(file, types)
-        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
+        schema, batches = csv_batches(file, types)
+        return schema, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
     try:
         if FORMATS[file.suffix] == "parquet":
             with pyarrow.parquet.ParquetFile(file) as parquet:
