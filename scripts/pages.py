@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.experiment.study import Study
+from recbole_escm2.quick_start import run
 from recbole_escm2.report.command import benchmark
 
 
@@ -28,6 +30,29 @@ def finished_report(options: Mapping[str, str], **places: str) -> tuple[Mapping[
         raise SystemExit(code)
     folder = Path(options["output_dir"]) / options["name"]
     return json.loads((folder / "report.json").read_text(encoding="utf-8")), folder
+
+
+def cheapest(study: Study) -> tuple[str, int]:
+    """Label and seed of the learner's run that took the least time."""
+    learners = [row.label for row in study.rows if not row.aa and row.label not in study.bounds]
+    runs = {key: run["seconds"] for key, run in study.results.items() if key[0] in learners}
+    return min(runs, key=runs.__getitem__)
+
+
+def repeated(study: Study, label: str, seed: int, places: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a run of a study, run again: on this code, and on the data that is here.
+
+    Args:
+        study: of a page's runs.
+        label: of its row.
+        seed: its seed.
+        places: config keys of places.
+    """
+    (model,) = (row.model for row in study.rows if row.label == label)
+    settings = {**study.results[label, seed]["settings"], **places, "show_progress": False}
+    outcome = run(model, study.dataset, config_dict=settings, saved=False)
+    metrics: dict[str, float] = outcome["test_result"]
+    return metrics
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

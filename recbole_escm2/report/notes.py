@@ -76,16 +76,40 @@ def notes(study: Study) -> Iterable[str]:
     else:
         named = ", ".join(map(str, study.seeds))
         yield f"Test metrics {at_best}: mean ± standard deviation over {seeds} seeds ({named})."
+    yield from _choice_notes(study)
+    if seeds > 1:
+        yield from _verdict_notes(study)
+    arrows = [direction(metric) for metric in study.shown]
+    words = [
+        *(["↑ larger is better"] if "↑" in arrows else []),
+        *(["↓ smaller is better"] if "↓" in arrows else []),
+        *(["→ the nearer to the target the better"] if any("→" in a for a in arrows) else []),
+    ]
+    if words:
+        yield ", ".join(words) + "."
+    yield from scope_notes(study.shown)
+    if any(share_of_lift(study, metric) for metric in study.primary):
+        yield (
+            "Share of lift: how far a row's mean is on the way from the constant prediction (0%) "
+            "to the true probabilities (100%), which can't be had where rare ids can't be learned."
+        )
+    if study.bounds:
+        yield f"{', '.join(map(one_line, study.bounds))}: no learners, and so without a verdict."
+    yield from _run_notes(study)
+
+
+def _choice_notes(study: Study) -> Iterable[str]:
+    """How the rows of a study, and their settings, were chosen."""
     if (screening := study.screening) is not None:
         why = {
             kind: ", ".join(one_line(row.label) for row in screening.rows if row.why == kind)
             for kind in ("by right", "by validation")
         }
-        on = f"; {', '.join(f'{kind} {named}' for kind, named in why.items() if named)}"
+        on = "; ".join(f"{kind} {named}" for kind, named in why.items() if named)
         yield (
             f"Screened: each of {len(screening.rows)} rows was tried with {screening.settings} "
             f"settings on validation alone ({screening.metric}), before anything was tested. These "
-            f"went on{on}. The others have a score on validation, and no verdict."
+            f"went on: {on}. The others have a score on validation, and no verdict."
         )
     if (tuning := study.tuning) is not None:
         yield (
@@ -107,25 +131,6 @@ def notes(study: Study) -> Iterable[str]:
                 f"{tuning.trials - cvr} settings of the CTR model, chosen by its own metric, and "
                 f"{cvr} of the CVR model, chosen by the product."
             )
-    if seeds > 1:
-        yield from _verdict_notes(study)
-    arrows = [direction(metric) for metric in study.shown]
-    words = [
-        *(["↑ larger is better"] if "↑" in arrows else []),
-        *(["↓ smaller is better"] if "↓" in arrows else []),
-        *(["→ the nearer to the target the better"] if any("→" in a for a in arrows) else []),
-    ]
-    if words:
-        yield ", ".join(words) + "."
-    yield from scope_notes(study.shown)
-    if any(share_of_lift(study, metric) for metric in study.primary):
-        yield (
-            "Share of lift: how far a row's mean is on the way from the constant prediction (0%) "
-            "to the true probabilities (100%), which can't be had where rare ids can't be learned."
-        )
-    if study.bounds:
-        yield f"{', '.join(map(one_line, study.bounds))}: no learners, and so without a verdict."
-    yield from _run_notes(study)
 
 
 def _run_notes(study: Study) -> Iterable[str]:

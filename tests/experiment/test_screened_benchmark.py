@@ -33,7 +33,7 @@ models:
 @pytest.fixture
 def arguments(data_path, tmp_path):
     (tmp_path / "b.yaml").write_text(BENCHMARK)
-    (tmp_path / "hopeless.hyper").write_text("learning_rate choice [1e-9]\n")
+    (tmp_path / "hopeless.hyper").write_text("learning_rate loguniform -21,-20\n")
     return ("--benchmark=b.yaml", "--dataset=tiny", f"--data_path={data_path}", "--jobs=2")
 
 
@@ -58,9 +58,8 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(
-        r"3 rows are screened, 2 settings each, 5 runs, of which [12] are", done.stderr
+        r"3 rows are screened, 2 settings each, 5 runs, of which [1-3] are", done.stderr
     )
-    assert "3 rows go on" not in done.stderr
     assert "2 rows go on: ESMM, LogisticRegression" in done.stderr
     assert "2 rows, 3 trials each, 5 runs, of which" in done.stderr
     assert "2 rows, the baseline again (A/A), 2 seeds, 6 runs, of which 0 are done" in done.stderr

@@ -133,17 +133,13 @@ def test_influence_is_kept_where_the_test_set_is_one(page, tmp_path):
     assert again.verdicts
     for (*_, ours), (*_, theirs) in zip(again.comparisons, study.comparisons, strict=True):
         assert ours.estimate.error == pytest.approx(theirs.estimate.error, rel=1e-6)
-    more = with_row(
-        again, replace(own(), results=_drawing_weights(own()), influence=influence), "mine"
-    )
+    mine = own()
+    drawn = {key: {**run, "seed_draws": "weights"} for key, run in mine.results.items()}
+    more = with_row(again, replace(mine, results=drawn, influence=influence), "mine")
     assert {label for label, *_ in more.verdicts} >= {"mine", "DeepFM"}
-    assert not (written(page, tmp_path / "other"), (tmp_path / "other" / "influence.npz").exists())[
-        1
-    ]
-
-
-def _drawing_weights(study: Study) -> dict:
-    return {key: {**run, "seed_draws": "weights"} for key, run in study.results.items()}
+    assert (tmp_path / "influence.npz").is_file()
+    write_record(page, tmp_path)
+    assert not (tmp_path / "influence.npz").exists()
 
 
 def test_a_row_of_another_study_stands_before_the_aa_row(page, tmp_path):
