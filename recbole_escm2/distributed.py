@@ -14,9 +14,12 @@ gradient, because :func:`all_rows` gives each rank's rows the ranks' number time
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
+import socket
+import stat
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,6 +37,8 @@ from recbole_escm2.errors import UsageError
 # process has ended is known at once, whatever this is: by its connections, and to torchrun.
 _PATIENCE = timedelta(hours=12)
 _FAILED = "failed"  # key of what the first failure is said by
+# Seconds in which a machine that can't be reached is noticed: no packet tells of a lost link.
+_SILENCE = 60
 _TO_BE_ENDED = 20.0  # seconds in which torchrun ends who isn't to say anything
 
 
@@ -92,6 +97,8 @@ def process_group() -> Iterator[None]:
         gpus = dist.is_nccl_available() and torch.cuda.device_count() > 0
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=_PATIENCE)
+        barrier()  # all connections are there
+        _bound_silence()
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"the processes of torchrun can't join: {error}") from error
     try:
@@ -110,6 +117,33 @@ def process_group() -> Iterator[None]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _bound_silence() -> None:
+    """Have the system end those of the process's connections whose other side is silent."""
+    options = {
+        "TCP_KEEPIDLE": _SILENCE // 3,
+        "TCP_KEEPINTVL": _SILENCE // 6,
+        "TCP_KEEPCNT": 4,
+        "TCP_USER_TIMEOUT": _SILENCE * 1000,  # of what was sent and hasn't arrived
+    }
+    with contextlib.suppress(OSError):  # no such folder: this is Linux's
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError), _connection(int(name)) as own:
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in options.items():
+                    own.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _connection(number: int) -> socket.socket:
+    """A descriptor as a socket.
+
+    Raises:
+        OSError: it isn't one.
+    """
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    return socket.socket(fileno=os.dup(number))
 
 
 @contextlib.contextmanager
@@ -131,8 +165,8 @@ def _said_once() -> Iterator[None]:
 def _is_first_to_fail(store: dist.Store, own: int) -> bool:
     try:
         return store.compare_set(_FAILED, "", str(own)) == str(own).encode()
-    except RuntimeError:  # whoever has held the store is gone
-        return own == 0
+    except RuntimeError:  # whoever has held the store can't be reached: one says so on each machine
+        return local_rank() == 0
 
 
 def _is_connection(error: RuntimeError) -> bool:

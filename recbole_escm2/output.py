@@ -256,6 +256,13 @@ def remove_abandoned(target: Path) -> None:
                 _remove(place, held)
 
 
+def at_work(target: Path) -> list[str]:
+    """The names of what processes hold beside a target; what is abandoned is removed."""
+    remove_abandoned(target)
+    locks = target.parent.glob(f"{glob.escape(target.name)}.*.unfinished.lock")
+    return [file.stem for file in locks]
+
+
 def _lock_of(place: Path) -> Path:
     return place.with_name(f"{place.name}.lock")
 

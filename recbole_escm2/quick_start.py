@@ -312,7 +312,7 @@ def evaluate_checkpoint(
         UsageError: the file is no checkpoint of this model, or the data, the split or a setting
             isn't what it was trained with; the message says which.
     """
-    state = load_checkpoint(checkpoint)
+    state = load_checkpoint(checkpoint, mapped=True)
     given: dict[str, Any] = {}
     for file in config_file_list:
         of_file = read_yaml(Path(file))

@@ -40,9 +40,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def kills() -> str:
     """Commands that SIGKILL ends, and what the same command then comes to."""
     lines = lines_of("kills")
-    own = ("phase", "kills", "before_rename", "ends", "differing", "orphans")
+    own = ("phase", "kills", "before_rename", "of_workers", "ends", "differing", "orphans")
     header = (
-        *("phase", "kills", "of these before a rename", "ends compared"),
+        *("phase", "kills", "of these before a rename", "of these of its workers", "ends compared"),
         *("that differed or had a file too many", "processes left over"),
     )
     table = markdown(header, [[line[name] for name in own] for line in lines])

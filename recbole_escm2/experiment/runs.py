@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment import preload
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
 from recbole_escm2.output import beside, make_folder, remove_abandoned
@@ -48,11 +49,15 @@ class Outcome:
 
 
 def finished(run: PlannedRun) -> Outcome | None:
-    """The outcome of a run that was done before."""
+    """The outcome of a run that was done before; what only going on needed goes, which it has left
+    where it was killed right after its end."""
     try:
-        return Outcome(run, run.result()) if run.is_done() else None
+        outcome = Outcome(run, run.result()) if run.is_done() else None
     except FileNotFoundError:
         return None
+    if outcome is not None:
+        run.forget_progress()
+    return outcome
 
 
 class Process:
@@ -164,12 +169,13 @@ def _server() -> Any:
     if not _has_server():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([main.__module__])
+    context.set_forkserver_preload([preload.__name__])
     _hold_temporary_folder()
     # While it imports, Ctrl-C would be its own too, and end in a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with spinning_bounded_in_children():
+        began = {preload.PARENT: str(os.getpid())}
+        with spinning_bounded_in_children(), patch.dict(os.environ, began):
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

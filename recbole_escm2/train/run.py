@@ -125,6 +125,7 @@ class Run:
             parts=PAIR if learns_both(config) else (),
             saved=saved,
             of_experiment=of_experiment,
+            checkpoints=checkpoints_elsewhere(config, saved),
             parent_is_new=parent_is_new,
             about=cache(lambda: {**known, **what_runs(config)}),
             selects=config["final_fit"],
@@ -281,8 +282,7 @@ class Run:
                 if not self.saved:
                     self.checkpoints = self.folder / _UNSAVED
                     make_folder("output_dir", self.checkpoints)
-                elif config["checkpoint_dir"]:
-                    self.checkpoints = Path(config["checkpoint_dir"]).absolute()
+                elif self.checkpoints is not None:
                     make_folder("checkpoint_dir", self.checkpoints)
                 if self.written:
                     stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
@@ -313,6 +313,12 @@ class Run:
                     with contextlib.suppress(OSError):
                         (self.folder / LOCK_FILE).unlink(missing_ok=True)
                 held.release(force=True)
+
+
+def checkpoints_elsewhere(config: Config, saved: bool) -> Path | None:
+    """Where the checkpoints of a run that keeps them go instead of its folder."""
+    elsewhere = config["checkpoint_dir"]
+    return Path(elsewhere).absolute() if saved and elsewhere else None
 
 
 def about_run(config: Config, saved: bool) -> dict[str, Any]:
