@@ -222,10 +222,13 @@ def text(study: Study, width: int | None = None) -> str:
         width: columns that don't fit into it go into a further table below.
     """
     head, rows, under = shown_table(study)
-    by_group = groups.text(study)
-    return "\n".join(
-        [output.table(head, rows, width), "", *under, *(["", by_group] if by_group else [])]
-    )
+    lines = [output.table(head, rows, width), "", *under]
+    if study.screening is not None and study.screening.left:
+        first, *left = screening_table(study.screening)
+        lines += ["", "Screened on validation alone:", "", output.table(first, left)]
+    if by_group := groups.text(study):
+        lines += ["", by_group]
+    return "\n".join(lines)
 
 
 def shown_table(study: Study) -> tuple[list[str], list[list[str]], list[str]]:
@@ -233,11 +236,7 @@ def shown_table(study: Study) -> tuple[list[str], list[list[str]], list[str]]:
     shown = layout(study)
     head, *rows = _grid(shown, partial(_text_entry, rival=shown.rival is not None), str)
     problems = [str(problem) for problem in shown.problems]
-    screened: list[str] = []
-    if study.screening is not None and study.screening.left:
-        first, *left = screening_table(study.screening)
-        screened = ["", "Screened on validation alone:", "", output.table(first, left)]
-    return head, rows, [*_first(shown), *shown.caption("*"), *problems, *screened]
+    return head, rows, [*_first(shown), *shown.caption("*"), *problems]
 
 
 def tuning_table(tuning: Tuning) -> list[list[str]]:
