@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import leaderboard
 from pages import data_table, finished_report
@@ -26,10 +26,10 @@ from reference_rows import TRUTH as TRUTH_KNOWN
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.study import Study
-from recbole_escm2.output import write_whole
+from recbole_escm2.output import csv_text, write_whole
 from recbole_escm2.report.figures import dots, png
 from recbole_escm2.report.record import read_record, with_row, write_record
-from recbole_escm2.report.tables import markdown, tidy_csv
+from recbole_escm2.report.tables import markdown, tidy_lines
 
 HERE = Path(os.path.relpath(Path(__file__).parent)) / "results"
 #: Of each page: the same rows, and one more where the truth is known.
@@ -93,7 +93,14 @@ def page_of(dataset: str, study: Study) -> dict[str, str]:
         processors=" and ".join(dict.fromkeys(str(run["processor"]) for run in runs)),
         versions="; ".join(versions),
     )
-    return {f"{dataset}.md": page, f"{dataset}/table.csv": tidy_csv(study)}
+    columns, lines = tidy_lines(study)
+    rounded = [{key: _rounded(value) for key, value in line.items()} for line in lines]
+    return {f"{dataset}.md": page, f"{dataset}/table.csv": csv_text(columns, rounded)}
+
+
+def _rounded(value: Any) -> Any:
+    """In eight digits: the last ones of a double depend on the processor that adds up."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def rebuild(dataset: str, pages: Path, check: bool = False) -> list[str]:
@@ -141,9 +148,7 @@ def run(dataset: str, pages: Path, arguments: argparse.Namespace) -> None:
         output_dir=str(arguments.output),
         jobs=str(arguments.jobs),
     )
-    (pages / dataset).mkdir(parents=True, exist_ok=True)
-    for file in (folder / "record").iterdir():
-        shutil.copyfile(file, pages / dataset / file.name)
+    write_record(read_record(folder / "record"), pages / dataset)
 
 
 def main() -> int:

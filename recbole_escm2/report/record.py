@@ -215,7 +215,7 @@ def read_record(folder: Path) -> Study:
             f"{error.filename} isn't there: a benchmark writes it into the folder record/ of its "
             "report"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder} isn't what a benchmark writes: {error!r}") from error
 
 
