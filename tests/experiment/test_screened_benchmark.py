@@ -18,7 +18,8 @@ seeds: 2
 trials: 3
 screen: {settings: 2, rows: 2}
 tuning_seed: 7
-epochs: 8
+epochs: 5
+aa_row: False
 embedding_size: 4
 mlp_hidden_size: [8]
 train_batch_size: 256
@@ -44,7 +45,7 @@ def results(tmp_path):
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, ROOT / "scripts" / "results.py", "ml-100k", "--pages=pages"]
         return subprocess.run(
-            [*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            [*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=900
         )
 
     return call
@@ -54,7 +55,7 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     program, kill_at, results, arguments, tmp_path, data_path
 ):
     kill_at("[2/", *arguments, "--name=page")
-    done = program(*arguments, "--name=page")
+    done = program(*arguments, "--name=page", timeout=900)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert re.search(
@@ -62,10 +63,10 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     )
     assert "2 rows go on: ESMM, LogisticRegression" in done.stderr
     assert "2 rows, 3 trials each, 5 runs, of which" in done.stderr
-    assert "2 rows, the baseline again (A/A), 2 seeds, 6 runs, of which 0 are done" in done.stderr
+    assert "2 rows, 2 seeds, 4 runs, of which 0 are done" in done.stderr
     assert "Screened on validation alone:" in done.stdout
     said = "ESMM, trial 1, seed 7: pruned after 4 passes over train, 0."
-    again = program(*arguments, "--name=page")
+    again = program(*arguments, "--name=page", timeout=900)
     assert again.stdout == done.stdout
     assert not re.search(r"of which (?!(\d+) are done)|^\[1/", again.stderr, re.MULTILINE)
     assert said in done.stderr or "of which 2 are done" in done.stderr
@@ -77,11 +78,11 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     assert phases.count(("screening", "ESMM", "pruned")) == 1
     assert phases.count(("trial", "ESMM", "pruned")) == 1
     assert phases.count(("seed", "Naive", "finished")) == 0
-    assert sum(ln["phase"] == "seed" for ln in lines) == 6
+    assert sum(ln["phase"] == "seed" for ln in lines) == 4
     # what is compared has the data and the split of its seed, the same for all rows
-    of_seed = {(ln["seed"], ln["data_digest"], ln["split_digest"]) for ln in lines[-6:]}
+    of_seed = {(ln["seed"], ln["data_digest"], ln["split_digest"]) for ln in lines[-4:]}
     assert len(of_seed) == 2
-    assert all(ln["processor"] and ln["code"] and float(ln["seconds"]) > 0 for ln in lines[-6:])
+    assert all(ln["processor"] and ln["code"] and float(ln["seconds"]) > 0 for ln in lines[-4:])
 
     pages = tmp_path / "pages"
     pages.mkdir()
@@ -100,16 +101,15 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     (tmp_path / "mine.py").write_text(
         "from recbole_escm2.model import ESMM\nclass Mine(ESMM):\n    pass\n"
     )
-    own = [*arguments, "--screen=None", "--pruner=halving", "--aa_row=False", "--baseline=Mine"]
+    own = [*arguments, "--screen=None", "--pruner=halving", "--baseline=Mine"]
     content = BENCHMARK.partition("models:")[0]
     model = "models:\n  Mine: {model: 'mine:Mine', params_file: hopeless.hyper}\n"
     (tmp_path / "b.yaml").write_text(content + model)
-    assert program(*own, "--name=mine").returncode == 0
+    assert program(*own, "--name=mine", timeout=900).returncode == 0
     added = results("--add=output/mine")
     assert added.returncode == 0, added.stderr
     page = (pages / "ml-100k.md").read_text()
     assert re.search(r"^\| Mine \| 0\.\d+ ± ", page, re.MULTILINE)
-    assert page.index("| Mine |") < page.index("| ESMM again")
     assert results("--check").returncode == 0
     twice = results("--add=output/mine")
     assert (twice.returncode, twice.stderr) == (
@@ -119,7 +119,7 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     # one with another budget
     (tmp_path / "b.yaml").write_text(content + model.replace("Mine:", "Other:", 1))
     other = [word.replace("=Mine", "=Other") for word in own]
-    assert program(*other, "--name=other", "--trials=2").returncode == 0
+    assert program(*other, "--name=other", "--trials=2", timeout=900).returncode == 0
     refused = results("--add=output/other")
     assert refused.returncode == 2
     assert "'Other' doesn't belong there: trials is 2 in its benchmark, and 3" in refused.stderr
