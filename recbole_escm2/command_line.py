@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.errors import UsageError, did_you_mean, system_message
+from recbole_escm2.errors import (
+    UsageError,
+    did_you_mean,
+    lacks_memory,
+    one_line,
+    system_message,
+)
 from recbole_escm2.extras import SERVER, require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
@@ -306,6 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         print(f"error: {system_message(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print(f"error: memory doesn't hold it: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from recbole_escm2.distributed import is_main
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, lacks_memory
 from recbole_escm2.identity import Identity, digest_of
 from recbole_escm2.output import replacing
 
@@ -86,16 +86,14 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def finish_checkpoint(
     path: Path,
     further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-    mapped: bool = False,
 ) -> None:
     """Note in a checkpoint that its training has come to its end; the first process writes it.
 
     Args:
         path: of the file.
         further: gives entries to add, from what it holds.
-        mapped: see :func:`load_sealed`.
     """
-    state = load_checkpoint(path, mapped=mapped)
+    state = load_checkpoint(path, mapped=True)
     if not state["training_ended"]:
         added = further(state) if further else {}
         if is_main():
@@ -109,7 +107,7 @@ def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
         path: of a checkpoint.
         calibration: its state: text, numbers and tensors.
     """
-    save_checkpoint(path, {**load_checkpoint(path), "calibration": dict(calibration)})
+    save_checkpoint(path, {**load_checkpoint(path, mapped=True), "calibration": dict(calibration)})
 
 
 class _Digested(io.BufferedIOBase):
@@ -175,14 +173,15 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
     Args:
         path: of the file.
         device: where its tensors go.
-        mapped: leave them in the file, for who only reads some of them: they may be larger than
-            memory, and are on a CPU, whatever ``device`` is. Whoever can write to the file can
-            change them meanwhile, and they it.
+        mapped: leave them in the file where the system can, for who only reads them, or copies
+            what is kept: they may be larger than memory, and are on a CPU, whatever ``device`` is.
+            Whoever can write to the file can change them meanwhile, and they it.
 
     Raises:
         UsageError: there is no such file, it isn't a checkpoint of ours, or not as it was written.
             A pickle, such as RecBole's checkpoints, is refused: loading one can run any code that
             is in it.
+        MemoryError, RuntimeError: memory doesn't hold them (:func:`~errors.lacks_memory`).
     """
     if path.is_dir():
         raise UsageError(f"checkpoint {path} is a folder: name the file, checkpoint.pth of a run's")
@@ -192,13 +191,14 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
         with open(path, "rb") as file:  # once: what is checked is what is loaded
             _check_seal(path, file)
             file.seek(0)
-            if mapped:
-                state = _mapped(file)
-            else:
+            state = _mapped(file) if mapped else None
+            if state is None:
                 state = torch.load(file, map_location=device, weights_only=True)
     except UsageError:
         raise
     except Exception as error:  # torch raises nearly anything on a file that isn't its own
+        if lacks_memory(error):  # which says nothing of the file
+            raise
         raise UsageError(
             f"checkpoint {path} can't be read as plain data ({type(error).__name__})"
         ) from error
@@ -208,11 +208,14 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
 
 
 def _mapped(file: BinaryIO) -> Any:
+    """What is in a file, whose tensors stay there; None where the system can't do so."""
     # By its descriptor: what is checked is what is loaded. What a private mapping could change
     # counts as the process's own memory; a shared one doesn't.
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+    shared = torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
+    with contextlib.suppress(OSError, RuntimeError), shared:
         name = f"/proc/self/fd/{file.fileno()}"
         return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    return None
 
 
 def is_sealed(path: str | Path) -> bool:

@@ -294,7 +294,7 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
             if state is None:
                 continue
             if state_fits(state, type(one).__name__):
-                states[number] = {name: value for name, value in state.items() if name != _OF}
+                states[number] = {name: _own(value) for name, value in state.items() if name != _OF}
             else:
                 anew.append(names[id(parameter)])
         try:
@@ -302,6 +302,11 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UsageError(f"its optimizer has another form: {error!s}") from error
     return anew
+
+
+def _own(value: Any) -> Any:
+    """A copy: the optimizer goes on in it, and what it was read from stays as it is."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def state_fits(state: Any, optimizer: str) -> bool:

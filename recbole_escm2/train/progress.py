@@ -99,18 +99,16 @@ class ProgressFile:
         self.path.unlink(missing_ok=True)
 
 
-def load_progress(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
-    """Read the progress of a training.
+def load_progress(path: Path) -> dict[str, Any]:
+    """Read the progress of a training, whose tensors stay in the file: they are to be copied.
 
     Args:
         path: of its file.
-        device: where tensors go.
-        mapped: see :func:`~recbole_escm2.train.checkpoint.load_sealed`.
 
     Raises:
         UsageError: there is none, or it isn't as it was written.
     """
-    state = load_sealed(path, device, mapped)
+    state = load_sealed(path, mapped=True)
     entries = dict(_ENTRIES)
     if not state.get("ended"):
         entries.update(_WHILE_IT_LASTS)

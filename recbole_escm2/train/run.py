@@ -44,8 +44,8 @@ PROGRESS_FILE = "progress.pth"
 LOCK_FILE = "lock"
 #: Where the checkpoints are that nobody keeps, as long as the run isn't done.
 _UNSAVED = "unsaved"
-# Config keys that change no number of a run.
-_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
+#: Config keys that change no number of a run.
+WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass
@@ -125,6 +125,7 @@ class Run:
             parts=PAIR if learns_both(config) else (),
             saved=saved,
             of_experiment=of_experiment,
+            checkpoints=checkpoints_elsewhere(config, saved),
             parent_is_new=parent_is_new,
             about=cache(lambda: {**known, **what_runs(config)}),
             selects=config["final_fit"],
@@ -242,6 +243,24 @@ class Run:
             )
         return result
 
+    def forget(self) -> None:
+        """Have it done anew."""
+        self.forget_progress()
+        for name in (RESULT_FILE, HISTORY_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs that it has behind it, as :attr:`EntireSpaceTrainer.history`; none where no
+        run has written its file."""
+        try:
+            epochs = json.loads((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError):
+            return []
+        written = isinstance(epochs, list) and all(
+            isinstance(epoch, dict) and type(epoch.get("epoch")) is int for epoch in epochs
+        )
+        return epochs if written else []
+
     @contextlib.contextmanager
     def at_work(self, config: Config) -> Iterator[None]:
         """While it is: with its log; the folder of a run by itself is gone again if it couldn't
@@ -263,8 +282,7 @@ class Run:
                 if not self.saved:
                     self.checkpoints = self.folder / _UNSAVED
                     make_folder("output_dir", self.checkpoints)
-                elif config["checkpoint_dir"]:
-                    self.checkpoints = Path(config["checkpoint_dir"]).absolute()
+                elif self.checkpoints is not None:
                     make_folder("checkpoint_dir", self.checkpoints)
                 if self.written:
                     stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
@@ -295,6 +313,12 @@ class Run:
                     with contextlib.suppress(OSError):
                         (self.folder / LOCK_FILE).unlink(missing_ok=True)
                 held.release(force=True)
+
+
+def checkpoints_elsewhere(config: Config, saved: bool) -> Path | None:
+    """Where the checkpoints of a run that keeps them go instead of its folder."""
+    elsewhere = config["checkpoint_dir"]
+    return Path(elsewhere).absolute() if saved and elsewhere else None
 
 
 def about_run(config: Config, saved: bool) -> dict[str, Any]:
@@ -330,7 +354,7 @@ def metrics_of(config: Config) -> list[str]:
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
-    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in _WITHOUT_EFFECT}
+    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in WITHOUT_EFFECT}
 
 
 def beginning(config: Config) -> dict[str, Any]:
