@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +15,12 @@ from functools import cache
 from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
 from recbole_escm2.output import beside, make_folder, remove_abandoned
+from recbole_escm2.pool import without_main_module
 from recbole_escm2.threads import spinning_bounded_in_children
 from recbole_escm2.train.run import HISTORY_FILE
 
@@ -65,7 +64,7 @@ class Process:
             raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", run.folder)
         self._process = _server().Process(target=main, args=(run,))
-        with spinning_bounded_in_children(), _without_main_module():
+        with spinning_bounded_in_children(), without_main_module():
             self._process.start()
 
     def poll(self) -> Outcome | None:
@@ -148,20 +147,6 @@ def execute(
             process.ask_to_stop("stopped")
         for process in at_work:
             process.stop("stopped")
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep a new process from importing the program's main module, of which runs need nothing.
-
-    A script without ``if __name__ == "__main__"`` would do all of its work again there.
-    """
-    main_module = sys.modules["__main__"]
-    with (
-        patch.object(main_module, "__spec__", None),
-        patch.object(main_module, "__file__", None, create=True),
-    ):
-        yield
 
 
 def _has_server() -> bool:
