@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from unittest.mock import patch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
+from recbole_escm2.limits import read_json
 from recbole_escm2.output import beside, make_folder, remove_abandoned
 from recbole_escm2.threads import spinning_bounded_in_children
 from recbole_escm2.train.run import HISTORY_FILE
@@ -80,10 +80,9 @@ class Process:
     def history(self) -> list[dict[str, Any]]:
         """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
         try:
-            text = (self.run.folder / HISTORY_FILE).read_text(encoding="utf-8")
+            epochs: list[dict[str, Any]] = read_json(self.run.folder / HISTORY_FILE)
         except FileNotFoundError:
             return []
-        epochs: list[dict[str, Any]] = json.loads(text)
         return epochs
 
     def stop(self, reason: str) -> None:

@@ -83,6 +83,7 @@ def open_table(
         if FORMATS[file.suffix] == "parquet":
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 header = parquet.schema_arrow
+                _check_counts(file, parquet.metadata)
             _ = header.names  # are text
             return header, lambda columns: _counted(file, _of_parquet(file, columns))
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
@@ -90,6 +91,22 @@ def open_table(
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UsageError(f"{file}: {error}") from error
     return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
+
+
+def _check_counts(file: Path, about: Any) -> None:
+    """Make sure that all parts of a Parquet file have as many rows as it says: pyarrow reads those
+    of the shortest.
+
+    Raises:
+        UsageError: they don't, the file is damaged.
+    """
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    flat = [n for n in range(about.num_columns) if not about.schema.column(n).max_repetition_level]
+    said = [about.num_rows, sum(group.num_rows for group in groups)]
+    said += [sum(group.column(n).num_values for group in groups) for n in flat]
+    if len(set(said)) > 1:
+        numbers = " and ".join(f"{number:,}" for number in sorted(set(said)))
+        raise UsageError(f"{file}: the file is damaged: its numbers of rows are {numbers}")
 
 
 def _of_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
