@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -36,7 +37,10 @@ from recbole_escm2.errors import UsageError
 # The ranks wait for the first one while it makes a store of the data or computes metrics. That a
 # process has ended is known at once, whatever this is: by its connections, and to torchrun.
 _PATIENCE = timedelta(hours=12)
-_FAILED = "failed"  # key of what the first failure is said by
+# Keys of a store: what the first failure is said by, what a start is called, whose answers to it
+# were heard.
+_FAILED, _START, _HEARD = "failed", "start", "heard"
+_BETWEEN_ANSWERS = 0.1  # seconds
 # Seconds in which a machine that can't be reached is noticed: no packet tells of a lost link.
 _SILENCE = 60
 _TO_BE_ENDED = 20.0  # seconds in which torchrun ends who isn't to say anything
@@ -89,10 +93,7 @@ def process_group() -> Iterator[None]:
         return
     try:
         store, own, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-            # torchrun of one machine has one store for all its restarts.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(f"attempt {attempt}", store)
+        store = _of_this_start(store, own, size)
         # A GPU has to be there for NCCL; asking torch.cuda would choose the devices for good.
         gpus = dist.is_nccl_available() and torch.cuda.device_count() > 0
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
@@ -117,6 +118,33 @@ def process_group() -> Iterator[None]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store, own: int, size: int) -> dist.Store:
+    """A part of torchrun's store into which nobody has written before these processes were started.
+
+    torchrun has one store for all its restarts, in which addresses of processes that are gone
+    stand, and its machines needn't agree on how often they have restarted. So the first process
+    names the start, and the others answer by a name of their own, until it has heard these.
+
+    Args:
+        store: of all starts.
+        own: rank of this process.
+        size: how many there are.
+    """
+    name = uuid4().hex
+    if own == 0:
+        store.set(_START, name)
+        answers = [store.get(f"{name} {other}").decode() for other in range(1, size)]
+        store.set(f"{name} {_HEARD}", " ".join(answers))
+        return dist.PrefixStore(name, store)
+    while True:
+        start = store.get(_START).decode()  # waits for the first one; later it may be an old one
+        store.set(f"{start} {own}", name)
+        heard = f"{start} {_HEARD}"
+        if store.check([heard]) and name in store.get(heard).decode().split():
+            return dist.PrefixStore(start, store)
+        time.sleep(_BETWEEN_ANSWERS)
 
 
 def _bound_silence() -> None:

@@ -2,8 +2,12 @@
 
 import contextlib
 import socket
+import threading
+import time
+from datetime import timedelta
 
 import pytest
+import torch.distributed
 
 from recbole_escm2 import distributed
 
@@ -35,6 +39,35 @@ def test_a_silent_connection_is_ended_by_the_system(connection, tmp_path):
     own, other = connection
     own.sendall(b"still there")
     assert other.recv(20) == b"still there"
+
+
+def start(store, order):
+    """Ranks that come one after the other; each one's part of the store."""
+    found = {}
+
+    def come(rank):
+        found[rank] = distributed._of_this_start(store, rank, len(order))
+
+    threads = [threading.Thread(target=come, args=(rank,), daemon=True) for rank in order]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.3)
+    for thread in threads:
+        thread.join(20)
+    return [found[rank] for rank in range(len(order))]
+
+
+def test_a_restart_reads_nothing_of_the_one_before():
+    """Whoever comes first: addresses there are of processes that are gone."""
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=20))
+    for number, order in enumerate(([0, 1, 2], [0, 2, 1], [2, 1, 0], [1, 0, 2])):
+        if number == 2:  # one that was ended before all had come
+            store.set(distributed._START, "ended")
+        first, *others = start(store, order)
+        assert not first.check(["address"])
+        first.set("address", str(number))
+        assert [own.get("address") for own in others] == [str(number).encode()] * 2
 
 
 class LostStore:
