@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from long_runs import FILE as FILE_OF_LONG_RUNS
-from phases import PHASES, Attempt, Phase, differing, outcome, places
-
-from recbole_escm2.output import csv_text, write_whole
+from phases import PHASES, Attempt, Phase, differing, outcome, places, write_lines
 
 FILE = FILE_OF_LONG_RUNS.with_name("kills.csv")
 COLUMNS = (
@@ -138,7 +136,7 @@ def main() -> int:
             kills.do(asked.kills, asked.before_renames, workers)
             lines.append(kills.line())
             print(lines[-1], flush=True)
-            write_whole(asked.file, csv_text(COLUMNS, lines))
+            write_lines(asked.file, COLUMNS, lines)
     return int(any(line["differing"] or line["orphans"] for line in lines))
 
 

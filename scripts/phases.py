@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -34,6 +34,7 @@ from recbole_escm2 import command_line
 from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.errors import UsageError, system_message
+from recbole_escm2.output import csv_text, write_whole
 from recbole_escm2.train.checkpoint import load_checkpoint
 
 _SMALL = ("--embedding_size=4", "--mlp_hidden_size=[8]", "--train_batch_size=200")
@@ -286,6 +287,16 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_times(v) for k, v in value.items() if k not in _OF_TIMES}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def write_lines(file: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a line a phase; those of phases that aren't among the lines stay."""
+    there: dict[str, Mapping[str, Any]] = {}
+    if file.exists():
+        with open(file, encoding="utf-8", newline="") as stream:
+            there = {line["phase"]: line for line in csv.DictReader(stream)}
+    there |= {line["phase"]: line for line in lines}
+    write_whole(file, csv_text(columns, there.values()))
 
 
 class Difference(NamedTuple):

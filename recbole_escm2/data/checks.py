@@ -221,6 +221,8 @@ def faulty_values(column: pa.Array, own: Field) -> Iterator[tuple[int, Any, str]
 def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
     """Row and value of each fault of a column."""
     values, rows = _leaves(column)
+    if not numbers and pa.types.is_integer(values.type):
+        return  # which has no character
     if pa.types.is_dictionary(values.type):
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return

@@ -17,7 +17,7 @@ from recbole_escm2.experiment.runs import Outcome
 from recbole_escm2.experiment.screening import Screen, best_on_validation
 from recbole_escm2.experiment.statistics import cost
 from recbole_escm2.experiment.study import Screened, Screening, Study, Trial, Tuning
-from recbole_escm2.experiment.trials import Candidate, is_worse
+from recbole_escm2.experiment.trials import Candidate, about_settings, is_worse
 from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.lookup import find_model
 from recbole_escm2.model.entire_space import misspelt_hooks
@@ -229,7 +229,8 @@ def study_of(
         key = (run.row.label, run.seed)
         if outcome is not None and outcome.result is not None:
             # A run by itself can't know that other seeds have other worlds.
-            results[key] = {**outcome.result, "seed_draws": experiment.draws[run.row.label]}
+            own = {"seed_draws": experiment.draws[run.row.label], "settings": about_settings(run)}
+            results[key] = {**outcome.result, **own}
             folders[key] = run.folder
         elif outcome is not None:
             failures[key] = outcome.reason
@@ -246,6 +247,7 @@ def study_of(
         failures=failures,
         shared=experiment.request.shared,
         tuning=tuning,
+        protocol=experiment.protocol,
         primary=tuple(experiment.primary),
         influence=lambda label, seed: read_influence(folders[label, seed]),
     )

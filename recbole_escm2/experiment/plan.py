@@ -80,6 +80,21 @@ class Experiment:
         """Of each row."""
         return self.seeding.of_table
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What is the same for all rows, by its name."""
+        tuned = self.trials > 1
+        return {
+            "dataset": self.dataset,
+            "seeds": [*self.seeds],
+            "valid_metric": self.metric,
+            "trials": self.trials,
+            "tuning_seed": self.seeding.of_tuning,
+            "tuning_share": self.seeding.tuning_share if tuned else None,
+            "pruner": self.pruner,
+            "settings": self.request.settings_of_all,
+        }
+
     def run_of(self, row: Row, config: Config, seed: int, trial: bool = False) -> PlannedRun:
         """The run of a row, or of one that is tried, with a seed."""
         own = self.seeding.settings(row, config, seed, trial)

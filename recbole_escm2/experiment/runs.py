@@ -26,6 +26,8 @@ from recbole_escm2.threads import spinning_bounded_in_children
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
+_SERVER_GONE = 255  # multiprocessing's, where the server can't tell how a process has ended
+_STARTS = 3
 # Of a folder for sockets, whose paths the system takes up to some 104 bytes long, with 32 of them
 # for what multiprocessing puts into the folder.
 _LONGEST_FOLDER = 70
@@ -69,13 +71,20 @@ class Process:
         if run.folder.is_symlink():
             raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", run.folder)
-        self._process = _server().Process(target=main, args=(run,))
-        with spinning_bounded_in_children(), _without_main_module():
-            self._process.start()
+        self._process = _begin(run)
+        self._starts = 1
 
     def poll(self) -> Outcome | None:
-        """The outcome, once there is one."""
+        """The outcome, once there is one.
+
+        Where the server was killed, the run's process, if it is still there, goes on alone: another
+        one then waits for it, or does the run.
+        """
         code = self._process.exitcode
+        if code == _SERVER_GONE and self.stopped is None and self._starts < _STARTS:
+            self._process = _begin(self.run)
+            self._starts += 1
+            return None
         if code is None:
             return None
         if code == 0:
@@ -105,6 +114,24 @@ class Process:
         said = [line for line in text.splitlines() if line.strip()]
         last = (said or [f"it ended with exit code {code}"])[-1]
         return last.removeprefix("error: ")
+
+
+def _begin(run: PlannedRun) -> Any:
+    """The process of a run, which has begun.
+
+    Raises:
+        UsageError: the server that makes it is killed time and again.
+    """
+    for _ in range(_STARTS):
+        process = _server().Process(target=main, args=(run,))
+        with (
+            spinning_bounded_in_children(),
+            _without_main_module(),
+            contextlib.suppress(EOFError, ConnectionError),  # it was killed before it answered
+        ):
+            process.start()
+            return process
+    raise UsageError("the process that makes those of the runs was killed: was memory short?")
 
 
 def execute(

@@ -68,6 +68,10 @@ def read_screen(given: Any, rows: Sequence[Row], baseline: str, trials: int) -> 
         close = did_you_mean(str(unknown[0]), KEYS)
         raise UsageError(f"screen: there is no '{unknown[0]}'{close}. It has {', '.join(KEYS)}")
     settings = checked("screen: settings", given["settings"], COUNT)
+    if settings % 2:
+        raise UsageError(
+            f"screen: settings must be even, got {settings}: a CTR and a CVR model share them"
+        )
     if trials == 1:
         raise UsageError("screen: rows that go on are tuned, which takes --trials=N")
     if settings > trials:

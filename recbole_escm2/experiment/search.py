@@ -181,6 +181,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+        warnings.filterwarnings("ignore", "`constraints_func` has been deprecated")
         yield
 
 

@@ -77,6 +77,8 @@ class Trial:
         metric: of validation, where it isn't that of all rows.
         worse: whether a constant prediction is better: the best only where all are.
         pruned: whether it was ended before its time, with its best score until then.
+        seconds: that its trainings took; of one of two models, its own.
+        about: of its run: ``settings``, ``digests``, ``processor``, ``versions``, as far as known.
     """
 
     chosen: Mapping[str, Any]
@@ -87,6 +89,8 @@ class Trial:
     metric: str | None = None
     worse: bool = False
     pruned: bool = False
+    seconds: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def part_label(label: str, task: str) -> str:
@@ -114,13 +118,17 @@ class Tuning:
 
     def best(self, label: str) -> Trial:
         """What was best for a row; the row as it is where no trial came to its end."""
-        tried = self.by_row[label]
-        scored = [trial for trial in tried if trial.score is not None and not trial.pruned]
+        return best_trial(self.by_row[label])
 
-        def rank(trial: Trial) -> tuple[bool, float]:
-            return not trial.worse, (trial.score or 0) * (1 if trial.bigger else -1)
 
-        return max(scored, key=rank, default=tried[0])
+def best_trial(tried: Sequence[Trial]) -> Trial:
+    """What was best on validation; the first where no trial came to its end."""
+    scored = [trial for trial in tried if trial.score is not None and not trial.pruned]
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return not trial.worse, (trial.score or 0) * (1 if trial.bigger else -1)
+
+    return max(scored, key=rank, default=tried[0])
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,8 @@ class Study:
         shared: config keys that are the user's and the same for all rows.
         tuning: how the settings of the rows were chosen, where they were.
         screening: how the rows were, where they were.
+        protocol: what was the same for all rows, by its name: a row of another study belongs to
+            this one only where it is the same there.
         named: metrics that the user named: where no run has one, the reports say why.
         primary: the metrics that verdicts are about; by default those of
             :func:`~recbole_escm2.evaluator.catalogue.primary_metrics`.
@@ -237,6 +247,7 @@ class Study:
     shared: Mapping[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
     screening: Screening | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     named: Sequence[str] = ()
     primary: tuple[str, ...] = ()
     influence: Callable[[str, int], Influence] | None = None
@@ -334,13 +345,18 @@ class Study:
         }
         if len(rows) > 1:
             raise NoInfluenceError("its runs weren't scored on the same test rows")
-        total = self._mean_influence(label, metric, tuple(seeds))
+        total = self.mean_influence(label, metric, tuple(seeds))
         if other is not None:
-            total = total - self._mean_influence(other, metric, tuple(seeds))
+            total = total - self.mean_influence(other, metric, tuple(seeds))
         return cluster_variance(total, self._influence(label, seeds[0]).rows.clusters_of(metric))
 
-    def _mean_influence(self, label: str, metric: str, seeds: tuple[int, ...]) -> NDArray[Any]:
-        """Over the seeds of a row; the last ones are kept, as others are compared with them."""
+    def mean_influence(self, label: str, metric: str, seeds: tuple[int, ...]) -> NDArray[Any]:
+        """What single test rows contribute to a mean over seeds; the last ones are kept, as others
+        are compared with them.
+
+        Raises:
+            NoInfluenceError: it isn't known.
+        """
         key = (label, metric, seeds)
         if key not in self._means:
             total = np.zeros(1)

@@ -19,6 +19,7 @@ from recbole_escm2.experiment.space import Space, ranges_of, settings_of
 from recbole_escm2.experiment.study import Row, Trial, Tuning, part_label
 from recbole_escm2.keys import PAIR, PART_SETTINGS
 from recbole_escm2.tasks import learns_both
+from recbole_escm2.train.run import WITHOUT_EFFECT
 
 SAMPLERS = ("tpe", "random")
 _NO_LOSS = 1e9  # in place of a share that can't be told
@@ -161,6 +162,14 @@ def excess_loss(result: Mapping[str, Any]) -> float:
 
 # --------------------------------------------------------------------------- of a benchmark
 
+# what a trial keeps of what its run's result.json holds
+_OF_RUN = ("digests", "processor", "versions", "threads")
+
+
+def about_settings(run: PlannedRun) -> dict[str, Any]:
+    """The config keys of a run that aren't defaults, without those that change no number."""
+    return {key: value for key, value in run.settings.items() if key not in WITHOUT_EFFECT}
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -196,13 +205,25 @@ class Candidate:
             score: the best on validation until it was pruned.
         """
         if result is None:
-            pruned = score is not None
-            return Trial(self.chosen, score, True, self.run.name, reason, pruned=pruned)
+            seconds = sum(epoch.get("seconds") or 0.0 for epoch in self.run.history())
+            about = {"settings": about_settings(self.run), "digests": {"code": self.run.code}}
+            return Trial(
+                *(self.chosen, score, True, self.run.name, reason),
+                pruned=score is not None,
+                seconds=seconds,
+                about=about,
+            )
         scores = scores_of(result)
         metric, score, bigger = scores.get(self.part, scores[None])
-        shown = None if self.part is None else metric
-        worse = is_worse(result, self.part)
-        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown, worse=worse)
+        of_part = [t for t in result["trainings"] if t.get("task") == self.part] or [result]
+        known = {name: result[name] for name in _OF_RUN if name in result}
+        return Trial(
+            *(self.chosen, float(score), bigger, self.run.name),
+            metric=None if self.part is None else metric,
+            worse=is_worse(result, self.part),
+            seconds=of_part[0].get("seconds"),
+            about={"settings": about_settings(self.run), **known},
+        )
 
 
 def candidates(

@@ -56,7 +56,7 @@ def about(scorer: Scorer, graph: Graph) -> dict[str, Any]:
     first = scorer.models[0]
     calibration = first.calibration
     return {
-        "model": scorer.config["model"],
+        "model": scorer.name,
         "dataset": scorer.config["dataset"],
         "inputs": [
             {"name": own.name, "field": own.field, "type": own.type, "shape": [own.size]}

@@ -44,8 +44,8 @@ PROGRESS_FILE = "progress.pth"
 LOCK_FILE = "lock"
 #: Where the checkpoints are that nobody keeps, as long as the run isn't done.
 _UNSAVED = "unsaved"
-# Config keys that change no number of a run.
-_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
+#: Config keys that change no number of a run.
+WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass
@@ -354,7 +354,7 @@ def metrics_of(config: Config) -> list[str]:
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
-    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in _WITHOUT_EFFECT}
+    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in WITHOUT_EFFECT}
 
 
 def beginning(config: Config) -> dict[str, Any]:

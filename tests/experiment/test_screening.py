@@ -55,7 +55,8 @@ def test_the_best_on_validation_go_on_beside_those_by_right(asked):
         ({"screen": "[8]"}, "screen must be a mapping of settings, rows and keep"),
         ({"screen": "{rows: 3}"}, "screen must be a mapping of settings, rows and keep"),
         ({"screen": "{settings: 2, rows: 3, kept: []}"}, "there is no 'kept' .did you mean"),
-        ({"screen": "{settings: 7, rows: 3}"}, "settings 7 are more than the 6 of a row"),
+        ({"screen": "{settings: 3, rows: 3}"}, "settings must be even, got 3"),
+        ({"screen": "{settings: 8, rows: 3}"}, "settings 8 are more than the 6 of a row"),
         ({"screen": "{settings: 0, rows: 3}"}, "screen: settings must be a whole number >= 1"),
         ({"screen": "{settings: 4, rows: true}"}, "screen: rows must be a whole number >= 1"),
         (

@@ -97,7 +97,9 @@ def _came_to(options):
     return [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in trials]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))]
+)
 def test_a_search_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     options, tmp_path, seed
 ):

@@ -131,6 +131,19 @@ def test_no_room_for_another_simulation_leaves_the_one_that_is_there(tmp_path):
     assert on_disk(tmp_path / "raw") == before
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_no_room_for_an_export(data_path, stored, tmp_path, kind):
+    """torch's own writer would end the process."""
+    pytest.importorskip("onnxscript", reason="needs the extra [serve]")
+    assert call(tmp_path, *small(data_path, store_dir=stored)).code == 0
+    given = ("export", "--checkpoint=output", f"--format={kind}", "--out=artefact")
+    outcome = limited(2_000, tmp_path, *given)
+    assert outcome.code == 2, outcome
+    assert "File too large" in outcome.error
+    assert "Traceback" not in outcome.err
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("artefact")]
+
+
 # ------------------------------------------------------------------ places that can't be written to
 
 

@@ -14,8 +14,10 @@ import pytest
 import recbole_escm2
 
 pytest.importorskip("fastapi")
+from new_rows import QUICK, frame_of, fresh_copy
 from starlette.testclient import TestClient
 
+from recbole_escm2.quick_start import run
 from recbole_escm2.serve.http.app import make_app
 from recbole_escm2.serve.http.served import load
 from recbole_escm2.serve.http.service import Limits, Service
@@ -473,6 +475,19 @@ class TestWhatIsTold:
         row = {name: field["choices"][0] for name, field in fields.items()}
         row["tags"] = fields["tags"]["choices"][:2]
         assert asked(client, row).json()["rows"][0]["unknown"] == []
+
+    @pytest.mark.parametrize("scaled", ["normalize_field", "none", "TIME_FIELD"])
+    def test_a_number_is_proposed_as_rows_have_it(self, data_path, tmp_path, scaled):
+        """And not as a model reads it."""
+        folder = fresh_copy(data_path, tmp_path)
+        places = {"data_path": str(folder.parent), "output_dir": str(tmp_path / "output")}
+        own = {"normalize_field": ["age"], "TIME_FIELD": "age", "none": None}[scaled]
+        settings = {**QUICK, **places, **({} if own is None else {scaled: own})}
+        ran = run("ESMM", "tiny", config_dict=settings)["run_dir"]
+        fields = load(str(ran), None, "cpu", {}).about(choices=True)["fields"]
+        (proposed,) = next(field["choices"] for field in fields if field["name"] == "age")
+        ages = frame_of(folder)["age"]
+        assert ages.quantile(0.4) < proposed < ages.quantile(0.6)
 
     def test_nothing_of_train_where_that_is_wanted(self, service):
         with TestClient(make_app(service, choices=False)) as client:

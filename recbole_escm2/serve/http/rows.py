@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recbole_escm2.data.checks import LARGEST
 from recbole_escm2.data.columns import list_array
 from recbole_escm2.data.encoding import Fault
 from recbole_escm2.data.schema import Field
@@ -258,13 +259,22 @@ def _lists(values: list[Any], own: Field, faults: list[Fault]) -> pa.Array:
         tokens.append(value[0] if pair else value)
         weights.append(value[1] if pair else None)
     for place, weight in enumerate(weights):
-        if type(weight) not in (int, float, type(None)):
-            why = f"a weight is a number, and this is {_KINDS[type(weight)]}"
+        why = _wrong_weight(weight)
+        if why:
             faults.append(Fault(int(rows[place]), own.name, weight, why))
             weights[place] = None
     found = _scalars(tokens, own, faults, rows)
     of_found = pa.array(np.array(weights, np.float64), from_pandas=True)
     return list_array(pa.StructArray.from_arrays([found, of_found], ["id", "weight"]), lengths)
+
+
+def _wrong_weight(weight: Any) -> str:
+    """Why a value is no weight, or nothing."""
+    if type(weight) not in (int, float, type(None)):
+        return f"a weight is a number, and this is {_KINDS[type(weight)]}"
+    if weight is not None and abs(weight) > LARGEST:
+        return f"a weight must lie within ±{LARGEST:.3g}"
+    return ""
 
 
 def refusal(faults: Sequence[Fault], features: Sequence[Field]) -> Refused:

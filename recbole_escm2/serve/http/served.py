@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ class Served:
 
     @property
     def model(self) -> str:
-        """Its name, those of a pair joined by ``+``."""
-        return "+".join(str(own.config["model"]) for own in self.scorer.models)
+        """Its name."""
+        return self.scorer.name
 
     def answers(self, bodies: Sequence[bytes], most: int) -> list[Answer | Exception]:
         """The answers to requests, whose rows are scored together.
@@ -222,12 +223,22 @@ class Served:
             "fields": fields,
         }
 
+    def _median(self, name: str) -> float:
+        """Of a number in train, as it is logged, to a thousandth of its range or so."""
+        known = self.scorer.known
+        edges, numbers, own = known.deciles[name][0], known.numbers[name], known.fields[name]
+        line = numbers.line(own, own.kind == "float" and name == known.time)
+        if line is None or not numbers.largest > numbers.least:  # all are the same
+            return numbers.mean
+        shift, divisor = line
+        digits = 3 - math.floor(math.log10(numbers.largest - numbers.least))
+        return round(float(edges[len(edges) // 2 - 1]) * divisor + shift, digits)
+
     def _frequent(self, name: str) -> list[Any]:
         """Values of a field that train has, for a page."""
         known = self.scorer.known
         if name not in known.tokens:
-            edges = known.deciles[name][0]
-            return [float(f"{edges[len(edges) // 2 - 1]:.4g}")]
+            return [self._median(name)]
         tokens, counts = known.tokens[name], known.train_ids[name].clone()
         counts[0] = 0
         if tokens.unknown < len(counts):

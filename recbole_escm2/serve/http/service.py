@@ -16,7 +16,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.serve.http.served import Answer, Served, Signature
 
 _POLL = 1.0  # seconds between two looks at the checkpoint
-_TOGETHER = 1 << 20  # bytes of requests whose rows are scored together
+_TOGETHER = 1 << 19  # bytes of requests whose rows are scored together
 _NAME = "recbole_escm2"
 
 
