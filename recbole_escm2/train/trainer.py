@@ -89,6 +89,22 @@ class _NextLosses(nn.Module):
         return next(steps, None)
 
 
+@contextlib.contextmanager
+def _config_for_recbole(config: Any, run: Run | None) -> Iterator[None]:
+    """While RecBole's trainer is made: values that it takes, and the run's folder for its files."""
+    # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
+    shown: dict[str, Any] = {"metrics": ["AUC"]}
+    if run is not None:
+        shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+        # RecBole's own way fails where another process makes it at that moment.
+        run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    before = {key: config[key] for key in shown}
+    config.final_config_dict.update(shown)
+    with _tensorboard_of(run) if run else contextlib.nullcontext():
+        yield
+    config.final_config_dict.update(before)
+
+
 class EntireSpaceTrainer(Trainer):
     """Trains and scores entire-space models and RecBole's context-aware ones alike.
 
@@ -113,17 +129,8 @@ class EntireSpaceTrainer(Trainer):
                 "several processes are started by torchrun (docs/distributed.md): leave out nproc"
             )
         self.run = run
-        # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
-        shown: dict[str, Any] = {"metrics": ["AUC"]}
-        if run is not None:
-            shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
-            # RecBole's own way fails where another process makes it at that moment.
-            run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        kept = {key: config[key] for key in shown}
-        config.final_config_dict.update(shown)
-        with _tensorboard_of(run) if run else contextlib.nullcontext():
+        with _config_for_recbole(config, run):
             super().__init__(config, model)
-        config.final_config_dict.update(kept)
         if run is not None:
             self.saved_model_file = str(run.checkpoint)
         if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
@@ -343,9 +350,7 @@ class EntireSpaceTrainer(Trainer):
         """Note in its files that the training has come to its end."""
         if self._has_saved:
             file = Path(self.saved_model_file)
-            finish_checkpoint(
-                file, lambda state: self._about_best(state, train), mapped=self._is_sharded
-            )
+            finish_checkpoint(file, lambda state: self._about_best(state, train))
         if self._progress is not None and self._progress.is_kept and is_main():
             self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
 
@@ -568,7 +573,7 @@ class EntireSpaceTrainer(Trainer):
             return False
         if state is None:
             assert self._progress is not None, "a run has progress"
-            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            state = load_progress(self._progress.path)
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
             self._say_anew(restore_learned(self._learning, self.optimizer, state))
@@ -590,7 +595,7 @@ class EntireSpaceTrainer(Trainer):
                 f"it was begun with {state['threads']} threads, and goes on with "
                 f"{torch.get_num_threads()}: sums may be rounded in another way"
             )
-        if (before := state.get("processes", 1)) != world_size():
+        if (before := state["processes"]) != world_size():
             self.logger.warning(
                 f"it was begun by {before} process{'es' * (before > 1)}, and goes on by "
                 f"{world_size()}: sums may be rounded in another way, and dropout draws other masks"
@@ -605,7 +610,7 @@ class EntireSpaceTrainer(Trainer):
         if not self._progress.path.is_file():  # of a part that had yet to begin
             return None
         try:
-            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            state = load_progress(self._progress.path)
             if differs := difference(state["data"], self.identity):
                 raise UsageError(differs)
             needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
@@ -732,7 +737,7 @@ class EntireSpaceTrainer(Trainer):
         self._catch_up()
         if load_best_model:
             file = model_file or self.saved_model_file
-            self.take(load_checkpoint(file, self.device, self._is_sharded), eval_data)
+            self.take(load_checkpoint(file, mapped=True), eval_data)
         edges: Any = getattr(eval_data, "edges", ())  # those of RecBole's loaders are one process's
         self.eval_collector.begin(eval_data._dataset.truth, edges)
         if self._is_sharded:
@@ -831,7 +836,7 @@ class EntireSpaceTrainer(Trainer):
                 f"training can't go on from {resume_file} with weight_averaging: it holds their "
                 "average, not the weights that were learning"
             )
-        state = load_checkpoint(resume_file, self.device, self._is_sharded)
+        state = load_checkpoint(resume_file, mapped=True)
         self._check_model(state)
         learner = str(state["settings"].get("learner")).lower()
         if learner != self.learner.lower():
