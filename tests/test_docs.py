@@ -177,7 +177,7 @@ def log(tmp_path_factory):
 
 
 def test_the_page_of_data_has_commands_for_a_log():
-    assert len(LOG_COMMANDS) == 9
+    assert len(LOG_COMMANDS) == 10
 
 
 @pytest.mark.parametrize("command", LOG_COMMANDS)
