@@ -59,6 +59,12 @@ def system_message(error: OSError) -> str:
     return f"{about}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory can't hold something; torch has no type for it."""
+    said = isinstance(error, RuntimeError) and re.search("allocate|out of memory", str(error))
+    return isinstance(error, MemoryError) or bool(said)
+
+
 def checked_name(name: str, what: str) -> str:
     """A name that becomes that of a file or a folder, and may not lead to another place.
 

@@ -34,18 +34,20 @@ from recbole_escm2.evaluator.influence import write_influence
 from recbole_escm2.evaluator.prediction_file import keep_predictions
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
+from recbole_escm2.identity import digests
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS, training_seed
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
-from recbole_escm2.output import table, to_builtins, versions, write_json
+from recbole_escm2.output import processor, table, to_builtins, versions, write_json
 from recbole_escm2.own_code import refuse_own_metrics, without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.train.code import code_of
 from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.resume import new_or_unfinished
-from recbole_escm2.train.run import RESULT_FILE, Run
+from recbole_escm2.train.run import RESULT_FILE, Run, metrics_of
 from recbole_escm2.train.run_result import RunResult
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
@@ -226,6 +228,8 @@ def _groups(
 def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
     """What a result file tells of what was run, and on which data."""
     test = trained.splits["test"].dataset
+    identity = test.identity
+    assert identity is not None, "it is split"
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -237,6 +241,8 @@ def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "data": {name: loader.dataset.counts() for name, loader in trained.splits.items()},
+        "digests": {"code": code_of(config.model_class, metrics_of(config)), **digests(identity)},
+        "processor": processor(),
     }
 
 
@@ -306,7 +312,7 @@ def evaluate_checkpoint(
         UsageError: the file is no checkpoint of this model, or the data, the split or a setting
             isn't what it was trained with; the message says which.
     """
-    state = load_checkpoint(checkpoint)
+    state = load_checkpoint(checkpoint, mapped=True)
     given: dict[str, Any] = {}
     for file in config_file_list:
         of_file = read_yaml(Path(file))

@@ -221,6 +221,8 @@ def faulty_values(column: pa.Array, own: Field) -> Iterator[tuple[int, Any, str]
 def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
     """Row and value of each fault of a column."""
     values, rows = _leaves(column)
+    if not numbers and pa.types.is_integer(values.type):
+        return  # which has no character
     if pa.types.is_dictionary(values.type):
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return
@@ -553,11 +555,11 @@ def suspicious_features(
     """
     click, *others = (truth.astype(bool) for truth in labels.values())
     everywhere = np.ones(len(click), bool)
-    told = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
-    told += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
+    targets = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
+    targets += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
     for field, values in features.items():
         groups = _grouped(values)
-        for label, truth, where in told:
+        for label, truth, where in targets:
             if _auc_of_others(groups[where], truth[where]) >= _LEAKAGE_AUC:
                 yield (
                     f"the feature '{field}' gives the label '{label}' away (AUC of it alone is "

@@ -153,9 +153,9 @@ def write_influence(
     shared = _rows_file(folder, rows.digest)
     if not shared.is_file():
         clusters = {f"cluster{n}": ids for n, ids in enumerate(rows.clusters)}
-        _write(shared, {"click": rows.click, **clusters})
+        write_arrays(shared, {"click": rows.click, **clusters})
     values = influence_values(predictions, metrics)
-    _write(folder / INFLUENCE_FILE, {"digest": np.array(rows.digest), **values})
+    write_arrays(folder / INFLUENCE_FILE, {"digest": np.array(rows.digest), **values})
 
 
 def read_influence(folder: Path) -> Influence:
@@ -205,9 +205,19 @@ def _rows(file: Path) -> TestRows:
     )
 
 
-def _write(file: Path, arrays: Mapping[str, Array]) -> None:
+def write_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays into one file, compressed, whole or not at all."""
     with replacing(file) as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(file: Path) -> dict[str, Array]:
+    """All arrays of a file.
+
+    Raises:
+        NoInfluenceError: it can't be read.
+    """
+    return {name: _read(file, name) for name in _names(file)}
 
 
 def _names(file: Path) -> list[str]:

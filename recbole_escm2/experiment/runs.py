@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +21,8 @@ from recbole_escm2.experiment import preload
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
 from recbole_escm2.output import beside, make_folder, remove_abandoned
+from recbole_escm2.pool import without_main_module
 from recbole_escm2.threads import spinning_bounded_in_children
-from recbole_escm2.train.run import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
@@ -43,11 +41,13 @@ class Outcome:
         run: the run.
         result: what its ``result.json`` holds; None where it failed or was stopped.
         reason: why there is no result.
+        score: the best on validation until then, where it was pruned.
     """
 
     run: PlannedRun
     result: Mapping[str, Any] | None
     reason: str = ""
+    score: float | None = None
 
 
 def finished(run: PlannedRun) -> Outcome | None:
@@ -91,15 +91,6 @@ class Process:
             return Outcome(self.run, self.run.result())
         return Outcome(self.run, None, self.stopped or self._why(code))
 
-    def history(self) -> list[dict[str, Any]]:
-        """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
-        try:
-            text = (self.run.folder / HISTORY_FILE).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        epochs: list[dict[str, Any]] = json.loads(text)
-        return epochs
-
     def stop(self, reason: str) -> None:
         """End the run before its time."""
         self.ask_to_stop(reason)
@@ -135,7 +126,7 @@ def _begin(run: PlannedRun) -> Any:
         process = _server().Process(target=main, args=(run,))
         with (
             spinning_bounded_in_children(),
-            _without_main_module(),
+            without_main_module(),
             contextlib.suppress(EOFError, ConnectionError),  # it was killed before it answered
         ):
             process.start()
@@ -180,20 +171,6 @@ def execute(
             process.ask_to_stop("stopped")
         for process in at_work:
             process.stop("stopped")
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep a new process from importing the program's main module, of which runs need nothing.
-
-    A script without ``if __name__ == "__main__"`` would do all of its work again there.
-    """
-    main_module = sys.modules["__main__"]
-    with (
-        patch.object(main_module, "__spec__", None),
-        patch.object(main_module, "__file__", None, create=True),
-    ):
-        yield
 
 
 def _has_server() -> bool:

@@ -438,7 +438,7 @@ class Searcher:
         label = process.run.row.label
         trial = self._at_work[label]
         with contextlib.suppress(UpdateFinishedTrialError):  # another search has taken it over
-            if process.stopped is None and self._prunes(label, trial, process.history()):
+            if process.stopped is None and self._prunes(label, trial, process.run.history()):
                 process.stop(_PRUNED)
 
     def _prunes(self, label: str, trial: optuna.Trial, epochs: Sequence[Mapping[str, Any]]) -> bool:

@@ -26,7 +26,7 @@ from recbole_escm2.report import groups
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
 from recbole_escm2.report.layout import layout
 from recbole_escm2.report.notes import MINUS, aa_notes, one_line
-from recbole_escm2.report.tables import tuning_table
+from recbole_escm2.report.tables import screening_table, tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row
@@ -104,12 +104,22 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         warned=weight_warnings(weighed),
         data=_data(study),
         settings=settings(study),
-        tuning=tuning_table(study.tuning) if study.tuning else [],
+        chosen=_chosen(study),
         versions=by_package,
         mixed=[package for package, versions in by_package.items() if len(versions) > 1],
         alpha=ALPHA,
         comparisons=len(study.verdicts),
     )
+
+
+def _chosen(study: Study) -> list[tuple[str, list[list[str]]]]:
+    """Headings and tables of how rows and their settings were chosen."""
+    shown = []
+    if study.tuning is not None:
+        shown.append(("Chosen by tuning", tuning_table(study.tuning)))
+    if study.screening is not None and study.screening.left:
+        shown.append(("Screened on validation alone", screening_table(study.screening)))
+    return shown
 
 
 def render(template: str, **content: Any) -> str:

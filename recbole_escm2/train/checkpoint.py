@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from recbole_escm2.distributed import is_main
-from recbole_escm2.errors import UsageError
-from recbole_escm2.identity import Identity, digest_of
+from recbole_escm2.errors import UsageError, lacks_memory
+from recbole_escm2.identity import digest_of, is_identity
+from recbole_escm2.limits import check_extent
 from recbole_escm2.output import replacing
 
 _SEAL = b"\nrecbole_escm2 checkpoint 3 %s\n"
@@ -86,16 +87,14 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def finish_checkpoint(
     path: Path,
     further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-    mapped: bool = False,
 ) -> None:
     """Note in a checkpoint that its training has come to its end; the first process writes it.
 
     Args:
         path: of the file.
         further: gives entries to add, from what it holds.
-        mapped: see :func:`load_sealed`.
     """
-    state = load_checkpoint(path, mapped=mapped)
+    state = load_checkpoint(path, mapped=True)
     if not state["training_ended"]:
         added = further(state) if further else {}
         if is_main():
@@ -109,7 +108,7 @@ def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
         path: of a checkpoint.
         calibration: its state: text, numbers and tensors.
     """
-    save_checkpoint(path, {**load_checkpoint(path), "calibration": dict(calibration)})
+    save_checkpoint(path, {**load_checkpoint(path, mapped=True), "calibration": dict(calibration)})
 
 
 class _Digested(io.BufferedIOBase):
@@ -164,7 +163,7 @@ def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False)
     for name, kind in _OPTIONAL.items():
         if name not in state or not isinstance(state[name], kind | None):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
-    if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
+    if not is_identity(state["data"]):
         raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
     return state
 
@@ -175,14 +174,15 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
     Args:
         path: of the file.
         device: where its tensors go.
-        mapped: leave them in the file, for who only reads some of them: they may be larger than
-            memory, and are on a CPU, whatever ``device`` is. Whoever can write to the file can
-            change them meanwhile, and they it.
+        mapped: leave them in the file where the system can, for who only reads them, or copies
+            what is kept: they may be larger than memory, and are on a CPU, whatever ``device`` is.
+            Whoever can write to the file can change them meanwhile, and they it.
 
     Raises:
         UsageError: there is no such file, it isn't a checkpoint of ours, or not as it was written.
             A pickle, such as RecBole's checkpoints, is refused: loading one can run any code that
             is in it.
+        MemoryError, RuntimeError: memory doesn't hold them (:func:`~errors.lacks_memory`).
     """
     if path.is_dir():
         raise UsageError(f"checkpoint {path} is a folder: name the file, checkpoint.pth of a run's")
@@ -191,28 +191,54 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
     try:
         with open(path, "rb") as file:  # once: what is checked is what is loaded
             _check_seal(path, file)
+            _check_archive(file)
             file.seek(0)
-            if mapped:
-                state = _mapped(file)
-            else:
+            state = _mapped(file) if mapped else None
+            if state is None:
                 state = torch.load(file, map_location=device, weights_only=True)
     except UsageError:
         raise
     except Exception as error:  # torch raises nearly anything on a file that isn't its own
+        if lacks_memory(error):  # which says nothing of the file
+            raise
         raise UsageError(
             f"checkpoint {path} can't be read as plain data ({type(error).__name__})"
         ) from error
     if not isinstance(state, dict):
         raise UsageError(f"checkpoint {path} wasn't written by this program")
+    try:
+        check_extent(state, _check_tensor)
+    except ValueError as error:
+        raise UsageError(f"checkpoint {path} isn't as this program writes it: {error}") from error
     return state
 
 
+def _check_tensor(value: Any) -> None:
+    """Refuse a tensor that is larger than what the file holds of it: one without values, or whose
+    rows are all the same one."""
+    if not isinstance(value, Tensor):
+        return
+    size = value.numel() * value.element_size()
+    if value.layout != torch.strided or value.is_meta or size > value.untyped_storage().nbytes():
+        raise ValueError(f"a tensor {list(value.shape)} without values of its own")
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """Refuse what would become larger than the file."""
+    with zipfile.ZipFile(file) as archive:
+        if any(own.compress_type != zipfile.ZIP_STORED for own in archive.infolist()):
+            raise ValueError("it is compressed")
+
+
 def _mapped(file: BinaryIO) -> Any:
+    """What is in a file, whose tensors stay there; None where the system can't do so."""
     # By its descriptor: what is checked is what is loaded. What a private mapping could change
     # counts as the process's own memory; a shared one doesn't.
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+    shared = torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
+    with contextlib.suppress(OSError, RuntimeError), shared:
         name = f"/proc/self/fd/{file.fileno()}"
         return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    return None
 
 
 def is_sealed(path: str | Path) -> bool:

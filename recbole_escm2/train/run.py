@@ -28,6 +28,7 @@ from recbole_escm2.distributed import from_main, is_main
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, system_message
 from recbole_escm2.identity import file_digest
 from recbole_escm2.keys import PAIR, PLACE_KEYS
+from recbole_escm2.limits import read_json
 from recbole_escm2.lookup import model_path
 from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, to_builtins
 from recbole_escm2.tasks import learns_both
@@ -44,8 +45,8 @@ PROGRESS_FILE = "progress.pth"
 LOCK_FILE = "lock"
 #: Where the checkpoints are that nobody keeps, as long as the run isn't done.
 _UNSAVED = "unsaved"
-# Config keys that change no number of a run.
-_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
+#: Config keys that change no number of a run.
+WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass
@@ -230,8 +231,8 @@ class Run:
         """
         file = self.folder / RESULT_FILE
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            result = read_json(file)
+        except ValueError as error:
             raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
         kinds: dict[str, Any] = {"valid_metric": str, "test_result": dict, "epochs": int}
         kinds["best_valid_score"] = (float, type(None))  # None without validation
@@ -242,6 +243,24 @@ class Run:
                 f"{file} isn't what a run writes; remove it, and the run is done again"
             )
         return result
+
+    def forget(self) -> None:
+        """Have it done anew."""
+        self.forget_progress()
+        for name in (RESULT_FILE, HISTORY_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs that it has behind it, as :attr:`EntireSpaceTrainer.history`; none where no
+        run has written its file."""
+        try:
+            epochs = read_json(self.folder / HISTORY_FILE)
+        except (FileNotFoundError, ValueError):
+            return []
+        written = isinstance(epochs, list) and all(
+            isinstance(epoch, dict) and type(epoch.get("epoch")) is int for epoch in epochs
+        )
+        return epochs if written else []
 
     @contextlib.contextmanager
     def at_work(self, config: Config) -> Iterator[None]:
@@ -336,7 +355,7 @@ def metrics_of(config: Config) -> list[str]:
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
-    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in _WITHOUT_EFFECT}
+    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in WITHOUT_EFFECT}
 
 
 def beginning(config: Config) -> dict[str, Any]:

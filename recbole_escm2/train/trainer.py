@@ -350,9 +350,7 @@ class EntireSpaceTrainer(Trainer):
         """Note in its files that the training has come to its end."""
         if self._has_saved:
             file = Path(self.saved_model_file)
-            finish_checkpoint(
-                file, lambda state: self._about_best(state, train), mapped=self._is_sharded
-            )
+            finish_checkpoint(file, lambda state: self._about_best(state, train))
         if self._progress is not None and self._progress.is_kept and is_main():
             self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
 
@@ -575,7 +573,7 @@ class EntireSpaceTrainer(Trainer):
             return False
         if state is None:
             assert self._progress is not None, "a run has progress"
-            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            state = load_progress(self._progress.path)
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
             self._say_anew(restore_learned(self._learning, self.optimizer, state))
@@ -597,7 +595,7 @@ class EntireSpaceTrainer(Trainer):
                 f"it was begun with {state['threads']} threads, and goes on with "
                 f"{torch.get_num_threads()}: sums may be rounded in another way"
             )
-        if (before := state.get("processes", 1)) != world_size():
+        if (before := state["processes"]) != world_size():
             self.logger.warning(
                 f"it was begun by {before} process{'es' * (before > 1)}, and goes on by "
                 f"{world_size()}: sums may be rounded in another way, and dropout draws other masks"
@@ -612,7 +610,7 @@ class EntireSpaceTrainer(Trainer):
         if not self._progress.path.is_file():  # of a part that had yet to begin
             return None
         try:
-            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            state = load_progress(self._progress.path)
             if differs := difference(state["data"], self.identity):
                 raise UsageError(differs)
             needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
@@ -739,7 +737,7 @@ class EntireSpaceTrainer(Trainer):
         self._catch_up()
         if load_best_model:
             file = model_file or self.saved_model_file
-            self.take(load_checkpoint(file, self.device, self._is_sharded), eval_data)
+            self.take(load_checkpoint(file, mapped=True), eval_data)
         edges: Any = getattr(eval_data, "edges", ())  # those of RecBole's loaders are one process's
         self.eval_collector.begin(eval_data._dataset.truth, edges)
         if self._is_sharded:
@@ -838,7 +836,7 @@ class EntireSpaceTrainer(Trainer):
                 f"training can't go on from {resume_file} with weight_averaging: it holds their "
                 "average, not the weights that were learning"
             )
-        state = load_checkpoint(resume_file, self.device, self._is_sharded)
+        state = load_checkpoint(resume_file, mapped=True)
         self._check_model(state)
         learner = str(state["settings"].get("learner")).lower()
         if learner != self.learner.lower():

@@ -278,7 +278,7 @@ def test_a_stopped_run_leaves_no_result(quick, tmp_path, data_path):
     )
 
     def watch(process: Process) -> None:
-        if len(process.history()) >= 2:
+        if len(process.run.history()) >= 2:
             process.stop("enough")
 
     (outcome,) = execute(iter(plan.runs), 1, watch=watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import socket
@@ -137,6 +138,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._end: asyncio.TimerHandle | None = None
         self._expect_head()
 
     def on_response_complete(self) -> None:
@@ -144,7 +146,9 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
 
     def _expect_head(self) -> None:
-        self.loop.call_later(_IDLE, self._end_without_head, self.cycle)
+        if self._end is not None:  # a timer keeps its request, too
+            self._end.cancel()
+        self._end = self.loop.call_later(_IDLE, self._end_without_head, self.cycle)
 
     def _end_without_head(self, last: Any) -> None:
         if self.cycle is last:
