@@ -87,7 +87,7 @@ class Elements(html.parser.HTMLParser):
 
 def test_a_page_has_no_further_element(study, harmless):
     found, usual = Elements(page(study)), Elements(page(harmless))
-    assert set(found.tags) <= set(usual.tags)
+    assert set(found.tags) <= {*usual.tags, "wbr"}  # within long names
     assert found.tags.count("script") == usual.tags.count("script") == 1
     assert {name for name, _ in found.attributes} <= {name for name, _ in usual.attributes}
     links = [value for name, value in found.attributes if name in ("href", "src")]
