@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_escm2.errors import UsageError, did_you_mean, said_by_system
+from recbole_escm2.errors import (
+    UsageError,
+    did_you_mean,
+    lacks_memory,
+    one_line,
+    system_message,
+)
 from recbole_escm2.extras import SERVER, require
 from recbole_escm2.keys import KEYS, OFTEN, UNLISTED, recbole_keys, unknown_key
 from recbole_escm2.model_names import MODEL_NAMES, REFERENCE_NAMES
@@ -57,6 +63,10 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
                        the best on validation is what the seeds then run. Trials have a random
                        --tuning_share (0.5) of the impressions, drawn by --tuning_seed (1), on which
                        no seed tests; where each seed has a simulated world, one of their own
+  --screen="{settings: S, rows: M, keep: [ROW]}"   before that, S of each row's trials; the best M
+                       rows on validation go on, those of keep, the baseline and the logistic
+                       regression by right
+  --pruner=halving     end trials that are behind (with --screen; else none)
   --baseline=ROW       the row that the others are compared with (the first), as they are with a
                        logistic regression, the first row of model LogisticRegression, or of LR
   --aa_row=False       without the A/A row: the baseline again, with other training seeds on the
@@ -305,7 +315,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which is flushed at the end
         return 1
     except OSError as error:
-        print(f"error: {said_by_system(error)}", file=sys.stderr)
+        print(f"error: {system_message(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print(f"error: memory doesn't hold it: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

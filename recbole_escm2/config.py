@@ -20,7 +20,7 @@ import recbole.config
 import torch
 
 from recbole_escm2.distributed import local_rank, local_world_size, world_size
-from recbole_escm2.errors import UsageError, did_you_mean, plain_name
+from recbole_escm2.errors import UsageError, checked_name, did_you_mean
 from recbole_escm2.fields import LABEL_KEYS, WEIGHT_KEYS
 from recbole_escm2.keys import (
     AS_THEY_ARE,
@@ -340,7 +340,7 @@ def _check_names(config: Any) -> None:
     }.items():
         for name in names:
             if name is not None:
-                plain_name(str(name), key)
+                checked_name(str(name), key)
 
 
 def _check_distillation(config: Any) -> None:
@@ -724,7 +724,7 @@ class Config(recbole.config.Config):
             raise UsageError(f"which model? --model=NAME: {', '.join(model_names())}")
         if dataset is None:
             raise UsageError("which data set? --dataset=NAME, for example ml-100k")
-        plain_name(str(dataset), "dataset")
+        checked_name(str(dataset), "dataset")
         model_class = find_model(model)
         return model_class.__name__, model_class, str(dataset)
 

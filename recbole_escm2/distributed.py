@@ -14,14 +14,18 @@ gradient, because :func:`all_rows` gives each rank's rows the ranks' number time
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
+import socket
+import stat
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -33,7 +37,12 @@ from recbole_escm2.errors import UsageError
 # The ranks wait for the first one while it makes a store of the data or computes metrics. That a
 # process has ended is known at once, whatever this is: by its connections, and to torchrun.
 _PATIENCE = timedelta(hours=12)
-_FAILED = "failed"  # key of what the first failure is said by
+# Keys of a store: what the first failure is said by, what a start is called, whose answers to it
+# were heard.
+_FAILED, _START, _HEARD = "failed", "start", "heard"
+_BETWEEN_ANSWERS = 0.1  # seconds
+# Seconds in which a machine that can't be reached is noticed: no packet tells of a lost link.
+_SILENCE = 60
 _TO_BE_ENDED = 20.0  # seconds in which torchrun ends who isn't to say anything
 
 
@@ -84,14 +93,13 @@ def process_group() -> Iterator[None]:
         return
     try:
         store, own, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-            # torchrun of one machine has one store for all its restarts.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(f"attempt {attempt}", store)
+        store = _of_this_start(store, own, size)
         # A GPU has to be there for NCCL; asking torch.cuda would choose the devices for good.
         gpus = dist.is_nccl_available() and torch.cuda.device_count() > 0
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=_PATIENCE)
+        barrier()  # all connections are there
+        _bound_silence()
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"the processes of torchrun can't join: {error}") from error
     try:
@@ -110,6 +118,60 @@ def process_group() -> Iterator[None]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store, own: int, size: int) -> dist.Store:
+    """A part of torchrun's store into which nobody has written before these processes were started.
+
+    torchrun has one store for all its restarts, in which addresses of processes that are gone
+    stand, and its machines needn't agree on how often they have restarted. So the first process
+    names the start, and the others answer by a name of their own, until it has heard these.
+
+    Args:
+        store: of all starts.
+        own: rank of this process.
+        size: how many there are.
+    """
+    name = uuid4().hex
+    if own == 0:
+        store.set(_START, name)
+        answers = [store.get(f"{name} {other}").decode() for other in range(1, size)]
+        store.set(f"{name} {_HEARD}", " ".join(answers))
+        return dist.PrefixStore(name, store)
+    while True:
+        start = store.get(_START).decode()  # waits for the first one; later it may be an old one
+        store.set(f"{start} {own}", name)
+        heard = f"{start} {_HEARD}"
+        if store.check([heard]) and name in store.get(heard).decode().split():
+            return dist.PrefixStore(start, store)
+        time.sleep(_BETWEEN_ANSWERS)
+
+
+def _bound_silence() -> None:
+    """Have the system end those of the process's connections whose other side is silent."""
+    options = {
+        "TCP_KEEPIDLE": _SILENCE // 3,
+        "TCP_KEEPINTVL": _SILENCE // 6,
+        "TCP_KEEPCNT": 4,
+        "TCP_USER_TIMEOUT": _SILENCE * 1000,  # of what was sent and hasn't arrived
+    }
+    with contextlib.suppress(OSError):  # no such folder: this is Linux's
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError), _connection(int(name)) as own:
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in options.items():
+                    own.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _connection(number: int) -> socket.socket:
+    """A descriptor as a socket.
+
+    Raises:
+        OSError: it isn't one.
+    """
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    return socket.socket(fileno=os.dup(number))
 
 
 @contextlib.contextmanager
@@ -131,8 +193,8 @@ def _said_once() -> Iterator[None]:
 def _is_first_to_fail(store: dist.Store, own: int) -> bool:
     try:
         return store.compare_set(_FAILED, "", str(own)) == str(own).encode()
-    except RuntimeError:  # whoever has held the store is gone
-        return own == 0
+    except RuntimeError:  # whoever has held the store can't be reached: one says so on each machine
+        return local_rank() == 0
 
 
 def _is_connection(error: RuntimeError) -> bool:

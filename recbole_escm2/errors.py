@@ -59,7 +59,7 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
 
-def said_by_system(error: OSError) -> str:
+def system_message(error: OSError) -> str:
     """What the system has refused, as a sentence: which file, why, and what to do."""
     about = f"{error.filename}: " if error.filename else ""
     advice = {
@@ -69,7 +69,13 @@ def said_by_system(error: OSError) -> str:
     return f"{about}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
-def plain_name(name: str, what: str) -> str:
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory can't hold something; torch has no type for it."""
+    said = isinstance(error, RuntimeError) and re.search("allocate|out of memory", str(error))
+    return isinstance(error, MemoryError) or bool(said)
+
+
+def checked_name(name: str, what: str) -> str:
     """A name that becomes that of a file or a folder, and may not lead to another place.
 
     Args:

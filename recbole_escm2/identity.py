@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,18 @@ def rows_digest(rows: Tensor | slice) -> str:
     for block in rows.split(_ROWS_AT_ONCE):
         digest.update(np.ascontiguousarray(block.numpy(), dtype="<i8").data)
     return str(digest.hexdigest())
+
+
+def digests(identity: Identity) -> dict[str, str]:
+    """One digest of the ``data`` (vocabulary and columns) and one of the ``split``."""
+    about = {
+        "data": [identity["vocabulary"], identity["columns"]],
+        "split": identity["split"],
+    }
+    return {
+        name: digest_of(json.dumps(part, sort_keys=True).encode()).hexdigest()
+        for name, part in about.items()
+    }
 
 
 def difference(trained: Identity, here: Identity) -> str | None:

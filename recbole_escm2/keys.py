@@ -201,10 +201,10 @@ def moment(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     text = value.isoformat() if isinstance(value, date) else value
     try:
-        found = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _are_parts(value: Any) -> bool:
@@ -532,7 +532,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
 RECBOLES: Mapping[str, Key] = {
     # Environment
     "gpu_id": Key(Kind("numbers of devices, as in '0,1'", _are_devices), PLACE | NO_SWEEP),
-    "worker": Key(NATURAL, PLACE | UNUSED),
+    "worker": Key(NATURAL, PLACE),
     "seed": Key(SEED, OFTEN),
     "state": Key(
         _one_of("debug", "info", "warning", "error", "critical", any_case=True), PLACE | OPTIONAL

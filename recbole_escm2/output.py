@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
@@ -210,12 +211,12 @@ def _cell(value: Any) -> Any:
     return f"'{text}"
 
 
-def plain_data(value: Any) -> Any:
+def to_builtins(value: Any) -> Any:
     """The value as YAML and JSON have it: lists, dicts, numbers, text; all else becomes text."""
     if isinstance(value, dict):
-        return {str(key): plain_data(item) for key, item in value.items()}
+        return {str(key): to_builtins(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [plain_data(item) for item in value]
+        return [to_builtins(item) for item in value]
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float):
@@ -265,6 +266,13 @@ def remove_abandoned(target: Path) -> None:
                 held = lock(_lock_of(place))
                 held.acquire(timeout=0)
                 _remove(place, held)
+
+
+def at_work(target: Path) -> list[str]:
+    """The names of what processes hold beside a target; what is abandoned is removed."""
+    remove_abandoned(target)
+    locks = target.parent.glob(f"{glob.escape(target.name)}.*.unfinished.lock")
+    return [file.stem for file in locks]
 
 
 def _lock_of(place: Path) -> Path:
@@ -348,6 +356,15 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             installed[package] = version(package)
     return installed
+
+
+@cache
+def processor() -> str:
+    """The name of the processor, as the system has it."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text(encoding="utf-8") if information.is_file() else ""
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:

@@ -71,9 +71,9 @@ def import_own_metric(name: str) -> None:
                 f"metric '{name}': {type(function).__name__} {name.rpartition(':')[2]} isn't "
                 "marked as a metric: put @recbole_escm2.metric(task=..., bigger=...) above it"
             )
-    found = own_function(name)
-    assert found is not None
-    for parameter in signature(found[0]).parameters.values():
+    own = own_function(name)
+    assert own is not None
+    for parameter in signature(own[0]).parameters.values():
         if parameter.name not in ARGUMENTS and parameter.default is parameter.empty:
             raise UsageError(
                 f"metric '{name}' takes '{parameter.name}'; a metric takes label and score, and "

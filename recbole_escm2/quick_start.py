@@ -30,22 +30,24 @@ from recbole_escm2.evaluator.groups import (
     keep_groups,
     missing_notes,
 )
-from recbole_escm2.evaluator.influence import keep_influence
+from recbole_escm2.evaluator.influence import write_influence
 from recbole_escm2.evaluator.prediction_file import keep_predictions
 from recbole_escm2.evaluator.predictions import Predictions
 from recbole_escm2.evaluator.summary import metric_table, scope_notes
+from recbole_escm2.identity import digests
 from recbole_escm2.keys import PLACE_KEYS, SCORING_KEYS, training_seed
 from recbole_escm2.lookup import find_model, model_path
 from recbole_escm2.metric_names import PER_USER, is_per_user, metric_of, primary_metrics
-from recbole_escm2.output import plain_data, table, versions, write_json
+from recbole_escm2.output import processor, table, to_builtins, versions, write_json
 from recbole_escm2.own_code import refuse_own_metrics, without_own_metrics
 from recbole_escm2.property_files import read_yaml
 from recbole_escm2.train.calibrate import calibrate, score_calibrated
 from recbole_escm2.train.checkpoint import load_checkpoint
+from recbole_escm2.train.code import code_of
 from recbole_escm2.train.final import about_final, final_fit
 from recbole_escm2.train.pair import Pair
 from recbole_escm2.train.resume import new_or_unfinished
-from recbole_escm2.train.run import RESULT_FILE, Run
+from recbole_escm2.train.run import RESULT_FILE, Run, metrics_of
 from recbole_escm2.train.run_result import RunResult
 from recbole_escm2.train.trainer import CUT_SHORT
 from recbole_escm2.train.training import Training
@@ -155,12 +157,9 @@ def train_and_test(config: Config, run: Run) -> RunResult:
             "calibrated": about,
         }
         content = _about_run(config, trained) | outcome | _about_training(trained)
-        content |= (
-            _about_predictions(scored, uncalibrated)
-            | {"calibration": calibration(predictions)}
-            | _about_scoring(config, test_result)
-            | {"seconds": round(seconds, 3)}
-        )
+        content |= _about_predictions(scored, uncalibrated)
+        content |= {"calibration": calibration(predictions)} | _about_scoring(config, test_result)
+        content["seconds"] = round(seconds, 3)
         write_json(run.folder / RESULT_FILE, content)
         run.forget_progress()
         if outcome["worse_than_constant"]:
@@ -192,7 +191,7 @@ def _keep_influence(
     """Write what test rows contribute, where other runs have the same ones."""
     if run.of_experiment and test.seed_draws == "weights":
         primary = primary_metrics(result, config["primary"])
-        keep_influence(run.folder, predictions, _items(test), primary)
+        write_influence(run.folder, predictions, _items(test), primary)
 
 
 def _keep_predictions(
@@ -229,6 +228,8 @@ def _groups(
 def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
     """What a result file tells of what was run, and on which data."""
     test = trained.splits["test"].dataset
+    identity = test.identity
+    assert identity is not None, "it is split"
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -240,6 +241,8 @@ def _about_run(config: Config, trained: Training | Pair) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "data": {name: loader.dataset.counts() for name, loader in trained.splits.items()},
+        "digests": {"code": code_of(config.model_class, metrics_of(config)), **digests(identity)},
+        "processor": processor(),
     }
 
 
@@ -274,7 +277,7 @@ def _about_scoring(config: Config, result: MetricResult) -> dict[str, Any]:
         "decision_threshold": result.threshold,
         "impressions_without_user": result.without_user,
         "versions": versions(),
-        "config": plain_data(config.final_config_dict),
+        "config": to_builtins(config.final_config_dict),
     }
 
 
@@ -309,7 +312,7 @@ def evaluate_checkpoint(
         UsageError: the file is no checkpoint of this model, or the data, the split or a setting
             isn't what it was trained with; the message says which.
     """
-    state = load_checkpoint(checkpoint)
+    state = load_checkpoint(checkpoint, mapped=True)
     given: dict[str, Any] = {}
     for file in config_file_list:
         of_file = read_yaml(Path(file))
@@ -403,7 +406,7 @@ def config_to_score(
             f"chooses no code that is run: if it is yours, say so with --model={state['model']}"
         )
     withheld = {"model", "dataset", *PLACE_KEYS}
-    trained = {k: v for k, v in plain_data(state["settings"]).items() if k not in withheld}
+    trained = {k: v for k, v in to_builtins(state["settings"]).items() if k not in withheld}
     trained = without_own_metrics(trained)
     trained = acting_settings(find_model(model or state["model"]), trained)  # defaults are in it
     given = {k: v for k, v in given.items() if k not in ("model", "dataset")}

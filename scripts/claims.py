@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pages import data_table, finished_report, markdown
+from pages import data_table, finished_report, first_data, markdown
 from reference_rows import section, with_section
 
 from recbole_escm2.experiment.statistics import ALPHA, compare, holm, sample
@@ -321,7 +321,7 @@ def main() -> None:
     page = PAGE.format(
         command="python scripts/claims.py" + (" --quick" if arguments.quick else ""),
         conclusions="" if arguments.quick else conclusions,
-        data=data_table({dataset: one.report for dataset, one in first.items()}),
+        data=data_table({dataset: first_data(one.report) for dataset, one in first.items()}),
         batch=f"{any_run['config']['train_batch_size']:,}",
         claims="\n".join(_section(name, found, pictures) for name, found in finished.items()),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pages import data_table, finished_report, markdown
+from pages import data_table, finished_report, first_data, markdown
 from scipy.stats import norm
 
 from recbole_escm2.evaluator.clusters import cluster_variance
@@ -288,7 +288,7 @@ def main() -> None:
         sexes=by_sex(rows, other, chance),
         halves=HALVES,
         chance=against_chance(rows, chance),
-        data=data_table({"coat": report}),
+        data=data_table({"coat": first_data(report)}),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
     write_whole(Path("results") / "coat-groups.md", page)

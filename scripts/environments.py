@@ -1,10 +1,11 @@
 """Installs the package's wheel into new environments, and runs it there without a checkout.
 
 Each environment is a Python with the newest or the oldest versions that setup.cfg allows (those
-that uv resolves). In each the main job runs in its quick variant, new rows are scored with what it
-has trained, and the tests run, or those that are asked for. In one of them the main job also runs
-in circumstances that aren't a developer's: as a user who may write neither into the package nor
-HOME, without a terminal, in a notebook, in other locales, in a folder with spaces and other
+that uv resolves), extra [serve] included. In each the main job runs in its quick variant, new rows
+are scored with what it has trained, that is exported, scores the same rows without the package and
+answers over HTTP, and the tests run, or those that are asked for. In one of them the main job also
+runs in circumstances that aren't a developer's: as a user who may write neither into the package
+nor HOME, without a terminal, in a notebook, in other locales, in a folder with spaces and other
 letters.
 
     python scripts/environments.py                                all of it, whole test suite: hours
@@ -21,15 +22,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib import request
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "results" / "reliability" / "environments.csv"
@@ -147,8 +152,10 @@ class Installed:
         self.bin = folder / "venv" / "bin"
         succeed(uv, "venv", "-q", "--python", python, folder / "venv", folder=folder)
         # of a wheel's requirements uv takes the newest: they aren't direct ones
-        how = ["--resolution=lowest-direct", "-r", ROOT / "setup.cfg"] if own.oldest else []
-        self.install(*how, wheel, *own.also, *([torch] if torch else []))
+        lowest = ("--resolution=lowest-direct", "-r", ROOT / "setup.cfg", "--extra=serve")
+        how = lowest if own.oldest else ()
+        what = wheel if own.is_stock else f"recbole-escm2[serve] @ {wheel.as_uri()}"
+        self.install(*how, what, *own.also, *([torch] if torch else []))
 
     def install(self, *what: str | Path) -> None:
         """Install further packages."""
@@ -193,6 +200,64 @@ def predict(there: Installed, folder: Path) -> str:
     if len(rows) != 2 or not all(0 < float(row["pctcvr"]) < 1 for row in rows):
         raise FailedError(f"scores.csv holds {rows}")
     return f"{len(rows)} rows scored"
+
+
+_EXPORTED = """
+import csv, onnxruntime, sys
+sys.path.insert(0, "exported")
+from reader import Reader
+rows = [*csv.DictReader(open("rows.csv", encoding="utf-8"))]
+columns = {name: [row[name] for row in rows] for name in rows[0]}
+model = onnxruntime.InferenceSession("exported/model.onnx")
+(scores,) = model.run(["pctcvr"], Reader("exported").inputs(columns))
+ours = [float(row["pctcvr"]) for row in csv.DictReader(open("scores.csv", encoding="utf-8"))]
+assert len(ours) == len(scores) and max(abs(scores - ours)) < 1e-5, (ours, scores)
+assert not {"recbole", "recbole_escm2", "torch"} & sys.modules.keys()
+print(len(scores), "rows scored without the package")
+"""
+
+
+def export(there: Installed, folder: Path) -> str:
+    """What the main job has trained is exported and verified, and scores rows as it does."""
+    (checkpoint,) = folder.glob("*/*/checkpoint.pth")
+    options = (f"--checkpoint={checkpoint}", "--out=exported")
+    succeed(there.bin / "recbole-escm2", "export", *options, folder=folder)
+    return succeed(there.bin / "python", "-c", _EXPORTED, folder=folder).strip()
+
+
+def serve(there: Installed, folder: Path) -> str:
+    """The server answers with the scores of predict."""
+    (checkpoint,) = folder.glob("*/*/checkpoint.pth")
+    with open(folder / "rows.csv", encoding="utf-8", newline="") as file:
+        rows = [{**row, "class": [row["class"]]} for row in csv.DictReader(file)]
+    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
+        ours = [float(row["pctcvr"]) for row in csv.DictReader(file)]
+    program = (there.bin / "recbole-escm2", "serve", f"--checkpoint={checkpoint}", "--port=0")
+    with open(folder / "serve.log", "w+", encoding="utf-8") as log:
+        server = subprocess.Popen(list(map(str, program)), cwd=folder, stdout=log, stderr=log)
+        try:
+            asked = request.Request(
+                _address(server, folder / "serve.log") + "/predict",
+                json.dumps({"rows": rows}).encode(),
+                {"content-type": "application/json"},
+            )
+            with request.urlopen(asked, timeout=60) as answer:
+                scores = [row["pctcvr"] for row in json.load(answer)["rows"]]
+        finally:
+            server.terminate()
+            server.wait()
+    if any(abs(a - b) > 1e-6 for a, b in zip(scores, ours, strict=True)):
+        raise FailedError(f"{scores}, not {ours}")
+    return f"{len(scores)} rows scored over HTTP"
+
+
+def _address(server: subprocess.Popen[bytes], log: Path) -> str:
+    """Where a server answers, once it has said so."""
+    while server.poll() is None:
+        if found := re.search(r"answers at (http://[\w.:]+)", log.read_text("utf-8")):
+            return found[1]
+        time.sleep(0.2)
+    raise FailedError(f"the server has ended: {log.read_text('utf-8')[-300:]}")
 
 
 def tests(there: Installed, folder: Path, which: Sequence[str]) -> str:
@@ -326,7 +391,8 @@ def checks(
         yield versions, "stock RecBole", outcome(stock, there, folder / "run")
         return
     yield versions, "main job", outcome(main_job, there, folder / "run")
-    yield versions, "predict", outcome(predict, there, folder / "run")
+    for do in (predict, export, serve):
+        yield versions, do.__name__, outcome(do, there, folder / "run")
     if name == _ORDINARY:
         for check, came in circumstances(there, folder):
             yield versions, check, came

@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from long_runs import FILE as FILE_OF_LONG_RUNS
-from phases import PHASES, Attempt, Phase, differing, outcome, places
-
-from recbole_escm2.output import csv_text, write_whole
+from phases import PHASES, Attempt, Phase, differing, outcome, places, write_lines
 
 FILE = FILE_OF_LONG_RUNS.with_name("full_disks.csv")
 COLUMNS = ("phase", "tries", "refused", "content", "unclear", "differing")
@@ -98,7 +96,7 @@ def main() -> int:
                 shares = [draw.uniform(0, 0.95) for _ in range(asked.shares)]
                 lines.append(tried(PHASES[name], root, shares))
                 print(lines[-1], flush=True)
-                write_whole(asked.file, csv_text(COLUMNS, lines))
+                write_lines(asked.file, COLUMNS, lines)
         finally:
             subprocess.run(["umount", str(disk)], check=True)
     return int(any(line["differing"] or line["unclear"] for line in lines))

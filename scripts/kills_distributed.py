@@ -25,8 +25,8 @@ from pathlib import Path
 
 from phases import differing, outcome
 
-# Files of TensorBoard, which are named by time and process, and where the run's folder is.
-_OTHERWISE = re.compile("^/tensorboard/|/output_dir$")
+#: Files of TensorBoard, which are named by time and process, and where the run's folder is.
+OTHERWISE = re.compile("^/tensorboard/|/output_dir$")
 
 
 def children_of(parent: int) -> list[int]:
@@ -85,7 +85,7 @@ def main() -> int:
         (reference,) = (outcome(file.parent) for file in whole.glob("*/result.json"))
         ends = [outcome(file.parent) for file in sorted(cut.glob("*/result.json"))]
         found = [difference for end in ends for difference in differing(reference, end)]
-        differences = [f"{d.place}: {d.what}" for d in found if not _OTHERWISE.search(d.place)]
+        differences = [f"{d.place}: {d.what}" for d in found if not OTHERWISE.search(d.place)]
     print("\n".join(differences) or f"{len(ends)} ends after {kills} kills, each bit the same")
     return bool(differences) or not ends
 

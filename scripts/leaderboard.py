@@ -31,22 +31,26 @@ PAGE = """\
 
 {superseded}Written by `python scripts/leaderboard.py` from the tables of {pages}.
 Cells are means ± half of the 95 % interval{marked}. Rows are in the order of their mean rank in
-CTCVR_AUC, which is mostly chance. CVR_AUC is over clicks; CVR_AUC_ES and IEB (target 0) are over
-all impressions against the truth.
+CTCVR_AUC on the pages that have them, which is mostly chance. CVR_AUC is over clicks; CVR_AUC_ES
+and IEB (target 0) are over all impressions against the truth.
 
 {table}
 """
 
 
 def leaderboard(results: Path) -> str:
-    """The page; its rows are in the order of the mean rank in CTCVR_AUC over the data sets."""
+    """The page; its rows are in the order of the mean rank in CTCVR_AUC over their data sets."""
     files = {dataset: results / dataset / "table.csv" for dataset in DATASETS}
     tables = {dataset: _read(file) for dataset, file in files.items() if file.is_file()}
     old = [d for d in tables if SUPERSEDED in (results / f"{d}.md").read_text(encoding="utf-8")]
     labels = list(dict.fromkeys(label for table in tables.values() for label, _ in table))
     columns = [(dataset, metric) for dataset in tables for metric in DATASETS[dataset]]
     ranks = {
-        label: statistics.mean(_rank(table, label, "CTCVR_AUC") for table in tables.values())
+        label: statistics.mean(
+            _rank(table, label, "CTCVR_AUC")
+            for table in tables.values()
+            if (label, "CTCVR_AUC") in table
+        )
         for label in labels
     }
     rows = [

@@ -7,24 +7,52 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.experiment.study import Study
+from recbole_escm2.quick_start import run
 from recbole_escm2.report.command import benchmark
 
 
-def finished_report(options: Mapping[str, str]) -> tuple[Mapping[str, Any], Path]:
+def finished_report(options: Mapping[str, str], **places: str) -> tuple[Mapping[str, Any], Path]:
     """Run a benchmark, or what is missing of it: what its report holds, and its folder.
 
     Args:
-        options: as on the command line; with ``name`` and ``output_dir``.
+        options: as on the command line.
+        places: further options that the command of the report doesn't show; with ``name`` and
+            ``output_dir`` where they aren't among the others.
 
     Raises:
         SystemExit: a run failed, or the benchmark was stopped.
     """
-    words = [f"--{key}={value}" for key, value in options.items()]
+    words = [f"--{key}={Path(value).as_posix()}" for key, value in options.items()]
+    options = {**options, **places}
     code = benchmark(options, ["python", "run_recbole_escm2.py", *words])
     if code:
         raise SystemExit(code)
     folder = Path(options["output_dir"]) / options["name"]
     return json.loads((folder / "report.json").read_text(encoding="utf-8")), folder
+
+
+def cheapest(study: Study) -> tuple[str, int]:
+    """Label and seed of the learner's run that took the least time."""
+    learners = [row.label for row in study.rows if not row.aa and row.label not in study.bounds]
+    runs = {key: run["seconds"] for key, run in study.results.items() if key[0] in learners}
+    return min(runs, key=runs.__getitem__)
+
+
+def repeated(study: Study, label: str, seed: int, places: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a run of a study, run again: on this code, and on the data that is here.
+
+    Args:
+        study: of a page's runs.
+        label: of its row.
+        seed: its seed.
+        places: config keys of places.
+    """
+    (model,) = (row.model for row in study.rows if row.label == label)
+    settings = {**study.results[label, seed]["settings"], **places, "show_progress": False}
+    outcome = run(model, study.dataset, config_dict=settings, saved=False)
+    metrics: dict[str, float] = outcome["test_result"]
+    return metrics
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,11 +61,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def data_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Impressions, clicks and conversions of each part, as each report's first run has them."""
+def first_data(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, int]]:
+    """The counts of each part, as a report's first run has them."""
+    counts: Mapping[str, Mapping[str, int]]
+    counts = next(iter(report["rows"][0]["runs"].values()))["data"]
+    return counts
+
+
+def data_table(data: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
+    """Impressions, clicks and conversions of each part of some data sets."""
     rows = []
-    for dataset, report in reports.items():
-        first = next(iter(report["rows"][0]["runs"].values()))
-        for part, counts in first["data"].items():
+    for dataset, parts in data.items():
+        for part, counts in parts.items():
             rows.append([f"{dataset}, {part}", *(f"{count:,}" for count in counts.values())])
     return markdown(["part", "impressions", "clicks", "conversions"], rows)

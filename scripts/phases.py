@@ -1,8 +1,8 @@
 """The phases of the program that scripts disturb, each as a command in a folder of its own, and
 whether what it has come to is the same.
 
-A command runs in a fork of this process, which has imported everything, and leads a session of its
-own, so that whoever is left of it is found.
+A command runs in a fork of this process, which has imported everything. It leads a session of its
+own and hands down a mark, so that whoever is left of it is found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -33,7 +33,8 @@ from long_runs import write_data
 from recbole_escm2 import command_line
 from recbole_escm2.config import Config
 from recbole_escm2.data.open_store import open_store
-from recbole_escm2.errors import UsageError, said_by_system
+from recbole_escm2.errors import UsageError, system_message
+from recbole_escm2.output import csv_text, write_whole
 from recbole_escm2.train.checkpoint import load_checkpoint
 
 _SMALL = ("--embedding_size=4", "--mlp_hidden_size=[8]", "--train_batch_size=200")
@@ -44,9 +45,11 @@ _TRAINING = ("--model=ESCM2_DR", "--dropout_prob=0.2", "--epochs=4", "--save_int
 _OF_TIMES = ("seconds", "run_dir", "process")
 # Logs, Optuna's study, and pages that show seconds: what they show besides is in report.json, too.
 _WITHOUT_CONTENT = (".log", ".db", ".html", ".md", ".tex", ".txt")
+_OF_LIBRARIES = (".ses",)  # among temporary files: a session of onnxruntime's
 _TIME = re.compile(r"(?<=-[0-9a-f]{8})-\d{8}-\d{6}(-\d+)?(?=/|$)")  # in the name of a run's folder
 _RUN = re.compile(f"{_TIME.pattern}$")
 _PATIENCE = 20.0  # seconds that processes may take to end with the one that began them
+_MARK = "RECBOLE_ESCM2_PHASE"  # in the environment of all that a phase starts
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Phase:
         try:
             open_store(Config("ESMM", given.pop("dataset"), command_line=given))
         except (UsageError, OSError) as error:
-            said = said_by_system(error) if isinstance(error, OSError) else error
+            said = system_message(error) if isinstance(error, OSError) else error
             print(f"error: {said}", file=sys.stderr)
             return 2
         return 0
@@ -155,6 +158,7 @@ class Attempt:
         context = multiprocessing.get_context("fork")
         self._renames: Synchronized[int] = context.Value("i", 0)
         self._process = context.Process(target=self._begin, args=(phase, folder, at_rename))
+        self.killed_worker = False
         self._started = time.perf_counter()
         self._process.start()
 
@@ -165,6 +169,7 @@ class Attempt:
                 os.dup2(file.fileno(), stream)
         temporary = folder / "temporary"
         temporary.mkdir(parents=True, exist_ok=True)
+        os.environ[_MARK] = str(os.getpid())
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
         os.chdir(folder)
         self._count_renames(at_rename)
@@ -192,15 +197,24 @@ class Attempt:
         """How many files and folders it has renamed."""
         return self._renames.value
 
-    def finish(self, seconds: float | None = None) -> int:
-        """Wait for it, or SIGKILL it after some seconds.
+    def finish(self, seconds: float | None = None, worker: float | None = None) -> int:
+        """Wait for it, or SIGKILL it or one of its processes after some seconds.
+
+        Args:
+            seconds: until then; None: it comes to its end.
+            worker: which one, as a share of all that it has started; None: itself.
 
         Returns:
             Its exit code.
         """
         self._process.join(seconds)
         if self._process.is_alive():
-            self._process.kill()
+            if worker is None:
+                self._process.kill()
+            elif others := [pid for pid in self._there() if pid != self._process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(others[int(worker * len(others))], signal.SIGKILL)
+                    self.killed_worker = True
             self._process.join()
         self.seconds = time.perf_counter() - self._started
         assert self._process.exitcode is not None, "it has been waited for"
@@ -212,25 +226,25 @@ class Attempt:
 
     def orphans(self) -> int:
         """How many processes it leaves, a while after its end; they are ended."""
-        assert self._process.pid is not None
         deadline = time.monotonic() + _PATIENCE
-        while (left := _session(self._process.pid)) and time.monotonic() < deadline:
+        while (left := self._there()) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return len(left)
 
-
-def _session(leader: int) -> list[int]:
-    """The processes of a session that aren't zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
+    def _there(self) -> list[int]:
+        """Its processes that aren't zombies, itself included."""
+        leader = self._process.pid
+        mark, found = f"{_MARK}={leader}\0".encode(), []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                own = int(session) == leader or mark in (stat.parent / "environ").read_bytes()
+                if own and state != "Z":
+                    found.append(int(stat.parent.name))
+        return sorted(found)
 
 
 # --------------------------------------------------------------------------- what it has come to
@@ -247,7 +261,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if _RUN.search(name) and path.is_dir() and not (path / "result.json").exists():
             found[f"{name} without a result"] = None
-        if path.is_file() and "/tensorboard/" not in name:
+        if path.is_file() and "/tensorboard/" not in name and path.name not in _OF_LIBRARIES:
             name, content = _TIME.sub("", name), _content(path)
             while name in found and differing(found[name], content):
                 name += " again"
@@ -273,6 +287,16 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_times(v) for k, v in value.items() if k not in _OF_TIMES}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def write_lines(file: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a line a phase; those of phases that aren't among the lines stay."""
+    there: dict[str, Mapping[str, Any]] = {}
+    if file.exists():
+        with open(file, encoding="utf-8", newline="") as stream:
+            there = {line["phase"]: line for line in csv.DictReader(stream)}
+    there |= {line["phase"]: line for line in lines}
+    write_whole(file, csv_text(columns, there.values()))
 
 
 class Difference(NamedTuple):

@@ -40,18 +40,19 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def kills() -> str:
     """Commands that SIGKILL ends, and what the same command then comes to."""
     lines = lines_of("kills")
-    own = ("phase", "kills", "before_rename", "ends", "differing", "orphans")
+    own = ("phase", "kills", "before_rename", "of_workers", "ends", "differing", "orphans")
     header = (
-        *("phase", "kills", "of these before a rename", "ends compared"),
+        *("phase", "kills", "of these before a rename", "of these of its workers", "ends compared"),
         *("that differed or had a file too many", "processes left over"),
     )
     table = markdown(header, [[line[name] for name in own] for line in lines])
     return (
         "## Kills\n\n`python scripts/kills.py` (these figures: `--kills=15`, a search "
-        "`--kills=5`): SIGKILL at random moments over the measured length of each phase, and right "
-        "before a file or folder that is whole gets its name. The same command then goes on or "
-        "begins anew; where it ends, every file but for times is compared with those of an "
-        f"undisturbed command.\n\n{table}\n"
+        "`--kills=5`, with the code as it was before the guarantee of a killed search): SIGKILL at "
+        "random moments over the measured length of each phase, and right before a file or folder "
+        "that is whole gets its name; of a search and a benchmark also one of the processes that "
+        "they start. The same command then goes on or begins anew; where it ends, every file but "
+        f"for times is compared with those of an undisturbed command.\n\n{table}\n"
     )
 
 

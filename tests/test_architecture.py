@@ -74,3 +74,20 @@ def test_the_code_of_a_run_is_that_of_the_rooms_that_it_takes():
         waiting = {other for room in waiting for other in ROOMS[room]} - taken
     around = {name.removesuffix(".py") for name in _AROUND} - {"__main__"}
     assert taken == set(ROOMS) - around
+
+
+def test_no_function_is_longer_than_60_lines_or_has_more_than_7_parameters():
+    """ONNX's stand-in for torch's kernel has the parameters of torch."""
+    too_much = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                own = node.args
+                names = [a.arg for a in (*own.posonlyargs, *own.args, *own.kwonlyargs)]
+                parameters = len({*names} - {"self", "cls"}) + sum(
+                    a is not None for a in (own.vararg, own.kwarg)
+                )
+                if lines > 60 or parameters > 7:
+                    too_much[node.name] = lines, parameters
+    assert [*too_much] == ["_embedding_bag"]

@@ -51,6 +51,9 @@ COMMANDS: dict[str, dict[str, str] | None] = {
         "impression_sample": "0.02",
         "epochs": "1",
     },
+    "--benchmark=scripts/results/leaderboard.yaml --dataset=ml-100k "
+    "--config_files=scripts/results/ml-100k.yaml --model=crm:ESCM2_CRM --baseline=crm:ESCM2_CRM "
+    "--screen=None --pruner=halving --aa_row=False --name=mine": None,  # tests/experiment
     "search --model=ESCM2_DR --dataset=ml-100k --trials=20 --jobs=2": {
         "trials": "2",
         "impression_sample": "0.02",

@@ -35,7 +35,7 @@ from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import SCHEMA, NoStoreError, Store
 from recbole_escm2.errors import UsageError
-from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, kept_influence
+from recbole_escm2.evaluator.influence import INFLUENCE_FILE, NoInfluenceError, read_influence
 from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.runs import execute, finished
 from recbole_escm2.experiment.search import Searcher, make_search
@@ -229,18 +229,18 @@ def influence_values(trap: Trap) -> None:
         with open(folder / INFLUENCE_FILE, "wb") as file:
             np.savez(file, digest=digest, CTR_AUC=bombs)
         with pytest.raises(NoInfluenceError):
-            kept_influence(folder)
+            read_influence(folder)
     for harm in (pickle.dumps(bombs), b"", b"PK"):
         (folder / INFLUENCE_FILE).write_bytes(harm)
         with pytest.raises(NoInfluenceError):
-            kept_influence(folder)
+            read_influence(folder)
     truth = trap.here / "runs" / f"test-rows-{'0' * 64}.npz"
     with open(truth, "wb") as file:
         np.savez(file, click=bombs, cluster0=bombs)
     with open(folder / INFLUENCE_FILE, "wb") as file:
         np.savez(file, digest=np.array("0" * 64), CTR_AUC=bombs)
     with pytest.raises(NoInfluenceError):
-        kept_influence(folder).of("CTR_AUC")
+        read_influence(folder).of("CTR_AUC")
 
 
 def search_database(trap: Trap) -> None:

@@ -125,7 +125,7 @@ def build(
 # --------------------------------------------------------------------------- rows in between
 
 
-class _Kept:
+class _Buffer:
     """Chunks between the two passes: in memory, or in a file for each table and part."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -242,7 +242,7 @@ class _Build:
 
     def run(self, chunks: Iterable[Chunk], about: dict[str, Any]) -> dict[str, Any]:
         """Build the store; returns the report."""
-        kept = _Kept(None if isinstance(chunks, Sequence) else self.writer.folder)
+        kept = _Buffer(None if isinstance(chunks, Sequence) else self.writer.folder)
         try:
             self._read(chunks if isinstance(chunks, Sequence) else ahead(chunks, _AHEAD), kept)
             row_of = {join: self._count_joined(join, kept) for join in self.schema.joins}
@@ -261,7 +261,7 @@ class _Build:
 
     # ------------------------------------------------------------------ first pass
 
-    def _read(self, chunks: Iterable[Chunk], kept: _Kept) -> None:
+    def _read(self, chunks: Iterable[Chunk], kept: _Buffer) -> None:
         with self._bar("reading", self.schema.size, self.schema.unit) as bar:
             for chunk in chunks:
                 table, part = chunk.table, chunk.part
@@ -371,7 +371,7 @@ class _Build:
                         often = np.repeat(times, lists.lengths)
                         self.weight[own.name] += weights @ often, often.sum()
 
-    def _count_joined(self, join: Join, kept: _Kept) -> Numbering:
+    def _count_joined(self, join: Join, kept: _Buffer) -> Numbering:
         """Count the values of a joined table as often as impressions refer to them.
 
         Returns:
@@ -439,7 +439,7 @@ class _Build:
 
     # ------------------------------------------------------------------ second pass
 
-    def _write_joined(self, join: Join, row_of: dict[Join, Numbering], kept: _Kept) -> None:
+    def _write_joined(self, join: Join, row_of: dict[Join, Numbering], kept: _Buffer) -> None:
         """Write a joined table, row 0 for what has none."""
         batches = _all(kept, join.table)
         if self._by_id(join.key):
@@ -457,7 +457,7 @@ class _Build:
             row += len(rows)
         self.writer.close(writer)
 
-    def _write_inter(self, row_of: Mapping[Join, Numbering], kept: _Kept) -> None:
+    def _write_inter(self, row_of: Mapping[Join, Numbering], kept: _Buffer) -> None:
         writer = self.writer.table("inter", self._layout("inter"))
         group, column = self.group, self.group_column
         group_of_row = np.concatenate([np.empty(0, np.int32), *self.group_of_row])
@@ -744,7 +744,7 @@ def _row_column(join: Join) -> str:
     return f"{join.table}:row"
 
 
-def _all(kept: _Kept, table: str) -> Iterator[pa.RecordBatch]:
+def _all(kept: _Buffer, table: str) -> Iterator[pa.RecordBatch]:
     for part in kept.parts(table):
         yield from kept.rows(table, part)
 

@@ -23,7 +23,7 @@ from recbole_escm2.errors import UsageError, did_you_mean
 LARGEST = float(np.finfo(np.float32).max)  #: A store has numbers of 32 bits.
 _FEW_ROWS = 10  # of a part, which chance may give another one as well
 _FEW = 5  # positives, and negatives, without which a label can't be given away
-_GIVEN_AWAY = 0.99  # AUC of one feature alone
+_LEAKAGE_AUC = 0.99  # AUC of one feature alone
 _BINS = 50  # of a number
 _ALL_DIFFER = 0.9  # distinct tokens a row from which they number rows
 _EXPECTED = 10  # values in a part, by their share in train, from which on none is no chance
@@ -40,7 +40,7 @@ _COLUMN_KEYS = {  # that name columns, and of which kind
 }
 _NO_DATA = (".yaml", ".yml", ".md", ".txt", ".json", ".link", ".kg", ".net", ".hyper", ".py")
 _TAIL, _SHOWN_TEXT = 1 << 16, 40  # bytes in which a last line is looked for, characters shown
-_KEPT = 1 << 20  # rows of a part whose digests are kept to compare them
+_MOST_DIGESTS = 1 << 20  # rows of a part whose digests are kept to compare them
 _UNMATCHED = 0.01  # share of the impressions from which a join is doubtful
 _SHOWN = 100_000  # rows with the same key that are compared
 
@@ -221,6 +221,8 @@ def faulty_values(column: pa.Array, own: Field) -> Iterator[tuple[int, Any, str]
 def _faults(column: pa.Array, numbers: bool) -> Iterator[tuple[int, Any]]:
     """Row and value of each fault of a column."""
     values, rows = _leaves(column)
+    if not numbers and pa.types.is_integer(values.type):
+        return  # which has no character
     if pa.types.is_dictionary(values.type):
         if not numbers and not pc.any(_has_nul(values.dictionary)).as_py():
             return
@@ -289,7 +291,7 @@ class RowDigests:
             bags: lengths ``[rows]`` and ids ``[values]`` of each multi-valued field.
         """
         kept = self._of_part.setdefault(part, [])
-        if sum(map(len, kept)) >= _KEPT:
+        if sum(map(len, kept)) >= _MOST_DIGESTS:
             return
         digest = np.zeros(len(next(iter(columns.values()), ())), np.uint64)
         for name in sorted(columns):
@@ -553,15 +555,15 @@ def suspicious_features(
     """
     click, *others = (truth.astype(bool) for truth in labels.values())
     everywhere = np.ones(len(click), bool)
-    told = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
-    told += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
+    targets = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
+    targets += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
     for field, values in features.items():
         groups = _grouped(values)
-        for label, truth, where in told:
-            if _auc_of_others(groups[where], truth[where]) >= _GIVEN_AWAY:
+        for label, truth, where in targets:
+            if _auc_of_others(groups[where], truth[where]) >= _LEAKAGE_AUC:
                 yield (
                     f"the feature '{field}' gives the label '{label}' away (AUC of it alone is "
-                    f"{_GIVEN_AWAY} or more): if it is known only after the impression, leave it "
+                    f"{_LEAKAGE_AUC} or more): if it is known only after the impression, leave it "
                     "out with unload_col"
                 )
                 break

@@ -30,7 +30,7 @@ from recbole_escm2.data.splits import (
     is_grouped,
     moments_of,
     seed_draws,
-    way_of,
+    split_method,
     with_tuning_part,
 )
 from recbole_escm2.data.truth import Truth
@@ -374,7 +374,7 @@ class EntireSpaceDataset(Dataset):
 
     def _split(self) -> list[Any]:
         """What ``eval_args``, ``folds`` and ``keep_together`` make of D; RecBole does the rest."""
-        config, (way, how) = self.config, way_of(self.config)
+        config, (way, how) = self.config, split_method(self.config)
         ordered = config["eval_args"]["order"] == "TO"
         times = self._times(way) if ordered or way == "TIME" else None
         if way == "TIME":

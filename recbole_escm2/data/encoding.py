@@ -1,8 +1,8 @@
 """From new rows to batches, by what a training knew of its fields: no data set is needed.
 
-What is kept of a data set (:func:`kept_of`) is plain data and tensors, small beside a model's
-tables: what a store says of each field, the vocabularies, how often train has each id, and the
-spread of its numbers. :class:`Encoder` reads rows by it exactly as the builder did.
+What is kept of a data set (:func:`encoding_state`) is plain data and tensors, small beside a
+model's tables: what a store says of each field, the vocabularies, how often train has each id, and
+the spread of its numbers. :class:`Encoder` reads rows by it exactly as the builder did.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ENTRY = {
 _NUMBER = {"count": int, "mean": float, "squares": float}
 
 
-def kept_of(train: Any) -> dict[str, Any]:
+def encoding_state(train: Any) -> dict[str, Any]:
     """What a checkpoint keeps of a data set, to read new rows by.
 
     Args:
@@ -76,7 +76,7 @@ def kept_of(train: Any) -> dict[str, Any]:
             "unseen_filled": train.seen_ids is not None,
             "train_rate": dict(train.train_rates),
         },
-        "vocabularies": [own.plain() for own in train.store.vocabularies],
+        "vocabularies": [own.tensors() for own in train.store.vocabularies],
         "train_ids": {name: own.long() for name, own in train.train_ids.items()},
         "deciles": _deciles(train, [own["name"] for own in described if own.get("numerical")]),
     }
@@ -88,13 +88,13 @@ def _deciles(train: Any, names: Sequence[str]) -> dict[str, Tensor]:
     step = max(1, len(train) // _LOOKED_AT)
     batch = train[torch.arange(0, len(train), step)]
     shares = np.arange(1, DECILES) / DECILES
-    found = {}
+    deciles = {}
     for name in names:
         numbers = numbers_in(batch[name])
         edges = np.quantile(numbers, shares)
         bins = np.bincount(np.searchsorted(edges, numbers, side="right"), minlength=DECILES)
-        found[name] = torch.from_numpy(np.stack([np.append(edges, np.inf), bins / len(numbers)]))
-    return found
+        deciles[name] = torch.from_numpy(np.stack([np.append(edges, np.inf), bins / len(numbers)]))
+    return deciles
 
 
 def numbers_in(pairs: Tensor) -> NDArray[np.float64]:
@@ -148,8 +148,8 @@ class Tokens(Sequence[str]):
         """0 where there is no value, :attr:`unknown` for an unknown token, ``[rows]``."""
         if pa.types.is_dictionary(column.type):
             return np.append(self.ids(column.dictionary), 0)[codes(column)]  # the last one for -1
-        if pa.types.is_integer(column.type) and self._whole is not None:
-            return self._of_whole(column)
+        if pa.types.is_integer(column.type) and self._integers is not None:
+            return self._of_integers(column)
         text = column.cast(pa.string()).dictionary_encode()
         tokens = text.dictionary.to_numpy(zero_copy_only=False)
         return np.append(self._known(self._index.get_indexer(tokens)), 0)[codes(text)]
@@ -162,7 +162,7 @@ class Tokens(Sequence[str]):
         return pd.Index(self.tokens.to_numpy(zero_copy_only=False))
 
     @cached_property
-    def _whole(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def _integers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """The tokens as sorted whole numbers, and the id of each, where all are such."""
         own = self.tokens[1:] if self.unknown == 1 and not self.spare else self.tokens
         first = 1 + len(self.tokens) - len(own)
@@ -179,8 +179,8 @@ class Tokens(Sequence[str]):
     @cached_property
     def _table(self) -> NDArray[np.int64] | None:
         """The id of each whole number from the least token on, where there aren't too many."""
-        assert self._whole is not None
-        numbers, ids = self._whole
+        assert self._integers is not None
+        numbers, ids = self._integers
         span = int(numbers[-1]) - int(numbers[0]) + 1
         if span > _SPAN * len(numbers) + _LITTLE:
             return None
@@ -188,23 +188,23 @@ class Tokens(Sequence[str]):
         table[numbers - numbers[0]] = ids
         return table
 
-    def _of_whole(self, column: pa.Array) -> NDArray[np.int64]:
-        assert self._whole is not None
-        numbers, ids = self._whole
+    def _of_integers(self, column: pa.Array) -> NDArray[np.int64]:
+        assert self._integers is not None
+        numbers, ids = self._integers
         there = None if not column.null_count else column.is_valid().to_numpy(zero_copy_only=False)
         column = column.cast(pa.int64(), safe=column.type == pa.uint64())
         values = (column if there is None else column.fill_null(0)).to_numpy()
         if self._table is not None:
             inside = (values >= numbers[0]) & (values <= numbers[-1])
             if inside.all():
-                found = self._table[values - numbers[0]]
+                encoded = self._table[values - numbers[0]]
             else:
-                found = np.where(inside, self._table[np.where(inside, values - numbers[0], 0)], 0)
-                found[~inside] = self.unknown
+                encoded = np.where(inside, self._table[np.where(inside, values - numbers[0], 0)], 0)
+                encoded[~inside] = self.unknown
         else:
             place = np.minimum(np.searchsorted(numbers, values), len(numbers) - 1)
-            found = np.where(numbers[place] == values, ids[place], self.unknown)
-        return found if there is None else np.where(there, found, 0)
+            encoded = np.where(numbers[place] == values, ids[place], self.unknown)
+        return encoded if there is None else np.where(there, encoded, 0)
 
 
 # --------------------------------------------------------------------------- rows
@@ -235,7 +235,7 @@ class Known:
     """What a checkpoint keeps of the fields that it was trained on, checked.
 
     Args:
-        kept: a checkpoint with the entries of :func:`kept_of`.
+        kept: a checkpoint with the entries of :func:`encoding_state`.
         spare: as :class:`Tokens` takes it.
 
     Attributes:
@@ -396,7 +396,7 @@ class Encoder:
             return column.cast(pa.string() if own.kind == "token" else pa.float64())
         if own.kind == "token":
             if pa.types.is_floating(kind):  # what pandas makes of whole numbers, some missing
-                return _as_whole(column, own, faults)
+                return _as_integers(column, own, faults)
             inner = kind.value_type if pa.types.is_dictionary(kind) else kind
             if pa.types.is_boolean(kind):
                 return column.cast(pa.string())
@@ -494,7 +494,7 @@ def _wrong_type(where: str, own: Field, kind: pa.DataType) -> UsageError:
     )
 
 
-def _as_whole(column: pa.Array, own: Field, faults: list[Fault]) -> pa.Array:
+def _as_integers(column: pa.Array, own: Field, faults: list[Fault]) -> pa.Array:
     values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     bad = ~np.isnan(values) & ((values != np.floor(values)) | (np.abs(values) >= 2**53))
     for row in np.flatnonzero(bad).tolist():

@@ -19,7 +19,7 @@ from recbole_escm2.data.sources import table
 from recbole_escm2.data.store import FORMAT, SCHEMA, NoStoreError, Store, making, tidy
 from recbole_escm2.errors import UsageError, did_you_mean
 from recbole_escm2.identity import file_digest
-from recbole_escm2.output import plain_data
+from recbole_escm2.output import to_builtins
 
 #: Config keys on which every store depends, whatever its source.
 OF_EVERY_SOURCE = ("min_count", "conversion_without_click")
@@ -149,7 +149,7 @@ def _place(config: Any, source: str | None = None) -> tuple[dict[str, Any], Path
         "format": FORMAT,
         "recbole": recbole.__version__,
         **{key: config[key] for key in OF_EVERY_SOURCE},
-        **plain_data(_of_name(source).settings(config)),
+        **to_builtins(_of_name(source).settings(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return settings, _store_dir(config) / digest

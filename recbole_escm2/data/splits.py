@@ -54,7 +54,7 @@ def has_validation(config: Any, sizes: Sequence[int] | None) -> bool:
     """
     if sizes is not None:
         return sizes[1] > 0 or bool(config["validation_share"])
-    way, how = way_of(config)
+    way, how = split_method(config)
     if way == "LS":
         return bool(how != "test_only")
     if way == "TIME" and len(how) < len(PARTS):
@@ -62,7 +62,7 @@ def has_validation(config: Any, sizes: Sequence[int] | None) -> bool:
     return len(how) != len(PARTS) or how[1] > 0
 
 
-def way_of(config: Any) -> tuple[str, Any]:
+def split_method(config: Any) -> tuple[str, Any]:
     """How ``eval_args`` splits, by ``RS``, ``TIME``, ``TS`` or ``LS``, and what stands there."""
     ((way, how),) = (config["eval_args"]["split"] or {"RS": None}).items()
     return way, how
@@ -83,7 +83,7 @@ def check_split(config: Any, presplit: bool) -> None:
     Raises:
         UsageError: it doesn't; the message names the keys.
     """
-    (way, how), order = way_of(config), config["eval_args"]["order"]
+    (way, how), order = split_method(config), config["eval_args"]["order"]
     if way == "TIME" and is_grouped(config):
         raise UsageError(
             "eval_args split TIME has the same moments for all, and group_by user splits each "
@@ -131,7 +131,7 @@ def seed_draws(config: Any, presplit: bool) -> str:
     """
     if config["folds"]:
         return "fold"
-    by_time = config["eval_args"]["order"] == "TO" or way_of(config)[0] in ("TS", "TIME")
+    by_time = config["eval_args"]["order"] == "TO" or split_method(config)[0] in ("TS", "TIME")
     return "weights" if presplit or by_time else "split"
 
 
@@ -146,7 +146,7 @@ def check_tuning_part(config: Any, presplit: bool, share: float) -> None:
             f"folds {config['folds']}: each impression is tested on by some seed, so that none is "
             "left to tune on. Tune with a random split (leave folds out), and give the settings"
         )
-    eval_args, (way, ratios) = config["eval_args"], way_of(config)
+    eval_args, (way, ratios) = config["eval_args"], split_method(config)
     drawn = way == "RS" and not is_grouped(config) and config["keep_together"] is None
     if seed_draws(config, presplit) == "weights" or not drawn:
         raise UsageError(

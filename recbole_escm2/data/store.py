@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_escm2.bags import Bags
-from recbole_escm2.errors import NO_ROOM, UsageError, plain_name
+from recbole_escm2.errors import NO_ROOM, UsageError, checked_name
 from recbole_escm2.identity import digest_of, file_digest
 from recbole_escm2.limits import read_json
 from recbole_escm2.output import alone, beside, lock, remove_abandoned
@@ -50,7 +50,7 @@ PADDING = "[PAD]"  # RecBole's token of id 0: no value
 UNKNOWN = "[OOV]"  # token of id 1, where a source has a row for ids that train doesn't know
 
 _START_WORDS = 2  # a row's place in the bags is an int64
-_APART = ("uint8", "int32", "float32", "float64")
+_COLUMNAR_KINDS = ("uint8", "int32", "float32", "float64")
 _KINDS = ("int", "float")
 
 
@@ -137,7 +137,7 @@ class Layout:
         columns = tuple(Column(n, kind, tuple(shape)) for n, kind, shape in content["columns"])
         layout = cls(columns, tuple(content["bags"]), content["weighted"], content["columnar"])
         kinds = {column.kind for column in columns} | {*layout.columnar.values()}
-        if unknown := kinds - {*_KINDS, *_APART}:
+        if unknown := kinds - {*_KINDS, *_COLUMNAR_KINDS}:
             raise ValueError(f"there are no columns of type {unknown}")
         return layout
 
@@ -161,7 +161,7 @@ class TableWriter:
         self.values = 0
         self._digests: dict[str, Any] = {}
         self._files: dict[str, BinaryIO] = {
-            part: open(folder / plain_name(f"{name}.{part}", "a column"), "wb")  # noqa: SIM115
+            part: open(folder / checked_name(f"{name}.{part}", "a column"), "wb")  # noqa: SIM115
             for part in ("rows", *(("bags",) if layout.bags else ()), *layout.columnar)
         }
 
@@ -511,7 +511,7 @@ def _mapped(folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> NDAr
     Raises:
         NoStoreError: it is missing or cut off.
     """
-    path = folder / plain_name(name, "a file of a store")
+    path = folder / checked_name(name, "a file of a store")
     size = int(np.prod(shape, dtype=np.int64))
     try:
         with open(path, "rb") as file:
@@ -553,7 +553,7 @@ class Vocabulary(Sequence[str]):
         decoded = [text[a:b].decode() for a, b in zip(starts, ends, strict=False)]
         return np.array([PADDING, *decoded])
 
-    def plain(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All tokens but the padding: their UTF-8 ``text``, uint8 ``[bytes]``, and where each
         ``ends`` in it, int64 ``[tokens]``."""
         return {"text": torch.tensor(self._text), "ends": torch.tensor(self._ends)}
@@ -619,7 +619,7 @@ class Store:
             raise NoStoreError(f"{self.folder / SCHEMA} isn't as it must be: it has no files")
         for name, digest in files.items():
             try:
-                path = self.folder / plain_name(name, "a file of a store")
+                path = self.folder / checked_name(name, "a file of a store")
                 if file_digest(path) != digest:
                     raise NoStoreError(f"{path} isn't as it was written")
             except OSError as error:

@@ -96,18 +96,18 @@ _Statistic: TypeAlias = Callable[[Scored, Setting], float]
 
 
 def _of_classes(
-    plain: Callable[[ClassScores], float], of_weights: Callable[[WeightedScores], float]
+    unweighted: Callable[[ClassScores], float], of_weights: Callable[[WeightedScores], float]
 ) -> _Statistic:
     """A statistic of labels and scores, and its form for rows that have weights."""
 
     def value(rows: Scored, _: Setting) -> float:
-        return plain(rows.classes) if rows.weight is None else of_weights(rows.weighted)
+        return unweighted(rows.classes) if rows.weight is None else of_weights(rows.weighted)
 
     return value
 
 
 def _at_threshold(
-    plain: Callable[[ClassScores, float], float],
+    unweighted: Callable[[ClassScores, float], float],
     of_weights: Callable[[WeightedScores, float], float],
 ) -> _Statistic:
     """The same of one that decides from a probability on."""
@@ -115,24 +115,24 @@ def _at_threshold(
     def value(rows: Scored, setting: Setting) -> float:
         threshold = setting.threshold_of(rows)
         if rows.weight is None:
-            return plain(rows.classes, threshold)
+            return unweighted(rows.classes, threshold)
         return of_weights(rows.weighted, threshold)
 
     return value
 
 
-def _of_whole_rows(name: str, plain: _Statistic) -> _Statistic:
+def _without_weights(name: str, unweighted: _Statistic) -> _Statistic:
     """A statistic that has no form for rows that have weights."""
 
     def value(rows: Scored, setting: Setting) -> float:
         if rows.weight is not None:
             raise _no_weights(name)
-        return plain(rows, setting)
+        return unweighted(rows, setting)
 
     return value
 
 
-_WHOLE_ROWS: dict[str, _Statistic] = {
+_WITHOUT_WEIGHTS: dict[str, _Statistic] = {
     "GAUC": lambda rows, _: metrics.gauc(rows.ranking),
     "ECE": lambda rows, s: metrics.ece(rows.classes, s.bins),
     "NDCG@K": lambda rows, s: metrics.ndcg_at_k(rows.ranking, s.k),
@@ -147,7 +147,7 @@ _STATISTICS: dict[str, _Statistic] = {
     "Recall": _at_threshold(metrics.recall, weighted.recall),
     "F1": _at_threshold(metrics.f1, weighted.f1),
     "PCOC": _of_classes(metrics.pcoc, weighted.pcoc),
-    **{name: _of_whole_rows(name, plain) for name, plain in _WHOLE_ROWS.items()},
+    **{name: _without_weights(name, unweighted) for name, unweighted in _WITHOUT_WEIGHTS.items()},
 }
 
 
@@ -263,9 +263,9 @@ def _own_value(name: str, predictions: Predictions, _: Setting) -> float:
         UndefinedMetricError: the function raises that.
         UsageError: it fails in another way, or returns no finite number.
     """
-    found = own_function(name)
-    assert found is not None, "whoever calls has looked it up"
-    function, marked = found
+    own = own_function(name)
+    assert own is not None, "whoever calls has looked it up"
+    function, marked = own
     value: Any
     try:
         parameters = signature(function).parameters

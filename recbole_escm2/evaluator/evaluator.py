@@ -116,7 +116,7 @@ class EntireSpaceCollector(Collector):
         self.predictions = None  # of another split, which would take room beside
         self._edges = edges or (0, len(truth.click))
         # A task's scores lie side by side, as the metrics read them.
-        rows = self._own_rows if self._is_given_away else len(truth.click)
+        rows = self._own_rows if self._sends_scores else len(truth.click)
         self._scores = torch.empty(len(self.tasks), rows)
         self._collected = 0
         self._truth = truth
@@ -127,7 +127,7 @@ class EntireSpaceCollector(Collector):
         return len(self._edges) > 2
 
     @property
-    def _is_given_away(self) -> bool:
+    def _sends_scores(self) -> bool:
         """Whether another process gets what is scored here."""
         return self._is_shared and not is_main()
 
@@ -155,7 +155,7 @@ class EntireSpaceCollector(Collector):
         if self._is_shared:
             for of_task in self._scores:
                 gather_to_main(of_task, self._edges)
-        if self._is_given_away:
+        if self._sends_scores:
             self.predictions = Predictions(self._truth, {})
             return None
         scores = self._scores.numpy()

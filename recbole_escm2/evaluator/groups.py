@@ -273,14 +273,14 @@ def _numbers_of(
 ) -> dict[str, Any]:
     known = own.truth.clicks_known
     counts = {k: n if known or k == COUNTS[0] else None for k, n in own.truth.counts().items()}
-    found = intervals(own, names, setting, item=item)
+    result = intervals(own, names, setting, item=item)
     return {
         **counts,
         "metrics": {
             name: dict(zip(("value", "low", "high"), map(_finite, ends), strict=True))
-            for name, ends in found.items()
+            for name, ends in result.items()
         },
-        "undefined": dict(found.undefined),
+        "undefined": dict(result.undefined),
     }
 
 

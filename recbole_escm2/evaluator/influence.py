@@ -31,7 +31,7 @@ Array = NDArray[Any]
 #: In a run's folder.
 INFLUENCE_FILE = "influence.npz"
 # metrics whose values are kept
-_KEPT = tuple(name for name in METRIC_NAMES if statistic_of(name)[0] == "AUC")
+_WITH_INFLUENCE = tuple(name for name in METRIC_NAMES if statistic_of(name)[0] == "AUC")
 # what numpy raises for a file that isn't one of its archives
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -112,9 +112,9 @@ class Influence:
         Raises:
             NoInfluenceError: there are none.
         """
-        if metric not in _KEPT:
+        if metric not in _WITH_INFLUENCE:
             raise NoInfluenceError(
-                f"what a test row contributes is known for {', '.join(_KEPT)} alone"
+                f"what a test row contributes is known for {', '.join(_WITH_INFLUENCE)} alone"
             )
         if metric not in self.values:
             raise NoInfluenceError("a run has kept no influence values of it (--fresh=True does)")
@@ -128,7 +128,7 @@ def influence_values(predictions: Predictions, metrics: Sequence[str]) -> dict[s
     """Influence values of those metrics that have them, float32, ``[rows of the metric]``."""
     by_metric = {}
     for metric in metrics:
-        if metric in _KEPT:
+        if metric in _WITH_INFLUENCE:
             try:
                 own = contributions(predictions, metric, Setting())
             except (UndefinedMetricError, NotPredictedError):
@@ -138,7 +138,7 @@ def influence_values(predictions: Predictions, metrics: Sequence[str]) -> dict[s
     return by_metric
 
 
-def keep_influence(
+def write_influence(
     folder: Path, predictions: Predictions, item: Array | None, metrics: Sequence[str]
 ) -> None:
     """Write the influence values of a run into its folder, and the test rows beside it, once.
@@ -153,13 +153,13 @@ def keep_influence(
     shared = _rows_file(folder, rows.digest)
     if not shared.is_file():
         clusters = {f"cluster{n}": ids for n, ids in enumerate(rows.clusters)}
-        _write(shared, {"click": rows.click, **clusters})
+        write_arrays(shared, {"click": rows.click, **clusters})
     values = influence_values(predictions, metrics)
-    _write(folder / INFLUENCE_FILE, {"digest": np.array(rows.digest), **values})
+    write_arrays(folder / INFLUENCE_FILE, {"digest": np.array(rows.digest), **values})
 
 
-def kept_influence(folder: Path) -> Influence:
-    """What :func:`keep_influence` wrote for a run; values are read when they are asked for.
+def read_influence(folder: Path) -> Influence:
+    """What :func:`write_influence` wrote for a run; values are read when they are asked for.
 
     Raises:
         NoInfluenceError: there is nothing, or it can't be read.
@@ -205,9 +205,19 @@ def _rows(file: Path) -> TestRows:
     )
 
 
-def _write(file: Path, arrays: Mapping[str, Array]) -> None:
+def write_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays into one file, compressed, whole or not at all."""
     with replacing(file) as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(file: Path) -> dict[str, Array]:
+    """All arrays of a file.
+
+    Raises:
+        NoInfluenceError: it can't be read.
+    """
+    return {name: _read(file, name) for name in _names(file)}
 
 
 def _names(file: Path) -> list[str]:

@@ -158,16 +158,16 @@ def intervals(
         draws: of clusters, for metrics without influence values.
         seed: of the draws.
     """
-    found = Intervals()
+    result = Intervals()
     rows = _Rows([predictions], item, draws, seed)
-    for name, own, (value,) in _defined(rows, names, setting, found):
+    for name, own, (value,) in _defined(rows, names, setting, result):
         try:
             low, high, _ = rows.interval(name, own, [value], level)
         except _Unknown as why:
-            found.unknown[name] = str(why)
+            result.unknown[name] = str(why)
             low = high = math.nan
-        found[name] = Interval(value, low, high)
-    return found
+        result[name] = Interval(value, low, high)
+    return result
 
 
 def differences(
@@ -190,18 +190,18 @@ def differences(
         item: ids of the items of the rows, ``[|D|]``, 0 where there is none.
         seed: of the draws.
     """
-    found = Differences()
+    result = Differences()
     rows = _Rows([first, second], item, DRAWS, seed)
-    for name, own, values in _defined(rows, names, setting, found):
+    for name, own, values in _defined(rows, names, setting, result):
         value = _difference(name, values)
         try:
             low, high, noise = rows.interval(name, own, values, level)
         except _Unknown as why:
-            found.unknown[name] = str(why)
-            found[name] = Difference(value)
+            result.unknown[name] = str(why)
+            result[name] = Difference(value)
         else:
-            found[name] = Difference(value, low, high, math.sqrt(noise.variance), noise.freedom)
-    return found
+            result[name] = Difference(value, low, high, math.sqrt(noise.variance), noise.freedom)
+    return result
 
 
 class _Unknown(ValueError):
@@ -212,7 +212,7 @@ def _defined(
     rows: _Rows,
     names: Iterable[str],
     setting: Setting | None,
-    found: Intervals | Differences,
+    result: Intervals | Differences,
 ) -> Iterable[tuple[str, Setting, list[float]]]:
     """Shown name, setting and values of each metric that has some; the others are noted."""
     setting = setting or Setting()
@@ -221,9 +221,9 @@ def _defined(
         try:
             values = [_value(name, own, one) for one in rows.predictions]
         except (UndefinedMetricError, NotPredictedError) as why:
-            found.undefined[name] = str(why)
+            result.undefined[name] = str(why)
             if isinstance(why, NotPredictedError):
-                found.lacking.add(name)
+                result.lacking.add(name)
         else:
             yield name, own, values
 
@@ -499,5 +499,5 @@ def _drawn(predictions: Predictions, rows: Array) -> Predictions:
         return again
     first = np.flatnonzero(np.diff(rows, prepend=-1))
     copy = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
-    apart = np.where(user == 0, 0, user.astype(np.int64) + copy * (int(user.max()) + 1))
-    return replace(again, truth=replace(again.truth, user=apart))
+    distinct_users = np.where(user == 0, 0, user.astype(np.int64) + copy * (int(user.max()) + 1))
+    return replace(again, truth=replace(again.truth, user=distinct_users))

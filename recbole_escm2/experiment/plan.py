@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recbole_escm2.config import Config
-from recbole_escm2.errors import UsageError, did_you_mean, plain_name
+from recbole_escm2.errors import UsageError, checked_name, did_you_mean
 from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
+from recbole_escm2.experiment.pruning import PRUNERS
 from recbole_escm2.experiment.request import Request, checked, read_request, split_list
+from recbole_escm2.experiment.screening import Screen, read_screen
 from recbole_escm2.experiment.seeds import Seeds, aa_row, read_seeds
 from recbole_escm2.experiment.study import DEFAULT_COLUMNS, Row, Tuning
 from recbole_escm2.experiment.trials import Candidate, best_settings, candidates
@@ -43,6 +45,9 @@ class Experiment:
         fresh: run everything anew.
         saved: keep the checkpoints.
         trials: settings that are tried a row; 1 is no tuning.
+        pruner: what ends hopeless trials, one of :data:`~pruning.PRUNERS`.
+        screen: what rows have to pass before they are tuned, where there is such a thing.
+        screening: what is tried for it.
         tuning: where rows are tuned first, what is tried.
         runs: the others, seed by seed, so that a stopped experiment has whole seeds; with
             ``trials``, as they are before any tuning.
@@ -64,6 +69,9 @@ class Experiment:
     fresh: bool
     saved: bool
     trials: int
+    pruner: str = PRUNERS[0]
+    screen: Screen | None = None
+    screening: Sequence[Candidate] = ()
     tuning: Sequence[Candidate] = ()
     runs: Sequence[PlannedRun] = ()
 
@@ -71,6 +79,21 @@ class Experiment:
     def seeds(self) -> Sequence[int]:
         """Of each row."""
         return self.seeding.of_table
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What is the same for all rows, by its name."""
+        tuned = self.trials > 1
+        return {
+            "dataset": self.dataset,
+            "seeds": [*self.seeds],
+            "valid_metric": self.metric,
+            "trials": self.trials,
+            "tuning_seed": self.seeding.of_tuning,
+            "tuning_share": self.seeding.tuning_share if tuned else None,
+            "pruner": self.pruner,
+            "settings": self.request.settings_of_all,
+        }
 
     def run_of(self, row: Row, config: Config, seed: int, trial: bool = False) -> PlannedRun:
         """The run of a row, or of one that is tried, with a seed."""
@@ -86,7 +109,7 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def _said_once() -> Iterator[None]:
+def _warning_once() -> Iterator[None]:
     """While the configurations of many runs are made, each warning is said for the first one."""
     said: set[str] = set()
 
@@ -103,7 +126,7 @@ def _said_once() -> Iterator[None]:
         logging.getLogger().removeFilter(is_new)
 
 
-@_said_once()
+@_warning_once()
 def make_experiment(options: Mapping[str, Any]) -> Experiment:
     """The experiment that a command line asks for.
 
@@ -125,6 +148,7 @@ def make_experiment(options: Mapping[str, Any]) -> Experiment:
         )
     trials = checked("trials", about.get("trials", 1), COUNT)
     seeding = read_seeds(about, configs.values(), trials)
+    screen = read_screen(about.get("screen"), rows, baseline, trials)
     if _with_aa_row(about, rows, seeding):
         rows = [*rows, aa_row(rows, baseline)]
         configs[rows[-1].label] = configs[baseline]
@@ -145,18 +169,32 @@ def make_experiment(options: Mapping[str, Any]) -> Experiment:
         fresh=checked("fresh", about.get("fresh", False), BOOLEAN),
         saved=checked("saved", about.get("saved", False), BOOLEAN),
         trials=trials,
+        pruner=_pruner(about.get("pruner"), trials, screen),
+        screen=screen,
     ).with_runs(rows, configs)
     if trials > 1:
-        experiment = replace(experiment, tuning=_tuning(experiment))
+        experiment = replace(experiment, tuning=_tuning(experiment, trials))
+    if screen is not None:
+        experiment = replace(experiment, screening=_tuning(experiment, screen.settings))
     if not (name := experiment.name):
         runs = [*experiment.runs, *(candidate.run for candidate in experiment.tuning)]
         digest = hashlib.sha256(" ".join(sorted(run.name for run in runs)).encode()).hexdigest()
         name = f"benchmark-{first['dataset']}-{digest[:8]}"
-    return replace(experiment, name=plain_name(name, "name"))
+    return replace(experiment, name=checked_name(name, "name"))
 
 
-def _tuning(experiment: Experiment) -> list[Candidate]:
-    """What is tried, row by row."""
+def _pruner(given: Any, trials: int, screen: Screen | None) -> str:
+    """What ends hopeless trials: a screening halves, where nobody says otherwise."""
+    pruner = PRUNERS[screen is not None] if given is None else given
+    if pruner not in PRUNERS:
+        raise UsageError(f"pruner must be {' or '.join(PRUNERS)}, got {given!r}")
+    if given == "halving" and trials == 1:
+        raise UsageError("pruner: it ends trials, of which there are none: --trials=N")
+    return str(pruner)
+
+
+def _tuning(experiment: Experiment, trials: int) -> list[Candidate]:
+    """What is tried with so many settings a row, row by row."""
     seed = experiment.seeding.of_tuning
     assert seed is not None
 
@@ -167,11 +205,21 @@ def _tuning(experiment: Experiment) -> list[Candidate]:
         candidate
         for row in experiment.rows
         if not row.aa
-        for candidate in candidates(experiment.request, row, experiment.trials, seed, plan)
+        for candidate in candidates(experiment.request, row, trials, seed, plan)
     ]
 
 
-@_said_once()
+def with_carried_on_rows(experiment: Experiment, labels: Collection[str]) -> Experiment:
+    """The experiment with the rows that a screening has left, and the A/A row."""
+    return replace(
+        experiment,
+        rows=[row for row in experiment.rows if row.aa or row.label in labels],
+        runs=[run for run in experiment.runs if run.row.aa or run.row.label in labels],
+        tuning=[candidate for candidate in experiment.tuning if candidate.row in labels],
+    )
+
+
+@_warning_once()
 def with_tuned_rows(experiment: Experiment, tuning: Tuning) -> Experiment:
     """The experiment with the settings in its rows that were best on validation.
 

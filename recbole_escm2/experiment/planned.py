@@ -16,9 +16,16 @@ from recbole_escm2.experiment.study import Row
 from recbole_escm2.keys import PAIR
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import PRIMARY_CVR
-from recbole_escm2.output import plain_data
+from recbole_escm2.output import to_builtins
 from recbole_escm2.tasks import learns_both
-from recbole_escm2.train.run import Run, beginning, code_and_versions, effective, given_settings
+from recbole_escm2.train.run import (
+    Run,
+    beginning,
+    checkpoints_elsewhere,
+    code_and_versions,
+    effective,
+    given_settings,
+)
 
 #: What a run that is only tried doesn't write, whatever is asked of those of the table.
 OF_TRIALS: Mapping[str, Any] = {"save_predictions": [], "by": [], "final_fit": False}
@@ -86,6 +93,7 @@ def plan_run(
         parts=PAIR if learns_both(config) else (),
         saved=saved,
         of_experiment=True,
+        checkpoints=checkpoints_elsewhere(config, saved),
         selects=own.get("final_fit", config["final_fit"]),
         row=row,
         seed=own["seed"],
@@ -100,4 +108,4 @@ def _data(config: Config, own: Mapping[str, Any]) -> Any:
         open_store(config)  # so that what is wrong with the data is said before anything runs
     of_run = copy.copy(config)
     of_run.final_config_dict = {**config.final_config_dict, **own}
-    return plain_data(identity(of_run))
+    return to_builtins(identity(of_run))

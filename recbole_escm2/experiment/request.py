@@ -16,13 +16,15 @@ from recbole_escm2.keys import BOOLEAN, FAMILY, NOT_SWEPT, Kind, wrong_value
 from recbole_escm2.lookup import find_model
 from recbole_escm2.metric_names import own_names
 from recbole_escm2.model import EntireSpaceRecommender
+from recbole_escm2.output import to_builtins
 from recbole_escm2.own_code import import_own_metric, refuse_own_metrics
 from recbole_escm2.property_files import parse_value, read_yaml
+from recbole_escm2.train.run import WITHOUT_EFFECT
 
 #: Keys of a benchmark, on the command line and in its file, besides config keys.
 KEYS = (
     *("aa_row", "baseline", "benchmark", "columns", "fresh", "jobs", "models", "name", "saved"),
-    *("seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
+    *("pruner", "screen", "seeds", "sweep", "trials", "tuning_seed", "tuning_share"),
 )
 
 _NEVER_SWEPT = NOT_SWEPT | {"columns", "config_files", "seeds"}
@@ -55,6 +57,13 @@ class Request:
         return files | {
             k: parse_value(v) if isinstance(v, str) else v for k, v in self.settings.items()
         }
+
+    @property
+    def settings_of_all(self) -> dict[str, Any]:
+        """What :attr:`shared` sets, config files read, without what changes no number."""
+        given = {**self._of_files, **self.shared}
+        left_out = {*WITHOUT_EFFECT, "config_files", "metrics"}
+        return to_builtins({k: v for k, v in given.items() if k not in left_out})
 
     def rows(self) -> list[Row]:
         """Each entry with each combination of the swept values that has an effect on it.
@@ -302,7 +311,7 @@ def _from_file(file: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _option(key: str, text: str) -> Any:
-    if key in ("name", "baseline"):
+    if key in ("name", "baseline", "pruner"):
         return text
     if key == "columns":
         for name in own_names(text):

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +17,17 @@ from typing import Any
 from unittest.mock import patch
 
 from recbole_escm2.errors import UsageError
+from recbole_escm2.experiment import preload
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
-from recbole_escm2.limits import read_json
 from recbole_escm2.output import beside, make_folder, remove_abandoned
+from recbole_escm2.pool import without_main_module
 from recbole_escm2.threads import spinning_bounded_in_children
-from recbole_escm2.train.run import HISTORY_FILE
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 5.0  # from a polite request to a kill
+_SERVER_GONE = 255  # multiprocessing's, where the server can't tell how a process has ended
+_STARTS = 3
 # Of a folder for sockets, whose paths the system takes up to some 104 bytes long, with 32 of them
 # for what multiprocessing puts into the folder.
 _LONGEST_FOLDER = 70
@@ -40,19 +41,25 @@ class Outcome:
         run: the run.
         result: what its ``result.json`` holds; None where it failed or was stopped.
         reason: why there is no result.
+        score: the best on validation until then, where it was pruned.
     """
 
     run: PlannedRun
     result: Mapping[str, Any] | None
     reason: str = ""
+    score: float | None = None
 
 
 def finished(run: PlannedRun) -> Outcome | None:
-    """The outcome of a run that was done before."""
+    """The outcome of a run that was done before; what only going on needed goes, which it has left
+    where it was killed right after its end."""
     try:
-        return Outcome(run, run.result()) if run.is_done() else None
+        outcome = Outcome(run, run.result()) if run.is_done() else None
     except FileNotFoundError:
         return None
+    if outcome is not None:
+        run.forget_progress()
+    return outcome
 
 
 class Process:
@@ -64,26 +71,25 @@ class Process:
         if run.folder.is_symlink():
             raise UsageError(f"{run.folder} is a link, and a run's folder is emptied: remove it")
         make_folder("output_dir", run.folder)
-        self._process = _server().Process(target=main, args=(run,))
-        with spinning_bounded_in_children(), _without_main_module():
-            self._process.start()
+        self._process = _begin(run)
+        self._starts = 1
 
     def poll(self) -> Outcome | None:
-        """The outcome, once there is one."""
+        """The outcome, once there is one.
+
+        Where the server was killed, the run's process, if it is still there, goes on alone: another
+        one then waits for it, or does the run.
+        """
         code = self._process.exitcode
+        if code == _SERVER_GONE and self.stopped is None and self._starts < _STARTS:
+            self._process = _begin(self.run)
+            self._starts += 1
+            return None
         if code is None:
             return None
         if code == 0:
             return Outcome(self.run, self.run.result())
         return Outcome(self.run, None, self.stopped or self._why(code))
-
-    def history(self) -> list[dict[str, Any]]:
-        """The epochs that the run has behind it, as :attr:`EntireSpaceTrainer.history`."""
-        try:
-            epochs: list[dict[str, Any]] = read_json(self.run.folder / HISTORY_FILE)
-        except FileNotFoundError:
-            return []
-        return epochs
 
     def stop(self, reason: str) -> None:
         """End the run before its time."""
@@ -108,6 +114,24 @@ class Process:
         said = [line for line in text.splitlines() if line.strip()]
         last = (said or [f"it ended with exit code {code}"])[-1]
         return last.removeprefix("error: ")
+
+
+def _begin(run: PlannedRun) -> Any:
+    """The process of a run, which has begun.
+
+    Raises:
+        UsageError: the server that makes it is killed time and again.
+    """
+    for _ in range(_STARTS):
+        process = _server().Process(target=main, args=(run,))
+        with (
+            spinning_bounded_in_children(),
+            without_main_module(),
+            contextlib.suppress(EOFError, ConnectionError),  # it was killed before it answered
+        ):
+            process.start()
+            return process
+    raise UsageError("the process that makes those of the runs was killed: was memory short?")
 
 
 def execute(
@@ -149,20 +173,6 @@ def execute(
             process.stop("stopped")
 
 
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep a new process from importing the program's main module, of which runs need nothing.
-
-    A script without ``if __name__ == "__main__"`` would do all of its work again there.
-    """
-    main_module = sys.modules["__main__"]
-    with (
-        patch.object(main_module, "__spec__", None),
-        patch.object(main_module, "__file__", None, create=True),
-    ):
-        yield
-
-
 def _has_server() -> bool:
     return "forkserver" in multiprocessing.get_all_start_methods()
 
@@ -172,12 +182,13 @@ def _server() -> Any:
     if not _has_server():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([main.__module__])
+    context.set_forkserver_preload([preload.__name__])
     _hold_temporary_folder()
     # While it imports, Ctrl-C would be its own too, and end in a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with spinning_bounded_in_children():
+        began = {preload.PARENT: str(os.getpid())}
+        with spinning_bounded_in_children(), patch.dict(os.environ, began):
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import platform
 import threading
 import time
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_escm2.errors import UsageError, plain_name
+from recbole_escm2.errors import UsageError, checked_name
 from recbole_escm2.experiment.interrupt import say, terminated_as_interrupted
 from recbole_escm2.experiment.planned import OF_TRIALS, PlannedRun, plan_run
 from recbole_escm2.experiment.request import checked, read_request
@@ -39,7 +41,16 @@ from recbole_escm2.experiment.worker import OUTPUT_FILE
 from recbole_escm2.keys import COUNT
 from recbole_escm2.lookup import model_path
 from recbole_escm2.metric_names import score_of
-from recbole_escm2.output import csv_text, lock, make_folder, plain_data, table, write_whole
+from recbole_escm2.output import (
+    at_work,
+    beside,
+    csv_text,
+    lock,
+    make_folder,
+    table,
+    to_builtins,
+    write_whole,
+)
 from recbole_escm2.own_code import without_own_metrics
 from recbole_escm2.property_files import parse_value
 from recbole_escm2.threads import threads_of
@@ -59,6 +70,7 @@ _PRUNED = "pruned"
 # Seconds between two signs of life of a trial, and without one until others take it over. To take
 # over one that lives does no harm: a run is done once, and who comes second waits for its result.
 _HEARTBEAT, _GRACE = 2, 20
+_OWNER = "search"  # machine, folder and sign of the search that is at a trial
 _SUBJECT = "subject"
 _WORSE = "worse_than_constant"  # the tasks of the models that are; None: the run as a whole
 _EXCESS = "excess_loss"  # over that of a constant prediction, as a share
@@ -67,7 +79,7 @@ _SCORES = "scores"  # of the two models of a pair: metric, score, whether bigger
 _NOTES = {
     **{"reason": str, "run": str, "test_result": dict, _SCORES: dict},
     **{"retry_history": list, "fixed_params": dict, _WORSE: list},
-    **{_EXCESS: float, "constraints": list},
+    **{_EXCESS: float, "constraints": list, _OWNER: list},
 }
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -145,7 +157,7 @@ def search(options: Mapping[str, str]) -> int:
     check_tunable(plan.ranges.config, "search")
     make_folder("output_dir", plan.folder)
     stopped = False
-    with _quiet():
+    with _quiet(), _storage_errors(plan.url):
         searcher = Searcher(plan)
         searcher.try_again()
         say(
@@ -169,7 +181,24 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage is supposed")
+        warnings.filterwarnings("ignore", "`constraints_func` has been deprecated")
         yield
+
+
+@contextlib.contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    """An error of the storage, such as a full disk, is a UsageError of one line."""
+    try:
+        yield
+    except StorageInternalError as error:
+        raise _of_storage(url, error) from error
+
+
+def _of_storage(url: str, error: Exception) -> UsageError:
+    """In one line, and in the database's own words where it is Optuna or SQLAlchemy that hands it
+    on."""
+    said = getattr(error.__cause__ or error, "orig", error)
+    return UsageError(f"storage {url}: {' '.join(str(said).split())}")
 
 
 def make_search(options: Mapping[str, str]) -> Search:
@@ -201,7 +230,7 @@ def make_search(options: Mapping[str, str]) -> Search:
         jobs=checked("jobs", parse_value(str(own["jobs"])), COUNT),
         sampler=own["sampler"],
         pruner=own["pruner"],
-        name=plain_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
+        name=checked_name(own["name"] or f"search-{config['model']}-{config['dataset']}", "name"),
         storage=own["storage"],
     )
 
@@ -223,6 +252,8 @@ class Searcher:
         self.plan = plan
         self._at_work: dict[str, optuna.Trial] = {}  # by the label of its run's row
         self._reported: dict[str, int] = {}  # validations of it that the pruner knows
+        self._pruned: set[str] = set()
+        self._owner = [platform.node(), str(plan.folder), ""]
         with self._alone():  # Optuna doesn't expect two to make one database
             self._open()
         self._study_id = self.storage.get_study_id_from_name(plan.name)
@@ -237,7 +268,7 @@ class Searcher:
                 plan.url,
                 heartbeat_interval=_HEARTBEAT,
                 grace_period=_GRACE,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                heartbeat_stale_trial_callback=self._queue_again,
             )
             self.study = optuna.create_study(
                 storage=self.storage,
@@ -248,7 +279,7 @@ class Searcher:
             )
             trials, about = self.study.get_trials(deepcopy=False), self.study.user_attrs
         except Exception as error:  # each database has errors of its own
-            raise UsageError(f"storage {plan.url}: {error}") from error
+            raise _of_storage(plan.url, error) from error
         before, subject = about.get(_SUBJECT), plan.subject()
         if not isinstance(before, dict | None):
             raise UsageError(f"storage {plan.url} wasn't written by a search")
@@ -290,32 +321,73 @@ class Searcher:
         with self._alone():
             for trial in self.trials(TrialState.FAIL):
                 if numbers is None or trial.number in numbers:
-                    RetryHeartbeatStaleTrialCallback()(self.study, trial)
+                    self._queue_again(self.study, trial)
+
+    def _queue_again(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Queue a trial again with its values; those of one that was killed while they were drawn
+        are drawn anew, all of them, as what is drawn depends on what was drawn before."""
+        trial = copy.deepcopy(trial)
+        trial.user_attrs = {}
+        if trial.params.keys() != self.plan.ranges.space.keys():
+            trial.params, trial.distributions = {}, {}
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+
+    def _fail_abandoned(self) -> None:
+        """Queue again the trials of searches that are no more. Of those in this folder it is known
+        at once, by the file that each one locks, of others by their signs of life alone."""
+        fail_stale_trials(self.study)
+        living = [[name] for name in at_work(self._sign)]
+        for trial in self.trials(TrialState.RUNNING):
+            owner = trial.user_attrs.get(_OWNER)
+            if owner is None:  # killed before it was noted, which is done while no other proposes
+                begun = trial.datetime_start or datetime.now()
+                late = datetime.now() - begun > timedelta(seconds=_GRACE)
+                abandoned = late or self.plan.storage is None
+            else:
+                abandoned = owner[:2] == self._owner[:2] and owner[2:] not in living
+            if abandoned:
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self._queue_again(self.study, trial)
+
+    @property
+    def _sign(self) -> Path:
+        """Beside which each search at work has a file of its own."""
+        return self.plan.folder / "at-work"
 
     def search(self) -> None:
         """Ask for trials and do them until there are as many as asked for."""
-        runs = iter(self._propose, object())
-        over = threading.Event()
-        signs_of_life = threading.Thread(target=self._beat, args=(over,))
-        signs_of_life.start()
-        try:
+        with beside(self._sign) as sign, self._alive():
+            self._owner[2] = sign.name
+            runs = iter(self._propose, object())
             while True:
                 for outcome in execute(runs, self.plan.jobs, watch=self._watch):
                     self._tell(self._at_work.pop(outcome.run.row.label), outcome)
                 if not self._wait_for_others():
                     return
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """With signs of life of the trials at work; those that are stopped are done again next
+        time."""
+        over = threading.Event()
+        signs_of_life = threading.Thread(target=self._beat, args=(over,))
+        signs_of_life.start()
+        try:
+            yield
         finally:
             over.set()
             signs_of_life.join()
-            for trial in self._at_work.values():  # stopped: they are done again next time
+            for trial in self._at_work.values():
                 self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             self.try_again([trial.number for trial in self._at_work.values()])
 
     def _beat(self, over: threading.Event) -> None:
         """Give signs of life of the trials at work, whatever the search itself waits for."""
         while not over.wait(_HEARTBEAT):
-            for trial in list(self._at_work.values()):
-                self._give_sign_of_life(trial)
+            with contextlib.suppress(StorageInternalError):  # the search itself says it
+                for trial in list(self._at_work.values()):
+                    self._give_sign_of_life(trial)
 
     def _give_sign_of_life(self, trial: optuna.Trial) -> None:
         own = self.storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
@@ -330,7 +402,8 @@ class Searcher:
         end = time.monotonic() + _GRACE + 2 * _HEARTBEAT
         while time.monotonic() < end and self.trials(TrialState.RUNNING):
             time.sleep(0.5)
-            fail_stale_trials(self.study)
+            with self._alone():
+                self._fail_abandoned()
         return bool(self.trials(TrialState.WAITING))
 
     def _propose(self) -> PlannedRun | None:
@@ -341,13 +414,14 @@ class Searcher:
         plan = self.plan
         while True:
             with self._alone():
-                fail_stale_trials(self.study)
+                self._fail_abandoned()
                 number = len(self.trials(*_OVER, TrialState.RUNNING))
                 if number >= plan.trials:
                     return None
                 seed = plan.ranges.config["seed"]
                 self.study.sampler = sampler_of(plan.sampler, seed, number, _excess_of)
                 trial = self.study.ask(plan.ranges.space)
+                trial.set_user_attr(_OWNER, self._owner)
                 self._give_sign_of_life(trial)
             try:
                 run = plan.run_of(trial.number, trial.params)
@@ -364,18 +438,22 @@ class Searcher:
         label = process.run.row.label
         trial = self._at_work[label]
         with contextlib.suppress(UpdateFinishedTrialError):  # another search has taken it over
-            news = process.stopped is None and self._report(label, trial, process.history())
-            if news and trial.should_prune():
+            if process.stopped is None and self._prunes(label, trial, process.run.history()):
                 process.stop(_PRUNED)
 
-    def _report(self, label: str, trial: optuna.Trial, epochs: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell the pruner what is new among a run's validations, and whether anything is."""
-        metric, known = self.plan.metric, self._reported.get(label, 0)
+    def _prunes(self, label: str, trial: optuna.Trial, epochs: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a run is stopped by one of its validations, which are told to the pruner one by
+        one, so that it doesn't depend on when, and of how many at once, they are read."""
+        metric = self.plan.metric
         validated = [epoch for epoch in epochs if "valid" in epoch]
-        for epoch in validated[known:]:
+        for epoch in validated[self._reported.get(label, 0) :]:
+            if label in self._pruned:
+                break
             trial.report(score_of(metric, epoch["valid"][metric]), epoch["epoch"])
-        self._reported[label] = len(validated)
-        return len(validated) > known
+            self._reported[label] = self._reported.get(label, 0) + 1
+            if trial.should_prune():
+                self._pruned.add(label)
+        return label in self._pruned
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         try:
@@ -391,29 +469,30 @@ class Searcher:
 
     def _note(self, trial: optuna.Trial, outcome: Outcome) -> str:
         """Write down how a trial ended, and say it."""
-        if outcome.result is not None:
-            value, scores = outcome.result["best_valid_score"], scores_of(outcome.result)
-            if self.plan.ranges.parts:  # two trainings have no common validation
-                of_parts = {part: scores[part] for part in self.plan.ranges.parts}
-                trial.set_user_attr(_SCORES, of_parts)
-            else:
-                epochs = outcome.result["trainings"][0]["epochs"]
-                self._report(outcome.run.row.label, trial, epochs)
+        reason, parts = outcome.reason, self.plan.ranges.parts
+        if outcome.result is not None and not parts:  # two trainings have no common validation
+            epochs = outcome.result["trainings"][0]["epochs"]
+            if self._prunes(outcome.run.row.label, trial, epochs):
+                reason = _PRUNED  # one that was faster than who looks
+        if outcome.result is not None and reason != _PRUNED:
+            value = outcome.result["best_valid_score"]
+            if parts:
+                scores = scores_of(outcome.result)
+                trial.set_user_attr(_SCORES, {part: scores[part] for part in parts})
             trial.set_user_attr("test_result", outcome.result["test_result"])
-            parts = (None, *self.plan.ranges.parts)
-            worse = [part for part in parts if is_worse(outcome.result, part)]
+            worse = [part for part in (None, *parts) if is_worse(outcome.result, part)]
             trial.set_user_attr(_WORSE, worse)
             trial.set_user_attr(_EXCESS, excess_loss(outcome.result))
             self.study.tell(trial, value, skip_if_finished=True)
             than = ", worse than a constant prediction" if worse else ""
             return f"{self.plan.metric} {value:.4f} on validation{than}"
-        if outcome.reason == _PRUNED:
+        if reason == _PRUNED:
             outcome.run.forget_progress()
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             return "pruned"
-        trial.set_user_attr("reason", outcome.reason)
+        trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        return f"failed: {outcome.reason} (log: {outcome.run.folder / OUTPUT_FILE})"
+        return f"failed: {reason} (log: {outcome.run.folder / OUTPUT_FILE})"
 
 
 class _Learned(optuna.Study):
@@ -588,11 +667,11 @@ def _best_yaml(settings: Mapping[str, Any], which: str, plan: Search) -> str:
     config = plan.ranges.request.config(best)
     content = {"model": model_path(config.model_class), "dataset": config["dataset"]}
     content |= {
-        k: v for k, v in plain_data(config.external_config_dict).items() if k not in content
+        k: v for k, v in to_builtins(config.external_config_dict).items() if k not in content
     }
     head = f"# The best of {which}.\n"
-    plain = without_own_metrics(content)
-    if plain != content:
+    shared = without_own_metrics(content)
+    if shared != content:
         head += "# Metrics of your own aren't in it, as no file chooses code: name them again.\n"
-        content = plain
+        content = shared
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -18,6 +18,7 @@ from recbole_escm2.experiment.statistics import (
     Comparison,
     Design,
     Draws,
+    cost,
     tabulate,
 )
 from recbole_escm2.metric_names import primary_metrics
@@ -36,6 +37,10 @@ DEFAULT_COLUMNS = (
     "IEB",
     "PIP",
 )
+
+
+#: Models that learn nothing: the base rates and the true probabilities.
+BOUNDS = ("Constant", "Oracle")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Trial:
         reason: why there is no score.
         metric: of validation, where it isn't that of all rows.
         worse: whether a constant prediction is better: the best only where all are.
+        pruned: whether it was ended before its time, with its best score until then.
+        seconds: that its trainings took; of one of two models, its own.
+        about: of its run: ``settings``, ``digests``, ``processor``, ``versions``, as far as known.
     """
 
     chosen: Mapping[str, Any]
@@ -80,6 +88,9 @@ class Trial:
     reason: str = ""
     metric: str | None = None
     worse: bool = False
+    pruned: bool = False
+    seconds: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def part_label(label: str, task: str) -> str:
@@ -107,13 +118,70 @@ class Tuning:
 
     def best(self, label: str) -> Trial:
         """What was best for a row; the row as it is where no trial came to its end."""
-        tried = self.by_row[label]
-        scored = [trial for trial in tried if trial.score is not None]
+        return best_trial(self.by_row[label])
 
-        def rank(trial: Trial) -> tuple[bool, float]:
-            return not trial.worse, (trial.score or 0) * (1 if trial.bigger else -1)
 
-        return max(scored, key=rank, default=tried[0])
+def best_trial(tried: Sequence[Trial]) -> Trial:
+    """What was best on validation; the first where no trial came to its end."""
+    scored = [trial for trial in tried if trial.score is not None and not trial.pruned]
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return not trial.worse, (trial.score or 0) * (1 if trial.bigger else -1)
+
+    return max(scored, key=rank, default=tried[0])
+
+
+@dataclass(frozen=True)
+class Screened:
+    """How a row was screened.
+
+    Attributes:
+        label: the row's.
+        model: its model.
+        score: the best on validation, None where it has none.
+        why: it goes on: ``by right`` or ``by validation``; empty where it doesn't.
+        by_part: what was tried, by its label or that of each of its two models.
+    """
+
+    label: str
+    model: str
+    score: float | None
+    why: str
+    by_part: Mapping[str, Sequence[Trial]]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """How few rows were chosen of many, on validation alone.
+
+    Attributes:
+        settings: tried a row.
+        metric: of validation, which chose.
+        rows: all of them.
+    """
+
+    settings: int
+    metric: str
+    rows: Sequence[Screened]
+
+    @property
+    def left(self) -> list[Screened]:
+        """The rows that don't go on, the best first."""
+        left = [row for row in self.rows if not row.why]
+        scored = [row for row in left if row.score is not None]
+        scored.sort(key=lambda row: cost(self.metric, row.score or 0.0))
+        return [*scored, *(row for row in left if row.score is None)]
+
+
+def rival_of(rows: Sequence[Row], baseline: str) -> str | None:
+    """The label of the logistic regression, where it is a row and not the baseline."""
+    labels = [
+        row.label
+        for model in ("LogisticRegression", "LR")  # ours is at its optimum
+        for row in rows
+        if row.model == model and not row.aa
+    ]
+    return labels[0] if labels and baseline not in labels else None
 
 
 def _test_share(run: Mapping[str, Any]) -> float | None:
@@ -157,6 +225,9 @@ class Study:
         failures: why a run has no result, by label and seed.
         shared: config keys that are the user's and the same for all rows.
         tuning: how the settings of the rows were chosen, where they were.
+        screening: how the rows were, where they were.
+        protocol: what was the same for all rows, by its name: a row of another study belongs to
+            this one only where it is the same there.
         named: metrics that the user named: where no run has one, the reports say why.
         primary: the metrics that verdicts are about; by default those of
             :func:`~recbole_escm2.evaluator.catalogue.primary_metrics`.
@@ -175,6 +246,8 @@ class Study:
     failures: Mapping[tuple[str, int], str] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
+    screening: Screening | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     named: Sequence[str] = ()
     primary: tuple[str, ...] = ()
     influence: Callable[[str, int], Influence] | None = None
@@ -221,13 +294,7 @@ class Study:
     @property
     def rival(self) -> str | None:
         """The label of the logistic regression, where it is a row and not the baseline."""
-        labels = [
-            row.label
-            for model in ("LogisticRegression", "LR")  # ours is at its optimum
-            for row in self.rows
-            if row.model == model and not row.aa
-        ]
-        return labels[0] if labels and self.baseline not in labels else None
+        return rival_of(self.rows, self.baseline)
 
     @property
     def again(self) -> list[str]:
@@ -237,7 +304,7 @@ class Study:
     @property
     def bounds(self) -> list[str]:
         """The labels of rows that learn nothing: the base rates and the true probabilities."""
-        return [row.label for row in self.rows if row.model in ("Constant", "Oracle")]
+        return [row.label for row in self.rows if row.model in BOUNDS]
 
     @cached_property
     def table(self) -> dict[str, dict[str, Cell]]:
@@ -278,13 +345,18 @@ class Study:
         }
         if len(rows) > 1:
             raise NoInfluenceError("its runs weren't scored on the same test rows")
-        total = self._mean_influence(label, metric, tuple(seeds))
+        total = self.mean_influence(label, metric, tuple(seeds))
         if other is not None:
-            total = total - self._mean_influence(other, metric, tuple(seeds))
+            total = total - self.mean_influence(other, metric, tuple(seeds))
         return cluster_variance(total, self._influence(label, seeds[0]).rows.clusters_of(metric))
 
-    def _mean_influence(self, label: str, metric: str, seeds: tuple[int, ...]) -> NDArray[Any]:
-        """Over the seeds of a row; the last ones are kept, as others are compared with them."""
+    def mean_influence(self, label: str, metric: str, seeds: tuple[int, ...]) -> NDArray[Any]:
+        """What single test rows contribute to a mean over seeds; the last ones are kept, as others
+        are compared with them.
+
+        Raises:
+            NoInfluenceError: it isn't known.
+        """
         key = (label, metric, seeds)
         if key not in self._means:
             total = np.zeros(1)

@@ -19,6 +19,7 @@ from recbole_escm2.experiment.space import Space, ranges_of, settings_of
 from recbole_escm2.experiment.study import Row, Trial, Tuning, part_label
 from recbole_escm2.keys import PAIR, PART_SETTINGS
 from recbole_escm2.tasks import learns_both
+from recbole_escm2.train.run import WITHOUT_EFFECT
 
 SAMPLERS = ("tpe", "random")
 _NO_LOSS = 1e9  # in place of a share that can't be told
@@ -161,37 +162,68 @@ def excess_loss(result: Mapping[str, Any]) -> float:
 
 # --------------------------------------------------------------------------- of a benchmark
 
+# what a trial keeps of what its run's result.json holds
+_OF_RUN = ("digests", "processor", "versions", "threads")
+
+
+def about_settings(run: PlannedRun) -> dict[str, Any]:
+    """The config keys of a run that aren't defaults, without those that change no number."""
+    return {key: value for key, value in run.settings.items() if key not in WITHOUT_EFFECT}
+
 
 @dataclass(frozen=True)
 class Candidate:
     """Settings that are tried for a row of a benchmark.
 
     Attributes:
-        label: the row's, or that of one of its two models.
+        row: its label.
         chosen: what was drawn, by config key; empty where the row is tried as it is.
         run: that tries them; two models are tried in one.
+        config: of that run.
         part: ``ctr`` or ``cvr``, where it is about one of two models.
     """
 
-    label: str
+    row: str
     chosen: Mapping[str, Any]
     run: PlannedRun
+    config: Config
     part: str | None = None
 
-    def trial(self, result: Mapping[str, Any] | None, reason: str) -> Trial:
+    @property
+    def label(self) -> str:
+        """The row's, or that of one of its two models."""
+        return self.row if self.part is None else part_label(self.row, self.part)
+
+    def trial(
+        self, result: Mapping[str, Any] | None, reason: str, score: float | None = None
+    ) -> Trial:
         """How it went.
 
         Args:
-            result: what its run's ``result.json`` holds, None where it failed.
-            reason: why it failed.
+            result: what its run's ``result.json`` holds, None where it failed or was pruned.
+            reason: why it failed, or when it was pruned.
+            score: the best on validation until it was pruned.
         """
         if result is None:
-            return Trial(self.chosen, None, True, self.run.name, reason)
+            seconds = sum(epoch.get("seconds") or 0.0 for epoch in self.run.history())
+            about = {"settings": about_settings(self.run), "digests": {"code": self.run.code}}
+            return Trial(
+                *(self.chosen, score, True, self.run.name, reason),
+                pruned=score is not None,
+                seconds=seconds,
+                about=about,
+            )
         scores = scores_of(result)
         metric, score, bigger = scores.get(self.part, scores[None])
-        shown = None if self.part is None else metric
-        worse = is_worse(result, self.part)
-        return Trial(self.chosen, float(score), bigger, self.run.name, metric=shown, worse=worse)
+        of_part = [t for t in result["trainings"] if t.get("task") == self.part] or [result]
+        known = {name: result[name] for name in _OF_RUN if name in result}
+        return Trial(
+            *(self.chosen, float(score), bigger, self.run.name),
+            metric=None if self.part is None else metric,
+            worse=is_worse(result, self.part),
+            seconds=of_part[0].get("seconds"),
+            about={"settings": about_settings(self.run), **known},
+        )
 
 
 def candidates(
@@ -229,10 +261,12 @@ def candidates(
         drawn = {name: value for name, value in drawn.items() if name.startswith(parts or "")}
         tried = ranges.tried(f"{row.label}, trial {number}", drawn)
         config = request.config(tried)
-        run = plan(tried, part_config(config, parts[0]) if len(parts) == 1 else config)
-        for part in parts or (None,):
-            label = row.label if part is None else part_label(row.label, part)
-            listed.append(Candidate(label, ranges.chosen(drawn, part), run, part))
+        config = part_config(config, parts[0]) if len(parts) == 1 else config
+        run = plan(tried, config)
+        listed += [
+            Candidate(row.label, ranges.chosen(drawn, part), run, config, part)
+            for part in parts or (None,)
+        ]
     return listed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -109,7 +110,7 @@ def write(name: str, graph: Graph, folder: Path) -> list[str]:
     with _quietly():
         try:
             _WRITERS[name](program, graph, path)
-        except UsageError:
+        except (UsageError, OSError):
             raise
         except Exception as error:  # of three libraries' many kinds
             raise _refused(f"be written as {name}", error) from error
@@ -143,7 +144,9 @@ def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> None:
 
 
 def _write_torch(program: ExportedProgram, graph: Graph, path: Path) -> None:
-    torch.export.save(program, path)
+    whole = io.BytesIO()  # into a file on a full disk, torch ends the process
+    torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())
 
 
 def _write_aoti(program: ExportedProgram, graph: Graph, path: Path) -> None:
@@ -290,7 +293,7 @@ def _embedding_bag(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum (mode 0) or mean (1) of the rows of each bag, as torch's kernel."""
     values = indices.shape[0]
-    ends = torch.cat([offsets[1:], offsets.new_full((1,), 1) * values])
+    ends = torch.cat([offsets, offsets.new_full((1,), 1) * values])[1:]  # none of no bag
     row = _row_of(ends, values)
     rows = weight[indices]
     if per_sample_weights is not None:

@@ -17,7 +17,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.export.formats import DATA_FILE, FILES
 from recbole_escm2.export.graph import UNKNOWN_ID, Graph
 from recbole_escm2.limits import read_json
-from recbole_escm2.output import plain_data, versions, write_json, write_whole
+from recbole_escm2.output import to_builtins, versions, write_json, write_whole
 from recbole_escm2.serve.scorer import Scorer
 
 FORMAT = "recbole_escm2 export 1"
@@ -61,7 +61,7 @@ def about(scorer: Scorer, graph: Graph) -> dict[str, Any]:
     first = scorer.models[0]
     calibration = first.calibration
     return {
-        "model": scorer.config["model"],
+        "model": scorer.name,
         "dataset": scorer.config["dataset"],
         "inputs": [
             {"name": own.name, "field": own.field, "type": own.type, "shape": [own.size]}
@@ -84,7 +84,7 @@ def about(scorer: Scorer, graph: Graph) -> dict[str, Any]:
             "in_graph": True,
         },
         "support": _support(scorer, graph),
-        "data": plain_data(dict(first.data)),
+        "data": to_builtins(dict(first.data)),
     }
 
 

@@ -288,6 +288,7 @@ def recbole_towers(backbone: str, names: Sequence[str], config: Any, dataset: An
     traits = RECBOLE[backbone]
     towers = nn.ModuleDict({name: tower(config, dataset) for name in names})
     first: Any = towers[names[0]]
+    check_pairs(f"backbone {backbone}", first)
     if traits.needs_pair and first.num_feature_field < 2:
         raise UsageError(
             f"backbone {backbone} is made of pairs of features, and {dataset.dataset_name} has "
@@ -300,6 +301,31 @@ def recbole_towers(backbone: str, names: Sequence[str], config: Any, dataset: An
         for other in towers.values():
             setattr(other, own, getattr(first, own))
     return towers
+
+
+def check_pairs(name: str, model: Any) -> None:
+    """Make sure that each feature of RecBole's FwFM has a place in the weights of its pairs.
+
+    Args:
+        name: of the model or backbone, for the message.
+        model: any of RecBole's context-aware ones.
+
+    Raises:
+        UsageError: one has none, and the first batch would end in a KeyError of RecBole's code.
+    """
+    kind: Any = recbole_context_model("FwFM")
+    if not isinstance(model, kind):
+        return
+    given = {own for own, number in model.feature2id.items() if number in model.feature2field}
+    lists = ("token", "token_seq", "float", "float_seq")
+    named = [own for kind in lists for own in getattr(model, f"{kind}_field_names")]
+    if lacking := [own for own in named if own not in given]:
+        raise UsageError(
+            f"RecBole's own code of {name} gives no weight to pairs with {', '.join(lacking)}: it "
+            "knows no lists of numbers, and where the key fields is set, only those that it names. "
+            f"Leave {'them' if len(lacking) > 1 else 'it'} out (numerical_features, fields), or "
+            "choose another model"
+        )
 
 
 def drop_embedding(model: nn.Module) -> None:

@@ -230,8 +230,8 @@ def reserved_rows(
             reserved[module.embedding] = torch.as_tensor(module.offsets)
     for module in model.modules():
         for table, fields, offsets in tables_of_fields(module):
-            found = [getattr(vocabularies[field], "unknown", None) for field in fields]
-            unknown = [at + id for at, id in zip(offsets, found, strict=True) if id is not None]
+            ids = [getattr(vocabularies[field], "unknown", None) for field in fields]
+            unknown = [at + id for at, id in zip(offsets, ids, strict=True) if id is not None]
             reserved[table] = torch.tensor([*offsets, *unknown])
     return reserved
 

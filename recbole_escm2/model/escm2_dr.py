@@ -59,7 +59,7 @@ class ESCM2_DR(EntireSpaceRecommender):
             return binary_cross_entropy(torch.sigmoid(imputed), cvr, self.pos_weight["cvr"])
         return F.softplus(imputed)
 
-    def _given_error(self, impressions: Impressions) -> Tensor:
+    def _constant_error(self, impressions: Impressions) -> Tensor:
         """δ̂ as R_DR has it, ``[|D|]``: what the imputation tower predicts is a constant."""
         logit = impressions.logit
         return self.imputed_error(logit["imputation"].detach(), logit["cvr"])
@@ -73,7 +73,7 @@ class ESCM2_DR(EntireSpaceRecommender):
         """R_DR: no gradient to the imputation tower."""
         return dr_risk(
             impressions.error,
-            self._given_error(impressions),
+            self._constant_error(impressions),
             impressions.click,
             impressions.propensity,
             impressions.weight,

@@ -25,6 +25,6 @@ class ESCM2_TDR(ESCM2_DR):
     def dr_risk(self, impressions: Impressions) -> Tensor:
         """R_TDR: no gradient to the imputation tower."""
         error, click, propensity = impressions.error, impressions.click, impressions.propensity
-        imputed_error = self._given_error(impressions)
+        imputed_error = self._constant_error(impressions)
         targeted = targeted_imputation(error, imputed_error, click, propensity)
         return dr_risk(error, targeted, click, propensity)

@@ -104,7 +104,7 @@ class Room(NamedTuple):
 
 def fields_of(model: Any) -> list[Field]:
     """The multi-valued and then the single-valued fields of RecBole's embedding, on ``meta``."""
-    found = [
+    fields = [
         Field(name, table.num_embeddings, f"token_seq_embedding_table.{n}.weight", 0, table.weight)
         for n, (name, table) in enumerate(
             zip(
@@ -120,8 +120,8 @@ def fields_of(model: Any) -> list[Field]:
         places = zip(
             model.token_field_names, model.token_field_dims, model.token_field_offsets, strict=True
         )
-        found += [Field(field, rows, name, int(first), table) for field, rows, first in places]
-    return found
+        fields += [Field(field, rows, name, int(first), table) for field, rows, first in places]
+    return fields
 
 
 def shard(model: Any, draws: Draws, optimizer: tuple[str, float], room: Room) -> None:
@@ -271,8 +271,8 @@ class ShardedTables:
         parts = [self._values(batch[field.name]) for field in self.fields]
         ids, weights, lengths = (torch.cat(each) for each in zip(*parts, strict=True))
         keys = list(self._table)
-        found = self._tables(KeyedJaggedTensor(keys, ids, weights, lengths)).to_dict()
-        return torch.stack([found[key] for key in keys], dim=1)
+        embedded = self._tables(KeyedJaggedTensor(keys, ids, weights, lengths)).to_dict()
+        return torch.stack([embedded[key] for key in keys], dim=1)
 
     def _values(self, values: Tensor | Bags) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, weights and lengths of a field in a batch."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_escm2.errors import UsageError
 from recbole_escm2.fields import WEIGHT_KEYS
-from recbole_escm2.model.backbone import RECBOLE, FirstOrderLinear
+from recbole_escm2.model.backbone import RECBOLE, FirstOrderLinear, check_pairs
 from recbole_escm2.model.embedding import BagEmbedding, hold_offsets
 from recbole_escm2.risk import positives_weighted
 
@@ -155,8 +155,12 @@ def train_as_the_family(model: ContextRecommender, config: Any, batch: Any) -> l
 
     Returns:
         A sentence for each thing in which it goes on differing.
+
+    Raises:
+        UsageError: as :func:`~recbole_escm2.model.backbone.check_pairs`.
     """
     remains = []
+    check_pairs(config["model"], model)
     hold_loose_weights(model)
     hold_offsets(model)
     weigh_rows(model, config, batch)

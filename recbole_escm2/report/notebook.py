@@ -115,10 +115,10 @@ def benchmark(models: Any, dataset: str | None = None, **settings: Any) -> Bench
     Raises:
         UsageError: something that the caller can mend; nothing has run then.
     """
-    asked = {**settings, "models": models if isinstance(models, (dict, str)) else list(models)}
+    request = {**settings, "models": models if isinstance(models, (dict, str)) else list(models)}
     if dataset is not None:
-        asked["dataset"] = dataset
+        request["dataset"] = dataset
     given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     named = ", ".join(filter(None, [repr(models), repr(dataset) if dataset else "", given]))
     command = f"recbole_escm2.benchmark({named})"
-    return BenchmarkResult(*carry_out({"benchmark": asked}, command))
+    return BenchmarkResult(*carry_out({"benchmark": request}, command))

@@ -77,19 +77,7 @@ def notes(study: Study) -> Iterable[str]:
     else:
         named = ", ".join(map(str, study.seeds))
         yield f"Test metrics {at_best}: mean ± standard deviation over {seeds} seeds ({named})."
-    if (tuning := study.tuning) is not None:
-        yield (
-            f"Tuned: a row has the settings that were best on validation ({tuning.metric}, seed "
-            f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
-            f"drawn at random from its ranges{tuning.rows and ', ' + tuning.rows}."
-        )
-        if any(part_label(row.label, "cvr") in tuning.by_row for row in study.rows):
-            cvr = tuning.trials // 2
-            yield (
-                f"Where a row is two models, they have {tuning.trials} trainings together: "
-                f"{tuning.trials - cvr} settings of the CTR model, chosen by its own metric, and "
-                f"{cvr} of the CVR model, chosen by the product."
-            )
+    yield from _choice_notes(study)
     if seeds > 1:
         yield from _verdict_notes(study)
     arrows = [direction(metric) for metric in study.shown]
@@ -109,6 +97,41 @@ def notes(study: Study) -> Iterable[str]:
     if study.bounds:
         yield f"{', '.join(map(one_line, study.bounds))}: no learners, and so without a verdict."
     yield from _run_notes(study)
+
+
+def _choice_notes(study: Study) -> Iterable[str]:
+    """How the rows of a study, and their settings, were chosen."""
+    if (screening := study.screening) is not None:
+        why = {
+            kind: ", ".join(one_line(row.label) for row in screening.rows if row.why == kind)
+            for kind in ("by right", "by validation")
+        }
+        on = "; ".join(f"{kind} {named}" for kind, named in why.items() if named)
+        yield (
+            f"Screened: each of {len(screening.rows)} rows was tried with {screening.settings} "
+            f"settings on validation alone ({screening.metric}), before anything was tested. These "
+            f"went on: {on}. The others have a score on validation, and no verdict."
+        )
+    if (tuning := study.tuning) is not None:
+        yield (
+            f"Tuned: a row has the settings that were best on validation ({tuning.metric}, seed "
+            f"{tuning.seed}) of {tuning.trials} that were tried, its own and {tuning.trials - 1} "
+            f"drawn at random from its ranges{tuning.rows and ', ' + tuning.rows}."
+        )
+        trials = [trial for tried in tuning.by_row.values() for trial in tried]
+        if pruned := sum(trial.pruned for trial in trials):
+            yield (
+                f"{pruned} of the {len(trials)} trials were ended early, as at 4, 8, 16, … passes "
+                "over train their best on validation wasn't in the upper half of the row's trials "
+                "before them (successive halving)."
+            )
+        if any(part_label(row.label, "cvr") in tuning.by_row for row in study.rows):
+            cvr = tuning.trials // 2
+            yield (
+                f"Where a row is two models, they have {tuning.trials} trainings together: "
+                f"{tuning.trials - cvr} settings of the CTR model, chosen by its own metric, and "
+                f"{cvr} of the CVR model, chosen by the product."
+            )
 
 
 def _run_notes(study: Study) -> Iterable[str]:

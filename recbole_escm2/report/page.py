@@ -26,7 +26,7 @@ from recbole_escm2.report import groups
 from recbole_escm2.report.figures import DPI, Picture, pictures, png
 from recbole_escm2.report.layout import layout
 from recbole_escm2.report.notes import MINUS, aa_notes, one_line
-from recbole_escm2.report.tables import tuning_table
+from recbole_escm2.report.tables import screening_table, tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # what a run has for itself, and no setting of its row
@@ -104,12 +104,22 @@ def page(study: Study, images: Sequence[tuple[Picture, bytes]] | None = None) ->
         warned=weight_warnings(weighed),
         data=_data(study),
         settings=settings(study),
-        tuning=tuning_table(study.tuning) if study.tuning else [],
+        chosen=_chosen(study),
         versions=by_package,
         mixed=[package for package, versions in by_package.items() if len(versions) > 1],
         alpha=ALPHA,
         comparisons=len(study.verdicts),
     )
+
+
+def _chosen(study: Study) -> list[tuple[str, list[list[str]]]]:
+    """Headings and tables of how rows and their settings were chosen."""
+    shown = []
+    if study.tuning is not None:
+        shown.append(("Chosen by tuning", tuning_table(study.tuning)))
+    if study.screening is not None and study.screening.left:
+        shown.append(("Screened on validation alone", screening_table(study.screening)))
+    return shown
 
 
 def render(template: str, **content: Any) -> str:
@@ -202,19 +212,19 @@ class _Ends:
         return " to ".join(dict.fromkeys(ends))
 
 
-def _kept(numbers: Mapping[str, float]) -> float:
+def _effective_share(numbers: Mapping[str, float]) -> float:
     return numbers["effective_sample_size"] / numbers["clicks"]
 
 
 #: What a row's numbers have to be for a warning, and the warning.
 _WARNINGS: tuple[tuple[Callable[[Mapping[str, float]], bool], str], ...] = (
     (
-        lambda numbers: _kept(numbers) > NEARLY_CONSTANT,
+        lambda numbers: _effective_share(numbers) > NEARLY_CONSTANT,
         "The weights are nearly equal, with {share_at_floor:.0%} of the clicks at the "
         "floor{floors}: the estimate is nearly the naive one of the click space.",
     ),
     (
-        lambda numbers: _kept(numbers) < HANDFUL,
+        lambda numbers: _effective_share(numbers) < HANDFUL,
         "A few clicks rule the estimate: all of them together count as "
         "{effective_sample_size:,.0f} equal ones, and the heaviest weighs {largest_weight:,.0f}.",
     ),

@@ -17,7 +17,7 @@ import pandas as pd
 from recbole_escm2 import output
 from recbole_escm2.errors import printable
 from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
-from recbole_escm2.experiment.study import Study, Trial, Tuning
+from recbole_escm2.experiment.study import Screening, Study, Trial, Tuning, best_trial
 from recbole_escm2.metric_names import bigger_is_better, target_of
 from recbole_escm2.report import groups
 from recbole_escm2.report.layout import COSTS, Entry, Layout, cost_values, layout, state_of
@@ -142,6 +142,8 @@ def as_json(study: Study) -> dict[str, Any]:
             "alpha": round(ALPHA, 10),
             "shared": study.shared,
             "tuning": dataclasses.asdict(study.tuning) if study.tuning else None,
+            "screening": dataclasses.asdict(study.screening) if study.screening else None,
+            "protocol": study.protocol,
             "notes": shown.caption("best"),
             "problems": [
                 {"row": p.label, "seeds": p.seeds, "reason": p.reason} for p in shown.problems
@@ -174,6 +176,10 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
         chosen = [[*map(markdown_escape, cells)] for cells in tuning_table(study.tuning)]
         lines += ["", "## The settings that were chosen", ""]
         lines += _markdown_table(chosen, "|---|---:|---:|---|")
+    if study.screening is not None and study.screening.left:
+        left = [[*map(markdown_escape, cells)] for cells in screening_table(study.screening)]
+        lines += ["", "## Screened on validation alone", ""]
+        lines += _markdown_table(left, "|---|---:|---|")
     lines += _markdown_groups(study)
     if shown.problems:
         lines += ["", "## What is missing", ""]
@@ -219,10 +225,13 @@ def text(study: Study, width: int | None = None) -> str:
         width: columns that don't fit into it go into a further table below.
     """
     head, rows, under = shown_table(study)
-    by_group = groups.text(study)
-    return "\n".join(
-        [output.table(head, rows, width), "", *under, *(["", by_group] if by_group else [])]
-    )
+    lines = [output.table(head, rows, width), "", *under]
+    if study.screening is not None and study.screening.left:
+        first, *left = screening_table(study.screening)
+        lines += ["", "Screened on validation alone:", "", output.table(first, left)]
+    if by_group := groups.text(study):
+        lines += ["", by_group]
+    return "\n".join(lines)
 
 
 def shown_table(study: Study) -> tuple[list[str], list[list[str]], list[str]]:
@@ -239,9 +248,25 @@ def tuning_table(tuning: Tuning) -> list[list[str]]:
     for label, tried in tuning.by_row.items():
         best = tuning.best(label)
         scores = [_valid_score(trial) for trial in (tried[0], best)]
-        chosen = ", ".join(f"{key}={_setting(value)}" for key, value in best.chosen.items())
-        rows.append([one_line(label), *scores, chosen or "as it was"])
+        rows.append([one_line(label), *scores, _chosen(best)])
     return rows
+
+
+def screening_table(screening: Screening) -> list[list[str]]:
+    """Header and rows as text: those that didn't go on, the best on validation, its settings."""
+    rows = [["model", f"valid {screening.metric}", "settings"]]
+    for row in screening.left:
+        best = [best_trial(tried) for tried in row.by_part.values()]
+        tasks = [trial.metric and f"by {trial.metric}: " for trial in best]
+        chosen = [f"{task or ''}{_chosen(trial)}" for task, trial in zip(tasks, best, strict=True)]
+        score = "" if row.score is None else f"{row.score:.4f}"
+        rows.append([one_line(row.label), score, "; ".join(chosen)])
+    return rows
+
+
+def _chosen(trial: Trial) -> str:
+    shown = ", ".join(f"{key}={_setting(value)}" for key, value in trial.chosen.items())
+    return shown or "as it was"
 
 
 def _valid_score(trial: Trial) -> str:

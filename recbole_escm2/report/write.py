@@ -9,6 +9,7 @@ from recbole_escm2.experiment.study import Study
 from recbole_escm2.output import write_json, write_whole
 from recbole_escm2.report import groups, tables
 from recbole_escm2.report.page import drawn, page
+from recbole_escm2.report.record import RUNS_FILE, write_record
 
 
 def report(study: Study, folder: str | Path) -> dict[str, Path]:
@@ -21,8 +22,9 @@ def report(study: Study, folder: str | Path) -> dict[str, Path]:
     Returns:
         The paths by what they hold: ``html``, ``markdown``, ``latex``, ``text``, ``csv`` (a line
         a row and metric), ``runs`` (a line a run), ``trials`` (a line a trial, where rows were
-        tuned), ``groups`` (a line a row, group and metric, where there are groups), ``json``
-        (everything), and ``figures/NAME``.
+        tuned), ``groups`` (a line a row, group and metric, where there are groups), ``record`` (a
+        line a run, trials too, of which the tables are made again), ``json`` (everything), and
+        ``figures/NAME``.
     """
     target = Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
@@ -47,6 +49,8 @@ def report(study: Study, folder: str | Path) -> dict[str, Path]:
     for kind, (name, text) in texts.items():
         paths[kind] = target / name
         write_whole(paths[kind], text())
+    write_record(study, target / "record")
+    paths["record"] = target / "record" / RUNS_FILE
     paths["json"] = target / "report.json"
     write_json(paths["json"], tables.as_json(study))
     return paths

@@ -34,11 +34,11 @@ def score_command(given: dict[str, str]) -> int:
     options |= {name: parse_value(given[name]) for name in VALUES[1:] if name in given}
     if "baseline" in given:
         options["baseline"] = given["baseline"]
-    found = score(given.get("labels"), _files(given["predictions"]), **options)
-    print(text(found))
+    scores = score(given.get("labels"), _files(given["predictions"]), **options)
+    print(text(scores))
     if "out" in given:
         print()
-        print(shown_paths(report(found, given["out"])))
+        print(shown_paths(report(scores, given["out"])))
         if missing := page_takes():
             print(f"no page: {missing}")
     return 0

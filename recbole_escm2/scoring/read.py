@@ -85,8 +85,8 @@ class Table:
         chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
         row, self._starts = 0, []
         for file in table_files(self._path):
-            found, batches = open_table(file, self._types(names) if file.suffix == ".csv" else {})
-            if missing := [name for name in names if name not in found.names]:
+            schema, batches = open_table(file, self._types(names) if file.suffix == ".csv" else {})
+            if missing := [name for name in names if name not in schema.names]:
                 raise UsageError(f"{file} has no column '{missing[0]}', unlike other parts")
             for numbers, batch in batches(list(names)):
                 self._starts.append((row, file, numbers))
@@ -209,13 +209,13 @@ def _labels(
     click = _outcomes(table, loaded, there["CLICK_FIELD"])
     if not len(click):
         raise UsageError(f"{table.name} has no rows")
-    found: dict[str, Array] = {}
+    outcomes: dict[str, Array] = {}
     for role in (r for r in _OUTCOMES[1:] if r in there):
         clicked = click > 0 if role == "CONVERSION_FIELD" else None
-        found[role] = _outcomes(table, loaded, there[role], clicked)
+        outcomes[role] = _outcomes(table, loaded, there[role], clicked)
     chances = {r: _chances(table, loaded[there[r]], there[r]) for r in _CHANCES if r in there}
     ids = {role: _ids(loaded[there[role]]) for role in _IDS if role in there}
-    conversion = found.get("CONVERSION_FIELD")
+    conversion = outcomes.get("CONVERSION_FIELD")
     if conversion is None:
         notes.append(
             f"{table.name} has no column '{wanted['CONVERSION_FIELD']}': CTR alone is scored."
@@ -232,7 +232,7 @@ def _labels(
         click,
         conversion,
         user,
-        found.get("POTENTIAL_CONVERSION_FIELD"),
+        outcomes.get("POTENTIAL_CONVERSION_FIELD"),
         chances.get("TRUE_CTR_FIELD"),
         chances.get("TRUE_CVR_FIELD"),
     )
@@ -384,8 +384,8 @@ def _codes(
         if columns[0].type != columns[1].type:
             columns = [pc.cast(column, pa.string()) for column in columns]
         both = pd.concat([column.to_pandas() for column in columns], ignore_index=True)
-        number, found = pd.factorize(both)
-        codes = pd.factorize(codes * (len(found) + 1) + number + 1)[0]
+        number, distinct = pd.factorize(both)
+        codes = pd.factorize(codes * (len(distinct) + 1) + number + 1)[0]
     return codes[:count], codes[count:]
 
 

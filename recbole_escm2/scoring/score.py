@@ -80,7 +80,7 @@ class Options:
         names = [*(self.metrics or ()), *(self.primary or ())]
         for name in names:
             if not is_metric(name):
-                raise UsageError(f"there is no metric '{name}'{_similar(name)}")
+                raise UsageError(f"there is no metric '{name}'{did_you_mean(name, METRIC_NAMES)}")
         if not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in self.topk):
             raise UsageError(f"topk must be whole numbers above 0, got {list(self.topk)}")
         if not isinstance(self.calibration_bins, int) or self.calibration_bins < 1:
@@ -144,19 +144,19 @@ class Scores:
     def table(self) -> pd.DataFrame:
         """A line a model and metric: value, ends of the interval, skill, and why one is missing."""
         lines = []
-        for model, found in self.values.items():
-            for metric, (value, low, high) in found.items():
+        for model, own in self.values.items():
+            for metric, (value, low, high) in own.items():
                 lines.append(
                     {
                         **{"model": model, "metric": metric, "direction": direction(metric)},
                         **{"value": value, "low": low, "high": high},
                         "skill": self.skill.get(model, {}).get(metric, np.nan),
-                        "note": found.unknown.get(metric, ""),
+                        "note": own.unknown.get(metric, ""),
                     }
                 )
             lines += [
                 {"model": model, "metric": metric, "direction": direction(metric), "note": why}
-                for metric, why in found.undefined.items()
+                for metric, why in own.undefined.items()
             ]
         columns = ["model", "metric", "direction", "value", "low", "high", "skill", "note"]
         return pd.DataFrame(lines, columns=columns)
@@ -287,8 +287,8 @@ def scores(given: Given, options: Options) -> Scores:
     }
     shared = [m for m in metrics if m.endswith(_OF_CONSTANT)]
     values[CONSTANT] = intervals(constant, shared, setting, item=given.item)
-    for found in values.values():
-        _hide_defaults(found, options, constant.truth.user is not None)
+    for own in values.values():
+        _hide_defaults(own, options, constant.truth.user is not None)
     compared = {
         model: differences(own, models[baseline], list(values[model]), setting, item=given.item)
         for model, own in models.items()
@@ -360,13 +360,13 @@ def _constant(predictions: Predictions) -> Predictions:
     )
 
 
-def _hide_defaults(found: Intervals, options: Options, with_users: bool) -> None:
+def _hide_defaults(values: Intervals, options: Options, with_users: bool) -> None:
     """Leave out why a metric has no value that nobody asked for, where it can have none here."""
     if options.metrics is None:
-        asked = _expanded(options.primary or (), options)
-        for metric in [m for m in found.undefined if m not in asked]:
-            if metric in found.lacking or (is_per_user(metric) and not with_users):
-                del found.undefined[metric]
+        requested = _expanded(options.primary or (), options)
+        for metric in [m for m in values.undefined if m not in requested]:
+            if metric in values.lacking or (is_per_user(metric) and not with_users):
+                del values.undefined[metric]
 
 
 def _verdicts(
@@ -400,10 +400,10 @@ def _skill(values: Mapping[str, Intervals]) -> dict[str, dict[str, float]]:
     return {
         model: {
             metric: 1 - value / constant[metric].value
-            for metric, (value, _, _) in found.items()
+            for metric, (value, _, _) in own.items()
             if metric.endswith("_LogLoss") and metric in constant and constant[metric].value
         }
-        for model, found in values.items()
+        for model, own in values.items()
         if model != CONSTANT
     }
 
@@ -455,12 +455,8 @@ def _notes(
     user = next(iter(models.values())).truth.user
     if user is not None and any(map(is_per_user, metrics)) and (none := int((user == 0).sum())):
         notes.append(f"Metrics by user leave out {none:,} rows that have no user id.")
-    for model, found in values.items():
+    for model, own in values.items():
         if model == CONSTANT:
             continue
-        notes += [f"{model}: {m} is left out: {why}." for m, why in found.undefined.items()]
+        notes += [f"{model}: {m} is left out: {why}." for m, why in own.undefined.items()]
     return notes
-
-
-def _similar(name: str) -> str:
-    return did_you_mean(name, METRIC_NAMES)

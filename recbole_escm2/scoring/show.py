@@ -19,11 +19,11 @@ from recbole_escm2.scoring.score import CONSTANT, Compared, Scores
 _MARKS = {"better": BETTER, "worse": WORSE}
 
 
-def report(found: Scores, folder: str | Path) -> dict[str, Path]:
+def report(scores: Scores, folder: str | Path) -> dict[str, Path]:
     """Write all that there is into a folder; files of the same names are replaced.
 
     Args:
-        found: what is shown.
+        scores: what is shown.
         folder: where to; made if it isn't there.
 
     Returns:
@@ -37,9 +37,9 @@ def report(found: Scores, folder: str | Path) -> dict[str, Path]:
     target = Path(folder)
     make_folder("out", target)
     frames = {
-        "csv": ("table.csv", found.table),
-        "comparison": ("comparison.csv", found.comparison),
-        "calibration": ("calibration.csv", found.calibration),
+        "csv": ("table.csv", scores.table),
+        "comparison": ("comparison.csv", scores.comparison),
+        "calibration": ("calibration.csv", scores.calibration),
     }
     paths: dict[str, Path] = {}
     for kind, (name, frame) in frames.items():
@@ -47,12 +47,12 @@ def report(found: Scores, folder: str | Path) -> dict[str, Path]:
             paths[kind] = target / name
             write_whole(paths[kind], csv_text(list(frame.columns), _records(frame)))
     paths["json"] = target / "score.json"
-    write_json(paths["json"], as_json(found))
+    write_json(paths["json"], as_json(scores))
     if page_takes() is None:
         from recbole_escm2.scoring.page import page
 
         paths["html"] = target / "score.html"
-        write_whole(paths["html"], page(found))
+        write_whole(paths["html"], page(scores))
     return paths
 
 
@@ -65,16 +65,16 @@ def page_takes() -> str | None:
     return None
 
 
-def as_json(found: Scores) -> dict[str, Any]:
+def as_json(scores: Scores) -> dict[str, Any]:
     """Everything, as plain data."""
     return {
-        "counts": found.counts,
-        "baseline": found.baseline,
-        "primary": list(found.primary),
-        "table": _records(found.table),
-        "comparison": _records(found.comparison),
-        "calibration": found.curves,
-        "notes": list(found.notes),
+        "counts": scores.counts,
+        "baseline": scores.baseline,
+        "primary": list(scores.primary),
+        "table": _records(scores.table),
+        "comparison": _records(scores.comparison),
+        "calibration": scores.curves,
+        "notes": list(scores.notes),
     }
 
 
@@ -85,22 +85,22 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def text(found: Scores) -> str:
+def text(scores: Scores) -> str:
     """The tables for a terminal: metrics by model, differences in the primary metrics, notes."""
-    counted = ", ".join(f"{number:,} {name}" for name, number in found.counts.items())
-    lines = [counted, "", table(*metric_grid(found))]
-    if found.comparisons and found.primary:
-        lines += ["", f"Against {found.baseline}, on the same rows", ""]
-        lines.append(table(*comparison_grid(found, found.primary)))
-    return "\n".join([*lines, "", *found.notes])
+    counted = ", ".join(f"{number:,} {name}" for name, number in scores.counts.items())
+    lines = [counted, "", table(*metric_grid(scores))]
+    if scores.comparisons and scores.primary:
+        lines += ["", f"Against {scores.baseline}, on the same rows", ""]
+        lines.append(table(*comparison_grid(scores, scores.primary)))
+    return "\n".join([*lines, "", *scores.notes])
 
 
-def fragment(found: Scores) -> str:
+def fragment(scores: Scores) -> str:
     """The same as HTML, for a notebook."""
-    parts = [_html_table(*metric_grid(found))]
-    if found.comparisons and found.primary:
-        parts.append(_html_table(*comparison_grid(found, found.primary)))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    parts = [_html_table(*metric_grid(scores))]
+    if scores.comparisons and scores.primary:
+        parts.append(_html_table(*comparison_grid(scores, scores.primary)))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in scores.notes)
     return "".join([*parts, f"<ul>{notes}</ul>"])
 
 
@@ -112,29 +112,31 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
-def metric_grid(found: Scores) -> tuple[list[str], list[list[str]]]:
+def metric_grid(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a metric with its direction, and its value and interval by model."""
-    models = list(found.values)
-    metrics = dict.fromkeys(m for model in models if model != CONSTANT for m in found.values[model])
+    models = list(scores.values)
+    metrics = dict.fromkeys(
+        m for model in models if model != CONSTANT for m in scores.values[model]
+    )
     rows = []
     for metric in metrics:
-        values = (found.values[model].get(metric) for model in models)
+        values = (scores.values[model].get(metric) for model in models)
         row = [heading(metric), *("" if v is None else _with_interval(*v) for v in values)]
         rows.append(row)
         if metric.endswith("_LogLoss"):
-            skills = (found.skill.get(model, {}).get(metric) for model in models)
+            skills = (scores.skill.get(model, {}).get(metric) for model in models)
             shown = ["" if skill is None else f"{skill:.4f}" for skill in skills]
             rows.append([f"{metric} skill ↑", *shown])
     return ["metric", *models], rows
 
 
 def comparison_grid(
-    found: Scores, metrics: Sequence[str] | None = None
+    scores: Scores, metrics: Sequence[str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a model's difference from the baseline in some metrics, or in all."""
     rows = [
         [model, heading(metric), *_compared(one)]
-        for model, own in found.comparisons.items()
+        for model, own in scores.comparisons.items()
         for metric, one in own.items()
         if metrics is None or metric in metrics
     ]

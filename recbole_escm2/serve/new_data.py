@@ -365,6 +365,7 @@ def _without_blank_lines(file: Path, batches: Batches, is_there: bool = True) ->
     Raises:
         UsageError: there is such a row, and it can't be.
     """
+    lines = _lines_of(file)  # which goes on where the last batch has left it
     for numbers, rows in batches:
         if rows.num_columns < 2 or not all(column.null_count for column in rows.columns):
             yield numbers, rows
@@ -376,19 +377,27 @@ def _without_blank_lines(file: Path, batches: Batches, is_there: bool = True) ->
                 f"{file} line {numbers[int(empty[0])]:,} has no value in any column that the model "
                 "reads"
             )
-        blank = (
-            _blank_among(file, {numbers[row] for row in empty.tolist()}) if len(empty) else set()
-        )
+        blank = _blank_among(lines, {numbers[row] for row in empty.tolist()})
         kept = [row for row, number in enumerate(numbers) if number not in blank]
         yield [numbers[row] for row in kept], rows.take(pa.array(kept, pa.int64()))
 
 
-def _blank_among(file: Path, numbers: set[int]) -> set[int]:
-    """Those of some lines that hold nothing."""
+def _lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers; it is opened when the first is asked for."""
     with open(file, encoding="utf-8", errors="replace") as lines:
-        return {
-            number for number, line in enumerate(lines, 1) if number in numbers and not line.strip()
-        }
+        yield from enumerate(lines, 1)
+
+
+def _blank_among(lines: Iterator[tuple[int, str]], numbers: set[int]) -> set[int]:
+    """Those of some lines that hold nothing; the others up to the last of them are passed over."""
+    blank = set()
+    last = max(numbers, default=0)
+    for number, line in lines if numbers else ():
+        if number in numbers and not line.strip():
+            blank.add(number)
+        if number >= last:
+            break
+    return blank
 
 
 def _of_stream(reader: Any, columns: Sequence[str]) -> Batches:

@@ -86,6 +86,11 @@ class Scorer:
         self.watchers: list[Any] = []
 
     @property
+    def name(self) -> str:
+        """Of the model, those of a pair joined by ``+``."""
+        return "+".join(str(own.config["model"]) for own in self.models)
+
+    @property
     def unknown(self) -> dict[str, int]:
         """How many values of each column had no id in the training, of all that were scored."""
         return dict(self.encoders[0].unknown)
@@ -203,6 +208,12 @@ def _check_pair(models: Sequence[TrainedModel]) -> None:
         raise UsageError(
             f"{models[0].checkpoint} and {models[1].checkpoint} are no pair: they were trained on "
             "other data, whose ids mean other tokens"
+        )
+    first, second = (own.known.features for own in models)
+    if first != second:
+        raise UsageError(
+            f"{models[0].checkpoint} and {models[1].checkpoint} are no pair: one reads "
+            f"{', '.join(first)}, the other {', '.join(second)}"
         )
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from recbole_escm2.distributed import is_main
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, lacks_memory
 from recbole_escm2.identity import digest_of, is_identity
 from recbole_escm2.limits import check_extent
 from recbole_escm2.output import replacing
@@ -55,7 +55,7 @@ _ENTRIES: Mapping[str, type] = {
     "best_valid_score": float,
     "state_dict": dict,
     "optimizer": dict,
-    "fields": dict,  # this and the next three: see data.encoding.kept_of
+    "fields": dict,  # this and the next three: see data.encoding.encoding_state
     "vocabularies": list,
     "train_ids": dict,
     "deciles": dict,
@@ -87,16 +87,14 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def finish_checkpoint(
     path: Path,
     further: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-    mapped: bool = False,
 ) -> None:
     """Note in a checkpoint that its training has come to its end; the first process writes it.
 
     Args:
         path: of the file.
         further: gives entries to add, from what it holds.
-        mapped: see :func:`load_sealed`.
     """
-    state = load_checkpoint(path, mapped=mapped)
+    state = load_checkpoint(path, mapped=True)
     if not state["training_ended"]:
         added = further(state) if further else {}
         if is_main():
@@ -110,7 +108,7 @@ def add_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
         path: of a checkpoint.
         calibration: its state: text, numbers and tensors.
     """
-    save_checkpoint(path, {**load_checkpoint(path), "calibration": dict(calibration)})
+    save_checkpoint(path, {**load_checkpoint(path, mapped=True), "calibration": dict(calibration)})
 
 
 class _Digested(io.BufferedIOBase):
@@ -142,9 +140,9 @@ def support_of(pctr: Callable[[Any], Tensor], train: Any) -> Tensor:
     """
     clicks = np.flatnonzero(train.inter_feat.columnar(train.click_field))
     rows = torch.from_numpy(clicks[:: -(-len(clicks) // _CLICKS)])
-    found = torch.cat([pctr(train[block]) for block in rows.split(_CLICKS_AT_ONCE)])
+    scores = torch.cat([pctr(train[block]) for block in rows.split(_CLICKS_AT_ONCE)])
     shares = np.linspace(0, 1, SUPPORT_STEPS + 1)
-    return torch.from_numpy(np.quantile(found.double().numpy(), shares))
+    return torch.from_numpy(np.quantile(scores.double().numpy(), shares))
 
 
 def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
@@ -176,14 +174,15 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
     Args:
         path: of the file.
         device: where its tensors go.
-        mapped: leave them in the file, for who only reads some of them: they may be larger than
-            memory, and are on a CPU, whatever ``device`` is. Whoever can write to the file can
-            change them meanwhile, and they it.
+        mapped: leave them in the file where the system can, for who only reads them, or copies
+            what is kept: they may be larger than memory, and are on a CPU, whatever ``device`` is.
+            Whoever can write to the file can change them meanwhile, and they it.
 
     Raises:
         UsageError: there is no such file, it isn't a checkpoint of ours, or not as it was written.
             A pickle, such as RecBole's checkpoints, is refused: loading one can run any code that
             is in it.
+        MemoryError, RuntimeError: memory doesn't hold them (:func:`~errors.lacks_memory`).
     """
     if path.is_dir():
         raise UsageError(f"checkpoint {path} is a folder: name the file, checkpoint.pth of a run's")
@@ -194,13 +193,14 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
             _check_seal(path, file)
             _check_archive(file)
             file.seek(0)
-            if mapped:
-                state = _mapped(file)
-            else:
+            state = _mapped(file) if mapped else None
+            if state is None:
                 state = torch.load(file, map_location=device, weights_only=True)
     except UsageError:
         raise
     except Exception as error:  # torch raises nearly anything on a file that isn't its own
+        if lacks_memory(error):  # which says nothing of the file
+            raise
         raise UsageError(
             f"checkpoint {path} can't be read as plain data ({type(error).__name__})"
         ) from error
@@ -231,11 +231,14 @@ def _check_archive(file: BinaryIO) -> None:
 
 
 def _mapped(file: BinaryIO) -> Any:
+    """What is in a file, whose tensors stay there; None where the system can't do so."""
     # By its descriptor: what is checked is what is loaded. What a private mapping could change
     # counts as the process's own memory; a shared one doesn't.
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+    shared = torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
+    with contextlib.suppress(OSError, RuntimeError), shared:
         name = f"/proc/self/fd/{file.fileno()}"
         return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+    return None
 
 
 def is_sealed(path: str | Path) -> bool:

@@ -6,7 +6,6 @@ groups the optimizer is made of: each loads what another has saved.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,8 @@ def restore_learned(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) 
     kept, tables = state["optimizer"], getattr(model, "sharded", None)
     if tables is None:
         return load_by_name(optimizer, model, kept)
-    # The optimizer keeps what it is given, and these may be in a file that all processes read.
     of_layers = {name: of for name, of in kept.items() if name not in tables.shapes()}
-    anew = load_by_name(optimizer, model, copy.deepcopy(of_layers))
+    anew = load_by_name(optimizer, model, of_layers)
     fits = {
         name: kept[name]
         for name in tables.shapes()

@@ -287,7 +287,7 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     anew = []
     for one in _each(optimizer):
-        found = {}
+        states = {}
         parameters = chain.from_iterable(group["params"] for group in one.param_groups)
         for number, parameter in enumerate(parameters):
             state = saved.get(names[id(parameter)])
@@ -295,14 +295,19 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
                 continue
             if state_fits(state, type(one).__name__):
                 _check_form(names[id(parameter)], state, parameter)
-                found[number] = {name: value for name, value in state.items() if name != _OF}
+                states[number] = {name: _own(value) for name, value in state.items() if name != _OF}
             else:
                 anew.append(names[id(parameter)])
         try:
-            one.load_state_dict({"state": found, "param_groups": one.state_dict()["param_groups"]})
+            one.load_state_dict({"state": states, "param_groups": one.state_dict()["param_groups"]})
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UsageError(f"its optimizer has another form: {error!s}") from error
     return anew
+
+
+def _own(value: Any) -> Any:
+    """A copy: the optimizer goes on in it, and what it was read from stays as it is."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 # What a step of an optimizer reads of the state of a parameter.

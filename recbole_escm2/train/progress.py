@@ -23,7 +23,7 @@ from recbole_escm2.evaluator.constant import BesideConstant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.weights import WeightDiagnostics
 from recbole_escm2.identity import is_identity
-from recbole_escm2.output import plain_data
+from recbole_escm2.output import to_builtins
 from recbole_escm2.train.checkpoint import load_sealed, save_checkpoint
 
 #: What an epoch that has begun goes on with.
@@ -170,18 +170,16 @@ class ProgressFile:
         self.path.unlink(missing_ok=True)
 
 
-def load_progress(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[str, Any]:
-    """Read the progress of a training.
+def load_progress(path: Path) -> dict[str, Any]:
+    """Read the progress of a training, whose tensors stay in the file: they are to be copied.
 
     Args:
         path: of its file.
-        device: where tensors go.
-        mapped: see :func:`~recbole_escm2.train.checkpoint.load_sealed`.
 
     Raises:
         UsageError: there is none, or it isn't as it was written.
     """
-    state = load_sealed(path, device, mapped)
+    state = load_sealed(path, mapped=True)
     forms = {**_FORMS, **({} if state.get("ended") is True else _WHILE_IT_LASTS)}
     for name, form in forms.items():
         if not _fits(state.get(name), form):
@@ -193,11 +191,12 @@ def bookkeeping_of(trainer: Any) -> dict[str, Any]:
     """What a trainer knows beside weights, as plain data."""
     best, beside, weights = trainer.best_valid_result, trainer.beside_constant, trainer.weights
     return {
-        **plain_data({name: getattr(trainer, name) for name in _OF_TRAINER}),
+        **to_builtins({name: getattr(trainer, name) for name in _OF_TRAINER}),
         "train_loss_dict": {epoch: float(loss) for epoch, loss in trainer.train_loss_dict.items()},
-        "best_valid_result": best and {"values": plain_data(dict(best)), **plain_data(vars(best))},
-        "beside_constant": beside and plain_data(beside._asdict()),
-        "weights": weights and plain_data(asdict(weights)),
+        "best_valid_result": best
+        and {"values": to_builtins(dict(best)), **to_builtins(vars(best))},
+        "beside_constant": beside and to_builtins(beside._asdict()),
+        "weights": weights and to_builtins(asdict(weights)),
     }
 
 
@@ -223,7 +222,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "numpy": [
             str(name),
             torch.from_numpy(np.asarray(numbers, dtype=np.int64)),
-            *plain_data(rest),
+            *to_builtins(rest),
         ],
         "python": random.getstate(),
     }

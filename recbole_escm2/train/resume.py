@@ -129,7 +129,7 @@ def _hold(folder: Path, about: Mapping[str, Any], config: Config) -> FileLock:
         begun = load_progress(files[0])["of"]
         if differs := _difference(begun, {**about, **what_runs(config)}):
             raise UsageError(f"{folder} is unfinished, but was begun with {differs}")
-    except UsageError:
+    except BaseException:
         held.release()
         raise
     return held

@@ -25,12 +25,12 @@ from filelock import FileLock
 from recbole_escm2 import __version__
 from recbole_escm2.config import Config
 from recbole_escm2.distributed import from_main, is_main
-from recbole_escm2.errors import UsageError, own_files, place_in_own_code, said_by_system
+from recbole_escm2.errors import UsageError, own_files, place_in_own_code, system_message
 from recbole_escm2.identity import file_digest
 from recbole_escm2.keys import PAIR, PLACE_KEYS
 from recbole_escm2.limits import read_json
 from recbole_escm2.lookup import model_path
-from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, plain_data
+from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, to_builtins
 from recbole_escm2.tasks import learns_both
 from recbole_escm2.train.code import code_of
 
@@ -45,8 +45,8 @@ PROGRESS_FILE = "progress.pth"
 LOCK_FILE = "lock"
 #: Where the checkpoints are that nobody keeps, as long as the run isn't done.
 _UNSAVED = "unsaved"
-# Config keys that change no number of a run.
-_WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
+#: Config keys that change no number of a run.
+WITHOUT_EFFECT = PLACE_KEYS | {"primary"}
 
 
 @dataclass
@@ -126,6 +126,7 @@ class Run:
             parts=PAIR if learns_both(config) else (),
             saved=saved,
             of_experiment=of_experiment,
+            checkpoints=checkpoints_elsewhere(config, saved),
             parent_is_new=parent_is_new,
             about=cache(lambda: {**known, **what_runs(config)}),
             selects=config["final_fit"],
@@ -243,6 +244,24 @@ class Run:
             )
         return result
 
+    def forget(self) -> None:
+        """Have it done anew."""
+        self.forget_progress()
+        for name in (RESULT_FILE, HISTORY_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs that it has behind it, as :attr:`EntireSpaceTrainer.history`; none where no
+        run has written its file."""
+        try:
+            epochs = read_json(self.folder / HISTORY_FILE)
+        except (FileNotFoundError, ValueError):
+            return []
+        written = isinstance(epochs, list) and all(
+            isinstance(epoch, dict) and type(epoch.get("epoch")) is int for epoch in epochs
+        )
+        return epochs if written else []
+
     @contextlib.contextmanager
     def at_work(self, config: Config) -> Iterator[None]:
         """While it is: with its log; the folder of a run by itself is gone again if it couldn't
@@ -264,8 +283,7 @@ class Run:
                 if not self.saved:
                     self.checkpoints = self.folder / _UNSAVED
                     make_folder("output_dir", self.checkpoints)
-                elif config["checkpoint_dir"]:
-                    self.checkpoints = Path(config["checkpoint_dir"]).absolute()
+                elif self.checkpoints is not None:
                     make_folder("checkpoint_dir", self.checkpoints)
                 if self.written:
                     stack.enter_context(logging_to(self.folder / LOG_FILE, config["state"]))
@@ -296,6 +314,12 @@ class Run:
                     with contextlib.suppress(OSError):
                         (self.folder / LOCK_FILE).unlink(missing_ok=True)
                 held.release(force=True)
+
+
+def checkpoints_elsewhere(config: Config, saved: bool) -> Path | None:
+    """Where the checkpoints of a run that keeps them go instead of its folder."""
+    elsewhere = config["checkpoint_dir"]
+    return Path(elsewhere).absolute() if saved and elsewhere else None
 
 
 def about_run(config: Config, saved: bool) -> dict[str, Any]:
@@ -331,7 +355,7 @@ def metrics_of(config: Config) -> list[str]:
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a number depends on; 1 and 1.0 are one."""
-    return {k: _number(v) for k, v in plain_data(settings).items() if k not in _WITHOUT_EFFECT}
+    return {k: _number(v) for k, v in to_builtins(settings).items() if k not in WITHOUT_EFFECT}
 
 
 def beginning(config: Config) -> dict[str, Any]:
@@ -347,7 +371,7 @@ def beginning(config: Config) -> dict[str, Any]:
     try:
         return {"init_from": [file_digest(file) for file in files]}
     except OSError as error:
-        raise UsageError(f"init_from: {said_by_system(error)}") from error
+        raise UsageError(f"init_from: {system_message(error)}") from error
 
 
 def _number(value: Any) -> Any:
@@ -362,7 +386,7 @@ def stem(config: Config, about: Mapping[str, Any]) -> str:
 
 def given_settings(config: Config) -> dict[str, Any]:
     """Every config key that isn't a default, as a config file has them, but model and data set."""
-    given = plain_data(config.external_config_dict)
+    given = to_builtins(config.external_config_dict)
     return {key: value for key, value in given.items() if key not in ("model", "dataset")}
 
 
@@ -385,7 +409,7 @@ def _errors_in_words(config: Any) -> Iterator[None]:
         if said is not None:
             said += " (--state=debug shows all calls)"
         elif isinstance(error, OSError):
-            said = said_by_system(error)
+            said = system_message(error)
         else:
             raise
         getLogger().debug("stopped here", exc_info=True)

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_escm2.data.encoding import kept_of
+from recbole_escm2.data.encoding import encoding_state
 from recbole_escm2.distributed import (
     barrier,
     from_main,
@@ -47,7 +47,7 @@ from recbole_escm2.metric_names import ALL_TASKS, score_of
 from recbole_escm2.model import EntireSpaceRecommender
 from recbole_escm2.model.backbone import normalising_alone
 from recbole_escm2.model.embedding import embedding_tables, fill_unseen, reserved_rows
-from recbole_escm2.output import JsonList, plain_data, versions
+from recbole_escm2.output import JsonList, to_builtins, versions
 from recbole_escm2.tasks import metric_for, scored_tasks, single_task
 from recbole_escm2.train.checkpoint import (
     finish_checkpoint,
@@ -89,6 +89,22 @@ class _NextLosses(nn.Module):
         return next(steps, None)
 
 
+@contextlib.contextmanager
+def _config_for_recbole(config: Any, run: Run | None) -> Iterator[None]:
+    """While RecBole's trainer is made: values that it takes, and the run's folder for its files."""
+    # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
+    shown: dict[str, Any] = {"metrics": ["AUC"]}
+    if run is not None:
+        shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
+        # RecBole's own way fails where another process makes it at that moment.
+        run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    before = {key: config[key] for key in shown}
+    config.final_config_dict.update(shown)
+    with _tensorboard_of(run) if run else contextlib.nullcontext():
+        yield
+    config.final_config_dict.update(before)
+
+
 class EntireSpaceTrainer(Trainer):
     """Trains and scores entire-space models and RecBole's context-aware ones alike.
 
@@ -113,17 +129,8 @@ class EntireSpaceTrainer(Trainer):
                 "several processes are started by torchrun (docs/distributed.md): leave out nproc"
             )
         self.run = run
-        # RecBole's own collector and evaluator, which ours replace, know no K but their topk.
-        shown: dict[str, Any] = {"metrics": ["AUC"]}
-        if run is not None:
-            shown["checkpoint_dir"] = str(run.checkpoint.parent)  # which it makes
-            # RecBole's own way fails where another process makes it at that moment.
-            run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        kept = {key: config[key] for key in shown}
-        config.final_config_dict.update(shown)
-        with _tensorboard_of(run) if run else contextlib.nullcontext():
+        with _config_for_recbole(config, run):
             super().__init__(config, model)
-        config.final_config_dict.update(kept)
         if run is not None:
             self.saved_model_file = str(run.checkpoint)
         if self.enable_amp and self.device.type == "cpu" and not has_bfloat16():
@@ -144,7 +151,7 @@ class EntireSpaceTrainer(Trainer):
         #: Propensity weights on the last validation.
         self.weights: WeightDiagnostics | None = None
         # A logged propensity isn't among what is evaluated, so that no method could be asked.
-        self._weighs_its_own_way = (
+        self._estimates_weights = (
             isinstance(model, EntireSpaceRecommender)
             and model.weighs_clicks()
             and model.has_own_propensity()
@@ -195,21 +202,25 @@ class EntireSpaceTrainer(Trainer):
             self.row_adam = RowAdam(sparse, lr=self.learning_rate, **decay)
             optimizers.append(self.row_adam)
         elif sparse:
-            optimizers.append(self._plain(tables_by, sparse, own))
+            optimizers.append(self._recbole_optimizer(tables_by, sparse, own))
         groups: list[Any] = others
         if tables_by != learner and dense:
             groups = [p for p in others if id(p) not in tables]
-            optimizers.append(self._plain(tables_by, dense, penalty))
+            optimizers.append(self._recbole_optimizer(tables_by, dense, penalty))
         elif penalty != own:
             groups = [
                 {"params": [p for p in others if id(p) not in tables]},
                 {"params": dense, "weight_decay": penalty},
             ]
         if groups:
-            optimizers.append(self._plain(learner if sparse else self.learner, groups, own))
+            optimizers.append(
+                self._recbole_optimizer(learner if sparse else self.learner, groups, own)
+            )
         return optimizers[0] if len(optimizers) == 1 else OptimizerGroup(*optimizers)
 
-    def _plain(self, learner: str, params: Any, weight_decay: float) -> torch.optim.Optimizer:
+    def _recbole_optimizer(
+        self, learner: str, params: Any, weight_decay: float
+    ) -> torch.optim.Optimizer:
         """RecBole's optimizer of a name, with the learning rate of all."""
         kinds = {"learner": learner, "weight_decay": weight_decay}
         return self._fused(super()._build_optimizer(params=params, **kinds))
@@ -307,7 +318,7 @@ class EntireSpaceTrainer(Trainer):
             self.evaluator.check_defined(valid_data._dataset.truth, self.tasks, self.label_task)
         self._has_no_validation = not valid_data
         self.identity = train_data._dataset.identity
-        self._kept = kept_of(train_data._dataset)
+        self._kept = encoding_state(train_data._dataset)
         self._seen_ids = train_data._dataset.seen_ids
         if self._resumed is not None:
             self._check_data(self._resumed, self.identity)
@@ -339,9 +350,7 @@ class EntireSpaceTrainer(Trainer):
         """Note in its files that the training has come to its end."""
         if self._has_saved:
             file = Path(self.saved_model_file)
-            finish_checkpoint(
-                file, lambda state: self._about_best(state, train), mapped=self._is_sharded
-            )
+            finish_checkpoint(file, lambda state: self._about_best(state, train))
         if self._progress is not None and self._progress.is_kept and is_main():
             self._progress.save(self._bookkeeping(ended=True, epoch=len(self.train_loss_dict)))
 
@@ -546,7 +555,7 @@ class EntireSpaceTrainer(Trainer):
             "step": 0,
             "seconds": self.seconds_before + perf_counter() - self._started,
             "epoch_seconds": 0.0,
-            "history": plain_data(self.history),
+            "history": to_builtins(self.history),
             "trainer": bookkeeping_of(self),
             **place,
         }
@@ -564,7 +573,7 @@ class EntireSpaceTrainer(Trainer):
             return False
         if state is None:
             assert self._progress is not None, "a run has progress"
-            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            state = load_progress(self._progress.path)
         epoch, step = state["epoch"], state["step"]
         if not state["ended"]:
             self._say_anew(restore_learned(self._learning, self.optimizer, state))
@@ -601,7 +610,7 @@ class EntireSpaceTrainer(Trainer):
         if not self._progress.path.is_file():  # of a part that had yet to begin
             return None
         try:
-            state = load_progress(self._progress.path, self.device, self._is_sharded)
+            state = load_progress(self._progress.path)
             if differs := difference(state["data"], self.identity):
                 raise UsageError(differs)
             needed = state["ended"] or state["trainer"]["best_epoch"] >= 0
@@ -658,7 +667,7 @@ class EntireSpaceTrainer(Trainer):
             values = ", ".join(f"{name} {result[name]:.5f}" for name in shown)
             self.logger.info(
                 f"epoch {epoch} valid {perf_counter() - start:.1f}s  {values}"
-                + (f"  ({self._how_it_stands()})" if improved else "")
+                + (f"  ({self._best_so_far()})" if improved else "")
             )
             if self.weights:
                 self.logger.info(f"epoch {epoch} weights  {self.weights}")
@@ -666,7 +675,7 @@ class EntireSpaceTrainer(Trainer):
                 numbers = ", ".join(f"{name} {value:.4g}" for name, value in refitted.items())
                 self.logger.info(f"epoch {epoch} propensity from now on  {numbers}")
 
-    def _how_it_stands(self) -> str:
+    def _best_so_far(self) -> str:
         """What to say of an epoch by which no earlier one is better."""
         worse = self.beside_constant is not None and self.beside_constant.is_worse
         return "no earlier one is better, but a constant prediction is" if worse else "best so far"
@@ -728,7 +737,7 @@ class EntireSpaceTrainer(Trainer):
         self._catch_up()
         if load_best_model:
             file = model_file or self.saved_model_file
-            self.take(load_checkpoint(file, self.device, self._is_sharded), eval_data)
+            self.take(load_checkpoint(file, mapped=True), eval_data)
         edges: Any = getattr(eval_data, "edges", ())  # those of RecBole's loaders are one process's
         self.eval_collector.begin(eval_data._dataset.truth, edges)
         if self._is_sharded:
@@ -737,7 +746,7 @@ class EntireSpaceTrainer(Trainer):
         result = super().evaluate(
             eval_data, load_best_model=False, show_progress=bool(show_progress)
         )
-        if self._weighs_its_own_way and world_size() > 1:
+        if self._estimates_weights and world_size() > 1:
             own = torch.cat([torch.empty(0), *self._denominators])
             whole = torch.cat([own, torch.empty(edges[-1] - len(own))]) if is_main() else own
             gather_to_main(whole, edges)
@@ -753,7 +762,7 @@ class EntireSpaceTrainer(Trainer):
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> tuple[Any, Tensor, None, None]:
         interaction, scores = self._scored(batched_data[0])
-        if self._weighs_its_own_way:
+        if self._estimates_weights:
             weighted = self.model.propensity(self.model(interaction), interaction)
             self._denominators.append(weighted.float().cpu())
         return interaction, scores, None, None
@@ -785,8 +794,8 @@ class EntireSpaceTrainer(Trainer):
         state = {
             "model": model_path(self.config.model_class),
             "dataset": self.config["dataset"],
-            "settings": plain_data({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
-            "places": plain_data(
+            "settings": to_builtins({k: v for k, v in settings.items() if k not in PLACE_KEYS}),
+            "places": to_builtins(
                 {k: v for k, v in external.items() if k in ("data_path", "store_dir")}
             ),
             "data": self.identity,
@@ -827,7 +836,7 @@ class EntireSpaceTrainer(Trainer):
                 f"training can't go on from {resume_file} with weight_averaging: it holds their "
                 "average, not the weights that were learning"
             )
-        state = load_checkpoint(resume_file, self.device, self._is_sharded)
+        state = load_checkpoint(resume_file, mapped=True)
         self._check_model(state)
         learner = str(state["settings"].get("learner")).lower()
         if learner != self.learner.lower():

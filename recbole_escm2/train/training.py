@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from logging import getLogger
@@ -15,7 +14,7 @@ from recbole.utils import FeatureType, init_seed
 from recbole_escm2.config import fitted_to_validation
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.distributed import main_first, world_size
-from recbole_escm2.errors import UsageError, own_files, place_in_own_code
+from recbole_escm2.errors import UsageError, lacks_memory, own_files, place_in_own_code
 from recbole_escm2.evaluator.constant import BesideConstant, worse_than_constant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.groups import check_groups
@@ -174,7 +173,7 @@ def _fitting_into_memory(config: Any) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not re.search("allocate|out of memory", str(error)):
+        if not lacks_memory(error):
             raise
         raise UsageError(
             f"{config['model']} on {config['dataset']} doesn't fit into memory: {error}. "

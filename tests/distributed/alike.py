@@ -138,7 +138,7 @@ def metrics(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     trainer, _, valid = trainer_of("ESCM2_DR", {**settings, "metrics": ALL_METRICS}, folder)
     result = trainer.evaluate(valid, load_best_model=False)
     own = trainer_of("MTL_EIB", settings, folder)[0]
-    own._weighs_its_own_way = True  # as a model of the user's own with another propensity
+    own._estimates_weights = True  # as a model of the user's own with another propensity
     own.evaluate(valid, load_best_model=False)
     weights = own.denominator() if is_main() else None
     return {"metrics": dict(result), "undefined": result.undefined, "weights": weights}

@@ -33,7 +33,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.model import ESMM
 from recbole_escm2.model.draws import Draws
 from recbole_escm2.model.sharded import Room, shard
-from recbole_escm2.quick_start import run
+from recbole_escm2.quick_start import evaluate_checkpoint, run
 from recbole_escm2.train.learned import learned, restore_learned
 from recbole_escm2.train.optimizer import OptimizerGroup
 from recbole_escm2.train.trainer import EntireSpaceTrainer
@@ -122,7 +122,7 @@ def steps(settings: dict[str, Any], folder: Path, kind: str, pooling: str) -> di
     return about
 
 
-def killed_run(settings: dict[str, Any], step: int) -> None:
+def killed_run(settings: dict[str, Any], step: int, dataset: str = "tiny") -> None:
     """A run that fails before an optimizer step, on all processes."""
     optimize, number = EntireSpaceTrainer._optimize, itertools.count()
 
@@ -133,7 +133,7 @@ def killed_run(settings: dict[str, Any], step: int) -> None:
 
     EntireSpaceTrainer._optimize = failing
     try:
-        run("ESMM", "tiny", config_dict=settings)
+        run("ESMM", dataset, config_dict=settings)
     except KilledError:
         pass
     finally:
@@ -151,8 +151,12 @@ def runs(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def limited(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run that may take so much memory, beside what the loaded programs and data take."""
-    room = settings.pop("room")
+    """What may take so much memory, beside what the loaded programs and data take.
+
+    A run, one that is killed before a step, or the scores of a checkpoint.
+    """
+    room, kill = settings.pop("room"), settings.pop("kill", None)
+    checkpoint = settings.pop("checkpoint", None)
     import_module("torchrec")
     with main_first():
         prepare_data(*_data(settings))
@@ -160,7 +164,13 @@ def limited(settings: dict[str, Any]) -> dict[str, Any]:
     taken = int(status.partition("VmData:")[2].split()[0]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (taken + room, taken + room))
     try:
-        result = run("ESMM", "tall", config_dict=settings)
+        if kill is not None:
+            killed_run(settings, kill, "tall")
+            return {}
+        if checkpoint:
+            result = evaluate_checkpoint(checkpoint, config_dict=settings)
+        else:
+            result = run("ESMM", "tall", config_dict=settings)
     except UsageError as error:
         return {"said": str(error)}
     return {name: result[name] for name in ("test_result", "run_dir")}

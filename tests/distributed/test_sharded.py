@@ -25,9 +25,10 @@ pytestmark = pytest.mark.skipif(
 def ranks(settings, tmp_path):
     """Runs a case of sharded_ranks.py on some processes, and gives what the first one found."""
 
-    def do(case: str, processes: int, **changes):
+    def do(case: str, processes: int, only=None, **changes):
         file = tmp_path / "settings.json"
-        file.write_text(json.dumps({**settings, "use_gpu": False, **changes}))
+        given = {**settings, "use_gpu": False} if only is None else only
+        file.write_text(json.dumps({**given, **changes}))
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [sys.executable, *start, str(RANKS), case, str(file)]
         done = subprocess.run(
@@ -113,3 +114,17 @@ def test_a_table_that_no_process_can_hold(ranks, tmp_path):
     saved = load_checkpoint(Path(shared["run_dir"]) / "checkpoint.pth")
     assert saved["state_dict"]["token_embedding_table.embedding.weight"].nbytes > room * 0.74
     assert saved["training_ended"]
+    del saved
+
+    places = {"data_path": changes["data_path"], "embedding_placement": "sharded", "room": room}
+    file = str(Path(shared["run_dir"]) / "checkpoint.pth")
+    scored = ranks("limited", 2, only=places, checkpoint=file)
+    assert scored["test_result"] == shared["test_result"]
+
+    changes |= {"embedding_placement": "sharded", "train_batch_size": 2048, "epochs": 2}
+    changes |= {"save_interval": 0, "output_dir": str(tmp_path / "cut")}
+    ranks("limited", 2, **changes, kill=1)  # before the second epoch's step, its only one
+    (begun,) = (tmp_path / "cut").iterdir()
+    gone_on = ranks("limited", 2, **changes)
+    assert Path(gone_on["run_dir"]) == begun
+    assert (begun / "run.log").read_text().count("going on with ") == 1

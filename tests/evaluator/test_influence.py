@@ -9,8 +9,8 @@ from recbole_escm2.evaluator.influence import (
     NoInfluenceError,
     TestRows,
     influence_values,
-    keep_influence,
-    kept_influence,
+    read_influence,
+    write_influence,
 )
 from recbole_escm2.evaluator.metrics import (
     UndefinedMetricError,
@@ -175,11 +175,11 @@ class TestKept:
     def folder(self, tmp_path):
         folder = tmp_path / "run"
         folder.mkdir()
-        keep_influence(folder, predictions(), ITEM, self.METRICS)
+        write_influence(folder, predictions(), ITEM, self.METRICS)
         return folder
 
     def test_comes_back(self, folder):
-        found, made = kept_influence(folder), predictions()
+        found, made = read_influence(folder), predictions()
         for metric, values in influence_values(made, self.METRICS).items():
             assert np.array_equal(found.of(metric), values)
         rows = TestRows.of(made.truth, ITEM)
@@ -192,13 +192,13 @@ class TestKept:
         before = shared.stat().st_mtime_ns
         other = folder.parent / "other"
         other.mkdir()
-        keep_influence(other, predictions(seed=1), ITEM, self.METRICS)
+        write_influence(other, predictions(seed=1), ITEM, self.METRICS)
         assert list(folder.parent.glob("test-rows-*")) == [shared]
         assert shared.stat().st_mtime_ns == before
         assert [path.name for path in other.iterdir()] == [INFLUENCE_FILE]
 
     def test_a_metric_without_is_told(self, folder):
-        found = kept_influence(folder)
+        found = read_influence(folder)
         with pytest.raises(NoInfluenceError, match="kept no influence values of it"):
             found.of("CTR_AUC")
         with pytest.raises(NoInfluenceError, match=r"known for CTR_AUC, CVR_AUC, .* alone"):
@@ -206,34 +206,34 @@ class TestKept:
 
     def test_nothing_there_is_told(self, tmp_path):
         with pytest.raises(NoInfluenceError, match="kept no influence values"):
-            kept_influence(tmp_path)
+            read_influence(tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06"])
     def test_what_is_no_archive_is_told(self, folder, content):
         (folder / INFLUENCE_FILE).write_bytes(content)
         with pytest.raises(NoInfluenceError, match=INFLUENCE_FILE):
-            kept_influence(folder)
+            read_influence(folder)
 
     def test_a_single_array_is_told(self, folder):
         with open(folder / INFLUENCE_FILE, "wb") as file:
             np.save(file, np.arange(3))
         with pytest.raises(NoInfluenceError, match=INFLUENCE_FILE):
-            kept_influence(folder)
+            read_influence(folder)
 
     def test_a_pickle_is_not_opened(self, folder):
         values = np.array([{"an": "object"}], dtype=object)
-        digest = kept_influence(folder).rows.digest
+        digest = read_influence(folder).rows.digest
         np.savez(folder / INFLUENCE_FILE, digest=np.array(digest), CTCVR_AUC=values)
         with pytest.raises(NoInfluenceError, match="pickle"):
-            kept_influence(folder).of("CTCVR_AUC")
+            read_influence(folder).of("CTCVR_AUC")
 
     def test_a_file_chooses_no_path(self, folder):
         np.savez(folder / INFLUENCE_FILE, digest=np.array("../../elsewhere"))
         with pytest.raises(NoInfluenceError, match="isn't what a run writes"):
-            kept_influence(folder)
+            read_influence(folder)
 
     def test_values_of_other_rows_are_told(self, folder):
-        whole = kept_influence(folder)
+        whole = read_influence(folder)
         short = Influence(whole.rows, {"CTCVR_AUC": np.zeros(7)})
         with pytest.raises(NoInfluenceError, match="aren't of its test rows"):
             short.of("CTCVR_AUC")

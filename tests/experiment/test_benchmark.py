@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shlex
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from recbole_escm2.experiment import runs as runs_module
 from recbole_escm2.experiment.plan import make_experiment
 from recbole_escm2.experiment.runs import Process, execute, finished
 from recbole_escm2.quick_start import run
@@ -185,6 +188,24 @@ def test_a_start_says_whom_it_waits_for(quick, tmp_path):
             process.wait()
 
 
+def test_a_run_survives_the_server_of_runs(options):
+    """Killed while it imports, and once the run is at work."""
+    plan = make_experiment({**options, "model": "ESMM", "seeds": "1", "epochs": "3"})
+    kills = []
+
+    def kill_server(process):
+        if len(kills) < 2 and (process.run.folder / "run.json").exists():
+            os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+            kills.append(process)
+
+    runs_module._server()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    (outcome,) = execute(iter(plan.runs), 1, watch=kill_server)
+    assert kills
+    assert outcome.result is not None, outcome.reason
+    assert outcome.result["test_result"]
+
+
 @pytest.mark.parametrize("model", ["ESMM", "DeepFM"])
 def test_a_result_whose_checkpoint_is_elsewhere_is_done(options, tmp_path, model):
     options |= {"saved": "True", "checkpoint_dir": str(tmp_path / "kept"), "model": model}
@@ -257,7 +278,7 @@ def test_a_stopped_run_leaves_no_result(quick, tmp_path, data_path):
     )
 
     def watch(process: Process) -> None:
-        if len(process.history()) >= 2:
+        if len(process.run.history()) >= 2:
             process.stop("enough")
 
     (outcome,) = execute(iter(plan.runs), 1, watch=watch)

@@ -15,8 +15,10 @@ import optuna
 import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
+from recbole_escm2.command_line import main
 from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment import search as search_module
@@ -288,6 +290,31 @@ def test_two_searches_share_a_study(data_path, tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     done = [re.findall(r"trial (\d+):", text) for text in said]
     assert sorted(map(int, done[0] + done[1])) == list(range(6))
+
+
+def test_a_storage_without_room_is_said_in_one_line(options, monkeypatch, capsys):
+    """Whenever that is; a database that holds pages enough to be made, and no more, is full."""
+    given = [f"--{key}={value}" for key, value in {**options, "model": "ESMM", "trials": 1}.items()]
+    opened = Searcher._open
+
+    def open_and_fill(self):
+        opened(self)
+        with self.storage.engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    monkeypatch.setattr(Searcher, "_open", open_and_fill)
+    monkeypatch.setattr(RDBStorage, "set_trial_user_attr", _fill(RDBStorage.set_trial_user_attr))
+    assert main(["search", *given]) == 2
+    said = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in said if line.startswith("error: ")]
+    assert line.startswith("error: storage sqlite:///")
+    assert line.endswith("study.db: database or disk is full")
+
+
+def _fill(write):
+    """More than the free space of its pages."""
+    return lambda self, trial, key, value: write(self, trial, key, [value, "x" * 10**6])
 
 
 @pytest.mark.parametrize("score", [0.5, None])

@@ -25,7 +25,7 @@ from recbole_escm2.evaluator.influence import (
     Influence,
     TestRows,
     influence_values,
-    kept_influence,
+    read_influence,
 )
 from recbole_escm2.evaluator.metrics import auc
 from recbole_escm2.evaluator.predictions import Predictions, Truth
@@ -505,7 +505,7 @@ def test_runs_on_a_test_file_keep_what_a_verdict_needs(data_path, tmp_path):
         baseline="ESMM",
         columns=[],
         results=results,
-        influence=lambda label, seed: kept_influence(folders[label, seed]),
+        influence=lambda label, seed: read_influence(folders[label, seed]),
     )
     assert one.draws.kind == "weights"
     assert one.primary == ("CTCVR_AUC", "CVR_AUC_ES")

@@ -20,9 +20,11 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.export import formats
 from recbole_escm2.export.command import export_model, verify_export
 from recbole_escm2.export.formats import FILES
-from recbole_escm2.export.graph import _Part
+from recbole_escm2.export.graph import Graph, _Part
+from recbole_escm2.export.reader import Reader
 from recbole_escm2.export.verify import TOLERANCE
 from recbole_escm2.quick_start import run
+from recbole_escm2.serve.scorer import Scorer
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 export_table = pytest.importorskip("export_table")
@@ -105,6 +107,16 @@ def test_an_artefact_that_isnt_the_model_is_refused_and_not_kept(trained, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_no_row_has_no_score(trained, tmp_path, kind):
+    done = Scorer(trained("ESCM2_DR"), device="cpu")
+    export_model(trained("ESCM2_DR"), tmp_path / "out", kind, verified=False)
+    reader, graph = Reader(tmp_path / "out"), Graph(done)
+    inputs = reader.inputs({name: [] for name in done.features})
+    scores = formats.opened(kind, tmp_path / "out", graph)(list(inputs.values()))
+    assert [own.shape for own in scores] == [(0,)] * 3
+
+
 #: What the page shows, in a process that has neither this package nor torch.
 _ALONE = """
 import sys
@@ -147,6 +159,72 @@ def test_the_page_s_example_runs_without_this_package(trained, tmp_path):
     expected = recbole_escm2.load(trained("ESCM2_DR")).predict(pa.table({**rows, "past": past}))
     assert np.abs(got.T - expected.to_numpy()).max() < TOLERANCE
     assert got.std(axis=1).min() > TOLERANCE  # rows differ by more than that
+
+
+_ROW = {
+    **{"user_id": "7", "item_id": "3", "when": 1_700_000_001.0, "price": 5.5, "genres": ["g1"]},
+    **{"past": [("p1", 0.5)], "prices": [1.0], "city": "a b", "flag": True},
+}
+_CITIES = ["", "a b", "Zürich", "東京", "true", "7", "07", "1.5", None]
+_ODD = {
+    "city": [*_CITIES, True, 7, 7.0, -0.0, float("nan"), "NaN", "[UNK]", "[PAD]", " 7", "no city"],
+    "flag": [True, False, "true", "True", 1, None, np.bool_(False)],
+    "user_id": [7, 7.0, "7", "7.0", "07", None, np.int64(7), np.float32(7), 2**40, -3],
+    "price": [None, float("nan"), "5.5", "", 5, True, "nan", -1e30],
+    "when": [None, 1_700_000_000, "1700000001", 0],
+    "genres": [None, [], ["g1", None], [None], ["g1", "g1"], ["", "g2"], "g1  g2", "", ["new"]],
+    "prices": [None, [], [1.0, None], [None], [1, 2, 3, 4, 5], "1 2  3", "", ["1", "2"]],
+    "past": [None, [], [("p1", None)], [("p1", float("nan"))], [(None, 2.0)], [("new", 1.0)]],
+}
+_ODD["past"] += [[("p1", -1.0), ("p2", 3.0)], [("p1", 0.0)]]
+
+
+@pytest.fixture(scope="module")
+def with_odd_texts(tmp_path_factory):
+    """A run on a table with texts of all sorts and truth values; its model, artefact and reader."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    place = tmp_path_factory.mktemp("odd")
+    table = export_table.table()
+    more = {
+        "city": pa.array([_CITIES[n % 9] for n in range(len(table))]),
+        "flag": pa.array([n % 3 == 0 for n in range(len(table))]),
+    }
+    for name, column in more.items():
+        table = table.append_column(name, column)
+    save_table(table, "odd", place / "data")
+    places = {"data_path": str(place / "data"), "output_dir": str(place / "output")}
+    settings = {**export_table.settings_of("ESMM"), **places}
+    folder = run("ESMM", "odd", config_dict=settings)["run_dir"]
+    export_model(folder, place / "out", "onnx")
+    session = onnxruntime.InferenceSession(place / "out" / "model.onnx")
+    return recbole_escm2.load(folder, device="cpu"), session, Reader(place / "out")
+
+
+@pytest.mark.parametrize("field", _ODD)
+def test_the_reader_takes_each_value_for_what_the_model_does(with_odd_texts, field):
+    model, session, reader = with_odd_texts
+    pair = pa.list_(pa.struct([("id", pa.string()), ("weight", pa.float32())]))
+    seen = set()
+    for value in _ODD[field]:
+        row = {**_ROW, field: value}
+        columns = {name: [own] for name, own in row.items()}
+        table = {name: pa.array(own) for name, own in columns.items() if name != "past"}
+        rows = pa.table({**table, "past": pa.array(columns["past"], pair)})
+        expected = model.predict(rows).to_numpy()[0]
+        got = np.concatenate(session.run(None, reader.inputs(columns)))
+        assert np.abs(got - expected).max() < TOLERANCE, (value, got, expected)
+        seen.add(tuple(got.round(7)))
+    assert len(seen) > 2  # values matter
+
+
+def test_the_reader_takes_no_fraction_for_a_whole_number(with_odd_texts):
+    _, _, reader = with_odd_texts
+    columns = {name: [own] * 3 for name, own in _ROW.items()} | {
+        "user_id": [7.0, 7.5, float("inf")]
+    }
+    known, fraction, infinite = reader.inputs(columns)["user_id"]
+    assert known > 0
+    assert fraction == infinite == -1
 
 
 def test_a_manifest_has_what_a_reader_needs(trained, tmp_path):
@@ -227,6 +305,12 @@ def test_mistakes_are_told(export, tmp_path, arguments, message):
     assert code == 2
     assert message in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("model", "settings"), [("FwFM", {}), ("ESMM", {"backbone": "FwFM"})])
+def test_what_recboles_fwfm_cant_read_is_told_in_one_line(trained, model, settings):
+    with pytest.raises(UsageError, match="gives no weight to pairs with prices"):
+        trained(model, **settings)
 
 
 def test_models_without_a_graph_are_refused_in_one_line(export, trained, tmp_path):

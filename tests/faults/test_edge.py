@@ -10,9 +10,11 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -127,6 +129,19 @@ def test_no_room_for_another_simulation_leaves_the_one_that_is_there(tmp_path):
     outcome = limited(100_000, tmp_path, *SIMULATION, "--out=raw")
     assert outcome.code == 2, outcome
     assert on_disk(tmp_path / "raw") == before
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_no_room_for_an_export(data_path, stored, tmp_path, kind):
+    """torch's own writer would end the process."""
+    pytest.importorskip("onnxscript", reason="needs the extra [serve]")
+    assert call(tmp_path, *small(data_path, store_dir=stored)).code == 0
+    given = ("export", "--checkpoint=output", f"--format={kind}", "--out=artefact")
+    outcome = limited(2_000, tmp_path, *given)
+    assert outcome.code == 2, outcome
+    assert "File too large" in outcome.error
+    assert "Traceback" not in outcome.err
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("artefact")]
 
 
 # ------------------------------------------------------------------ places that can't be written to
@@ -299,6 +314,28 @@ def test_the_socket_of_a_killed_benchmark_goes_with_the_next_one(
         assert done.returncode == 0, done.stderr
         left = set(os.listdir(temporary)) - {f"torchinductor_{getpass.getuser()}"}  # a cache
         assert left == {"pymp-of_somebody"}
+
+
+def test_the_server_of_runs_ends_with_who_began_it_also_while_it_imports(tmp_path):
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(3600)\n")
+    program = f"""
+import os, sys
+from multiprocessing import forkserver
+from recbole_escm2.experiment import runs
+sys.path.insert(0, {str(tmp_path)!r})
+runs._server()
+print(forkserver._forkserver._forkserver_pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    server = Path(f"/proc/{int(done.stdout)}")
+    deadline = time.monotonic() + 300
+    while server.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ended = not server.exists()
+    if not ended:
+        os.kill(int(done.stdout), signal.SIGKILL)
+    assert ended
 
 
 def test_what_a_killed_benchmark_has_left_goes_though_no_run_is_missing(tmp_path, monkeypatch):

@@ -14,8 +14,10 @@ import pytest
 import recbole_escm2
 
 pytest.importorskip("fastapi")
+from new_rows import QUICK, frame_of, fresh_copy
 from starlette.testclient import TestClient
 
+from recbole_escm2.quick_start import run
 from recbole_escm2.serve.http.app import make_app
 from recbole_escm2.serve.http.served import load
 from recbole_escm2.serve.http.service import Limits, Service
@@ -267,7 +269,7 @@ class TestLimits:
 
     def test_time(self, client, monkeypatch):
         go_on = threading.Event()
-        monkeypatch.setattr(self.service, "_answer", lambda body: go_on.wait(30))
+        monkeypatch.setattr(self.service, "_answers", lambda bodies: go_on.wait(30))
         answer = asked(client)
         assert answer.status_code == 503
         assert "0.3 s (--timeout)" in answer.json()["error"]
@@ -296,14 +298,14 @@ class TestLimits:
     def test_requests_at_once(self, served, monkeypatch):
         service = Service(served, Limits(max_requests=2))
         begun, go_on = threading.Semaphore(0), threading.Event()
-        own = service._answer
+        own = service._answers
 
-        def slowly(body):
+        def slowly(bodies):
             begun.release()
             go_on.wait(30)
-            return own(body)
+            return own(bodies)
 
-        monkeypatch.setattr(service, "_answer", slowly)
+        monkeypatch.setattr(service, "_answers", slowly)
         with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(asked, client) for _ in range(2)]
             begun.acquire()
@@ -319,10 +321,10 @@ class TestLimits:
 
 
 def test_a_fault_of_ours_is_in_the_log_and_not_in_the_answer(client, service, monkeypatch, caplog):
-    def broken(body):
+    def broken(bodies):
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(service, "_answer", broken)
+    monkeypatch.setattr(service, "_answers", broken)
     answer = asked(client)
     assert answer.status_code == 500
     assert answer.json() == {"error": "the server failed; its log says how"}
@@ -336,7 +338,114 @@ def test_many_clients_each_get_their_own_answer(client, done):
         answers = list(pool.map(lambda own: asked(client, *rows_of(own)).json(), frames))
     for frame, answer in zip(frames, answers, strict=True):
         got = pd.DataFrame(answer["rows"])[TASKS].astype(np.float32)
-        assert np.array_equal(got, scorer.predict(frame))
+        assert np.allclose(got, scorer.predict(frame), rtol=0, atol=1e-6)
+
+
+class TestRequestsThatWaitTogether:
+    """What comes while another one is at work is scored at once, and answered one by one."""
+
+    @pytest.fixture
+    def together(self, service, monkeypatch):
+        """Answers to requests that all wait before the first is looked at; how many were joined."""
+        own, joined = service._answers, []
+
+        def seen(bodies):
+            joined.append(len(bodies))
+            return own(bodies)
+
+        monkeypatch.setattr(service, "_answers", seen)
+
+        def call(*bodies: bytes) -> tuple[list, list[int]]:
+            async def all_at_once():
+                asked = (service.answer(body) for body in bodies)
+                return await asyncio.gather(*asked, return_exceptions=True)
+
+            return asyncio.run(all_at_once()), joined
+
+        return call
+
+    def test_each_has_the_answer_that_it_has_alone(self, together, client, done):
+        rows = rows_of(done.frame[:9])
+        bodies = [json.dumps({"rows": part}).encode() for part in (rows[:3], [], rows[3:], rows)]
+        answers, joined = together(*bodies)
+        assert joined == [4]
+        for body, answer in zip(bodies, answers, strict=True):
+            got, alone = json.loads(answer.body), posted(client, body).json()
+            assert got["model"] == alone["model"]
+            assert len(got["rows"]) == len(alone["rows"]) == answer.rows
+            for mine, its in zip(got["rows"], alone["rows"], strict=True):
+                assert mine == {
+                    **its,
+                    **{task: pytest.approx(its[task], abs=1e-6) for task in TASKS},
+                }
+
+    def test_what_is_wrong_with_one_is_its_own(self, together, client):
+        good = json.dumps({"rows": [GOOD, {**GOOD, "user_id": "nobody"}]}).encode()
+        wrong = json.dumps({"rows": [GOOD, {**GOOD, "age": "old"}]}).encode()
+        answers, joined = together(good, b"{", wrong, good)
+        assert joined == [4]
+        first, unread, refused, last = answers
+        assert first.body == last.body
+        assert json.loads(first.body)["rows"][1]["unknown"] == ["user_id"]
+        assert first.unknown["user_id"] == 1
+        assert unread.status == 400
+        assert refused.status == 422
+        assert refused.error.startswith("row 2, field 'age': ")
+
+    def test_a_fault_of_ours_is_that_of_one_request(self, together, service, monkeypatch):
+        own = service.served._scored
+
+        def broken(rows):
+            if any(row["user_id"] == "bad" for row in rows):
+                raise RuntimeError("a secret")
+            return own(rows)
+
+        monkeypatch.setattr(service.served, "_scored", broken)
+        bodies = [
+            json.dumps({"rows": [{**GOOD, "user_id": who}]}).encode() for who in ("u1", "bad")
+        ]
+        answers, _ = together(*bodies, bodies[0])
+        assert isinstance(answers[1], RuntimeError)
+        assert answers[0].rows == answers[2].rows == 1
+
+    def test_no_more_than_some_bytes_are_joined(self, together, monkeypatch):
+        from recbole_escm2.serve.http import service as module
+
+        body = json.dumps({"rows": [GOOD]}).encode()
+        monkeypatch.setattr(module, "_TOGETHER", 2 * len(body))
+        assert together(*[body] * 5)[1] == [2, 2, 1]
+        long = json.dumps({"rows": [GOOD] * 3}).encode()
+        assert together(long, body)[1][3:] == [1, 1]
+
+    def test_who_is_gone_is_not_scored(self, service, monkeypatch):
+        seen, go_on = [], threading.Event()
+        own = service._answers
+
+        def slowly(bodies):
+            seen.append(len(bodies))
+            go_on.wait(30)
+            return own(bodies)
+
+        monkeypatch.setattr(service, "_answers", slowly)
+        body = json.dumps({"rows": [GOOD]}).encode()
+
+        async def one_gives_up():
+            asked = [asyncio.create_task(service.answer(body)) for _ in range(1)]
+            while not seen:
+                await asyncio.sleep(0.001)
+            asked += [asyncio.create_task(service.answer(body)) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            asked[2].cancel()
+            await asyncio.sleep(0.01)
+            go_on.set()
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        answers = asyncio.run(one_gives_up())
+        assert seen == [1, 2]
+        assert [isinstance(answer, asyncio.CancelledError) for answer in answers] == [
+            *[False, False],
+            *[True, False],
+        ]
 
 
 class TestWhatIsTold:
@@ -366,6 +475,19 @@ class TestWhatIsTold:
         row = {name: field["choices"][0] for name, field in fields.items()}
         row["tags"] = fields["tags"]["choices"][:2]
         assert asked(client, row).json()["rows"][0]["unknown"] == []
+
+    @pytest.mark.parametrize("scaled", ["normalize_field", "none", "TIME_FIELD"])
+    def test_a_number_is_proposed_as_rows_have_it(self, data_path, tmp_path, scaled):
+        """And not as a model reads it."""
+        folder = fresh_copy(data_path, tmp_path)
+        places = {"data_path": str(folder.parent), "output_dir": str(tmp_path / "output")}
+        own = {"normalize_field": ["age"], "TIME_FIELD": "age", "none": None}[scaled]
+        settings = {**QUICK, **places, **({} if own is None else {scaled: own})}
+        ran = run("ESMM", "tiny", config_dict=settings)["run_dir"]
+        fields = load(str(ran), None, "cpu", {}).about(choices=True)["fields"]
+        (proposed,) = next(field["choices"] for field in fields if field["name"] == "age")
+        ages = frame_of(folder)["age"]
+        assert ages.quantile(0.4) < proposed < ages.quantile(0.6)
 
     def test_nothing_of_train_where_that_is_wanted(self, service):
         with TestClient(make_app(service, choices=False)) as client:

@@ -74,6 +74,15 @@ def text(browser, place):
     return browser.find_element("id", place).text
 
 
+def in_sight(browser, place):
+    """Whether an element begins within the window."""
+    script = (
+        "const top = document.getElementById(arguments[0]).getBoundingClientRect().top;"
+        "return 0 <= top && top < innerHeight"
+    )
+    return browser.execute_script(script, place)
+
+
 def test_a_row_is_tried_and_scored_as_a_request_is(browser, address):
     opened(browser, address)
     inputs = browser.find_elements("css selector", "#fields input, #fields textarea")
@@ -121,6 +130,7 @@ def test_a_wrong_value_is_said_and_marked(browser, address):
     browser.find_element("css selector", "button").click()
     wait(browser, "return !document.getElementById('error').hidden")
     assert "field 'age': it is no number" in text(browser, "error")
+    assert in_sight(browser, "error")
     assert field(browser, "age").get_attribute("aria-invalid") == "true"
     assert field(browser, "user_id").get_attribute("aria-invalid") == "false"
     fill(browser, age="30")
@@ -147,6 +157,7 @@ def test_schemes(browser, address):
 def test_page_is_no_wider_than_the_screen(browser, address, width, height):
     opened(browser, address, width=width, height=height, mobile=width < 1000)
     scored(browser)
+    assert in_sight(browser, "scores")
     browser.execute_script("document.querySelector('details').open = true")
     wide, screen = browser.execute_script(
         "return [document.documentElement.scrollWidth, innerWidth]"

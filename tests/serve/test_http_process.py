@@ -179,6 +179,11 @@ def test_the_page_of_the_docs_from_training_to_curl(start, tmp_path, monkeypatch
     assert {*answer} == {*printed}
     assert [{*row} for row in answer["rows"]] == [{*row} for row in printed["rows"]]
     assert answer["rows"][1]["unknown"] == printed["rows"][1]["unknown"] == ["user_id"]
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^curl http.* -d '(.*)'$", readme, re.MULTILINE)
+    status, scored = posted(port, json.loads(body)["rows"])
+    assert status == 200
+    assert scored["rows"][0]["unknown"] == answer["rows"][0]["unknown"]
     row = dict.fromkeys(answer["rows"][0])  # which is none of the model's
     status, refused = posted(port, [row])
     assert status == 422

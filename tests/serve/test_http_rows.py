@@ -61,6 +61,7 @@ def test_weights_stand_beside_tokens_or_not_at_all():
         ("numbers", [1, [2]], 2, "it is a list"),
         ("weighted", [["a", "2"]], 2, "a weight is a number, and this is a text"),
         ("weighted", [["a", True]], 2, "a weight is a number, and this is true or false"),
+        ("weighted", [["a", -1e39]], 2, "a weight must lie within ±3.4e+38"),
         ("weighted", [["a", 1, 2]], 2, "it is a list"),
         ("weighted", [[["a"], 1]], 2, "it is a list"),
         ("weighted", [[]], 2, "it is a list"),

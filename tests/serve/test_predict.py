@@ -23,6 +23,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.data import EntireSpaceDataset, prepare_data
 from recbole_escm2.data.ali_ccp.simulate import Simulation, simulate
 from recbole_escm2.quick_start import run as run_model
+from recbole_escm2.serve import new_data
 from recbole_escm2.serve import scorer as scorer_module
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.training import Training
@@ -363,3 +364,27 @@ def test_a_model_without_validation_and_of_clicks_alone_scores_new_rows(data_pat
     assert 0 < scorer.known.train_rate["cvr"] < 1
     assert scorer.models[0].support is None
     assert list(scorer.predict(done.frame.head(3))) == ["pcvr"]
+
+
+def test_blank_lines_are_left_out_and_a_file_is_looked_into_once(tmp_path, monkeypatch):
+    """However many batches have such a line; a row without any value is none."""
+    file = tmp_path / "new.csv"
+    file.write_text("a,b\n" + "1,x\n\n,\n" * 50, "utf-8")
+    batches = []
+    for number in range(2, 152, 3):
+        rows = pa.RecordBatch.from_pydict({"a": ["1", None, None], "b": ["x", None, None]})
+        batches.append((range(number, number + 3), rows))
+    read = []
+
+    def lines_of(path):
+        for pair in new_data_lines(path):
+            read.append(pair[0])
+            yield pair
+
+    new_data_lines = new_data._lines_of
+    monkeypatch.setattr(new_data, "_lines_of", lines_of)
+    kept = [
+        number for numbers, _ in new_data._without_blank_lines(file, batches) for number in numbers
+    ]
+    assert kept == [own for n in range(2, 152, 3) for own in (n, n + 2)]
+    assert len(read) <= 151

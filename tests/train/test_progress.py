@@ -23,12 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment import worker
 from recbole_escm2.experiment.plan import make_experiment
+from recbole_escm2.experiment.runs import finished
 from recbole_escm2.metric_names import metric
 from recbole_escm2.model import ESMM
 from recbole_escm2.quick_start import run
 from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
 from recbole_escm2.train.optimizer import RowAdam, load_by_name, state_by_name
 from recbole_escm2.train.progress import load_progress
+from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
 
 FEW = {"metrics": ["CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CTCVR_LogLoss"]}
@@ -253,6 +255,28 @@ def test_what_killed_runs_have_left_goes_with_the_next_one(cut, caplog):
     assert f"{folders['new']} was killed before it had learned anything: removed" in caplog.text
 
 
+def test_the_selected_epoch_goes_from_a_folder_of_checkpoints(settings, monkeypatch, tmp_path):
+    """Where a run was killed with its result, before it removed what only going on needs."""
+    elsewhere = tmp_path / "checkpoints"
+    given = {**settings, "final_fit": True, "checkpoint_dir": str(elsewhere), "save_interval": 0}
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "forget_progress", _die)
+        with pytest.raises(KilledError):
+            run("ESMM", "tiny", config_dict=given)
+    (folder,) = Path(settings["output_dir"]).iterdir()
+    (folder / "lock").touch()
+    assert len(list(elsewhere.glob("*-selected.pth"))) == 1
+    run("ESMM", "tiny", config_dict=given)
+    assert {file.stem for file in elsewhere.iterdir()} == {
+        file.name for file in folder.parent.iterdir()
+    }
+    assert not list(folder.rglob("progress.pth"))
+
+
+def _die(*given):
+    raise KilledError
+
+
 def test_what_no_number_depends_on_may_be_another(cut):
     folder, given = cut()
     assert folder_of(given, state="warning", save_interval=None) == folder
@@ -312,12 +336,31 @@ def test_a_damaged_file_is_said_and_a_new_run_begun(cut, caplog, harm):
     if harm == "cut":
         file.write_bytes(file.read_bytes()[:-100])
     elif harm == "pickle":
-        torch.save(load_progress(file), file)
+        file.write_bytes(b"")
+        torch.save({"epoch": 0}, file)
     else:
         save_checkpoint(file, {**load_progress(file), "random": None})
     with caplog.at_level("INFO"):
         assert folder_of(given) != folder
     assert re.search(r"progress\.pth.*; this is a new run", caplog.text)
+
+
+@pytest.mark.parametrize("reading", [0, 1])
+def test_memory_that_is_gone_costs_no_progress(cut, monkeypatch, reading):
+    """Where the command looks whether it can go on, and where the training does."""
+    folder, given = cut()
+    load, readings = torch.load, itertools.count()
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        if "weights_only" in options and next(readings) >= reading:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return load(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", refused)
+        with pytest.raises((RuntimeError, UsageError), match="can't allocate memory"):
+            run("ESMM", "tiny", config_dict=given)
+    assert folder_of(given) == folder
 
 
 #: Entries of another form, under a right checksum, by where they are.
@@ -489,6 +532,10 @@ def test_a_killed_run_of_a_benchmark_goes_on(settings, tmp_path):
     alone = {**planned.settings, "output_dir": str(tmp_path / "whole")}
     whole = run("ESMM", "tiny", config_dict=alone)
     assert outcome(planned.folder)["test_result"] == outcome(Path(whole["run_dir"]))["test_result"]
+    assert not list(planned.folder.rglob("*.pth"))
+    # killed right after its end
+    (planned.folder / "progress.pth").touch()
+    assert finished(planned).result == planned.result()
     assert not list(planned.folder.rglob("*.pth"))
 
 

@@ -78,14 +78,14 @@ def find_raw(folder: Path, splits: Sequence[str] = SPLITS) -> RawFiles:
     files: dict[str, dict[str, Path]] = {}
     missing = []
     for split in splits:
-        found = {kind: _first_file(folder, NAMES[kind](split)) for kind in KINDS}
+        present = {kind: _first_file(folder, NAMES[kind](split)) for kind in KINDS}
         archive = folder / archive_name(split)
-        if all(found.values()):
-            files[split] = {kind: path for kind, path in found.items() if path}
+        if all(present.values()):
+            files[split] = {kind: path for kind, path in present.items() if path}
         elif archive.is_file():
             files[split] = {"archive": archive}
         else:
-            absent = [NAMES[kind](split) for kind, path in found.items() if path is None]
+            absent = [NAMES[kind](split) for kind, path in present.items() if path is None]
             missing.append(f"{' and '.join(absent)} (plain or .gz, or in {archive.name})")
     if missing:
         names = sorted(path.name for path in folder.iterdir())
@@ -241,7 +241,7 @@ def _members(
     split: str, path: Path, file: IO[bytes], position: Callable[[], int], truth: Truth | None
 ) -> Iterator[RawText]:
     wanted = {NAMES[kind](split): kind for kind in KINDS}
-    found: list[str] = []
+    present: list[str] = []
     with _damage(path):  # a stream, because there is no going back in what is decompressed
         archive = tarfile.open(fileobj=file, mode="r|")  # noqa: SIM115
     with archive:
@@ -253,12 +253,12 @@ def _members(
             name = PurePosixPath(member.name).name
             if name not in wanted or not member.isfile():
                 continue
-            if name in found:
+            if name in present:
                 raise UsageError(f"{path} holds {name} twice")
-            found.append(name)
+            present.append(name)
             content: Any = archive.extractfile(member)
             own = truth if wanted[name] == "skeleton" else None
             yield RawText(split, wanted[name], f"{path.name}:{name}", path, content, position, own)
     for name in wanted:
-        if name not in found:
+        if name not in present:
             raise UsageError(f"{path} holds no {name}")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recbole_escm2.data.ali_ccp import raw
-from recbole_escm2.errors import UsageError, said_by_system
+from recbole_escm2.errors import UsageError, system_message
 from recbole_escm2.limits import read_json
 from recbole_escm2.output import alone, beside, write_json
 
@@ -182,7 +182,7 @@ def simulate(
                 _publish(made, out, content)
             return content
     except OSError as error:
-        raise UsageError(said_by_system(error)) from error
+        raise UsageError(system_message(error)) from error
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # it holds the simulation

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.data.ahead import converting
 from recbole_escm2.data.ali_ccp.chunks import CLICK, PURCHASE, Options, Reader, schema_of
 from recbole_escm2.data.ali_ccp.files import RawFiles, find_raw, open_texts
 from recbole_escm2.data.ali_ccp.lines import Text
@@ -101,24 +102,35 @@ def read(config: Any) -> tuple[Schema, Iterable[Chunk]]:
     simulation = _simulation(config)
     if simulation is None:
         getLogger().info(f"converting the raw files in {_raw(config)}, which happens once")
-        return read_raw(find_raw(_raw(config)), options(config))
+        return read_raw(find_raw(_raw(config)), options(config), config["worker"])
     getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
     return read_world(simulation, options(config))
 
 
-def read_raw(raw: RawFiles, chosen: Options) -> tuple[Schema, Iterable[Chunk]]:
+def read_raw(raw: RawFiles, chosen: Options, workers: int = 0) -> tuple[Schema, Iterable[Chunk]]:
     """Raw files as what a store is made of.
+
+    Args:
+        raw: the files.
+        chosen: what is made of them.
+        workers: processes that read blocks of them; 0: this one does.
 
     Raises:
         UsageError: the file that describes a simulation isn't one; others are raised by the chunks.
     """
     size = sum(path.stat().st_size for files in raw.files.values() for path in files.values())
     schema = schema_of(chosen, bool(raw.truth), _described(raw), size, "B")
+    return schema, _chunks(raw, chosen, schema, workers)
+
+
+def _chunks(raw: RawFiles, chosen: Options, schema: Schema, workers: int) -> Iterator[Chunk]:
     raises = chosen.conversion_without_click == "raise"
-    texts = (
-        Text(text, chosen.wanted(text.kind), chosen.on_bad_line, raises) for text in open_texts(raw)
-    )
-    return schema, Reader(chosen, schema).chunks(texts)
+    with converting(workers) as pool:
+        texts = (
+            Text(text, chosen.wanted(text.kind), chosen.on_bad_line, raises, pool)
+            for text in open_texts(raw)
+        )
+        yield from Reader(chosen, schema).chunks(texts)
 
 
 def read_world(simulation: Simulation, chosen: Options) -> tuple[Schema, Iterable[Chunk]]:

@@ -361,7 +361,7 @@ def brand_of(world: World, item: int, category: int) -> int:
 
 
 @njit(cache=True)
-def intentions_of(world: World, item: int, category: int, found: np.ndarray) -> int:
+def intentions_of(world: World, item: int, category: int, intentions: np.ndarray) -> int:
     """Fill in the intentions that an item serves (none twice) and return how many."""
     key = _hash(world.key, _INTENTION_OF, item)
     wanted = int((MOST_INTENTIONS + 1) * _unit(_draw(key, 0)))
@@ -372,9 +372,9 @@ def intentions_of(world: World, item: int, category: int, found: np.ndarray) -> 
         intention = topic + TOPICS * int(count * _unit(_draw(key, 1 + n)) ** 3)
         known = False
         for k in range(size):
-            known = known or found[k] == intention
+            known = known or intentions[k] == intention
         if not known:
-            found[size] = intention
+            intentions[size] = intention
             size += 1
     return size
 
@@ -553,16 +553,16 @@ def sample_latents(
     world: World, person: Person, rows: np.ndarray, commons: np.ndarray
 ) -> np.ndarray:
     """Latents of some impressions: ``[rows, 3]`` of click, own and the position's effect."""
-    found = np.empty((len(rows), 3))
+    sampled = np.empty((len(rows), 3))
     for n in range(len(rows)):
         if n == 0 or commons[n] != commons[n - 1]:
             meet(world, commons[n], person)
         item, category, shop, brand, position = show(
             world, person, commons[n], impression_key(world, person.split, rows[n])
         )
-        found[n, 0], found[n, 1] = latents(world, person, item, category, shop, brand)
-        found[n, 2] = POSITION_EFFECTS[position]
-    return found
+        sampled[n, 0], sampled[n, 1] = latents(world, person, item, category, shop, brand)
+        sampled[n, 2] = POSITION_EFFECTS[position]
+    return sampled
 
 
 @njit(cache=True)
@@ -570,7 +570,7 @@ def sample_factors(
     world: World, person: Person, rows: np.ndarray, commons: np.ndarray
 ) -> np.ndarray:
     """Factors of some impressions: ``[rows, 2, 2, FACTORS]``, by latent, of user and item."""
-    found = np.empty((len(rows), 2, 2, FACTORS))
+    sampled = np.empty((len(rows), 2, 2, FACTORS))
     for n in range(len(rows)):
         if n == 0 or commons[n] != commons[n - 1]:
             meet(world, commons[n], person)
@@ -579,9 +579,9 @@ def sample_factors(
         )
         for side in range(2):
             for f in range(FACTORS):
-                found[n, side, 0, f] = person.factors[side, f]
-                found[n, side, 1, f] = _item_factor(world, side, item, category, f)
-    return found
+                sampled[n, side, 0, f] = person.factors[side, f]
+                sampled[n, side, 1, f] = _item_factor(world, side, item, category, f)
+    return sampled
 
 
 def interacting(world: World, sample: np.ndarray, factors: np.ndarray, share: float) -> World:

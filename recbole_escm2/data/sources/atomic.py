@@ -175,7 +175,7 @@ class AtomicFiles(Dataset):
         if pairs:
             self._expand_to_pairs()
         if self.conversion_field in self.inter_feat:
-            self._settle_conversions_without_click()
+            self._apply_conversion_without_click()
 
     def _join_events(self) -> None:
         """Make labels that are any of several columns, which then are gone."""
@@ -480,7 +480,7 @@ class AtomicFiles(Dataset):
                 "its rows are ratings, set impressions: pairs and a threshold"
             )
 
-    def _settle_conversions_without_click(self) -> None:
+    def _apply_conversion_without_click(self) -> None:
         """Before RecBole's filters, which count impressions."""
         unclicked = UnclickedConversions(self.config["conversion_without_click"])
         conversion, stays = unclicked.apply(

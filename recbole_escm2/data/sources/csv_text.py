@@ -134,9 +134,9 @@ def no_traceback_of_bytes() -> Iterator[None]:
     """
     before = sys.unraisablehook
 
-    def hook(told: Any) -> None:
-        if not isinstance(told.exc_value, UnicodeDecodeError):
-            before(told)
+    def hook(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+            before(unraisable)
 
     sys.unraisablehook = hook
     try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -58,10 +59,10 @@ def table_files(path: Path) -> list[Path]:
     """The file, or the files of a folder, in the order of their names."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
-    if not found:
+    files = sorted(file for file in path.rglob(f"*{path.suffix}") if file.is_file())
+    if not files:
         raise UsageError(f"{path} is a folder without any *{path.suffix} file")
-    return found
+    return files
 
 
 def open_table(
@@ -77,20 +78,62 @@ def open_table(
         UsageError: it can't be read as what its name says.
     """
     if file.suffix == ".csv":
-        found, batches = csv_batches(file, types)
-        return found, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
+        schema, batches = csv_batches(file, types)
+        return schema, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
     try:
         if FORMATS[file.suffix] == "parquet":
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 header = parquet.schema_arrow
                 _check_counts(file, parquet.metadata)
             _ = header.names  # are text
-            return header, lambda columns: _counted(file, _of_parquet(file, columns))
+            return header, lambda columns: (
+                batch for part in parquet_parts(file) for batch in rows_of_part(file, part, columns)
+            )
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
         _ = data.schema.names
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UsageError(f"{file}: {error}") from error
     return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
+
+
+class ParquetPart(NamedTuple):
+    """Row groups one after the other, and the number of their first row, from 1."""
+
+    groups: tuple[int, ...]
+    first: int
+
+
+def parquet_parts(file: Path) -> Iterator[ParquetPart]:
+    """The parts of a file, each of a row group, or of small ones that have enough rows together."""
+    with _told(file), pyarrow.parquet.ParquetFile(file) as parquet:
+        sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+    groups: list[int] = []
+    first = begin = 1
+    for group, size in enumerate(sizes):
+        groups.append(group)
+        begin += size
+        if begin - first >= _ROWS_AT_ONCE or group == len(sizes) - 1:
+            yield ParquetPart(tuple(groups), first)
+            groups, first = [], begin
+
+
+def rows_of_part(
+    file: Path, part: ParquetPart, columns: list[str]
+) -> Iterator[tuple[range, pa.RecordBatch]]:
+    """Some columns of a part of a Parquet file in batches, with the rows' numbers.
+
+    pyarrow's data sets would read ahead, which is most of a file for a slow consumer.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, part.groups, columns):
+                yield batch.select(columns)  # in the order that is wanted
+
+    return _counted(file, batches(), part.first)
 
 
 def _check_counts(file: Path, about: Any) -> None:
@@ -109,22 +152,20 @@ def _check_counts(file: Path, about: Any) -> None:
         raise UsageError(f"{file}: the file is damaged: its numbers of rows are {numbers}")
 
 
-def _of_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Without what pyarrow's data sets read ahead, which is most of a file for a slow consumer."""
-    with pyarrow.parquet.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            yield batch.select(columns)  # in the order that is wanted
-
-
 def _counted(
-    file: Path, batches: Iterator[pa.RecordBatch]
+    file: Path, batches: Iterator[pa.RecordBatch], first: int = 1
 ) -> Iterator[tuple[range, pa.RecordBatch]]:
-    first = 1
-    try:
+    with _told(file):
         for batch in batches:
             check_batch(file, first, batch)
             yield range(first, first + len(batch)), batch
             first += len(batch)
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: {error}") from error
 

@@ -83,7 +83,7 @@ class LightGBM(ReferenceRecommender):
         self.rate.fill_(label.mean())
         self.seen.copy_(torch.from_numpy(seen.sum(axis=0)))
         self.positive.copy_(torch.from_numpy(positive.sum(axis=0)))
-        others = self._whole(self.seen) - seen, self._whole(self.positive) - positive
+        others = self._integers(self.seen) - seen, self._integers(self.positive) - positive
         table = np.empty((len(train), self._width()), np.float32)
         start = 0
         for batch in pieces(train):
@@ -104,7 +104,7 @@ class LightGBM(ReferenceRecommender):
             yield {name: loss}
 
     def predict(self, interaction: Any) -> Tensor:
-        known = self._whole(self.seen), self._whole(self.positive)
+        known = self._integers(self.seen), self._integers(self.positive)
         table = self._table(interaction, *known, np.zeros(len(interaction), np.int64))
         return torch.from_numpy(self._trees().predict(table, num_threads=torch.get_num_threads()))
 
@@ -150,7 +150,7 @@ class LightGBM(ReferenceRecommender):
         return seen, positive
 
     @staticmethod
-    def _whole(buffer: Tensor) -> NDArray[Any]:
+    def _integers(buffer: Tensor) -> NDArray[Any]:
         return buffer.cpu().numpy()[np.newaxis]
 
     def _rates(self, seen: NDArray[Any], positive: NDArray[Any]) -> NDArray[Any]:

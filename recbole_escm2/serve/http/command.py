@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from recbole_escm2.errors import UsageError, said_by_system
+from recbole_escm2.errors import UsageError, system_message
 from recbole_escm2.output import logging_to_terminal
 from recbole_escm2.serve.http.app import make_app
 from recbole_escm2.serve.http.served import load, signature_of
@@ -106,7 +107,7 @@ def _bound(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except (OSError, UnicodeError) as error:
-        said = said_by_system(error) if isinstance(error, OSError) else "it is no name of a host"
+        said = system_message(error) if isinstance(error, OSError) else "it is no name of a host"
         raise UsageError(
             f"--host={host} --port={port} can't be listened at ({said}): name another port, or 0 "
             "for one that is free"
@@ -137,6 +138,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._end: asyncio.TimerHandle | None = None
         self._expect_head()
 
     def on_response_complete(self) -> None:
@@ -144,7 +146,9 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
 
     def _expect_head(self) -> None:
-        self.loop.call_later(_IDLE, self._end_without_head, self.cycle)
+        if self._end is not None:  # a timer keeps its request, too
+            self._end.cancel()
+        self._end = self.loop.call_later(_IDLE, self._end_without_head, self.cycle)
 
     def _end_without_head(self, last: Any) -> None:
         if self.cycle is last:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recbole_escm2.data.checks import LARGEST
 from recbole_escm2.data.columns import list_array
 from recbole_escm2.data.encoding import Fault
 from recbole_escm2.data.schema import Field
@@ -122,33 +125,42 @@ def columns_of(
         Refused: a row is no object, lacks a feature, has a key that is none, or a value of another
             type.
     """
-    faults = list(_of_shape(rows, features, ignored))
-    if faults:
-        raise refusal(faults, features)
+    values = _transposed(rows, features, ignored)
+    faults: list[Fault] = []
     columns = {}
-    for own in features:
-        values = [row[own.name] for row in rows]
+    for own, column in zip(features, values, strict=True):
         make = _lists if own.kind.endswith("_seq") else _scalars
-        columns[own.name] = make(values, own, faults)
+        columns[own.name] = make(column, own, faults)
     if faults:
         raise refusal(faults, features)
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _of_shape(rows: Sequence[Any], features: Sequence[Field], ignored: Collection[str]) -> Any:
+def _transposed(
+    rows: Sequence[Any], features: Sequence[Field], ignored: Collection[str]
+) -> list[list[Any]]:
+    """The values of each feature.
+
+    Raises:
+        Refused: a row is no object, lacks a feature, or has a key that is none.
+    """
     names = {own.name for own in features}
-    known = names | set(ignored)
+    if set(map(type, rows)) <= {dict} and set().union(*rows) <= names.union(ignored):
+        with contextlib.suppress(KeyError):
+            return [list(map(itemgetter(own.name), rows)) for own in features]
+    raise refusal(list(_of_shape(rows, names, ignored)), features)
+
+
+def _of_shape(rows: Sequence[Any], names: set[str], ignored: Collection[str]) -> Iterator[Fault]:
     for number, row in enumerate(rows):
         if type(row) is not dict:
             yield Fault(number, "", row, "a row is an object with a value for each field")
             continue
-        keys = row.keys()
-        for name in sorted(names - keys):
+        for name in sorted(names - row.keys()):
             yield Fault(number, name, None, "the row lacks the field")
-        if not keys <= known:
-            for name in sorted(keys - known):
-                why = f"the model has no such field{did_you_mean(name[:_SHOWN], names)}"
-                yield Fault(number, name, row[name], why)
+        for name in sorted(row.keys() - names.union(ignored)):
+            why = f"the model has no such field{did_you_mean(name[:_SHOWN], names)}"
+            yield Fault(number, name, row[name], why)
 
 
 def _scalars(
@@ -172,14 +184,8 @@ def _scalars(
 
 
 def _tokens(values: list[Any], own: Field, faults: list[Fault]) -> pa.Array:
-    kinds = set(map(type, values)) - {type(None)}
-    if kinds == {int}:
-        try:
-            return pa.array(values, pa.int64())
-        except OverflowError:  # one is above what 63 bits hold
-            pass
-    if kinds <= {str}:
-        return pa.array(values, pa.string())
+    if (column := _of_one_kind(values, (pa.int64(), pa.string()), pa.string())) is not None:
+        return column
     texts: list[str | None] = []
     for place, value in enumerate(values):
         text, why = _token(value)
@@ -187,6 +193,19 @@ def _tokens(values: list[Any], own: Field, faults: list[Fault]) -> pa.Array:
         if why:
             faults.append(Fault(place, own.name, value, why))
     return pa.array(texts, pa.string())
+
+
+def _of_one_kind(
+    values: list[Any], kinds: Collection[pa.DataType], of_none: pa.DataType
+) -> pa.Array | None:
+    """A column, where its values are all of one of some kinds, or none is there."""
+    try:
+        column = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return None
+    if pa.types.is_null(column.type):
+        return column.cast(of_none)
+    return column if column.type in kinds else None
 
 
 def _token(value: Any) -> tuple[str | None, str]:
@@ -207,8 +226,10 @@ def _token(value: Any) -> tuple[str | None, str]:
 
 
 def _numbers(values: list[Any], own: Field, faults: list[Fault]) -> pa.Array:
-    kinds = set(map(type, values))
-    if kinds <= {int, float, bool, type(None)}:
+    column = _of_one_kind(values, (pa.float64(), pa.string()), pa.float64())
+    if column is not None:
+        return column
+    if set(map(type, values)) <= {int, float, bool, type(None)}:
         return pa.array(np.array(values, np.float64), from_pandas=True)
     texts: list[str | None] = []
     for place, value in enumerate(values):
@@ -238,13 +259,22 @@ def _lists(values: list[Any], own: Field, faults: list[Fault]) -> pa.Array:
         tokens.append(value[0] if pair else value)
         weights.append(value[1] if pair else None)
     for place, weight in enumerate(weights):
-        if type(weight) not in (int, float, type(None)):
-            why = f"a weight is a number, and this is {_KINDS[type(weight)]}"
+        why = _wrong_weight(weight)
+        if why:
             faults.append(Fault(int(rows[place]), own.name, weight, why))
             weights[place] = None
     found = _scalars(tokens, own, faults, rows)
     of_found = pa.array(np.array(weights, np.float64), from_pandas=True)
     return list_array(pa.StructArray.from_arrays([found, of_found], ["id", "weight"]), lengths)
+
+
+def _wrong_weight(weight: Any) -> str:
+    """Why a value is no weight, or nothing."""
+    if type(weight) not in (int, float, type(None)):
+        return f"a weight is a number, and this is {_KINDS[type(weight)]}"
+    if weight is not None and abs(weight) > LARGEST:
+        return f"a weight must lie within ±{LARGEST:.3g}"
+    return ""
 
 
 def refusal(faults: Sequence[Fault], features: Sequence[Field]) -> Refused:

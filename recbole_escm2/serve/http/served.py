@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,16 @@ class Answer:
     unknown: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """Rows as an answer has them, each as JSON; whether each isn't valid; and the rows that have
+    an unknown token, by field."""
+
+    rows: list[bytes]
+    invalid: NDArray[np.bool_]
+    unknown: Mapping[str, NDArray[np.int64]]
+
+
 class Served:
     """A model as it was loaded, which one thread at a time scores with.
 
@@ -82,6 +93,7 @@ class Served:
         self._quantiles = next((own for own in supports if own is not None), None)
         self._batch: Batch | None = None
         scorer.watchers.append(self._keep)
+        self._choices = {own.name: self._frequent(own.name) for own in self.features}
         self._scored([dict.fromkeys(scorer.features)])  # which builds indices of tokens, too
 
     def _keep(self, batch: Batch) -> None:
@@ -89,27 +101,60 @@ class Served:
 
     @property
     def model(self) -> str:
-        """Its name, those of a pair joined by ``+``."""
-        return "+".join(str(own.config["model"]) for own in self.scorer.models)
+        """Its name."""
+        return self.scorer.name
 
-    def answer(self, body: bytes, most: int) -> Answer:
-        """The answer to a request.
+    def answers(self, bodies: Sequence[bytes], most: int) -> list[Answer | Exception]:
+        """The answers to requests, whose rows are scored together.
 
         Args:
-            body: of the request.
-            most: rows that it may have.
+            bodies: of the requests.
+            most: rows that one may have.
+
+        Returns:
+            Of each its answer, or the error that it ends with: :class:`~.rows.Refused`, or a fault
+            of ours.
+        """
+        return self._together([_read(body, most) for body in bodies])
+
+    def _together(self, requests: Sequence[list[Any] | Refused]) -> list[Answer | Exception]:
+        there = [rows for rows in requests if isinstance(rows, list)]
+        try:
+            scored = self._scored([row for rows in there for row in rows])
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+            return [answer for own in requests for answer in self._together([own])]
+        answers: list[Answer | Exception] = []
+        first = 0
+        for own in requests:
+            if isinstance(own, Refused):
+                answers.append(own)
+                continue
+            answers.append(self._answer(scored, slice(first, first + len(own))))
+            first += len(own)
+        return answers
+
+    def _answer(self, scored: _Scored, rows: slice) -> Answer:
+        """The answer of some rows, of those that were scored together."""
+        head = b'{"model":' + orjson.dumps(self.digest) + b',"rows":['
+        own = scored.rows[rows]
+        within = {
+            name: int(np.count_nonzero((at >= rows.start) & (at < rows.stop)))
+            for name, at in scored.unknown.items()
+        }
+        return Answer(
+            head + b",".join(own) + b"]}", len(own), int(scored.invalid[rows].sum()), within
+        )
+
+    def _scored(self, rows: list[Any]) -> _Scored:
+        """Scores of rows.
 
         Raises:
-            Refused: it can't be scored.
+            Refused: one can't be scored.
         """
-        rows = rows_in(body, most)
-        found, invalid, unknown = self._scored(rows) if rows else ([], 0, {})
-        content = {"model": self.digest, "rows": found}
-        encoded = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-        return Answer(encoded, len(rows), invalid, unknown)
-
-    def _scored(self, rows: list[Any]) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
-        """What an answer says of each row, how many aren't valid, and unknown values by field."""
+        if not rows:
+            return _NOTHING
         columns = columns_of(rows, self.features, self.ignored)
         try:
             scores = self.scorer.score(columns, "the request")
@@ -117,23 +162,26 @@ class Served:
             raise Refused(422, str(error)) from error
         if scores.faults:
             raise refusal(scores.faults, self.features)
-        own: dict[str, Any] = {f"p{task}": list(values) for task, values in scores.of.items()}
-        support: Any = [None] * len(rows)
-        valid: Any = support
+        own = {f"p{task}": _each(values) for task, values in scores.of.items()}
+        invalid = np.zeros(len(rows), bool)
+        own["support"] = own["valid"] = [b"null"] * len(rows)
         if self._quantiles is not None and scores.pctr is not None:
             size = len(self._quantiles) - 1
             steps = steps_of(self._quantiles, scores.pctr)
-            support = list((steps / size).astype(np.float32))
-            valid = (steps >= LEAST * size // 100).tolist()
+            own["support"] = _each((steps / size).astype(np.float32))
+            invalid = steps < LEAST * size // 100
+            own["valid"] = _each(~invalid)
         unknown = {name: self._unknown(name, columns.column(name)) for name in self._tokens}
-        by_row: list[list[str]] = [[] for _ in rows]
+        names: dict[int, list[str]] = {}
         for name, at in unknown.items():
             for row in at.tolist():
-                by_row[row].append(name)
-        own |= {"support": support, "valid": valid, "unknown": by_row}
-        found = [dict(zip(own, values, strict=True)) for values in zip(*own.values(), strict=True)]
-        counts = {name: len(at) for name, at in unknown.items() if len(at)}
-        return found, valid.count(False), counts
+                names.setdefault(row, []).append(name)
+        own["unknown"] = [b"[]"] * len(rows)
+        for row, of_row in names.items():
+            own["unknown"][row] = orjson.dumps(of_row)
+        made = b"{" + b",".join(orjson.dumps(name) + b":%b" for name in own) + b"}"
+        found = list(map(made.__mod__, zip(*own.values(), strict=True)))
+        return _Scored(found, invalid, unknown)
 
     @property
     def _tokens(self) -> list[str]:
@@ -164,7 +212,7 @@ class Served:
             entry = {"name": own.name, "kind": own.kind, "weighted": own.weighted}
             entry["takes"] = wanted(own, self.features)
             if choices:
-                entry["choices"] = self._choices(own.name)
+                entry["choices"] = self._choices[own.name]
             fields.append(entry)
         return {
             "model": self.model,
@@ -175,11 +223,22 @@ class Served:
             "fields": fields,
         }
 
-    def _choices(self, name: str) -> list[Any]:
+    def _median(self, name: str) -> float:
+        """Of a number in train, as it is logged, to a thousandth of its range or so."""
+        known = self.scorer.known
+        edges, numbers, own = known.deciles[name][0], known.numbers[name], known.fields[name]
+        line = numbers.line(own, own.kind == "float" and name == known.time)
+        if line is None or not numbers.largest > numbers.least:  # all are the same
+            return numbers.mean
+        shift, divisor = line
+        digits = 3 - math.floor(math.log10(numbers.largest - numbers.least))
+        return round(float(edges[len(edges) // 2 - 1]) * divisor + shift, digits)
+
+    def _frequent(self, name: str) -> list[Any]:
+        """Values of a field that train has, for a page."""
         known = self.scorer.known
         if name not in known.tokens:
-            edges = known.deciles[name][0]
-            return [float(f"{edges[len(edges) // 2 - 1]:.4g}")]
+            return [self._median(name)]
         tokens, counts = known.tokens[name], known.train_ids[name].clone()
         counts[0] = 0
         if tokens.unknown < len(counts):
@@ -187,6 +246,21 @@ class Served:
         top = torch.topk(counts, min(_CHOICES, len(counts)))
         pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
         return [tokens.tokens[place - 1].as_py() for count, place in pairs if count]
+
+
+def _read(body: bytes, most: int) -> list[Any] | Refused:
+    try:
+        return rows_in(body, most)
+    except Refused as refused:
+        return refused
+
+
+_NOTHING = _Scored([], np.zeros(0, bool), {})
+
+
+def _each(values: NDArray[Any]) -> list[bytes]:
+    """Each number as JSON has it."""
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
 
 
 def load(path: str, model: str | None, device: str | None, settings: Mapping[str, str]) -> Served:

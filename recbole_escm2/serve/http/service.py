@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import getLogger
@@ -15,6 +16,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.serve.http.served import Answer, Served, Signature
 
 _POLL = 1.0  # seconds between two looks at the checkpoint
+_TOGETHER = 1 << 19  # bytes of requests whose rows are scored together
 _NAME = "recbole_escm2"
 
 
@@ -88,6 +90,8 @@ class Service:
         self.reload_error: str | None = None
         # One: the matrix products of a request use all threads of the process already.
         self._thread = ThreadPoolExecutor(1, "scoring")
+        self._waiting: deque[tuple[bytes, asyncio.Future[Answer]]] = deque()
+        self._work: asyncio.Task[None] | None = None
         self._take(served)
 
     def _take(self, served: Served) -> None:
@@ -97,19 +101,51 @@ class Service:
     async def answer(self, body: bytes) -> Answer:
         """Scores of a request, by the model that is in place when its turn comes.
 
+        Small requests that wait at the same time are scored together.
+
         Raises:
             Refused: it can't be scored.
         """
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._thread, self._answer, body)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((body, future))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._until_none_waits())
+        found = await future
         self.metrics.rows.inc(found.rows)
         self.metrics.invalid.inc(found.invalid)
         for field, count in found.unknown.items():
             self.metrics.unknown.labels(field).inc(count)
         return found
 
-    def _answer(self, body: bytes) -> Answer:
-        return self.served.answer(body, self.limits.max_rows)
+    async def _until_none_waits(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            taken = list(self._next_ones())
+            bodies = [body for body, _ in taken]
+            answers: list[Answer | Exception]
+            try:
+                answers = await loop.run_in_executor(self._thread, self._answers, bodies)
+            except Exception as error:
+                answers = [error] * len(taken)
+            for (_, future), answer in zip(taken, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+    def _next_ones(self) -> Iterator[tuple[bytes, asyncio.Future[Answer]]]:
+        """Requests that are scored together: at least one, while any is still waited for."""
+        size = 0
+        while self._waiting and (not size or size + len(self._waiting[0][0]) <= _TOGETHER):
+            body, future = self._waiting.popleft()
+            if not future.done():  # else its time was over
+                size += len(body)
+                yield body, future
+
+    def _answers(self, bodies: list[bytes]) -> list[Answer | Exception]:
+        return self.served.answers(bodies, self.limits.max_rows)
 
     def close(self) -> None:
         """Wait for what is being scored."""

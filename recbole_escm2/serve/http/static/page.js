@@ -78,12 +78,14 @@ function show(answer, row) {
   element("curl").textContent =
     `curl ${url} -H 'content-type: application/json' -d '${body}'`;
   element("scores").hidden = false;
+  element("scores").scrollIntoView({ block: "nearest" });
 }
 
 function refuse(message, faults = []) {
   element("scores").hidden = true;
   element("error").textContent = message;
   element("error").hidden = false;
+  if (message) element("error").scrollIntoView({ block: "nearest" });
   const wrong = new Set(faults.map((fault) => fault.field));
   for (const input of element("row").elements) {
     if (input.name) input.setAttribute("aria-invalid", String(wrong.has(input.name)));
