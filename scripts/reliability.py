@@ -115,6 +115,20 @@ def fuzz() -> str:
     )
 
 
+def server() -> str:
+    """Damaged requests to a server."""
+    lines = lines_of("server")
+    own = ("minutes", "requests", "scored", "refused", "closed", "crash", "hang", "garbage")
+    own += ("difference", "memory_mib", "memory_growth_mib")
+    table = markdown(own, [[line[name] for name in own] for line in lines])
+    return (
+        "## A server under damaged requests\n\n`python scripts/fuzz_server.py`: bodies, heads, "
+        "chunks and places that are flipped, cut, swapped and repeated, by four clients at once; "
+        "a head that isn't whole is closed. Memory is the median of the last third of the time, "
+        f"its growth that since the second.\n\n{table}\n"
+    )
+
+
 def environments() -> str:
     """The wheel in new environments."""
     rows = [
@@ -136,6 +150,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "full_disks": full_disks,
     "long_runs": long_runs,
     "fuzz": fuzz,
+    "server": server,
     "environments": environments,
 }
 
