@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
@@ -17,6 +16,7 @@ from recbole_escm2.data.ali_ccp.raw import FIELDS, KINDS, SPLITS
 from recbole_escm2.data.ali_ccp.simulate import Simulation, draws_of
 from recbole_escm2.data.schema import Chunk, Schema
 from recbole_escm2.errors import UsageError
+from recbole_escm2.limits import read_json
 
 _LABELS = {"CLICK_FIELD": CLICK, "CONVERSION_FIELD": PURCHASE}
 
@@ -155,8 +155,8 @@ def _described(raw: RawFiles) -> dict[str, Any] | None:
     if raw.simulation is None:
         return None
     try:
-        content = json.loads(raw.simulation.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(raw.simulation)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{raw.simulation}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("note"), str):
         raise UsageError(f"{raw.simulation} isn't what a simulation writes")

@@ -291,7 +291,7 @@ class _Reader:
         files = [(part, file) for part, path in tables for file in table_files(path)]
         with converting(self.config["worker"]) as pool:
             for shared, group in groupby(files, lambda own: pool and own[1].suffix == ".parquet"):
-                if shared:
+                if pool is not None and shared:
                     yield from self._chunks_by(pool, group)
                 else:
                     for part, file in group:

@@ -84,6 +84,7 @@ def open_table(
         if FORMATS[file.suffix] == "parquet":
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 header = parquet.schema_arrow
+                _check_counts(file, parquet.metadata)
             _ = header.names  # are text
             return header, lambda columns: (
                 batch for part in parquet_parts(file) for batch in rows_of_part(file, part, columns)
@@ -133,6 +134,22 @@ def rows_of_part(
                 yield batch.select(columns)  # in the order that is wanted
 
     return _counted(file, batches(), part.first)
+
+
+def _check_counts(file: Path, about: Any) -> None:
+    """Make sure that all parts of a Parquet file have as many rows as it says: pyarrow reads those
+    of the shortest.
+
+    Raises:
+        UsageError: they don't, the file is damaged.
+    """
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    flat = [n for n in range(about.num_columns) if not about.schema.column(n).max_repetition_level]
+    said = [about.num_rows, sum(group.num_rows for group in groups)]
+    said += [sum(group.column(n).num_values for group in groups) for n in flat]
+    if len(set(said)) > 1:
+        numbers = " and ".join(f"{number:,}" for number in sorted(set(said)))
+        raise UsageError(f"{file}: the file is damaged: its numbers of rows are {numbers}")
 
 
 def _counted(
