@@ -144,7 +144,7 @@ LINE = {
     "keys of RecBole's that nothing reads": [
         ({"save_dataset": "True"}, "nothing here reads save_dataset, a key of RecBole's"),
         ({"save_dataloaders": "True"}, "nothing here reads save_dataloaders"),
-        ({"loss_decimal_place": "4"}, "nothing here reads loss_decimal_place"),
+        ({"loss_decimal_place": "5"}, "nothing here reads loss_decimal_place"),
         ({"metric_decimal_place": "2"}, "nothing here reads metric_decimal_place"),
         ({"loss_type": "BPR"}, "there is no config key 'loss_type'"),
     ],
