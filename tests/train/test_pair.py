@@ -231,7 +231,10 @@ def test_the_same_settings_twice_are_those_of_all(asked):
         ),
         ({"cvr_settings": {"valid_metric": 3}}, "cvr_settings: there is no metric '3'"),
         ({"cvr_settings": {"valid_metric": "CVR_CRR"}}, "cvr_settings: valid_metric CVR_CRR knows"),
-        ({"cvr_settings": {1: 2}}, "cvr_settings has '1'"),
+        (
+            {"cvr_settings": {1: 2}},
+            "cvr_settings must be a mapping of config keys to values, got {1: 2}",
+        ),
     ],
     ids=str,
 )
