@@ -63,6 +63,10 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
                        the best on validation is what the seeds then run. Trials have a random
                        --tuning_share (0.5) of the impressions, drawn by --tuning_seed (1), on which
                        no seed tests; where each seed has a simulated world, one of their own
+  --screen="{settings: S, rows: M, keep: [ROW]}"   before that, S of each row's trials; the best M
+                       rows on validation go on, those of keep, the baseline and the logistic
+                       regression by right
+  --pruner=halving     end trials that are behind (with --screen; else none)
   --baseline=ROW       the row that the others are compared with (the first), as they are with a
                        logistic regression, the first row of model LogisticRegression, or of LR
   --aa_row=False       without the A/A row: the baseline again, with other training seeds on the

@@ -54,6 +54,7 @@ from recbole_escm2.property_files import (
     PROPERTIES,
     Settings,
     read_preset,
+    read_shipped,
     read_yaml,
     recbole_properties,
 )
@@ -102,15 +103,15 @@ def defaults(
     Raises:
         UsageError: there is no such preset.
     """
-    merged = read_yaml(PROPERTIES / "overall.yaml")
+    merged = read_shipped(PROPERTIES / "overall.yaml")
     merged.update(model_defaults(model_class))
     file = PROPERTIES / "dataset" / f"{dataset}.yaml"
     if file.is_file():
-        merged.update(read_yaml(file))
+        merged.update(read_shipped(file))
     for parent in reversed(model_class.__mro__):
         file = PROPERTIES / "dataset" / parent.__name__ / f"{dataset}.yaml"
         if is_of_family(parent) and file.is_file():
-            merged.update(read_yaml(file))
+            merged.update(read_shipped(file))
     if (preset := (external or {}).get("preset")) is not None:
         merged.update(read_preset(preset))
     backbone = (external or {}).get("backbone", merged.get("backbone"))
@@ -123,7 +124,7 @@ def _of_recboles_model(name: Any) -> dict[str, Any]:
     """RecBole's defaults for one of its models; none for any other name."""
     if not isinstance(name, str) or not recbole_context_model(name):
         return {}
-    return read_yaml(_RECBOLE_MODELS / f"{name}.yaml")
+    return read_shipped(_RECBOLE_MODELS / f"{name}.yaml")
 
 
 def model_defaults(model_class: type) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def model_defaults(model_class: type) -> dict[str, Any]:
         if is_of_family(parent) or is_reference(parent):
             file = PROPERTIES / "model" / f"{parent.__name__}.yaml"
             if file.is_file():
-                merged.update(read_yaml(file))
+                merged.update(read_shipped(file))
             merged.update(copy.deepcopy(vars(parent).get("default_config", {})))
     return merged
 
@@ -726,6 +727,11 @@ class Config(recbole.config.Config):
         checked_name(str(dataset), "dataset")
         model_class = find_model(model)
         return model_class.__name__, model_class, str(dataset)
+
+    def _update_internal_config_dict(self, file: str) -> dict[str, Any]:
+        content = read_shipped(Path(file))
+        self.internal_config_dict.update(content)
+        return content
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         # RecBole's LightGBM is another model, whose keys ours hasn't

@@ -31,6 +31,15 @@ class Identity(TypedDict):
     split: dict[str, str]
 
 
+def is_identity(value: Any) -> bool:
+    """Whether what a file holds is one."""
+    return isinstance(value, dict) and all(
+        isinstance(own := value.get(part), dict)
+        and all(isinstance(text, str) for text in (*own, *own.values()))
+        for part in Identity.__annotations__
+    )
+
+
 def digest_of(content: Any = b"") -> Any:
     """The hash that columns, splits and checkpoints are known by.
 

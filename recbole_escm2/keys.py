@@ -532,7 +532,7 @@ OF_DATA_SETS: Mapping[str, Key] = {
 RECBOLES: Mapping[str, Key] = {
     # Environment
     "gpu_id": Key(Kind("numbers of devices, as in '0,1'", _are_devices), PLACE | NO_SWEEP),
-    "worker": Key(NATURAL, PLACE | UNUSED),
+    "worker": Key(NATURAL, PLACE),
     "seed": Key(SEED, OFTEN),
     "state": Key(
         _one_of("debug", "info", "warning", "error", "critical", any_case=True), PLACE | OPTIONAL

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from functools import cache
 
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
@@ -40,6 +41,7 @@ NAMESAKES = {
 }
 
 
+@cache
 def recbole_context_models() -> dict[str, str]:
     """Module of each context-aware model that RecBole ships, by the module's last name."""
     package = importlib.import_module(CONTEXT_PACKAGE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import importlib.util
 import re
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,9 @@ from typing import Any
 import yaml
 
 from recbole_escm2.errors import UsageError, did_you_mean
+from recbole_escm2.limits import SETTINGS_BYTES, SETTINGS_VALUES
 
 PROPERTIES = files("recbole_escm2.properties")
-
-# Settings are short; what is longer is a mistake or an attack, and would take minutes to read.
-_MOST_BYTES = 1_000_000
-_MOST_VALUES = 100_000
 
 
 def recbole_properties() -> Path:
@@ -122,8 +121,8 @@ def _values_in(node: yaml.Node, key: str, known: dict[int, int]) -> int:
         values += sum(_values_in(value, key, known) for value in node.value)
     elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and node.style is None:
         _check_number(node, key)
-    if values > _MOST_VALUES:
-        raise UsageError(f"line {_line(node)}: {key} has more than {_MOST_VALUES:,} values")
+    if values > SETTINGS_VALUES:
+        raise UsageError(f"line {_line(node)}: {key} has more than {SETTINGS_VALUES:,} values")
     known[id(node)] = values
     return values
 
@@ -148,12 +147,12 @@ def read_yaml(path: Any) -> Settings:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(SETTINGS_BYTES + 1)
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path}: {error}") from error
-    if len(content) > _MOST_BYTES:
-        raise UsageError(f"config file {path} has more than {_MOST_BYTES:,} bytes: is it data?")
+    if len(content) > SETTINGS_BYTES:
+        raise UsageError(f"config file {path} has more than {SETTINGS_BYTES:,} bytes: is it data?")
     try:
         settings, lines = _load(text)
     except UsageError as error:
@@ -171,6 +170,16 @@ def read_yaml(path: Any) -> Settings:
     return Settings(path, settings or {}, lines)
 
 
+@cache
+def _shipped(path: Any) -> Settings:
+    return read_yaml(path)
+
+
+def read_shipped(path: Any) -> Settings:
+    """A file of defaults that ships with a package, which a process reads once."""
+    return copy.deepcopy(_shipped(path))
+
+
 def parse_value(text: str) -> Any:
     """The value of a config key written as text: a Python or YAML literal, else the text itself."""
     stripped = text.strip()
@@ -179,7 +188,7 @@ def parse_value(text: str) -> Any:
         return lower == "true"
     if lower in ("none", "null", "~"):
         return None
-    if len(text) > _MOST_BYTES:
+    if len(text) > SETTINGS_BYTES:
         return text
     no_literal = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
     with contextlib.suppress(*no_literal), warnings.catch_warnings():
@@ -212,7 +221,7 @@ def read_preset(name: Any) -> Settings:
             f"there is no preset {name!r}{did_you_mean(str(name), known)}. Presets: "
             f"{', '.join(known)}. A file of settings of one's own is given by --config_files"
         )
-    return read_yaml(PROPERTIES / "preset" / f"{name}.yaml")
+    return read_shipped(PROPERTIES / "preset" / f"{name}.yaml")
 
 
 _LINE = re.compile(r"^(?P<key>\w+):(?P<value>[^#\n]*)(?:#(?P<help>.*))?$", re.MULTILINE)

@@ -40,7 +40,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fuzzing.kinds import KINDS, Kind
+from fuzzing.kinds import Kind
+from fuzzing.models import KINDS
 
 from recbole_escm2.errors import UsageError
 

@@ -303,10 +303,10 @@ def test_unknown_keys_elsewhere(tmp_path):
 def test_keys_of_recboles_that_nothing_reads_are_said_once(tmp_path, caplog):
     """Files of RecBole's users are for many kinds of models."""
     file = tmp_path / "a.yaml"
-    file.write_text("worker: 4\nloss_type: BPR\nsave_dataset: False\nepochs: 1\nmodel: ESMM")
+    file.write_text("loss_type: BPR\nsave_dataset: False\nepochs: 1\nmodel: ESMM")
     config(files=[str(file)], repeatable=True)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warnings == ["keys of RecBole's that nothing here reads: loss_type, repeatable, worker"]
+    assert warnings == ["keys of RecBole's that nothing here reads: loss_type, repeatable"]
 
 
 @pytest.mark.parametrize(
@@ -820,3 +820,14 @@ def test_recboles_own_preparation_of_data_takes_our_config(model, tmp_path, monk
     train, valid, test = data_preparation(ours, dataset)
     assert len(train.dataset) + len(valid.dataset) + len(test.dataset) == len(dataset)
     assert {"user_id", "item_id"} <= set(next(iter(train)).interaction)
+
+
+def test_what_is_done_to_a_config_isnt_in_the_next_one():
+    """Files of defaults are read once."""
+    first = config(ESMM)
+    whole = list(first["mlp_hidden_size"])
+    first["mlp_hidden_size"].append(3)
+    first["eval_args"]["split"]["RS"] = [1, 1, 1]
+    second = config(ESMM)
+    assert second["mlp_hidden_size"] == whole
+    assert second["eval_args"]["split"] != {"RS": [1, 1, 1]}

@@ -535,7 +535,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
             "data/ali_ccp/source.py",
         ),
     },
-    exports: {"export/manifest.py", "export/reader.py"},
+    exports: {"export/manifest.py", "export/reader.py", "limits.py"},
     new_rows: {"serve/new_data.py", "serve/http/rows.py"},
     yaml_files: {"property_files.py"},
     ranges: {"experiment/space.py"},
@@ -546,7 +546,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
 OWN = {"report/page.py", "train/code.py", "model/backbone.py", "threads.py"}
 OWN |= {"model/sharded.py", "command_line.py", "output.py"}
 READS = re.compile(
-    r"\b(open|open_csv|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile)\("
+    r"\b(open|open_csv|read_text|read_bytes|read_csv|fromfile|from_file|memmap|mmap|RDBStorage|ZipFile|read_json)\("
     r"|\b(torch|np|json|yaml|pickle|tarfile|joblib)\.(load|loads|open)\("
 )
 

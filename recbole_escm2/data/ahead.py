@@ -1,11 +1,16 @@
-"""Reading ahead: a thread fetches what comes next while what is there is worked on."""
+"""Reading ahead: a thread or processes fetch what comes next while what is there is worked on."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+import pyarrow as pa
+
+from recbole_escm2.pool import Pool
 
 T = TypeVar("T")
 
@@ -26,3 +31,20 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
                 yield item
         finally:
             reader.shutdown(cancel_futures=True)
+            if isinstance(stream, Generator):
+                stream.close()  # now, with the processes that it may have
+
+
+@contextlib.contextmanager
+def converting(workers: int) -> Iterator[Pool | None]:
+    """Processes that read parts of files; None where this one does so alone.
+
+    Args:
+        workers: how many; 0 for none beside this one.
+    """
+    if not workers:
+        yield None
+        return
+    hint = "what each reads is in memory, so that fewer of them need less (worker)"
+    with Pool(workers, pa.set_cpu_count, (1,), "reads the data", hint) as pool:
+        yield pool

@@ -555,11 +555,11 @@ def suspicious_features(
     """
     click, *others = (truth.astype(bool) for truth in labels.values())
     everywhere = np.ones(len(click), bool)
-    told = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
-    told += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
+    targets = [(name, truth.astype(bool), everywhere) for name, truth in labels.items()]
+    targets += [(name, truth, click) for name, truth in zip([*labels][1:], others, strict=True)]
     for field, values in features.items():
         groups = _grouped(values)
-        for label, truth, where in told:
+        for label, truth, where in targets:
             if _auc_of_others(groups[where], truth[where]) >= _LEAKAGE_AUC:
                 yield (
                     f"the feature '{field}' gives the label '{label}' away (AUC of it alone is "

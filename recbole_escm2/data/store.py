@@ -41,6 +41,7 @@ from torch import Tensor
 from recbole_escm2.bags import Bags
 from recbole_escm2.errors import NO_ROOM, UsageError, checked_name
 from recbole_escm2.identity import digest_of, file_digest
+from recbole_escm2.limits import read_json
 from recbole_escm2.output import alone, beside, lock, remove_abandoned
 
 FORMAT = 6
@@ -590,10 +591,10 @@ class Store:
         self.folder = folder
         before = _state(folder / SCHEMA)
         try:
-            self.schema: dict[str, Any] = json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
+            self.schema: dict[str, Any] = read_json(folder / SCHEMA)
         except FileNotFoundError:
             raise NoStoreError(f"{folder} holds no store") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise NoStoreError(f"{folder / SCHEMA}: {error}") from error
         if not isinstance(self.schema, dict) or self.schema.get("format") != FORMAT:
             raise NoStoreError(f"{folder} is a store of another format than {FORMAT}")

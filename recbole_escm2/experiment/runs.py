@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from recbole_escm2.experiment import preload
 from recbole_escm2.experiment.planned import PlannedRun
 from recbole_escm2.experiment.worker import OUTPUT_FILE, main
 from recbole_escm2.output import beside, make_folder, remove_abandoned
+from recbole_escm2.pool import without_main_module
 from recbole_escm2.threads import spinning_bounded_in_children
 
 _POLL_SECONDS = 0.1
@@ -126,7 +126,7 @@ def _begin(run: PlannedRun) -> Any:
         process = _server().Process(target=main, args=(run,))
         with (
             spinning_bounded_in_children(),
-            _without_main_module(),
+            without_main_module(),
             contextlib.suppress(EOFError, ConnectionError),  # it was killed before it answered
         ):
             process.start()
@@ -171,20 +171,6 @@ def execute(
             process.ask_to_stop("stopped")
         for process in at_work:
             process.stop("stopped")
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep a new process from importing the program's main module, of which runs need nothing.
-
-    A script without ``if __name__ == "__main__"`` would do all of its work again there.
-    """
-    main_module = sys.modules["__main__"]
-    with (
-        patch.object(main_module, "__spec__", None),
-        patch.object(main_module, "__file__", None, create=True),
-    ):
-        yield
 
 
 def _has_server() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -20,6 +19,7 @@ from recbole_escm2.config import Config
 from recbole_escm2.errors import UsageError
 from recbole_escm2.experiment.interrupt import say
 from recbole_escm2.experiment.planned import PlannedRun
+from recbole_escm2.limits import read_json
 from recbole_escm2.output import lock, write_json
 from recbole_escm2.quick_start import train_and_test
 from recbole_escm2.train.code import code_of
@@ -106,8 +106,8 @@ def _end_with_parent() -> None:
 def _who_is_at(run: PlannedRun) -> str:
     """The process that has begun a run, as far as the run's folder tells."""
     try:
-        number = json.loads((run.folder / RUN_FILE).read_text(encoding="utf-8"))["process"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        number = read_json(run.folder / RUN_FILE)["process"]
+    except (OSError, ValueError, KeyError, TypeError):
         number = None
     return f"process {number}" if type(number) is int else "another process"
 

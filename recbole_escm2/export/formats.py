@@ -293,7 +293,7 @@ def _embedding_bag(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum (mode 0) or mean (1) of the rows of each bag, as torch's kernel."""
     values = indices.shape[0]
-    ends = torch.cat([offsets[1:], offsets.new_full((1,), 1) * values])
+    ends = torch.cat([offsets, offsets.new_full((1,), 1) * values])[1:]  # none of no bag
     row = _row_of(ends, values)
     rows = weight[indices]
     if per_sample_weights is not None:

@@ -16,6 +16,7 @@ import torch
 from recbole_escm2.errors import UsageError
 from recbole_escm2.export.formats import DATA_FILE, FILES
 from recbole_escm2.export.graph import UNKNOWN_ID, Graph
+from recbole_escm2.limits import read_json
 from recbole_escm2.output import to_builtins, versions, write_json, write_whole
 from recbole_escm2.serve.scorer import Scorer
 
@@ -35,7 +36,7 @@ def write_beside(folder: Path, scorer: Scorer, graph: Graph, kind: str, files: l
         files: of the artefact.
     """
     write_whole(folder / VOCABULARIES, _vocabularies(scorer))
-    write_whole(folder / READER, (Path(__file__).parent / READER).read_bytes())
+    write_whole(folder / READER, _reader())
     content = {
         "format": FORMAT,
         "artefact": {"format": kind, "file": files[0]},
@@ -49,6 +50,10 @@ def write_beside(folder: Path, scorer: Scorer, graph: Graph, kind: str, files: l
 def _vocabularies(scorer: Scorer) -> str:
     tokens = [own.tokens.to_pylist() for own in scorer.known.vocabularies]
     return json.dumps(tokens, ensure_ascii=False, separators=(",", ":"))
+
+
+def _reader() -> bytes:
+    return (Path(__file__).parent / READER).read_bytes()
 
 
 def about(scorer: Scorer, graph: Graph) -> dict[str, Any]:
@@ -178,20 +183,22 @@ def check_made_of(content: dict[str, Any], folder: Path, scorer: Scorer, graph: 
     for name, own in json.loads(json.dumps(about(scorer, graph))).items():
         if content.get(name) != own:
             raise UsageError(f"{folder / MANIFEST}: '{name}' isn't that of the checkpoint")
-    if (folder / VOCABULARIES).read_text("utf-8") != _vocabularies(scorer):
+    if (folder / VOCABULARIES).read_bytes() != _vocabularies(scorer).encode():
         raise UsageError(f"{folder / VOCABULARIES}: its tokens aren't those of the checkpoint")
+    if (folder / READER).read_bytes() != _reader():
+        raise UsageError(f"{folder / READER} isn't the one that this program writes: export again")
 
 
 def _content(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         shape = content["format"], content["artefact"]["format"], content["files"].items()
         if shape[0] != FORMAT or not isinstance(shape[1], str):
             raise ValueError("its format is another one")
     except OSError as error:
         raise UsageError(f"{folder} is no export: it has no {MANIFEST}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path} isn't as export writes it ({error})") from error
     found: dict[str, Any] = content
     return found

@@ -77,9 +77,7 @@ def _evaluate_together(towers: Sequence[Tower], features: Tensor) -> tuple[Tenso
     weight = torch.cat([layer.weight for layer in first])
     bias = torch.cat([layer.bias for layer in first])
     hidden = F.linear(features, weight, bias)
-    hidden = hidden.view(features.shape[0], len(towers), -1).transpose(
-        0, 1
-    )  # [towers, batch, width]
+    hidden = hidden.unflatten(1, (len(towers), -1)).transpose(0, 1)  # [towers, batch, width]
     for layers in others:
         weights = torch.stack([layer.weight for layer in layers]).transpose(1, 2)
         biases = torch.stack([layer.bias for layer in layers]).unsqueeze(1)

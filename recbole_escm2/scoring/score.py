@@ -80,7 +80,7 @@ class Options:
         names = [*(self.metrics or ()), *(self.primary or ())]
         for name in names:
             if not is_metric(name):
-                raise UsageError(f"there is no metric '{name}'{_similar(name)}")
+                raise UsageError(f"there is no metric '{name}'{did_you_mean(name, METRIC_NAMES)}")
         if not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in self.topk):
             raise UsageError(f"topk must be whole numbers above 0, got {list(self.topk)}")
         if not isinstance(self.calibration_bins, int) or self.calibration_bins < 1:
@@ -460,7 +460,3 @@ def _notes(
             continue
         notes += [f"{model}: {m} is left out: {why}." for m, why in own.undefined.items()]
     return notes
-
-
-def _similar(name: str) -> str:
-    return did_you_mean(name, METRIC_NAMES)

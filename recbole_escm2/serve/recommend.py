@@ -38,7 +38,7 @@ def recommend(options: Mapping[str, str]) -> int:
             raise UsageError(f"recommend needs --{name}=…")
     check_target("out", Path(options["out"]))
     k = options.get("k", "10")
-    if not k.isdigit() or int(k) < 1:
+    if not k.isdecimal() or int(k) < 1:
         raise UsageError(f"--k must be a whole number from 1 on, got {k!r}")
     own = options.get("model"), options.get("device")
     best = Best(Scorer(options["checkpoint"], *own), int(k), options.get("by"))

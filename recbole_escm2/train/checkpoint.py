@@ -28,7 +28,8 @@ from torch import Tensor
 
 from recbole_escm2.distributed import is_main
 from recbole_escm2.errors import UsageError, lacks_memory
-from recbole_escm2.identity import Identity, digest_of
+from recbole_escm2.identity import digest_of, is_identity
+from recbole_escm2.limits import check_extent
 from recbole_escm2.output import replacing
 
 _SEAL = b"\nrecbole_escm2 checkpoint 3 %s\n"
@@ -162,7 +163,7 @@ def load_checkpoint(path: str | Path, device: Any = "cpu", mapped: bool = False)
     for name, kind in _OPTIONAL.items():
         if name not in state or not isinstance(state[name], kind | None):
             raise UsageError(f"checkpoint {path}: its {name} isn't as this program writes it")
-    if not all(isinstance(state["data"].get(name), dict) for name in Identity.__annotations__):
+    if not is_identity(state["data"]):
         raise UsageError(f"checkpoint {path}: its data isn't as this program writes it")
     return state
 
@@ -190,6 +191,7 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
     try:
         with open(path, "rb") as file:  # once: what is checked is what is loaded
             _check_seal(path, file)
+            _check_archive(file)
             file.seek(0)
             state = _mapped(file) if mapped else None
             if state is None:
@@ -204,7 +206,28 @@ def load_sealed(path: Path, device: Any = "cpu", mapped: bool = False) -> dict[s
         ) from error
     if not isinstance(state, dict):
         raise UsageError(f"checkpoint {path} wasn't written by this program")
+    try:
+        check_extent(state, _check_tensor)
+    except ValueError as error:
+        raise UsageError(f"checkpoint {path} isn't as this program writes it: {error}") from error
     return state
+
+
+def _check_tensor(value: Any) -> None:
+    """Refuse a tensor that is larger than what the file holds of it: one without values, or whose
+    rows are all the same one."""
+    if not isinstance(value, Tensor):
+        return
+    size = value.numel() * value.element_size()
+    if value.layout != torch.strided or value.is_meta or size > value.untyped_storage().nbytes():
+        raise ValueError(f"a tensor {list(value.shape)} without values of its own")
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """Refuse what would become larger than the file."""
+    with zipfile.ZipFile(file) as archive:
+        if any(own.compress_type != zipfile.ZIP_STORED for own in archive.infolist()):
+            raise ValueError("it is compressed")
 
 
 def _mapped(file: BinaryIO) -> Any:

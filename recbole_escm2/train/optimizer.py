@@ -294,6 +294,7 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
             if state is None:
                 continue
             if state_fits(state, type(one).__name__):
+                _check_form(names[id(parameter)], state, parameter)
                 one.state.pop(parameter, None)  # Adagrad's first: memory may not hold both
                 states[number] = {name: _own(value) for name, value in state.items() if name != _OF}
             else:
@@ -310,6 +311,39 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
 def _own(value: Any) -> Any:
     """A copy: the optimizer goes on in it, and what it was read from stays as it is."""
     return value.clone() if isinstance(value, Tensor) else value
+
+
+# What a step of an optimizer reads of the state of a parameter.
+_NEEDED = {
+    **dict.fromkeys(("Adam", "SparseAdam", "RowAdam"), ("step", "exp_avg", "exp_avg_sq")),
+    **{"Adagrad": ("step", "sum"), "RMSprop": ("step", "square_avg")},
+}
+
+
+def _check_form(name: str, state: Mapping[str, Any], parameter: Tensor) -> None:
+    """Make sure that a step can be made from a state.
+
+    Raises:
+        UsageError: an entry is missing, or of another form.
+    """
+    wrong = {entry for entry in _NEEDED.get(state[_OF], ()) if state.get(entry) is None}
+    for entry, value in state.items():
+        if entry != _OF and value is not None and not _has_form(entry, state, parameter):
+            wrong.add(str(entry))
+    if wrong:
+        raise UsageError(f"its optimizer has {', '.join(sorted(wrong))} of {name} of another form")
+
+
+def _has_form(entry: str, state: Mapping[str, Any], parameter: Tensor) -> bool:
+    value, step = state[entry], state.get("step")
+    if entry == "step":
+        is_one = isinstance(value, Tensor) and value.numel() == 1
+        return (is_one or isinstance(value, int | float)) and float(value) >= 0
+    if not isinstance(value, Tensor):
+        return False
+    if entry == "lr_sums":
+        return value.dim() == 1 and isinstance(step, int) and len(value) > step
+    return value.shape == (parameter.shape[:1] if entry == "visited" else parameter.shape)
 
 
 def state_fits(state: Any, optimizer: str) -> bool:

@@ -9,7 +9,7 @@ as the run isn't done.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +22,7 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.evaluator.constant import BesideConstant
 from recbole_escm2.evaluator.evaluator import MetricResult
 from recbole_escm2.evaluator.weights import WeightDiagnostics
+from recbole_escm2.identity import is_identity
 from recbole_escm2.output import to_builtins
 from recbole_escm2.train.checkpoint import load_sealed, save_checkpoint
 
@@ -31,26 +32,96 @@ OF_EPOCH = ("step", "epoch_seconds", "totals", "scaler", "random")
 _SHARE = 0.05
 _OF_TRAINER = ("cur_step", "best_epoch", "best_valid_score", "train_loss_dict", "loss_names")
 
-# What the file holds; an ended training has its result instead of weights.
-_ENTRIES: Mapping[str, type] = {
-    "of": dict,  # see Run.about
-    "data": dict,  # see identity.Identity
-    "threads": int,
-    "ended": bool,
-    "epoch": int,  # that it is in
-    "step": int,  # batches of that epoch that it has behind it
-    "seconds": float,  # of the training, validations included
-    "epoch_seconds": float,  # of that epoch's batches
-    "history": list,
-    "trainer": dict,
+Form = Any  # see _fits
+
+
+def _fits(value: Any, form: Form) -> bool:
+    """Whether a value has a form: a type, or one of several; a list of a form; entries of a dict,
+    each with its own; or what a function says of it.
+    """
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            name in value and _fits(value[name], own) for name, own in form.items()
+        )
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(own, form[0]) for own in value)
+    if isinstance(form, tuple):
+        return any(_fits(value, own) for own in form)
+    if isinstance(form, type):
+        return isinstance(value, form) and (form is bool or not isinstance(value, bool))
+    return bool(form(value))
+
+
+def _is_count(value: Any) -> bool:
+    return _fits(value, int) and 0 <= value < 1 << 62
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(own) for name, own in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _by(names: type, form: Form) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict)
+        and all(_fits(name, names) and _fits(own, form) for name, own in value.items())
+    )
+
+
+def _is_random_state(value: Any) -> bool:
+    """Whether generators take it; those of the process stay as they are."""
+    try:
+        torch.Generator().set_state(value["torch"].cpu())
+        np.random.RandomState().set_state(_numpy_state(value))
+        random.Random().setstate(_python_state(value))
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError):
+        return False
+    return isinstance(value["device"], torch.Tensor | None)
+
+
+_NONE, _NUMBER = type(None), (int, float)
+_NUMBERS = _by(str, _NUMBER)
+_TENSORS = _by(str, torch.Tensor)
+_EPOCH = {"epoch": _is_count, "seconds": _NUMBER, "losses": _NUMBERS}
+_BESIDE = {"task": str, "log_loss": _NUMBER, "constant": _NUMBER}
+_RESULT = {
+    **{"values": _NUMBERS, "undefined": _by(str, str)},
+    **{"threshold": _NUMBERS, "without_user": _is_count},
 }
-_WHILE_IT_LASTS: Mapping[str, type] = {
-    "totals": dict,
-    "state_dict": dict,
-    "average": dict,  # of the weights, where there is one
-    "optimizer": dict,
-    "scaler": dict,
-    "random": dict,
+
+# What the file holds; an ended training has its result instead of weights.
+_FORMS: Mapping[str, Form] = {
+    "of": lambda about: _is_plain(about) and _fits(about, {"config": dict}),  # see Run.about
+    "data": is_identity,
+    "threads": _is_count,
+    "processes": _is_count,
+    "ended": bool,
+    "epoch": _is_count,  # that it is in
+    "step": _is_count,  # batches of that epoch that it has behind it
+    "seconds": _NUMBER,  # of the training, validations included
+    "epoch_seconds": _NUMBER,  # of that epoch's batches
+    "history": lambda own: _is_plain(own) and _fits(own, [_EPOCH]),
+    "trainer": {
+        "cur_step": _is_count,
+        "best_epoch": int,
+        "best_valid_score": (*_NUMBER, _NONE),
+        "train_loss_dict": _by(int, float),
+        "loss_names": [str],
+        "best_valid_result": (_NONE, _RESULT),
+        "beside_constant": (_NONE, _BESIDE),
+        "weights": (_NONE, dict.fromkeys(WeightDiagnostics.__annotations__, _NUMBER)),
+    },
+}
+_WHILE_IT_LASTS: Mapping[str, Form] = {
+    "totals": _by(str, lambda total: _fits(total, torch.Tensor) and total.numel() == 1),
+    "state_dict": _TENSORS,
+    "average": _TENSORS,  # of the weights, where there is one
+    "optimizer": _by(str, dict),
+    "scaler": _NUMBERS,
+    "random": _is_random_state,
 }
 
 
@@ -109,11 +180,9 @@ def load_progress(path: Path) -> dict[str, Any]:
         UsageError: there is none, or it isn't as it was written.
     """
     state = load_sealed(path, mapped=True)
-    entries = dict(_ENTRIES)
-    if not state.get("ended"):
-        entries.update(_WHILE_IT_LASTS)
-    for name, kind in entries.items():
-        if not isinstance(state.get(name), kind):
+    forms = {**_FORMS, **({} if state.get("ended") is True else _WHILE_IT_LASTS)}
+    for name, form in forms.items():
+        if not _fits(state.get(name), form):
             raise UsageError(f"{path}: its {name} isn't as this program writes it")
     return state
 
@@ -164,7 +233,15 @@ def restore_random(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["device"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["device"].cpu(), device)
+    np.random.set_state(_numpy_state(state))
+    random.setstate(_python_state(state))
+
+
+def _numpy_state(state: Mapping[str, Any]) -> tuple[Any, ...]:
     name, numbers, *rest = state["numpy"]
-    np.random.set_state((name, numbers.cpu().numpy().astype(np.uint32), *rest))
+    return (name, numbers.cpu().numpy().astype(np.uint32), *rest)
+
+
+def _python_state(state: Mapping[str, Any]) -> tuple[Any, ...]:
     version, numbers, following = state["python"]
-    random.setstate((version, tuple(numbers), following))
+    return version, tuple(numbers), following

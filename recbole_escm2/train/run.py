@@ -28,6 +28,7 @@ from recbole_escm2.distributed import from_main, is_main
 from recbole_escm2.errors import UsageError, own_files, place_in_own_code, system_message
 from recbole_escm2.identity import file_digest
 from recbole_escm2.keys import PAIR, PLACE_KEYS
+from recbole_escm2.limits import read_json
 from recbole_escm2.lookup import model_path
 from recbole_escm2.output import lock, logging_to, make_folder, make_run_dir, to_builtins
 from recbole_escm2.tasks import learns_both
@@ -230,8 +231,8 @@ class Run:
         """
         file = self.folder / RESULT_FILE
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            result = read_json(file)
+        except ValueError as error:
             raise UsageError(f"{file}: {error}; remove it, and the run is done again") from error
         kinds: dict[str, Any] = {"valid_metric": str, "test_result": dict, "epochs": int}
         kinds["best_valid_score"] = (float, type(None))  # None without validation
@@ -253,8 +254,8 @@ class Run:
         """The epochs that it has behind it, as :attr:`EntireSpaceTrainer.history`; none where no
         run has written its file."""
         try:
-            epochs = json.loads((self.folder / HISTORY_FILE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError, RecursionError):
+            epochs = read_json(self.folder / HISTORY_FILE)
+        except (FileNotFoundError, ValueError):
             return []
         written = isinstance(epochs, list) and all(
             isinstance(epoch, dict) and type(epoch.get("epoch")) is int for epoch in epochs

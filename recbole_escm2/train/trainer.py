@@ -595,7 +595,7 @@ class EntireSpaceTrainer(Trainer):
                 f"it was begun with {state['threads']} threads, and goes on with "
                 f"{torch.get_num_threads()}: sums may be rounded in another way"
             )
-        if (before := state.get("processes", 1)) != world_size():
+        if (before := state["processes"]) != world_size():
             self.logger.warning(
                 f"it was begun by {before} process{'es' * (before > 1)}, and goes on by "
                 f"{world_size()}: sums may be rounded in another way, and dropout draws other masks"

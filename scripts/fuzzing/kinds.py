@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import random
-import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import recbole_escm2
-from fuzzing.damage import damaged, damaged_values
+from fuzzing.damage import damaged
 from recbole_escm2.config import Config
 from recbole_escm2.data.ali_ccp.files import find_raw, open_texts
 from recbole_escm2.data.ali_ccp.lines import Text
@@ -28,11 +27,7 @@ from recbole_escm2.data.ali_ccp.source import Options, read_raw
 from recbole_escm2.data.build import Rules, build
 from recbole_escm2.data.open_store import open_store
 from recbole_escm2.data.store import Store
-from recbole_escm2.quick_start import run
 from recbole_escm2.scoring.read import read as read_predictions
-from recbole_escm2.serve.new_data import NewData
-from recbole_escm2.serve.scorer import fault_error
-from recbole_escm2.train.checkpoint import load_sealed, save_checkpoint
 
 ROWS = 40
 
@@ -137,13 +132,19 @@ class _Log(Kind):
     """A log as a data set."""
 
     def read(self, folder: Path) -> Any:
-        return written(open_store(Config("ESMM", "log", config_dict=settings(folder))))
+        return written(open_store(_config_in(folder)))
 
 
-def _cells(content: bytes, separator: str) -> list[list[str]]:
+@cache
+def _config_in(folder: Path) -> Config:
+    return Config("ESMM", "log", config_dict=settings(folder))
+
+
+def cells_of(content: bytes, separator: str) -> list[list[str]]:
     # What a column holds that nobody reads needn't be text.
     text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    # Not strict: a quote within a cell is read as spreadsheets and pandas do.
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
 
 
 class Atomic(_Log):
@@ -164,7 +165,7 @@ class Atomic(_Log):
 
     def reference(self, folder: Path) -> Any:
         """Lines of blanks aside, each is a row."""
-        rows = _cells((folder / "log" / "log.inter").read_bytes(), "\t")
+        rows = cells_of((folder / "log" / "log.inter").read_bytes(), "\t")
         header = [name.partition(":") for name in rows[0]]
         if {name: kind for name, _, kind in header} != {
             n: TYPES.get(n, "token") for n in (*TOKENS, *TYPES)
@@ -173,7 +174,7 @@ class Atomic(_Log):
         names = [name for name, _, _ in header]
         lines = [row for row in rows[1:] if "".join(row).strip(" ") or len(row) > 1]
         there = [dict(zip(names, row, strict=True)) for row in lines]
-        users = _cells((folder / "log" / "log.user").read_bytes(), "\t")
+        users = cells_of((folder / "log" / "log.user").read_bytes(), "\t")
         if "user_id:token" not in users[0]:
             return None
         known = {row[users[0].index("user_id:token")] for row in users[1:] if row}
@@ -195,7 +196,7 @@ class Csv(_Log):
 
     def reference(self, folder: Path) -> Any:
         """Each line is a row."""
-        rows = _cells((folder / "log" / "log.csv").read_bytes(), ",")
+        rows = cells_of((folder / "log" / "log.csv").read_bytes(), ",")
         if {*rows[0]} != {*TOKENS, *TYPES}:
             return None
         return labelled([dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row])
@@ -362,7 +363,7 @@ class Predictions(Kind):
 
     def reference(self, folder: Path) -> Any:
         """Each line is a row."""
-        rows = _cells((folder / "p.csv").read_bytes(), ",")
+        rows = cells_of((folder / "p.csv").read_bytes(), ",")
         wanted = ("click", "conversion", "pctr", "pcvr")
         if not {*wanted} <= {*rows[0]}:
             return None
@@ -371,63 +372,6 @@ class Predictions(Kind):
             tuple(0.0 if row[name] in MISSING else float(row[name]) for name in wanted)
             for row in cells
         ]
-
-
-class Trained(Kind):
-    """What a run on a log leaves behind."""
-
-    def prepare(self, folder: Path) -> None:
-        """A run, and what it has written, under names of our own."""
-        Csv().prepare(folder)
-        outcome = run("ESMM", "log", config_dict={**settings(folder), "save_interval": None})
-        shutil.copy(Path(outcome["run_dir"]) / "checkpoint.pth", folder / "checkpoint.pth")
-        columns = impressions()
-        lines = [",".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
-        (folder / "new.csv").write_text("\n".join([",".join(columns), *lines]) + "\n")
-        for name in ("output", "stores", "log"):
-            shutil.rmtree(folder / name)
-
-    def damage(self, folder: Path, draw: random.Random) -> Path:
-        """Bytes of the file, or entries of what it holds, under a right checksum."""
-        path = folder / "checkpoint.pth"
-        if draw.random() < 0.2:
-            path.write_bytes(damaged(path.read_bytes(), draw))
-        else:
-            save_checkpoint(path, damaged_values(load_sealed(path), draw))
-        return path
-
-    def read(self, folder: Path) -> Any:
-        """Scores of the first rows."""
-        scorer = recbole_escm2.load(folder / "checkpoint.pth")
-        frame = pa.table({name: own[:3] for name, own in impressions().items()}).to_pandas()
-        return scorer.predict(frame).to_numpy()
-
-
-class NewRows(Trained):
-    """A CSV file of new rows, for ``predict``."""
-
-    separator = b","
-
-    def damage(self, folder: Path, draw: random.Random) -> Path:
-        """The rows."""
-        path = folder / "new.csv"
-        path.write_bytes(damaged(path.read_bytes(), draw, self.separator))
-        return path
-
-    def read(self, folder: Path) -> Any:
-        """How many rows were scored."""
-        scorer = recbole_escm2.load(folder / "checkpoint.pth")
-        rows = 0
-        for block in NewData(str(folder / "new.csv"), scorer).blocks():
-            scores = scorer.score(block.rows, block.file)
-            if scores.faults:
-                raise fault_error(scores.faults[0], block.place(scores.faults[0].row))
-            rows += len(scores.of["ctr"])
-        return rows
-
-    def reference(self, folder: Path) -> Any:
-        """How many there are."""
-        return len([row for row in _cells((folder / "new.csv").read_bytes(), ",")[1:] if row])
 
 
 class Yaml(Kind):
@@ -463,9 +407,8 @@ show_progress: False
         return config.model_class.__name__
 
 
-#: By name.
-KINDS: dict[str, type[Kind]] = {
+#: By name, those that need no model; see :mod:`fuzzing.models` for others.
+OF_DATA: dict[str, type[Kind]] = {
     **{"atomic": Atomic, "csv": Csv, "parquet": Parquet, "arrow": Arrow, "raw": Raw},
-    **{"store": StoreFiles, "predictions": Predictions, "checkpoint": Trained},
-    **{"new-rows": NewRows, "yaml": Yaml},
+    **{"store": StoreFiles, "predictions": Predictions, "yaml": Yaml},
 }

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import random
 import re
 import signal
@@ -1098,3 +1099,85 @@ def test_ids_that_a_bad_hash_would_put_into_one_place(tmp_path, few_values):
     folder = write(tmp_path / "raw", lines)
     _, report = converted(folder, tmp_path / "store", min_count=1, validation_share=0)
     assert report["fields"]["205"]["vocabulary"] == 20_000
+
+
+# --------------------------------------------------------------------------- several processes
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def odd_text():
+    """Lines of which some are no lines, some blank, and one has a field that isn't known."""
+    lines = some_text(rows=300)
+    train = lines["skeleton", "train"]
+    train[40:40] = ["", "broken", "1,2,3"]
+    train[90] = skeleton_line(9, 0, 0, "abc", [("999", 5, "1.0"), ("205", 5, "1.0")])
+    train[200] = train[200].replace("1.0", "1.00000000000000000000", 1)
+    lines["common", "test"][3] += "\r"
+    return lines
+
+
+def test_several_processes_make_the_bytes_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 5000)
+    folder = write(tmp_path / "raw", odd_text())
+    options = Options(ALL, on_bad_line="skip")
+    reports, stores = [], []
+    for workers in (0, 2):
+        target = tmp_path / f"store-{workers}"
+        reports.append(build(*read_raw(find_raw(folder), options, workers), target, Rules(2)))
+        stores.append(files_of(target))
+    assert reports[0] == reports[1]
+    assert reports[0]["files"][1]["malformed"] == 2
+    assert reports[0]["files"][1]["unknown_fields"] == {"999": 1}
+    assert len(stores[0]) > 5
+    assert stores[0] == stores[1]
+
+
+def test_a_process_that_reads_takes_most_blocks(tmp_path, monkeypatch):
+    """What isn't unusual is read by them, and only what is by the one that has the text."""
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 5000)
+    folder = write(tmp_path / "raw", odd_text())
+    here, quickly = [], lines_module.Text._read_quickly
+    monkeypatch.setattr(
+        lines_module.Text,
+        "_read_quickly",
+        lambda self, block: here.append(len(block)) or quickly(self, block),
+    )
+    _, chunks = read_raw(find_raw(folder), Options(ALL, on_bad_line="skip"), 2)
+    assert sum(len(chunk.rows) for chunk in chunks) > 600
+    assert 0 < sum(here) < 0.2 * sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_several_processes_name_the_line_that_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 5000)
+    folder = write(tmp_path / "raw", odd_text())
+    told = []
+    for workers in (0, 2):
+        with pytest.raises(UsageError) as caught:
+            build(*read_raw(find_raw(folder), Options(ALL), workers), tmp_path / "store", Rules())
+        told.append(str(caught.value))
+        assert not (tmp_path / "store").exists()
+    assert told[0].startswith("sample_skeleton_train.csv, line 42: 1 comma-separated parts")
+    assert told[0] == told[1]
+
+
+def test_a_process_that_is_killed_ends_the_conversion_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines_module, "BLOCK_BYTES", 5000)
+    folder = write(tmp_path / "raw", some_text())
+    before = {own.pid for own in multiprocessing.active_children()}
+    schema, chunks = read_raw(find_raw(folder), Options(ALL), 2)
+
+    def killed():
+        yield next(chunks)
+        for own in multiprocessing.active_children():
+            if own.pid not in before:
+                own.kill()
+                own.join()
+        yield from chunks
+
+    with pytest.raises(UsageError, match="reads the data has ended before its time"):
+        build(schema, killed(), tmp_path / "store", Rules())
+    assert not {own.pid for own in multiprocessing.active_children()} - before
+    assert not (tmp_path / "store").exists()

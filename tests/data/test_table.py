@@ -475,3 +475,68 @@ def test_the_command_line_learns_clicks_alone(program, metrics_of, tmp_path):
     assert refused.returncode == 2
     assert "no column 'conversion' (CONVERSION_FIELD), and ESMM learns ctr" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def many_kinds(rows):
+    """Impressions with a column of each kind of feature, and some without a value."""
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(0, 9, n).tolist() if n else None for n in rng.integers(0, 4, rows)]
+    return (
+        impressions(rows)
+        .append_column("tags", pa.array(lists, pa.list_(pa.int64())))
+        .append_column(
+            "pairs",
+            pa.array(
+                [[(f"t{n}", float(n))] for n in range(rows)], pa.map_(pa.string(), pa.float64())
+            ),
+        )
+        .append_column("price", pa.array(rng.random(rows), mask=rng.random(rows) < 0.1))
+        .append_column("shop", pa.array(rng.integers(0, 50, rows).astype(str)).dictionary_encode())
+    )
+
+
+def content_of(dataset):
+    return {path.name: path.read_bytes() for path in dataset.store.folder.iterdir()}
+
+
+def test_several_processes_make_the_bytes_of_one(mine, tmp_path):
+    folder = mine.folder / "mine.parquet"
+    folder.mkdir()
+    for part, (rows, size) in enumerate(((700, 30), (500, 250), (90, 90))):
+        pa.parquet.write_table(many_kinds(rows), folder / f"{part}.parquet", row_group_size=size)
+    given = {"numerical_features": ["price"], "standardize": True}
+    one = mine.dataset(store_dir=str(tmp_path / "one"), **given)
+    two = mine.dataset(store_dir=str(tmp_path / "two"), worker=2, **given)
+    assert len(one.inter_feat) == 1290
+    assert len(content_of(one)) > 5
+    assert content_of(one) == content_of(two)
+
+
+def test_several_processes_name_the_row_that_one_does(mine, tmp_path):
+    table, click = impressions(), pa.array([2] * 60)
+    folder = mine.write(table, parts=3)
+    pa.parquet.write_table(table.set_column(3, "click", click), folder / "part-1.parquet")
+    told = []
+    for workers in (0, 2):
+        with pytest.raises(UsageError) as caught:
+            mine.dataset(worker=workers)
+        told.append(str(caught.value))
+    assert "part-1.parquet: column 'click' must hold 0 or 1" in told[0]
+    assert "row 1 has '2'" in told[0]
+    assert told[0] == told[1]
+
+
+def test_a_damaged_part_is_told_behind_the_rows_before_it(mine):
+    """As one process does, whatever has been read ahead."""
+    folder = mine.write(impressions(), parts=3)
+    damaged = folder / "part-1.parquet"
+    content = bytearray(damaged.read_bytes())
+    content[4:40] = bytes(36)  # of a column's first page
+    damaged.write_bytes(content)
+    told = []
+    for workers in (0, 2):
+        with pytest.raises(UsageError) as caught:
+            mine.dataset(worker=workers)
+        told.append(str(caught.value))
+    assert str(damaged) in told[0]
+    assert told[0] == told[1]

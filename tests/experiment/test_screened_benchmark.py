@@ -65,11 +65,11 @@ def test_from_a_screening_to_a_page_and_a_row_more(
     assert "2 rows, 3 trials each, 5 runs, of which" in done.stderr
     assert "2 rows, 2 seeds, 4 runs, of which 0 are done" in done.stderr
     assert "Screened on validation alone:" in done.stdout
-    said = "ESMM, trial 1, seed 7: pruned after 4 passes over train, 0."
+    # trial 2 at least comes after the kill
+    assert "ESMM, trial 2, seed 7: pruned after 4 passes over train, 0." in done.stderr
     again = program(*arguments, "--name=page", timeout=900)
     assert again.stdout == done.stdout
-    assert not re.search(r"of which (?!(\d+) are done)|^\[1/", again.stderr, re.MULTILINE)
-    assert said in done.stderr or "of which 2 are done" in done.stderr
+    assert "[1/" not in again.stderr
 
     lines = list(csv.DictReader((tmp_path / "output/page/record/runs.csv").open(newline="")))
     phases = [(ln["phase"], ln["row"], ln["state"]) for ln in lines]

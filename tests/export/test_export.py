@@ -20,10 +20,11 @@ from recbole_escm2.errors import UsageError
 from recbole_escm2.export import formats
 from recbole_escm2.export.command import export_model, verify_export
 from recbole_escm2.export.formats import FILES
-from recbole_escm2.export.graph import _Part
+from recbole_escm2.export.graph import Graph, _Part
 from recbole_escm2.export.reader import Reader
 from recbole_escm2.export.verify import TOLERANCE
 from recbole_escm2.quick_start import run
+from recbole_escm2.serve.scorer import Scorer
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 export_table = pytest.importorskip("export_table")
@@ -104,6 +105,16 @@ def test_an_artefact_that_isnt_the_model_is_refused_and_not_kept(trained, tmp_pa
     with pytest.raises(UsageError, match=r"differ by .* on random rows, more than 1e-05"):
         export_model(trained("ESCM2_DR"), tmp_path / "out", "torch")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_no_row_has_no_score(trained, tmp_path, kind):
+    done = Scorer(trained("ESCM2_DR"), device="cpu")
+    export_model(trained("ESCM2_DR"), tmp_path / "out", kind, verified=False)
+    reader, graph = Reader(tmp_path / "out"), Graph(done)
+    inputs = reader.inputs({name: [] for name in done.features})
+    scores = formats.opened(kind, tmp_path / "out", graph)(list(inputs.values()))
+    assert [own.shape for own in scores] == [(0,)] * 3
 
 
 #: What the page shows, in a process that has neither this package nor torch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from recbole_escm2.errors import UsageError
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from fuzz import Cases
-from fuzzing.kinds import KINDS, impressions
+from fuzzing.kinds import impressions
+from fuzzing.models import KINDS
 
 CASES = 5
 
@@ -150,3 +152,26 @@ def test_a_malformed_row_that_is_no_text_leaves_no_traceback(tmp_path, capfd, ro
     with pytest.raises(UsageError, match=r"a\.csv: .*line 3: Expected 2 columns, got \d"):
         list(csv_batches(tmp_path / "a.csv", {}, skipped=skipped)[1])
     assert capfd.readouterr().err == ""
+
+
+def test_a_parquet_file_whose_numbers_of_rows_differ(tmp_path):
+    """pyarrow would read as many as the least of them says."""
+    file, rows = tmp_path / "a.parquet", 12_345
+    parquet.write_table(pa.table({"a": range(rows), "b": [[1, 2]] * rows}), file)
+    content = file.read_bytes()
+    as_written, fewer = b"\xf2\xc0\x01", b"\xf0\xc0\x01"  # 12,345 and 12,344 as Thrift has them
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    said = []
+    for found in re.finditer(re.escape(as_written), content[footer:]):
+        at = footer + found.start()
+        file.write_bytes(content[:at] + fewer + content[at + len(fewer) :])
+        try:
+            read = sum(len(batch) for _, batch in open_table(file, {})[1](["a", "b"]))
+        except UsageError as error:
+            said.append(str(error))
+        else:
+            assert read == rows
+    words = "a.parquet: the file is damaged: its numbers of rows are 12,344 and 12,345"
+    assert sum(words in own for own in said) == 3  # of a flat column, of a group, and of the file
+    file.write_bytes(content)
+    assert sum(len(batch) for _, batch in open_table(file, {})[1](["a"])) == rows

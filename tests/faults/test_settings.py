@@ -144,7 +144,7 @@ LINE = {
     "keys of RecBole's that nothing reads": [
         ({"save_dataset": "True"}, "nothing here reads save_dataset, a key of RecBole's"),
         ({"save_dataloaders": "True"}, "nothing here reads save_dataloaders"),
-        ({"worker": "4"}, "nothing here reads worker"),
+        ({"loss_decimal_place": "4"}, "nothing here reads loss_decimal_place"),
         ({"metric_decimal_place": "2"}, "nothing here reads metric_decimal_place"),
         ({"loss_type": "BPR"}, "there is no config key 'loss_type'"),
     ],
@@ -202,13 +202,13 @@ def test_a_folder_may_be_called_as_a_number(text, data_path, tmp_path):
 def test_files_of_recboles_users_are_read(data_path, tmp_path, caplog):
     """What nothing reads of them is said in one line."""
     (tmp_path / "a.yaml").write_text(
-        "gpu_id: 0\nworker: 4\nloss_type: CE\nn_layers: 3\nsave_dataset: True\nreg_weight: 1e-3\n"
+        "gpu_id: 0\nloss_type: CE\nn_layers: 3\nsave_dataset: True\nreg_weight: 1e-3\n"
         "train_neg_sample_args: ~\nrepeatable: False\nlearning_rate: 1e-2\nneg_sampling: ~\n"
     )
     done = call(tmp_path, *small(data_path, config_files="a.yaml"))
     assert done.code == 0, done.err
     (said,) = (line for line in caplog.messages if "nothing here reads" in line)
-    assert said.endswith(": loss_type, n_layers, neg_sampling, reg_weight, save_dataset, worker")
+    assert said.endswith(": loss_type, n_layers, neg_sampling, reg_weight, save_dataset")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_the_best_of_candidates_is_the_best_of_all_where_they_are_all(
     [
         (ALL[:1], "recommend needs --items="),
         ((*ALL, "--k=0"), "--k must be a whole number from 1 on, got '0'"),
+        ((*ALL, "--k=²"), "--k must be a whole number from 1 on, got '²'"),
         ((*ALL, "--by=ctcr"), "--by=ctcr: the model predicts ctr, cvr, ctcvr (did you mean"),
         ((*ALL, "--sen=a"), "recommend knows no --sen (did you mean seen?)"),
         (("--users=plain.csv", ALL[1]), "lacks the column hour, which the model reads"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import multiprocessing
@@ -27,6 +28,7 @@ from recbole_escm2.metric_names import metric
 from recbole_escm2.model import ESMM
 from recbole_escm2.quick_start import run
 from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
+from recbole_escm2.train.optimizer import RowAdam, load_by_name, state_by_name
 from recbole_escm2.train.progress import load_progress
 from recbole_escm2.train.run import Run
 from recbole_escm2.train.trainer import EntireSpaceTrainer
@@ -359,6 +361,69 @@ def test_memory_that_is_gone_costs_no_progress(cut, monkeypatch, reading):
         with pytest.raises((RuntimeError, UsageError), match="can't allocate memory"):
             run("ESMM", "tiny", config_dict=given)
     assert folder_of(given) == folder
+
+
+#: Entries of another form, under a right checksum, by where they are.
+FORGED = [
+    *((name, value) for name in ("of", "data", "trainer") for value in (None, [], "x", {})),
+    *((name, value) for name in ("threads", "epoch", "step") for value in (None, -1, 2.0, True)),
+    *((("trainer", name), "x") for name in ("cur_step", "best_epoch", "best_valid_score")),
+    *((("trainer", name), [1]) for name in ("best_valid_result", "beside_constant", "weights")),
+    (("trainer", "train_loss_dict"), {0: "x"}),
+    (("trainer", "train_loss_dict"), {"0": 1.0}),
+    (("trainer", "loss_names"), [None]),
+    (("trainer", "best_valid_result", "values"), {"CTR_AUC": torch.zeros(3)}),
+    (("trainer", "weights"), {"clicks": b"x"}),
+    (("data", "columns"), {3: "x"}),
+    (("of", "config"), 3),
+    (("of", "code"), torch.zeros(2)),
+    *(("history", value) for value in ([3], [{}], [{"epoch": "x", "seconds": 1, "losses": {}}])),
+    ("totals", {"ctr": 1.0}),
+    ("totals", {"ctr": torch.zeros(2)}),
+    ("optimizer", {"x": []}),
+    *((("random", name), None) for name in ("torch", "numpy", "python")),
+    (("random", "torch"), torch.zeros(3, dtype=torch.uint8)),
+    (("random", "python"), (3, [1], None)),
+]
+
+
+def test_an_entry_of_another_form_is_named(cut):
+    """Whatever is in the file: nobody goes on with it."""
+    file = cut()[0] / "progress.pth"
+    state, before = load_progress(file), random.getstate()
+    for where, value in FORGED:
+        *path, last = (where,) if isinstance(where, str) else where
+        forged = copy.deepcopy(state)
+        place = forged
+        for name in path:
+            place = place[name]
+        place[last] = value
+        save_checkpoint(file, forged)
+        with pytest.raises(UsageError, match=f"its {[*path, last][0]} isn't as this program"):
+            load_progress(file)
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SGD", "Adagrad", "RMSprop", "RowAdam"])
+def test_an_optimizer_that_could_make_no_step_isnt_taken(kind):
+    model = torch.nn.Embedding(5, 3, sparse=kind == "RowAdam")
+    own = {"SGD": {"momentum": 0.9}, "RowAdam": {"weight_decay": 0.1}}.get(kind, {})
+    cls = RowAdam if kind == "RowAdam" else getattr(torch.optim, kind)
+    optimizer = cls(model.parameters(), lr=0.1, **own)
+    model(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(state_by_name(optimizer, model))
+    assert load_by_name(optimizer, model, state) == []
+    optimizer.step()
+    for entry in state["weight"].keys() - {"of"}:
+        for value in ("x", torch.zeros(7, 7), torch.zeros(0), []):
+            forged = {"weight": {**state["weight"], entry: value}}
+            with pytest.raises(UsageError, match=rf"has .*\b{entry}\b.* of weight of another"):
+                load_by_name(optimizer, model, forged)
+        if kind not in ("SGD", "RowAdam"):
+            forged = {"weight": {k: v for k, v in state["weight"].items() if k != entry}}
+            with pytest.raises(UsageError, match=rf"has .*\b{entry}\b.* of weight of another"):
+                load_by_name(optimizer, model, forged)
 
 
 def test_without_an_interval_nothing_is_kept(cut):

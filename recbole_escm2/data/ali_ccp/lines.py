@@ -8,8 +8,10 @@ parser, line by line, that alone knows what may be wrong with a line.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from recbole_escm2.data.ali_ccp.files import RawText
 from recbole_escm2.data.ali_ccp.raw import FIELDS, KEY_DIGITS, MOST_DIGITS
 from recbole_escm2.errors import UsageError
+from recbole_escm2.pool import Pool
 
 Array = NDArray[Any]
 
@@ -139,13 +142,21 @@ class Text(Part):
         wanted: names of the fields that have a target, in the order of the targets.
         on_bad_line: ``raise`` or ``skip``.
         raise_unclicked: whether a purchase without a click is an error.
+        pool: processes that read blocks of it; by default this one does.
     """
 
     def __init__(
-        self, raw: RawText, wanted: Sequence[str], on_bad_line: str, raise_unclicked: bool
+        self,
+        raw: RawText,
+        wanted: Sequence[str],
+        on_bad_line: str,
+        raise_unclicked: bool,
+        pool: Pool | None = None,
     ) -> None:
         super().__init__(raw.split, raw.kind, raw.name)
         self._raw = raw
+        self._pool = pool
+        self._kind = raw.kind, tuple(wanted), raise_unclicked
         self._lines = 0  # blank ones too
         self._skeleton = raw.kind == "skeleton"
         self._parts = 6 if self._skeleton else 3
@@ -164,8 +175,8 @@ class Text(Part):
 
     def lines(self, advance: Callable[[int], Any]) -> Iterator[Lines]:
         before = 0
-        for block in self._raw.blocks(BLOCK_BYTES):
-            for lines in self._read(block):
+        for block, found in self._blocks():
+            for lines in self._read(block, found):
                 if self._raw.truth:
                     lines = lines._replace(truth=self._raw.truth.of(lines.number))
                 yield lines
@@ -174,13 +185,28 @@ class Text(Part):
         if self._raw.truth:
             self._raw.truth.finish(self.rows)
 
-    def _read(self, text: Array) -> Iterator[Lines]:
+    def _blocks(self) -> Iterator[tuple[Array, Lines | None]]:
+        """Blocks of the text, each with its lines where another process has read it."""
+        blocks = self._raw.blocks(BLOCK_BYTES)
+        if self._pool is None:
+            return ((block, None) for block in blocks)
+        tasks = ((block, (self._kind, block.tobytes())) for block in blocks)
+        return self._pool.results(_lines_of_block, tasks)
+
+    def _read(self, text: Array, found: Lines | None = None) -> Iterator[Lines]:
         """Lines of a block, uint8 ``[bytes]`` of whole lines, in one or several pieces.
+
+        Args:
+            text: the block.
+            found: what another process has read of it, numbered from 0.
 
         Raises:
             UsageError: a malformed line that isn't to be skipped; the message has its number.
         """
-        lines = self._read_quickly(text)
+        if found is None:
+            lines = self._read_quickly(text)
+        else:
+            lines = found._replace(number=self.rows + found.number)
         if lines is None and len(text) > _EXACT_BYTES:
             ends = np.flatnonzero(text == _NEWLINE) + 1
             middle = int(ends[(len(ends) - 1) // 2])
@@ -364,6 +390,28 @@ class Text(Part):
         if any(one is None for one in meanings):
             return None
         return np.array(meanings, dtype)[place]
+
+
+# Of a process that reads blocks for another one: what it knows of names and values.
+_TEXTS: dict[Any, Text] = {}
+
+
+def _lines_of_block(about: tuple[str, tuple[str, ...], bool], block: bytes) -> Lines | None:
+    """Lines of a block, numbered from 0; None where the process that has all others is to read it.
+
+    That is where something is unusual, such as a field of a name that isn't known: it numbers such
+    names as they appear in the text.
+    """
+    kind, wanted, raise_unclicked = about
+    if about not in _TEXTS:
+        nowhere = RawText("", kind, "", Path(), io.BytesIO(), int)
+        _TEXTS[about] = Text(nowhere, wanted, "raise", raise_unclicked)
+    text = _TEXTS[about]
+    lines = text._read_quickly(np.frombuffer(block, np.uint8))
+    if text._unknown:
+        del _TEXTS[about]
+        return None
+    return lines
 
 
 _UNCLICKED = "a purchase without a click"

@@ -9,7 +9,6 @@ numbers measured on them say nothing about Ali-CCP.
 from __future__ import annotations
 
 import contextlib
-import json
 import numbers
 import os
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 
 from recbole_escm2.data.ali_ccp import raw
 from recbole_escm2.errors import UsageError, system_message
+from recbole_escm2.limits import read_json
 from recbole_escm2.output import alone, beside, write_json
 
 if TYPE_CHECKING:
@@ -293,8 +293,8 @@ def _clear(out: Path) -> None:
 def _listed(path: Path) -> dict[str, int]:
     """Sizes of the files that a simulation has written or was about to name."""
     try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))["bytes"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        sizes = read_json(path)["bytes"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
     return sizes if isinstance(sizes, dict) else {}
 

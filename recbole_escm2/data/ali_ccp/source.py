@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from recbole_escm2.data.ahead import converting
 from recbole_escm2.data.ali_ccp.chunks import CLICK, PURCHASE, Options, Reader, schema_of
 from recbole_escm2.data.ali_ccp.files import RawFiles, find_raw, open_texts
 from recbole_escm2.data.ali_ccp.lines import Text
@@ -16,6 +16,7 @@ from recbole_escm2.data.ali_ccp.raw import FIELDS, KINDS, SPLITS
 from recbole_escm2.data.ali_ccp.simulate import Simulation, draws_of
 from recbole_escm2.data.schema import Chunk, Schema
 from recbole_escm2.errors import UsageError
+from recbole_escm2.limits import read_json
 
 _LABELS = {"CLICK_FIELD": CLICK, "CONVERSION_FIELD": PURCHASE}
 
@@ -101,24 +102,35 @@ def read(config: Any) -> tuple[Schema, Iterable[Chunk]]:
     simulation = _simulation(config)
     if simulation is None:
         getLogger().info(f"converting the raw files in {_raw(config)}, which happens once")
-        return read_raw(find_raw(_raw(config)), options(config))
+        return read_raw(find_raw(_raw(config)), options(config), config["worker"])
     getLogger().info(f"simulating {simulation.rows:,} impressions, world {simulation.seed}")
     return read_world(simulation, options(config))
 
 
-def read_raw(raw: RawFiles, chosen: Options) -> tuple[Schema, Iterable[Chunk]]:
+def read_raw(raw: RawFiles, chosen: Options, workers: int = 0) -> tuple[Schema, Iterable[Chunk]]:
     """Raw files as what a store is made of.
+
+    Args:
+        raw: the files.
+        chosen: what is made of them.
+        workers: processes that read blocks of them; 0: this one does.
 
     Raises:
         UsageError: the file that describes a simulation isn't one; others are raised by the chunks.
     """
     size = sum(path.stat().st_size for files in raw.files.values() for path in files.values())
     schema = schema_of(chosen, bool(raw.truth), _described(raw), size, "B")
+    return schema, _chunks(raw, chosen, schema, workers)
+
+
+def _chunks(raw: RawFiles, chosen: Options, schema: Schema, workers: int) -> Iterator[Chunk]:
     raises = chosen.conversion_without_click == "raise"
-    texts = (
-        Text(text, chosen.wanted(text.kind), chosen.on_bad_line, raises) for text in open_texts(raw)
-    )
-    return schema, Reader(chosen, schema).chunks(texts)
+    with converting(workers) as pool:
+        texts = (
+            Text(text, chosen.wanted(text.kind), chosen.on_bad_line, raises, pool)
+            for text in open_texts(raw)
+        )
+        yield from Reader(chosen, schema).chunks(texts)
 
 
 def read_world(simulation: Simulation, chosen: Options) -> tuple[Schema, Iterable[Chunk]]:
@@ -143,8 +155,8 @@ def _described(raw: RawFiles) -> dict[str, Any] | None:
     if raw.simulation is None:
         return None
     try:
-        content = json.loads(raw.simulation.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(raw.simulation)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{raw.simulation}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("note"), str):
         raise UsageError(f"{raw.simulation} isn't what a simulation writes")

@@ -8,10 +8,12 @@ maps or lists of (token, weight) structs have weights. A row is an impression.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 
+from recbole_escm2.data.ahead import converting
 from recbole_escm2.data.checks import check_named, unended_line
-from recbole_escm2.data.columns import is_text
+from recbole_escm2.data.columns import is_text, with_codes
 from recbole_escm2.data.labels import (
     LabelColumn,
     check_labels,
@@ -31,12 +34,22 @@ from recbole_escm2.data.labels import (
     numbers,
 )
 from recbole_escm2.data.schema import Chunk, Field, Labels, Schema
-from recbole_escm2.data.sources.table_files import FORMATS, as_arrow, open_table, table_files
+from recbole_escm2.data.sources.table_files import (
+    FORMATS,
+    ParquetPart,
+    as_arrow,
+    open_table,
+    parquet_parts,
+    rows_of_part,
+    table_files,
+)
 from recbole_escm2.data.splits import named_parts
 from recbole_escm2.errors import UsageError, checked_name
 from recbole_escm2.fields import LABEL_KEYS
 from recbole_escm2.output import beside
+from recbole_escm2.pool import Pool
 
+_NO_TYPES: Mapping[str, pa.DataType] = MappingProxyType({})
 _KEYS = (
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", *LABEL_KEYS),
     *("load_col", "unload_col", "numerical_features", "normalize_field", "normalize_all"),
@@ -274,15 +287,40 @@ class _Reader:
         )
 
     def chunks(self, tables: list[tuple[str | None, Path]]) -> Iterator[Chunk]:
-        """All rows, file by file."""
-        for part, path in tables:
-            for file in table_files(path):
-                yield from self._chunks_of(file, part)
+        """All rows, file by file; with ``worker`` other processes read the Parquet files' parts."""
+        files = [(part, file) for part, path in tables for file in table_files(path)]
+        with converting(self.config["worker"]) as pool:
+            for shared, group in groupby(files, lambda own: pool and own[1].suffix == ".parquet"):
+                if pool is not None and shared:
+                    yield from self._chunks_by(pool, group)
+                else:
+                    for part, file in group:
+                        yield from self._chunks_of(file, part)
 
-    def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
-        is_csv = file.suffix == ".csv"
-        types = self._csv_types() if is_csv else {}
-        header, batches = open_table(file, types)
+    def _chunks_by(self, pool: Pool, files: Iterable[tuple[str | None, Path]]) -> Iterator[Chunk]:
+        """The rows of Parquet files, which other processes read."""
+
+        def tasks() -> Iterator[tuple[tuple[str | None, Path], tuple[Any, ...]]]:
+            for part, file in files:
+                header, _ = open_table(file, {})
+                columns = self._columns(file, header)
+                for own in parquet_parts(file):
+                    yield (part, file), (file, own, columns, self.fields)
+
+        for (part, file), (batches, fault) in pool.results(_encoded_batches, tasks()):
+            for places, batch in batches:
+                yield self._chunk(Chunk(batch, "inter", part, str(file), places))
+            if fault is not None:
+                raise fault
+
+    def _columns(
+        self, file: Path, header: pa.Schema, types: Mapping[str, pa.DataType] = _NO_TYPES
+    ) -> list[str]:
+        """The columns that are read of a file.
+
+        Raises:
+            UsageError: the file lacks one, or has it with another type than the first file.
+        """
         made = {self.labels.conversion} if self.threshold else set()
         made |= self.any_of.keys()
         labels = set(filter(None, vars(self.labels).values()))
@@ -297,14 +335,24 @@ class _Reader:
                     f"{file}: column '{name}' is of type {own}, and in {self.first} "
                     f"{self.types[name]}"
                 )
+        return columns
+
+    def _chunks_of(self, file: Path, part: str | None) -> Iterator[Chunk]:
+        is_csv = file.suffix == ".csv"
+        types = self._csv_types() if is_csv else {}
+        header, batches = open_table(file, types)
+        columns = self._columns(file, header, types)
         if is_csv and (said := unended_line(file)):
             self.notes.append(("warning", said))
         for places, batch in batches(columns):
             if len(batch):
                 unit = "line" if is_csv else "row"
-                chunk = Chunk(batch, "inter", part, str(file), places, unit)
-                chunk = replace(chunk, rows=self._with_events_joined(chunk))
-                yield replace(chunk, rows=self._converted(chunk))
+                yield self._chunk(Chunk(batch, "inter", part, str(file), places, unit))
+
+    def _chunk(self, chunk: Chunk) -> Chunk:
+        """What the builder gets of rows as they stand in a file."""
+        chunk = replace(chunk, rows=self._with_events_joined(chunk))
+        return replace(chunk, rows=self._converted(chunk))
 
     def _with_events_joined(self, chunk: Chunk) -> pa.RecordBatch:
         """With labels that are any of several columns."""
@@ -345,6 +393,22 @@ class _Reader:
                 )
             columns[self.labels.conversion] = pa.array(clicked & (values >= float(least)))
         return pa.RecordBatch.from_pydict(columns)
+
+
+def _encoded_batches(
+    file: Path, part: ParquetPart, columns: list[str], fields: Sequence[Field]
+) -> tuple[list[tuple[range, pa.RecordBatch]], UsageError | None]:
+    """Batches of a part of a file up to its end or a fault, with tokens as dictionaries."""
+    found = []
+    try:
+        for numbers, batch in rows_of_part(file, part, columns):
+            own = dict(zip(columns, batch.columns, strict=True))
+            own |= {f.name: with_codes(as_numbers(own[f.name], f.kind), f) for f in fields}
+            if len(batch):
+                found.append((numbers, pa.RecordBatch.from_pydict(own)))
+    except UsageError as error:
+        return found, error
+    return found, None
 
 
 def _is_own_kind(kind: pa.DataType) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -83,8 +84,11 @@ def open_table(
         if FORMATS[file.suffix] == "parquet":
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 header = parquet.schema_arrow
+                _check_counts(file, parquet.metadata)
             _ = header.names  # are text
-            return header, lambda columns: _counted(file, _of_parquet(file, columns))
+            return header, lambda columns: (
+                batch for part in parquet_parts(file) for batch in rows_of_part(file, part, columns)
+            )
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
         _ = data.schema.names
     except (pa.ArrowException, OSError, UnicodeError) as error:
@@ -92,22 +96,76 @@ def open_table(
     return data.schema, lambda columns: _counted(file, data.to_batches(columns=columns))
 
 
-def _of_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Without what pyarrow's data sets read ahead, which is most of a file for a slow consumer."""
-    with pyarrow.parquet.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            yield batch.select(columns)  # in the order that is wanted
+class ParquetPart(NamedTuple):
+    """Row groups one after the other, and the number of their first row, from 1."""
+
+    groups: tuple[int, ...]
+    first: int
+
+
+def parquet_parts(file: Path) -> Iterator[ParquetPart]:
+    """The parts of a file, each of a row group, or of small ones that have enough rows together."""
+    with _told(file), pyarrow.parquet.ParquetFile(file) as parquet:
+        sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+    groups: list[int] = []
+    first = begin = 1
+    for group, size in enumerate(sizes):
+        groups.append(group)
+        begin += size
+        if begin - first >= _ROWS_AT_ONCE or group == len(sizes) - 1:
+            yield ParquetPart(tuple(groups), first)
+            groups, first = [], begin
+
+
+def rows_of_part(
+    file: Path, part: ParquetPart, columns: list[str]
+) -> Iterator[tuple[range, pa.RecordBatch]]:
+    """Some columns of a part of a Parquet file in batches, with the rows' numbers.
+
+    pyarrow's data sets would read ahead, which is most of a file for a slow consumer.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, part.groups, columns):
+                yield batch.select(columns)  # in the order that is wanted
+
+    return _counted(file, batches(), part.first)
+
+
+def _check_counts(file: Path, about: Any) -> None:
+    """Make sure that all parts of a Parquet file have as many rows as it says: pyarrow reads those
+    of the shortest.
+
+    Raises:
+        UsageError: they don't, the file is damaged.
+    """
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    flat = [n for n in range(about.num_columns) if not about.schema.column(n).max_repetition_level]
+    said = [about.num_rows, sum(group.num_rows for group in groups)]
+    said += [sum(group.column(n).num_values for group in groups) for n in flat]
+    if len(set(said)) > 1:
+        numbers = " and ".join(f"{number:,}" for number in sorted(set(said)))
+        raise UsageError(f"{file}: the file is damaged: its numbers of rows are {numbers}")
 
 
 def _counted(
-    file: Path, batches: Iterator[pa.RecordBatch]
+    file: Path, batches: Iterator[pa.RecordBatch], first: int = 1
 ) -> Iterator[tuple[range, pa.RecordBatch]]:
-    first = 1
-    try:
+    with _told(file):
         for batch in batches:
             check_batch(file, first, batch)
             yield range(first, first + len(batch)), batch
             first += len(batch)
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: {error}") from error
 
