@@ -127,7 +127,7 @@ def test_the_state_of_another_optimizer_is_left_out():
     assert not anew.state[layer.weight]["sum"].any()
     anew.step()
     mixed["bias"] = {"of": "Adagrad", "sum": torch.zeros(1), "step": None}
-    with pytest.raises(UsageError, match="its optimizer has another form"):
+    with pytest.raises(UsageError, match="its optimizer has step of bias of another form"):
         load_by_name(anew, layer, mixed)
 
 
