@@ -40,13 +40,23 @@ class UsageError(ValueError):
 
 def one_line(text: str) -> str:
     """Text without what a terminal acts on, its middle left out where it is very long."""
-    whole = _LINE_BREAKS.sub(" ", text)
-    if not whole.isprintable():
-        whole = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole)
+    whole = printable(_LINE_BREAKS.sub(" ", text))
     if len(whole) > _LONGEST_MESSAGE:
         half = _LONGEST_MESSAGE // 2
         whole = f"{whole[:half]} … {whole[-half:]}"
     return whole
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Text with an escape, such as ``\\x1b``, for each character that a terminal may act on.
+
+    Args:
+        text: any.
+        kept: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
 
 def system_message(error: OSError) -> str:

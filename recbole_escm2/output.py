@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 import colorlog
 from filelock import FileLock, Timeout
 
-from recbole_escm2.errors import UsageError
+from recbole_escm2.errors import UsageError, printable
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -54,7 +54,19 @@ def make_run_dir(parent: Path, name: str) -> Path:
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return _ANSI.sub("", super().format(record))
+        return _COLOUR.sub("", _shown(super().format(record)))
+
+
+class _ColouredFormatter(colorlog.ColoredFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _shown(super().format(record))
+
+
+def _shown(text: str) -> str:
+    """Lines of a log whose colours are all that a terminal acts on."""
+    pieces = _COLOUR.split(text)  # each second one is a colour
+    pieces[::2] = [printable(piece, kept="\n\t") for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 class _LogFile(logging.FileHandler):
@@ -100,7 +112,7 @@ def _terminal(level: int) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level)
     handler.setFormatter(
-        colorlog.ColoredFormatter(
+        _ColouredFormatter(
             "%(log_color)s%(asctime)s %(message)s", "%H:%M:%S", log_colors={"WARNING": "yellow"}
         )
         if sys.stderr.isatty()

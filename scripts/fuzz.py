@@ -257,7 +257,7 @@ def fuzzed(name: str, count: int, seed: int, limit: float) -> dict[str, Any]:
     return row | {column: tally[column] for column in COLUMNS if column not in row}
 
 
-def keep(row: Mapping[str, Any], path: Path) -> None:
+def keep(row: Mapping[str, Any], path: Path, columns: Sequence[str] = COLUMNS) -> None:
     """Put a row into the table, in the place of an earlier one of its kind and seed."""
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
@@ -267,7 +267,7 @@ def keep(row: Mapping[str, Any], path: Path) -> None:
     rows = [old for old in rows if (old["kind"], old["seed"]) != own]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted([*rows, row], key=lambda own: (own["kind"], str(own["seed"]))))
 

@@ -56,6 +56,21 @@ def kills() -> str:
     )
 
 
+def kills_distributed() -> str:
+    """Runs of several processes, one of which SIGKILL ends."""
+    own = ("processes", "kills", "ends", "differences")
+    header = ("processes", "kills", "ends compared", "numbers and tensors that differed")
+    table = markdown(
+        header, [[line[name] for name in own] for line in lines_of("kills_distributed")]
+    )
+    return (
+        "## Kills of one process of several\n\n`python scripts/kills_distributed.py`: SIGKILL of a "
+        "random one at random moments of a training under `torchrun --max-restarts`, which starts "
+        "all of them anew; its end is compared with that of an undisturbed one, metrics, history "
+        f"and each tensor of the checkpoints.\n\n{table}\n"
+    )
+
+
 def full_disks() -> str:
     """Commands whose disk is full, and what the same command comes to with room again."""
     own = ("phase", "tries", "refused", "content", "unclear", "differing")
@@ -100,6 +115,20 @@ def fuzz() -> str:
     )
 
 
+def server() -> str:
+    """Damaged requests to a server."""
+    lines = lines_of("server")
+    own = ("minutes", "requests", "scored", "refused", "closed", "crash", "hang", "garbage")
+    own += ("difference", "memory_mib", "memory_growth_mib")
+    table = markdown(own, [[line[name] for name in own] for line in lines])
+    return (
+        "## A server under damaged requests\n\n`python scripts/fuzz_server.py`: bodies, heads, "
+        "chunks and places that are flipped, cut, swapped and repeated, by four clients at once; "
+        "a head that isn't whole is closed. Memory is the median of the last third of the time, "
+        f"its growth that since the second.\n\n{table}\n"
+    )
+
+
 def environments() -> str:
     """The wheel in new environments."""
     rows = [
@@ -117,9 +146,11 @@ def environments() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "kills": kills,
+    "kills_distributed": kills_distributed,
     "full_disks": full_disks,
     "long_runs": long_runs,
     "fuzz": fuzz,
+    "server": server,
     "environments": environments,
 }
 

@@ -181,7 +181,7 @@ def check_made_of(content: dict[str, Any], folder: Path, scorer: Scorer, graph: 
         UsageError: it doesn't; the message says where.
     """
     for name, own in json.loads(json.dumps(about(scorer, graph))).items():
-        if content.get(name) != own:
+        if name not in content or content[name] != own:
             raise UsageError(f"{folder / MANIFEST}: '{name}' isn't that of the checkpoint")
     if (folder / VOCABULARIES).read_bytes() != _vocabularies(scorer).encode():
         raise UsageError(f"{folder / VOCABULARIES}: its tokens aren't those of the checkpoint")

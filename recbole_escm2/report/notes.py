@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from recbole_escm2 import metric_names
+from recbole_escm2.errors import printable
 from recbole_escm2.evaluator.summary import scope_notes
 from recbole_escm2.experiment.statistics import ALPHA, POWER
 from recbole_escm2.experiment.study import Study, part_label
@@ -39,8 +40,8 @@ def decimals_of(numbers: Iterable[float]) -> int:
 
 
 def one_line(label: str) -> str:
-    """A label without line breaks and doubled blanks."""
-    return " ".join(label.split())
+    """A label without line breaks, doubled blanks, and what a terminal acts on."""
+    return printable(" ".join(label.split()))
 
 
 def humanise(number: float) -> str:

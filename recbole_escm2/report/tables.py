@@ -7,6 +7,7 @@ formats can disagree.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_escm2 import output
+from recbole_escm2.errors import printable
 from recbole_escm2.experiment.statistics import ALPHA, CONFIDENCE, Cell, Comparison, Sample, sample
 from recbole_escm2.experiment.study import Screening, Study, Trial, Tuning, best_trial
 from recbole_escm2.metric_names import bigger_is_better, target_of
@@ -184,8 +186,9 @@ def markdown(study: Study, figures: Mapping[str, str] | None = None) -> str:
         lines += [f"- {markdown_escape(str(problem))}" for problem in shown.problems]
     for description, path in (figures or {}).items():
         lines += ["", f"![{markdown_escape(description)}]({path})"]
-    fence = "`" * (3 + study.command.count("```"))
-    lines += ["", "Made by", "", f"{fence}bash", study.command, fence]
+    command = printable(study.command, kept="\n")
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`*", command))))
+    lines += ["", "Made by", "", f"{fence}bash", command, fence]
     return "\n".join(lines) + "\n"
 
 

@@ -155,4 +155,4 @@ def _change(place: Any, key: Any, draw: random.Random) -> None:
     elif way == 3 and isinstance(place[key], torch.Tensor) and place[key].numel():
         place[key] = place[key].clone().flatten()[: draw.randrange(place[key].numel())]
     else:
-        place[key] = draw.choice(VALUES)
+        place[key] = copy.deepcopy(draw.choice(VALUES))

@@ -144,6 +144,17 @@ def test_names_of_columns_that_are_no_text(tmp_path, header):
         open_table(tmp_path / "a.csv", {})
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_columns_that_are_separated_otherwise(tmp_path, separator):
+    """As Excel writes CSV where the comma is in numbers."""
+    (tmp_path / "a.csv").write_text(separator.join("abc") + "\n" + separator.join("123") + "\n")
+    words = (
+        f"a.csv has no column but {separator.join('abc')!r}: are they separated by {separator!r}"
+    )
+    with pytest.raises(UsageError, match=re.escape(words)):
+        open_table(tmp_path / "a.csv", {})
+
+
 @pytest.mark.parametrize("row", [b"\xff,2,3\n", b"1,\xfe\xff,3\n", b"\xc3\n"])
 @pytest.mark.parametrize("skips", [True, False])
 def test_a_malformed_row_that_is_no_text_leaves_no_traceback(tmp_path, capfd, row, skips):

@@ -130,6 +130,17 @@ CORPUS: dict[str, tuple[int, tuple[str, ...]]] = {
         ("train/test_checkpoint.py::test_an_entry", "serve/test_scorer.py::test_a_forged"),
     ),
     "stores": (8, (f"{_STORES}::test_a_",)),
+    "progress of a training": (
+        8,
+        (
+            "train/test_progress.py::test_a_damaged",
+            "train/test_progress.py::test_an_entry",
+            "train/test_progress.py::test_an_optimizer_that_could",
+        ),
+    ),
+    "artefacts": (60, ("faults/test_artefacts.py::test_an_export",)),
+    "requests": (60, ("faults/test_requests.py::", "serve/test_http.py::test_a_wrong")),
+    "size and depth": (20, ("test_limits.py::",)),
     "predictions for score": (10, ("scoring/test_read.py::test_wrong_",)),
     "new rows for predict": (
         6,

@@ -103,6 +103,11 @@ def csv_batches(
             ),
         )
         columns = reader.schema.names
+    if len(columns) == 1 and (other := next((c for c in ";\t|," if c in columns[0]), None)):
+        raise UsageError(
+            f"{file} has no column but {columns[0]!r}: are they separated by {other!r}? Here it is "
+            f"{delimiter!r}"
+        )
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise UsageError(f"{file}: the column '{twice[0]}' stands there twice")
     return reader.schema, _batches(file, reader, 1 if names else 2, skipped)
