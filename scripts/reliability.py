@@ -48,7 +48,7 @@ def kills() -> str:
     table = markdown(header, [[line[name] for name in own] for line in lines])
     return (
         "## Kills\n\n`python scripts/kills.py` (these figures: `--kills=15`, a search "
-        "`--kills=5`, with the code as it was before the guarantee of a killed search): SIGKILL at "
+        "`--kills=5`): SIGKILL at "
         "random moments over the measured length of each phase, and right before a file or folder "
         "that is whole gets its name; of a search and a benchmark also one of the processes that "
         "they start. The same command then goes on or begins anew; where it ends, every file but "
