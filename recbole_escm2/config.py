@@ -600,10 +600,10 @@ def _derive_saved(config: Any) -> None:
 
 
 def _as_written(value: Any) -> Any:
-    """A path or a number of numpy, as Python code may have it, as a config file has it."""
+    """A path, or a number or an array of numpy, as a config file has it."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def restore_numpy_names() -> None:
@@ -819,7 +819,7 @@ class Config(recbole.config.Config):
         for name in given:
             if name not in EVAL_ARGS:
                 raise UsageError(
-                    f"{place}eval_args has '{name}'{did_you_mean(name, EVAL_ARGS)}; it takes "
+                    f"{place}eval_args has '{name}'{did_you_mean(str(name), EVAL_ARGS)}; it takes "
                     "split, order, group_by and mode"
                 )
         for name, kind in EVAL_ARGS.items():

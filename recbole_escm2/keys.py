@@ -64,10 +64,13 @@ def _each(wanted: str, test: Callable[[Any], bool], empty: bool = False) -> Kind
     return Kind(wanted, lambda v: isinstance(v, list) and (empty or bool(v)) and all(map(test, v)))
 
 
+def _by_name(value: Any, test: Callable[[Any], bool]) -> bool:
+    """YAML's keys may be numbers, and no column or setting is called so."""
+    return isinstance(value, dict) and all(isinstance(k, str) and test(value[k]) for k in value)
+
+
 def _mapping(wanted: str, test: Callable[[Any], bool] = lambda value: True) -> Kind:
-    return Kind(
-        f"a mapping of {wanted}", lambda v: isinstance(v, dict) and all(map(test, v.values()))
-    )
+    return Kind(f"a mapping of {wanted}", lambda v: _by_name(v, test))
 
 
 def _is_encoding(value: Any) -> bool:
@@ -167,12 +170,14 @@ def _is_interval(value: Any) -> bool:
 
 def _is_discretization(value: Any) -> bool:
     """Of a column: ``{method: LD}``, or ``{method: ED, bucket: N}``."""
-    return isinstance(value, dict) and all(
-        isinstance(v, dict)
-        and (v == {"method": "LD"} or set(v) == {"method", "bucket"})
-        and v["method"] in ("LD", "ED")
-        and COUNT.holds(v.get("bucket", 1))
-        for v in value.values()
+    return _by_name(
+        value,
+        lambda v: (
+            isinstance(v, dict)
+            and (v == {"method": "LD"} or set(v) == {"method", "bucket"})
+            and v["method"] in ("LD", "ED")
+            and COUNT.holds(v.get("bucket", 1))
+        ),
     )
 
 

@@ -117,5 +117,5 @@ def without_own_metrics(settings: Mapping[str, Any]) -> dict[str, Any]:
 def with_names(value: Any) -> Any:
     """The names of metrics in what Python gives, in which functions may stand for themselves."""
     if isinstance(value, list | tuple):
-        return [name_of(one) for one in value]
+        return [with_names(one) for one in value]
     return name_of(value) if callable(value) else value

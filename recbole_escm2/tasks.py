@@ -104,9 +104,9 @@ def derive_metrics(config: Any, external: Mapping[str, Any]) -> None:
         )
     if "valid_metric" not in external and task_of(config["valid_metric"]) not in (None, *tasks):
         config["valid_metric"] = f"{tasks[0].upper()}_AUC"
-    for name in (*config["metrics"], config["valid_metric"]):
-        if not is_metric(str(name)):
-            raise UsageError(no_metric(str(name)))
+    for key, names in (("metrics", config["metrics"]), ("valid_metric", [config["valid_metric"]])):
+        if unknown := [str(name) for name in names if not is_metric(str(name))]:
+            raise UsageError(f"{key}: {no_metric(unknown[0])}")
     _check_combined(config, tasks)
     valid_task = task_of(config["valid_metric"])
     if valid_task not in (None, *tasks):

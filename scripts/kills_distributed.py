@@ -6,6 +6,8 @@ history (but for seconds) and each tensor of the checkpoints must be those of as
 nothing has happened to.
 
     python scripts/kills_distributed.py --kills=10 -- --model=ESCM2_DR --dataset=ml-100k
+
+``--file=results/reliability/kills_distributed.csv`` keeps the figures.
 """
 
 from __future__ import annotations
@@ -25,8 +27,13 @@ from pathlib import Path
 
 from phases import differing, outcome
 
+from recbole_escm2.output import write_whole
+
 #: Files of TensorBoard, which are named by time and process, and where the run's folder is.
 OTHERWISE = re.compile("^/tensorboard/|/output_dir$")
+
+#: Columns of the figures.
+FIGURES = ("processes", "seconds", "kills", "ends", "differences")
 
 
 def children_of(parent: int) -> list[int]:
@@ -54,6 +61,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file", type=Path, help="a CSV file that gets the figures")
     parser.add_argument("options", nargs="*", help="of the run, after --")
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
@@ -87,6 +95,10 @@ def main() -> int:
         found = [difference for end in ends for difference in differing(reference, end)]
         differences = [f"{d.place}: {d.what}" for d in found if not OTHERWISE.search(d.place)]
     print("\n".join(differences) or f"{len(ends)} ends after {kills} kills, each bit the same")
+    if asked.file:
+        figures = (asked.processes, f"{seconds:.1f}", kills, len(ends), len(differences))
+        lines = (",".join(map(str, line)) for line in (FIGURES, figures))
+        write_whole(asked.file, "\n".join([*lines, ""]))
     return bool(differences) or not ends
 
 

@@ -40,7 +40,7 @@ def cheapest(study: Study) -> tuple[str, int]:
 
 
 def repeated(study: Study, label: str, seed: int, places: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a run of a study, run again: on this code, and on the data that is here.
+    """The primary metrics of a run of a study that is done again, with this code on this data.
 
     Args:
         study: of a page's runs.
@@ -50,6 +50,7 @@ def repeated(study: Study, label: str, seed: int, places: Mapping[str, Any]) -> 
     """
     (model,) = (row.model for row in study.rows if row.label == label)
     settings = {**study.results[label, seed]["settings"], **places, "show_progress": False}
+    settings["metrics"] = [*study.primary]
     outcome = run(model, study.dataset, config_dict=settings, saved=False)
     metrics: dict[str, float] = outcome["test_result"]
     return metrics

@@ -56,6 +56,21 @@ def kills() -> str:
     )
 
 
+def kills_distributed() -> str:
+    """Runs of several processes, one of which SIGKILL ends."""
+    own = ("processes", "kills", "ends", "differences")
+    header = ("processes", "kills", "ends compared", "numbers and tensors that differed")
+    table = markdown(
+        header, [[line[name] for name in own] for line in lines_of("kills_distributed")]
+    )
+    return (
+        "## Kills of one process of several\n\n`python scripts/kills_distributed.py`: SIGKILL of a "
+        "random one at random moments of a training under `torchrun --max-restarts`, which starts "
+        "all of them anew; its end is compared with that of an undisturbed one, metrics, history "
+        f"and each tensor of the checkpoints.\n\n{table}\n"
+    )
+
+
 def full_disks() -> str:
     """Commands whose disk is full, and what the same command comes to with room again."""
     own = ("phase", "tries", "refused", "content", "unclear", "differing")
@@ -131,6 +146,7 @@ def environments() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "kills": kills,
+    "kills_distributed": kills_distributed,
     "full_disks": full_disks,
     "long_runs": long_runs,
     "fuzz": fuzz,

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from recbole.model.context_aware_recommender.kd_dagfm import KD_DAGFM
@@ -95,8 +96,8 @@ BAD = {
     "eval_step": [0, 1.0, None],
     "stopping_step": [-1, 2.0],
     "bag_pooling": ["max", "", 1, None],
-    "ctr_settings": [[1], "fast", 3],
-    "cvr_settings": [[1], "fast", 3],
+    "ctr_settings": [[1], "fast", 3, {1: 2}],
+    "cvr_settings": [[1], "fast", 3, {1: 2}],
     "weight_scaler": ["max", 1, None],
     "standardize": ["no way", 2, None],
     "multi_value_top_k": [0, -1, 2.5, True, None],
@@ -114,8 +115,8 @@ BAD = {
     "CLICK_FIELD": ["", 1, None],
     "CONVERSION_FIELD": ["", 1, [], ["a", "a"]],
     "EVENT_FIELDS": [1, "click", ["click", "click"]],
-    "metrics": [[], {"AUC": 1}, None],
-    "valid_metric": [["AUC"], 5, None, ""],
+    "metrics": [[], {"AUC": 1}, None, "CTR_AUK", [[1]]],
+    "valid_metric": [["AUC"], 5, None, "", "CTR_AUK"],
     "topk": [[], [0], [-1], 0, "ten", None, [5, 2.5], [True], ["a"], (5, 10)],
     "eval_args": ["RO", 5, ["split"]],
     "output_dir": ["", 7, None],
@@ -136,12 +137,12 @@ BAD = {
     "propensity_noise": [-0.1, math.inf, None],
     "hidden_confounding": [-1, 1, "some", None],
     "simulation_seed": [-1, 2**31, 0.5, None],
-    "primary": [1, {"CTR_AUC": 1}],
+    "primary": [1, {"CTR_AUC": 1}, "CTR_AUK", [[1]]],
     "load_col": [["user_id"], "user_id", {"inter": 5}],
     "unload_col": [{"inter": "hour"}, ["hour"]],
     "unused_col": [{"inter": "hour"}, ["hour"]],
-    "discretization": [["price"], "price"],
-    "threshold": [4, {"rating": "four"}],
+    "discretization": [["price"], "price", {1: {"method": "LD"}}],
+    "threshold": [4, {"rating": "four"}, {1: 4}],
     "store_dir": NOT_TEXT,
     "source": NOT_TEXT,
     # of data sets
@@ -175,10 +176,10 @@ BAD = {
     "NEG_PREFIX": [*NOT_TEXT, None],
     "LIST_SUFFIX": [*NOT_TEXT, None],
     "MAX_ITEM_LIST_LENGTH": NOT_COUNTS,
-    "seq_len": [5, {"tags": "long"}, {"tags": 0}],
+    "seq_len": [5, {"tags": "long"}, {"tags": 0}, {1: 4}],
     "additional_feat_suffix": [5, [5], {"a": 1}],
     "rm_dup_inter": ["middle", True, 1],
-    "val_interval": ["high", {"rating": 5}, {"rating": "high"}],
+    "val_interval": ["high", {"rating": 5}, {"rating": "high"}, {1: "[1,2]"}],
     "preload_weight": ["emb", {"emb": 5}],
     **{key: NOT_TEXT for key in OFFERED if key not in ("CLICK_FIELD", "CONVERSION_FIELD")},
     **dict.fromkeys(
@@ -306,6 +307,16 @@ def test_wrong_values_are_refused(key):
         message = message_of(*where, key, value, **settings)
         assert key in message
         assert repr(value) in message or str(value).strip("[]") in message
+
+
+def test_a_name_within_a_key_that_is_no_text_is_refused():
+    said = message_of("ESCM2_DR", "toy", "eval_args", {1: 2})
+    assert said == "eval_args has '1'; it takes split, order, group_by and mode"
+
+
+@pytest.mark.parametrize("key", ["calibrate_weights", "worker", "valid_metric", "ENTITY_ID_FIELD"])
+def test_an_array_is_refused_as_a_list(key):
+    assert key in message_of("ESCM2_DR", "toy", key, np.array([1, 2]))
 
 
 @pytest.mark.parametrize("key", BAD_OF_MODELS)

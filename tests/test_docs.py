@@ -133,7 +133,10 @@ def test_two_processes_print_one_table_that_of_one(tmp_path, metrics_of):
     )
     assert one.returncode == two.returncode == 0, two.stderr
     assert two.stdout.count("Test metrics") == 1
-    assert metrics_of(two.stdout) == pytest.approx(metrics_of(one.stdout), abs=0.001)
+    alone, shared = metrics_of(one.stdout), metrics_of(two.stdout)
+    # Whom it matches is decided by the last digits of pCTR.
+    assert shared.pop("PIP") == pytest.approx(alone.pop("PIP"), abs=0.02)
+    assert shared == pytest.approx(alone, abs=0.001)
     tables = [re.sub(r"-?\d+\.\d+", "", done.stdout) for done in (one, two)]
     assert re.sub(" +", " ", tables[0]) == re.sub(" +", " ", tables[1])
     assert two.stderr.count("best epoch") == one.stderr.count("best epoch") == 1
@@ -174,7 +177,7 @@ def log(tmp_path_factory):
 
 
 def test_the_page_of_data_has_commands_for_a_log():
-    assert len(LOG_COMMANDS) == 9
+    assert len(LOG_COMMANDS) == 10
 
 
 @pytest.mark.parametrize("command", LOG_COMMANDS)

@@ -168,7 +168,8 @@ _OF_RUN = ("digests", "processor", "versions", "threads")
 
 def about_settings(run: PlannedRun) -> dict[str, Any]:
     """The config keys of a run that aren't defaults, without those that change no number."""
-    return {key: value for key, value in run.settings.items() if key not in WITHOUT_EFFECT}
+    left_out = {*WITHOUT_EFFECT, "metrics"}
+    return {key: value for key, value in run.settings.items() if key not in left_out}
 
 
 @dataclass(frozen=True)

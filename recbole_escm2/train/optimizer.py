@@ -295,11 +295,14 @@ def load_by_name(optimizer: Any, model: nn.Module, saved: Mapping[str, Any]) -> 
                 continue
             if state_fits(state, type(one).__name__):
                 _check_form(names[id(parameter)], state, parameter)
+                one.state.pop(parameter, None)  # Adagrad's first: memory may not hold both
                 states[number] = {name: _own(value) for name, value in state.items() if name != _OF}
             else:
                 anew.append(names[id(parameter)])
+        begun = dict(one.state)
         try:
             one.load_state_dict({"state": states, "param_groups": one.state_dict()["param_groups"]})
+            one.state.update(begun)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UsageError(f"its optimizer has another form: {error!s}") from error
     return anew

@@ -94,7 +94,8 @@ _RESULT = {
 
 # What the file holds; an ended training has its result instead of weights.
 _FORMS: Mapping[str, Form] = {
-    "of": lambda about: _is_plain(about) and _fits(about, {"config": dict}),  # see Run.about
+    # See Run.about: nothing, where the folder's name tells it all.
+    "of": lambda about: about == {} or (_is_plain(about) and _fits(about, {"config": dict})),
     "data": is_identity,
     "threads": _is_count,
     "processes": _is_count,

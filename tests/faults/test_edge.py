@@ -136,7 +136,8 @@ def test_no_room_for_an_export(data_path, stored, tmp_path, kind):
     """torch's own writer would end the process."""
     pytest.importorskip("onnxscript", reason="needs the extra [serve]")
     assert call(tmp_path, *small(data_path, store_dir=stored)).code == 0
-    given = ("export", "--checkpoint=output", f"--format={kind}", "--out=artefact")
+    (run_dir,) = (tmp_path / "output").iterdir()
+    given = ("export", f"--checkpoint={run_dir}", f"--format={kind}", "--out=artefact")
     outcome = limited(2_000, tmp_path, *given)
     assert outcome.code == 2, outcome
     assert "File too large" in outcome.error

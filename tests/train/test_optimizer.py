@@ -124,6 +124,8 @@ def test_the_state_of_another_optimizer_is_left_out():
     assert load_by_name(anew, layer, mixed) == ["weight"]
     assert layer.bias in anew.state
     assert torch.equal(anew.state[layer.bias]["sum"], mixed["bias"]["sum"])
+    assert not anew.state[layer.weight]["sum"].any()
+    anew.step()
     mixed["bias"] = {"of": "Adagrad", "sum": torch.zeros(1), "step": None}
     with pytest.raises(UsageError, match="its optimizer has another form"):
         load_by_name(anew, layer, mixed)

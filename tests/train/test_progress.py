@@ -365,7 +365,7 @@ def test_memory_that_is_gone_costs_no_progress(cut, monkeypatch, reading):
 
 #: Entries of another form, under a right checksum, by where they are.
 FORGED = [
-    *((name, value) for name in ("of", "data", "trainer") for value in (None, [], "x", {})),
+    *((name, value) for name in ("of", "data", "trainer") for value in (None, [], "x", {"x": 1})),
     *((name, value) for name in ("threads", "epoch", "step") for value in (None, -1, 2.0, True)),
     *((("trainer", name), "x") for name in ("cur_step", "best_epoch", "best_valid_score")),
     *((("trainer", name), [1]) for name in ("best_valid_result", "beside_constant", "weights")),

@@ -290,8 +290,8 @@ class _Reader:
         """All rows, file by file; with ``worker`` other processes read the Parquet files' parts."""
         files = [(part, file) for part, path in tables for file in table_files(path)]
         with converting(self.config["worker"]) as pool:
-            for shared, group in groupby(files, lambda own: pool and own[1].suffix == ".parquet"):
-                if pool is not None and shared:
+            for is_parquet, group in groupby(files, lambda own: own[1].suffix == ".parquet"):
+                if pool is not None and is_parquet:
                     yield from self._chunks_by(pool, group)
                 else:
                     for part, file in group:

@@ -82,7 +82,7 @@ def rows_in(body: bytes, most: int) -> list[Any]:
 
 def _check_keys(body: bytes, rows: Sequence[Any]) -> None:
     """Refuse a key that an object has twice, of which a parser keeps the last one in silence."""
-    keys = 1 + sum(len(row) for row in rows if type(row) is dict)
+    keys = 1 + sum([len(row) for row in rows if type(row) is dict])
     # Each key has one colon; those in texts are looked for only where the numbers differ.
     if body.count(b":") == keys or _STRING.sub(b"", body).count(b":") == keys:
         return
