@@ -22,6 +22,7 @@ import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from pyarrow import csv, feather, parquet
+from studies import study_of
 
 import recbole_escm2
 from recbole_escm2.command_line import main
@@ -44,6 +45,7 @@ from recbole_escm2.export.manifest import FORMAT as EXPORT
 from recbole_escm2.export.manifest import digest as digest_of
 from recbole_escm2.export.manifest import is_export, read_manifest
 from recbole_escm2.quick_start import evaluate_checkpoint, run
+from recbole_escm2.report.record import read_record, write_record
 from recbole_escm2.serve.http.rows import Refused, rows_in
 from recbole_escm2.serve.new_data import NewData
 from recbole_escm2.train.checkpoint import load_checkpoint, save_checkpoint
@@ -218,6 +220,22 @@ def run_folder(trap: Trap) -> None:
     place = linked.runs[0].folder
     place.symlink_to(trap.outside / "kept")
     refused("is a link", list, execute(iter(linked.runs), 1))
+
+
+def record_of_a_study(trap: Trap) -> None:
+    """One whose JSON has no end or is of another kind, and whose cells are code and paths."""
+    folder = trap.here / "record"
+    folder.mkdir()
+    write_record(study_of({name: {"CTR_AUC": [0.7, 0.8]} for name in "ab"}, "a"), folder)
+    whole, runs = (folder / "study.json").read_text(), (folder / "runs.csv").read_text()
+    rows = json.dumps({**json.loads(whole), "rows": [{"label": trap.code}]})
+    for text in ("[" * 100_000, "[" * 100 + "]" * 100, "[]", "{", trap.code, rows):
+        (folder / "study.json").write_text(text)
+        refused("isn't what a benchmark writes", read_record, folder)
+    (folder / "study.json").write_text(whole)
+    for cell in ("../../outside/kept", trap.code.replace(",", ";"), "=1+1"):
+        (folder / "runs.csv").write_text(runs.replace("finished", cell))
+        read_record(folder)
 
 
 def influence_values(trap: Trap) -> None:
@@ -522,6 +540,7 @@ KINDS: dict[Callable[[Trap], None], set[str]] = {
     checkpoint: {"train/checkpoint.py", "serve/http/served.py"},
     pickled_checkpoint: {"train/checkpoint.py"},
     run_folder: {"experiment/runs.py", "experiment/worker.py", "train/run.py"},
+    record_of_a_study: {"report/record.py"},
     influence_values: {"evaluator/influence.py"},
     search_database: {"experiment/search.py"},
     schema_of_a_store: {"data/store.py", "identity.py"},

@@ -21,6 +21,7 @@ from recbole_escm2.evaluator.influence import (
 )
 from recbole_escm2.experiment.study import Row, Screened, Screening, Study, Trial, Tuning
 from recbole_escm2.keys import PLACE_KEYS
+from recbole_escm2.limits import check_extent, read_json
 from recbole_escm2.output import csv_text, to_builtins, write_json, write_whole
 
 #: A line a run: those of the table, and before them what was screened and tried.
@@ -204,7 +205,7 @@ def read_record(folder: Path) -> Study:
         UsageError: a file isn't there, or isn't what is written.
     """
     try:
-        about = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+        about = read_json(folder / STUDY_FILE)
         with open(folder / RUNS_FILE, newline="", encoding="utf-8") as file:
             lines = [{k: _unguarded(v) for k, v in line.items()} for line in csv.DictReader(file)]
         if about["format"] != _FORMAT:
@@ -308,7 +309,9 @@ def _result(
 
 
 def _of_json(text: str) -> Any:
-    return json.loads(text) if text else None
+    value = json.loads(text) if text else None
+    check_extent(value)
+    return value
 
 
 def _number(text: str) -> Any:
