@@ -63,7 +63,7 @@ runs are processes of their own, it goes on where it was stopped, and ends with 
                        the best on validation is what the seeds then run. Trials have a random
                        --tuning_share (0.5) of the impressions, drawn by --tuning_seed (1), on which
                        no seed tests; where each seed has a simulated world, one of their own
-  --screen="{settings: S, rows: M, keep: [ROW]}"   before that, S of each row's trials; the best M
+  --screen="{{settings: S, rows: M, keep: [ROW]}}"   before that, S of each row's trials; the best M
                        rows on validation go on, those of keep, the baseline and the logistic
                        regression by right
   --pruner=halving     end trials that are behind (with --screen; else none)

@@ -311,7 +311,7 @@ def test_wrong_values_are_refused(key):
 
 def test_a_name_within_a_key_that_is_no_text_is_refused():
     said = message_of("ESCM2_DR", "toy", "eval_args", {1: 2})
-    assert said == "eval_args has '1'; it takes split, order, group_by and mode"
+    assert said == "eval_args must be a mapping of split, order, group_by and mode, got {1: 2}"
 
 
 @pytest.mark.parametrize("key", ["calibrate_weights", "worker", "valid_metric", "ENTITY_ID_FIELD"])

@@ -192,13 +192,13 @@ class Requests(_Asked):
 
     def read(self, folder: Path) -> Any:
         """The scores of its rows."""
-        try:
-            answer = _served(folder / "checkpoint.pth").answer(
-                (folder / "body.json").read_bytes(), most=100
-            )
-        except Refused as refused:
-            json.dumps(list(refused.faults), allow_nan=False)
-            raise UsageError(refused.error) from refused
+        body = (folder / "body.json").read_bytes()
+        [answer] = _served(folder / "checkpoint.pth").answers([body], most=100)
+        if isinstance(answer, Refused):
+            json.dumps(list(answer.faults), allow_nan=False)
+            raise UsageError(answer.error) from answer
+        if isinstance(answer, Exception):
+            raise answer
         rows = json.loads(answer.body)["rows"]
         return [tuple(float(np.float32(row[f"p{task}"])) for task in _TASKS) for row in rows]
 

@@ -331,7 +331,7 @@ def test_the_tables_of_tokens_are_counted_by_hand(write, tmp_path):
     settings = write("hand", header, rows, rows[1:], rows[:-1])
     training = training_of("LightGBM", settings, tmp_path, "hand", rate_smoothing=2.0, epochs=1)
     model, split = training.trainer.model, training.splits["test"].dataset
-    known = model._whole(model.seen), model._whole(model.positive)
+    known = model._integers(model.seen), model._integers(model.positive)
     table = model._table(split[:4], *known, np.zeros(4, np.int64))
     p = 0.5
 

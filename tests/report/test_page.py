@@ -375,7 +375,7 @@ class TestReport:
     def test_all_paths_exist_and_nothing_else(self, written):
         _, folder, paths = written
         found = {path for path in folder.rglob("*") if path.is_file()}
-        assert found == set(paths.values())
+        assert found == {*paths.values(), folder / "record" / "study.json"}
         kinds = {"html", "markdown", "latex", "text", "csv", "runs", "trials", "json"}
         assert kinds <= set(paths)
         assert all(path.stat().st_size for path in paths.values())
