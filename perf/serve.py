@@ -220,6 +220,8 @@ def _page(found: dict[int, dict[str, Any]], speeds: list[float], args: argparse.
     about = ", ".join(f"{key}: {value}" for key, value in machine().items())
     return "\n\n".join(
         [
+            "# Serving",
+            "Written by `python perf/serve.py`.",
             table,
             *odd,
             f"The server counts {said} requests and rows. predict, before, between and after: "

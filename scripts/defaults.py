@@ -3,7 +3,7 @@
 An option is a benchmark, ``scripts/defaults/OPTION.yaml``, run on each data set by the benchmark
 command, with trials for the learning rate of every row, so that what is finished isn't run again.
 
-    python scripts/defaults.py run l2 coat       # or go on with it
+    python scripts/defaults.py run options coat  # or go on with it
     python scripts/defaults.py collect           # results/defaults/*.csv from the reports
     python scripts/defaults.py page              # results/defaults.md from those
 """
@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pages import markdown
@@ -56,7 +57,7 @@ _FOUR = ("ml-100k", "ml-100k-semi", "ali-ccp-sim", "coat")
 _PLACES: dict[str, Sequence[str]] = {
     "interaction": tuple(_SHARES),
     "family": ("ali-ccp-sim", "coat"),
-    "sleeping": ("ali-ccp-sim",),
+    "options": ("ml-100k", "ml-100k-semi", "ali-ccp-sim-worlds", "coat"),
     "worlds": ("ali-ccp-sim-worlds",),
 }
 #: What each CSV file holds.
@@ -91,6 +92,13 @@ on validation (CTCVR_AUC); the seeds of the table test on other impressions, or 
 set. Cells are the difference from the baseline with its 95 % interval, by the rules of
 [all pages](../docs/benchmarks.md); ▲ and ▼ are verdicts after Holm's correction over a table's
 comparisons in its two primary metrics.
+
+## By validation
+
+Means over the seeds of each run's best CTCVR_AUC on validation, which never saw test: a default is
+chosen by these.
+
+{validation}
 {sections}
 ## What was not run
 
@@ -202,6 +210,7 @@ def page(arguments: argparse.Namespace) -> int:
     wanted = [(option, data) for option in OPTIONS for data in _PLACES.get(option, _FOUR)]
     missing = [f"- {option} on {data}" for option, data in wanted if (option, data) not in done]
     text = PAGE.format(
+        validation=_validation(_read(arguments.tables / "runs.csv")),
         conclusions=conclusions.read_text(encoding="utf-8") if conclusions.is_file() else "",
         sections="\n".join(sections),
         missing="\n".join(missing) or "Nothing of what there are files for.",
@@ -214,6 +223,21 @@ def page(arguments: argparse.Namespace) -> int:
 def _read(file: Path) -> list[dict[str, str]]:
     with open(file, newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
+
+
+def _validation(runs: Sequence[Mapping[str, str]]) -> str:
+    """The means of the option that is about rows alone, on all data sets that it was run on."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        if run["option"] == "options" and run["valid_CTCVR_AUC"]:
+            of_row = scores.setdefault(run["row"], {})
+            of_row.setdefault(run["data"], []).append(float(run["valid_CTCVR_AUC"]))
+    there = [data for data in DATA if any(data in of_row for of_row in scores.values())]
+    cells = [
+        [row, *(f"{fmean(of_row[data]):.4f}" if data in of_row else "" for data in there)]
+        for row, of_row in scores.items()
+    ]
+    return markdown(["row", *there], cells) if cells else "Not run yet."
 
 
 def _section(option: str, rows: Sequence[Mapping[str, str]]) -> str:
