@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from recbole_escm2.errors import UsageError, printable
 
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
+_GUARDED = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet begins a formula
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -203,12 +204,17 @@ def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
 
 def _cell(value: Any) -> Any:
     text = "" if value is None else str(value)
-    if isinstance(value, int | float) or not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if isinstance(value, int | float) or not text.startswith(_GUARDED):
         return value
     with contextlib.suppress(ValueError):
         float(text)
         return value
     return f"'{text}"
+
+
+def unguarded(text: str) -> str:
+    """A cell of :func:`csv_text` as it was given."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_GUARDED) else text
 
 
 def to_builtins(value: Any) -> Any:

@@ -22,7 +22,7 @@ from recbole_escm2.evaluator.influence import (
 from recbole_escm2.experiment.study import Row, Screened, Screening, Study, Trial, Tuning
 from recbole_escm2.keys import PLACE_KEYS
 from recbole_escm2.limits import check_extent, read_json
-from recbole_escm2.output import csv_text, to_builtins, write_json, write_whole
+from recbole_escm2.output import csv_text, to_builtins, unguarded, write_json, write_whole
 
 #: A line a run: those of the table, and before them what was screened and tried.
 RUNS_FILE = "runs.csv"
@@ -36,14 +36,15 @@ _FORMAT = 1
 _NUMBERS = ("seconds", "epochs", "parameters", "threads", "best_valid_score")
 _TEXTS = ("valid_metric", "seed_draws", "processor")
 _JSON = ("best_epoch", "settings", "versions", "data", "undefined", "final_fit", "test_pool")
+# columns of a run's digests, by their names in its result file
+_DIGESTS = {"code": "code", "data": "data_digest", "split": "split_digest"}
 _COLUMNS = (
     *("phase", "row", "part", "seed", "state", "reason", "run", "chosen", "bigger", "worse"),
     *_TEXTS,
     *_NUMBERS,
-    *("code", "data_digest", "split_digest", "models"),
+    *(*_DIGESTS.values(), "models"),
     *_JSON,
 )
-_GUARDED = ("=", "+", "-", "@", "\t", "\r")  # see output.csv_text
 
 
 # --------------------------------------------------------------------------- written
@@ -133,11 +134,7 @@ def _seed_line(row: str, seed: int, result: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _digests(digests: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "code": digests.get("code"),
-        "data_digest": digests.get("data"),
-        "split_digest": digests.get("split"),
-    }
+    return {column: digests.get(name) for name, column in _DIGESTS.items()}
 
 
 def _json(value: Any) -> str | None:
@@ -207,7 +204,9 @@ def read_record(folder: Path) -> Study:
     try:
         about = read_json(folder / STUDY_FILE)
         with open(folder / RUNS_FILE, newline="", encoding="utf-8") as file:
-            lines = [{k: _unguarded(v) for k, v in line.items()} for line in csv.DictReader(file)]
+            lines = [
+                {k: unguarded(v or "") for k, v in line.items()} for line in csv.DictReader(file)
+            ]
         if about["format"] != _FORMAT:
             raise UsageError(f"{folder / STUDY_FILE} has format {about['format']}, not {_FORMAT}")
         return _study(folder, about, lines)
@@ -218,11 +217,6 @@ def read_record(folder: Path) -> Study:
         ) from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UsageError(f"{folder} isn't what a benchmark writes: {error!r}") from error
-
-
-def _unguarded(text: str | None) -> str:
-    text = text or ""
-    return text[1:] if text[:1] == "'" and text[1:2] in _GUARDED else text
 
 
 def _study(folder: Path, about: Mapping[str, Any], lines: Sequence[Mapping[str, str]]) -> Study:
@@ -266,15 +260,16 @@ def _screened(row: Mapping[str, Any], by_label: Mapping[str, Sequence[Trial]]) -
 
 
 def _trial(line: Mapping[str, str]) -> Trial:
-    digests = {
-        name: line[column]
-        for name, column in (("code", "code"), ("data", "data_digest"), ("split", "split_digest"))
-        if line[column]
+    known = {
+        "processor": line["processor"],
+        "threads": _number(line["threads"]),
+        "versions": _of_json(line["versions"]),
     }
-    about = {"settings": _of_json(line["settings"]), "digests": digests}
-    about |= {name: value for name in ("processor",) if (value := line[name])}
-    about |= {"threads": int(line["threads"])} if line["threads"] else {}
-    about |= {"versions": _of_json(line["versions"])} if line["versions"] else {}
+    about = {
+        "settings": _of_json(line["settings"]),
+        "digests": {name: line[column] for name, column in _DIGESTS.items() if line[column]},
+        **{name: value for name, value in known.items() if value},
+    }
     return Trial(
         chosen=_of_json(line["chosen"]),
         score=_number(line["best_valid_score"]),
@@ -298,11 +293,7 @@ def _result(
         **{name: _number(line[name]) for name in _NUMBERS},
         **{name: line[name] or None for name in _TEXTS},
         **{name: _of_json(line[name]) for name in _JSON},
-        "digests": {
-            "code": line["code"],
-            "data": line["data_digest"],
-            "split": line["split_digest"],
-        },
+        "digests": {name: line[column] for name, column in _DIGESTS.items()},
         "trainings": [{}] * int(line["models"]),
         "simulated": simulated,
     }
