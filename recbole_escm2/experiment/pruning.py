@@ -131,7 +131,14 @@ class Work:
 
     def known(self) -> list[Outcome]:
         """What follows from earlier work, of a row's trials as far as they can be told in order."""
-        known = []
+        known = [*self._known_of_rows()]
+        for run in [*self._free.values()]:
+            if (earlier := self._earlier_of(run)) is not None:
+                known.append(earlier)
+                del self._free[run.name]
+        return known
+
+    def _known_of_rows(self) -> Iterator[Outcome]:
         for row in self._rows:
             while row.at_work is None and row.waiting:
                 run = row.begin()
@@ -139,19 +146,14 @@ class Work:
                 if earlier is None and row.is_hopeless(run.history()):
                     earlier = Outcome(run, None)
                 if earlier is not None:
-                    known.append(row.end(earlier))
-        for run in [*self._free.values()]:
-            if (earlier := self._earlier_of(run)) is not None:
-                known.append(earlier)
-                del self._free[run.name]
-        return known
+                    yield row.end(earlier)
 
     def execute(self) -> Iterator[Outcome]:
         """Do what is missing, once :meth:`known` was asked, and yield each outcome as it comes."""
         for outcome in execute(iter(self._next, object()), self._jobs, watch=self._watch):
             row = self._of_run.pop(outcome.run.name, None)
             yield outcome if row is None else row.end(outcome)
-            yield from self.known()
+            yield from self._known_of_rows()
 
     def _earlier_of(self, run: PlannedRun) -> Outcome | None:
         earlier = self._earlier.get(run.name)
