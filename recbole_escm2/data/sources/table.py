@@ -39,6 +39,7 @@ from recbole_escm2.data.sources.table_files import (
     ParquetPart,
     as_arrow,
     open_table,
+    parquet_metadata,
     parquet_parts,
     rows_of_part,
     table_files,
@@ -302,9 +303,9 @@ class _Reader:
 
         def tasks() -> Iterator[tuple[tuple[str | None, Path], tuple[Any, ...]]]:
             for part, file in files:
-                header, _ = open_table(file, {})
-                columns = self._columns(file, header)
-                for own in parquet_parts(file):
+                about = parquet_metadata(file)
+                columns = self._columns(file, about.schema.to_arrow_schema())
+                for own in parquet_parts(about):
                     yield (part, file), (file, own, columns, self.fields)
 
         for (part, file), (batches, fault) in pool.results(_encoded_batches, tasks()):

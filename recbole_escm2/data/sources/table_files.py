@@ -82,12 +82,11 @@ def open_table(
         return schema, lambda columns: ((lines, rows.select(columns)) for lines, rows in batches)
     try:
         if FORMATS[file.suffix] == "parquet":
-            with pyarrow.parquet.ParquetFile(file) as parquet:
-                header = parquet.schema_arrow
-                _check_counts(file, parquet.metadata)
-            _ = header.names  # are text
-            return header, lambda columns: (
-                batch for part in parquet_parts(file) for batch in rows_of_part(file, part, columns)
+            about = parquet_metadata(file)
+            return about.schema.to_arrow_schema(), lambda columns: (
+                batch
+                for part in parquet_parts(about)
+                for batch in rows_of_part(file, part, columns, about)
             )
         data = pyarrow.dataset.dataset(file, format=FORMATS[file.suffix])
         _ = data.schema.names
@@ -103,33 +102,53 @@ class ParquetPart(NamedTuple):
     first: int
 
 
-def parquet_parts(file: Path) -> Iterator[ParquetPart]:
-    """The parts of a file, each of a row group, or of small ones that have enough rows together."""
+def parquet_metadata(file: Path) -> pyarrow.parquet.FileMetaData:
+    """What a Parquet file says of itself.
+
+    Raises:
+        UsageError: it isn't one, or is damaged.
+    """
     with _told(file), pyarrow.parquet.ParquetFile(file) as parquet:
-        sizes = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+        about = parquet.metadata
+        _ = parquet.schema_arrow.names  # are text
+    _check_counts(file, about)
+    return about
+
+
+def parquet_parts(about: pyarrow.parquet.FileMetaData) -> Iterator[ParquetPart]:
+    """The parts of a file, each of a row group, or of small ones that have enough rows together."""
     groups: list[int] = []
     first = begin = 1
-    for group, size in enumerate(sizes):
+    for group in range(about.num_row_groups):
         groups.append(group)
-        begin += size
-        if begin - first >= _ROWS_AT_ONCE or group == len(sizes) - 1:
+        begin += about.row_group(group).num_rows
+        if begin - first >= _ROWS_AT_ONCE or group == about.num_row_groups - 1:
             yield ParquetPart(tuple(groups), first)
             groups, first = [], begin
 
 
 def rows_of_part(
-    file: Path, part: ParquetPart, columns: list[str]
+    file: Path,
+    part: ParquetPart,
+    columns: list[str],
+    about: pyarrow.parquet.FileMetaData | None = None,
 ) -> Iterator[tuple[range, pa.RecordBatch]]:
     """Some columns of a part of a Parquet file in batches, with the rows' numbers.
 
     pyarrow's data sets would read ahead, which is most of a file for a slow consumer.
+
+    Args:
+        file: to read.
+        part: of it.
+        columns: that are wanted.
+        about: :func:`parquet_metadata` of it, where it is known: it isn't read again then.
 
     Raises:
         UsageError: the file is damaged.
     """
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
+        with pyarrow.parquet.ParquetFile(file, metadata=about) as parquet:
             for batch in parquet.iter_batches(_ROWS_AT_ONCE, part.groups, columns):
                 yield batch.select(columns)  # in the order that is wanted
 
@@ -166,7 +185,7 @@ def _counted(
 def _told(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UsageError(f"{file}: {error}") from error
 
 
