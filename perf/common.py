@@ -94,16 +94,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on: processor, cores to run on, Python."""
-    processor = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
+    from recbole_escm2.output import processor  # peers' environments haven't got it
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": processor,
+        "processor": processor(),
         "cores": cores,
         "python": platform.python_version(),
     }
