@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recbole_escm2.command_line import main
+from recbole_escm2.data import save_table
+from recbole_escm2.quick_start import run
 
 _SMALL = {
     **{"model": "ESMM", "dataset": "tiny", "epochs": 1, "embedding_size": 4},
@@ -28,6 +31,21 @@ def small(data_path: Path, **settings: Any) -> list[str]:
     """
     merged = {**_SMALL, "data_path": data_path, **settings}
     return [f"--{key}={value}" for key, value in merged.items() if value is not None]
+
+
+def trained_on_all_kinds(place: Path) -> Path:
+    """The folder of a run of ESMM on a table with a field of every kind.
+
+    Args:
+        place: a folder for the data and the run.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+    import export_table
+
+    save_table(export_table.table(400), "mine", place / "data")
+    places = {"data_path": str(place / "data"), "output_dir": str(place / "output")}
+    given = {**export_table.settings_of("ESMM"), **places}
+    return Path(run("ESMM", "mine", config_dict=given)["run_dir"])
 
 
 class Outcome(NamedTuple):

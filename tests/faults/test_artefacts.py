@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-from common import refused
+from common import refused, trained_on_all_kinds
 
-from recbole_escm2.data import save_table
 from recbole_escm2.export.command import export_model
 from recbole_escm2.export.manifest import digest
-from recbole_escm2.quick_start import run
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-export_table = pytest.importorskip("export_table")
 pytest.importorskip("onnxruntime", reason="needs the extra [serve]")
 pytest.importorskip("onnxscript", reason="needs the extra [serve]")
 
@@ -26,10 +20,7 @@ pytest.importorskip("onnxscript", reason="needs the extra [serve]")
 def sound(tmp_path_factory):
     """A folder with a checkpoint, and what was exported of it."""
     place = tmp_path_factory.mktemp("sound")
-    save_table(export_table.table(400), "mine", place / "data")
-    places = {"data_path": str(place / "data"), "output_dir": str(place / "output")}
-    given = {**export_table.settings_of("ESMM"), **places}
-    done = Path(run("ESMM", "mine", config_dict=given)["run_dir"])
+    done = trained_on_all_kinds(place)
     whole = place / "whole"
     export_model(done, whole / "export")
     shutil.copy(done / "checkpoint.pth", whole)

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-from recbole_escm2.data import save_table
-from recbole_escm2.quick_start import run
+from common import trained_on_all_kinds
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
 from recbole_escm2.serve.http.rows import Refused
 from recbole_escm2.serve.http.served import load
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-export_table = pytest.importorskip("export_table")
 MOST = 5
 ROW = {
     "user_id": "3",
@@ -33,11 +27,7 @@ ROW = {
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A model of a table with a field of every kind."""
-    place = tmp_path_factory.mktemp("served")
-    save_table(export_table.table(400), "mine", place / "data")
-    places = {"data_path": str(place / "data"), "output_dir": str(place / "output")}
-    given = {**export_table.settings_of("ESMM"), **places}
-    return load(run("ESMM", "mine", config_dict=given)["run_dir"], None, "cpu", {})
+    return load(str(trained_on_all_kinds(tmp_path_factory.mktemp("served"))), None, "cpu", {})
 
 
 BODIES = {
