@@ -7,7 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from recbole_escm2.data.sources import table_files
-from recbole_escm2.data.sources.table_files import open_table, parquet_parts, rows_of_part
+from recbole_escm2.data.sources.table_files import (
+    open_table,
+    parquet_metadata,
+    parquet_parts,
+    rows_of_part,
+)
 
 
 def test_a_slow_consumer_of_parquet_holds_no_more_than_it_takes(tmp_path):
@@ -39,9 +44,10 @@ def test_parts_of_a_parquet_file_are_row_groups_of_enough_rows_together(tmp_path
         for size in (40, 40, 40, 250, 10):
             writer.write_table(pa.table({"n": range(first, first + size)}))
             first += size
-    parts = list(parquet_parts(file))
+    about = parquet_metadata(file)
+    parts = list(parquet_parts(about))
     assert [part.groups for part in parts] == [(0, 1, 2), (3,), (4,)]
     assert [part.first for part in parts] == [1, 121, 371]
     for part in parts:
-        for numbers, rows in rows_of_part(file, part, ["n"]):
+        for numbers, rows in rows_of_part(file, part, ["n"], about):
             assert [number - 1 for number in numbers] == rows.column("n").to_pylist()
