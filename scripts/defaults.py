@@ -46,9 +46,7 @@ DATA: dict[str, Data] = {
     "ml-100k-semi": Data("ml-100k-semi", {"impression_sample": "0.1"}),
     "ali-ccp-sim": Data("ali-ccp-sim", {}),
     "coat": Data("coat", {}),
-    **{
-        name: Data("ali-ccp-sim", {"interaction_share": share}) for name, share in _SHARES.items()
-    },
+    **{name: Data("ali-ccp-sim", {"interaction_share": share}) for name, share in _SHARES.items()},
 }
 #: Which data sets each option is about.
 _PLACES: dict[str, Sequence[str]] = {
@@ -56,6 +54,7 @@ _PLACES: dict[str, Sequence[str]] = {
     "interaction": tuple(_SHARES),
     "family": ("ali-ccp-sim", "coat"),
 }
+WANTED = [(option, data) for option in OPTIONS for data in _PLACES[option]]
 #: What each CSV file holds.
 COLUMNS = {
     "comparisons": (
@@ -81,11 +80,11 @@ from the reports of `python scripts/defaults.py run OPTION DATA`.
 ## How it was compared
 
 The model is `ESCM2_DR` with MLP towers; whatever a table doesn't name is the default, with
-`ml-100k` and `ml-100k-semi` at a tenth of their impressions and a world of its own for each seed of
-`ali-ccp-sim`. Unless a table says otherwise, every row, the baseline too, was tried at three learning
-rates (0.0003, 0.001, 0.003) with a seed and impressions of its own, and has the one that was best
-on validation (CTCVR_AUC); the seeds of the table test on other impressions, or on the fixed test
-set. Cells are the difference from the baseline with its 95 % interval, by the rules of
+`ml-100k` and `ml-100k-semi` at a tenth of their impressions and a world of its own for each seed
+of `ali-ccp-sim`. Unless a table says otherwise, every row, the baseline too, was tried at three
+learning rates (0.0003, 0.001, 0.003) with a seed and impressions of its own, and has the one that
+was best on validation (CTCVR_AUC); the seeds of the table test on other impressions, or on the
+fixed test set. Cells are the difference from the baseline with its 95 % interval, by the rules of
 [all pages](../docs/benchmarks.md); ▲ and ▼ are verdicts after Holm's correction over a table's
 comparisons in its two primary metrics.
 
@@ -128,20 +127,23 @@ def _name(option: str, data: str) -> str:
 
 
 def collect(arguments: argparse.Namespace) -> int:
-    """Write what all finished reports hold as three CSV files."""
+    """Write what all finished reports hold as three CSV files, which keep what else they have."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-    for option in OPTIONS:
-        for data in DATA:
-            file = arguments.output / _name(option, data) / "report.json"
-            if file.is_file():
-                report = json.loads(file.read_text(encoding="utf-8"))
-                about = {"option": option, "data": data}
-                found["comparisons"] += [about | row for row in _comparisons(report)]
-                found["runs"] += [about | row for row in _runs(report)]
-                found["trials"] += [about | row for row in _trials(report)]
+    there = set()
+    for option, data in WANTED:
+        file = arguments.output / _name(option, data) / "report.json"
+        if file.is_file():
+            there.add((option, data))
+            report = json.loads(file.read_text(encoding="utf-8"))
+            about = {"option": option, "data": data}
+            found["comparisons"] += [about | row for row in _comparisons(report)]
+            found["runs"] += [about | row for row in _runs(report)]
+            found["trials"] += [about | row for row in _trials(report)]
     for name, rows in found.items():
-        write_whole(arguments.tables / f"{name}.csv", _csv(COLUMNS[name], rows))
-        print(f"{arguments.tables / name}.csv: {len(rows)} rows")
+        file = arguments.tables / f"{name}.csv"
+        kept = [row for row in _read(file) if (row["option"], row["data"]) in set(WANTED) - there]
+        write_whole(file, _csv(COLUMNS[name], [*kept, *rows]))
+        print(f"{file}: {len(rows)} rows, and {len(kept)} from before")
     return 0
 
 
@@ -203,8 +205,7 @@ def page(arguments: argparse.Namespace) -> int:
     done = dict.fromkeys((row["option"], row["data"]) for row in rows)
     conclusions = HERE / "conclusions.md"
     sections = [_section(option, rows) for option in OPTIONS if any(o == option for o, _ in done)]
-    wanted = [(option, data) for option in OPTIONS for data in _PLACES[option]]
-    missing = [f"- {option} on {data}" for option, data in wanted if (option, data) not in done]
+    missing = [f"- {option} on {data}" for option, data in WANTED if (option, data) not in done]
     text = PAGE.format(
         validation=_validation(_read(arguments.tables / "runs.csv")),
         conclusions=conclusions.read_text(encoding="utf-8") if conclusions.is_file() else "",
@@ -217,6 +218,8 @@ def page(arguments: argparse.Namespace) -> int:
 
 
 def _read(file: Path) -> list[dict[str, str]]:
+    if not file.is_file():
+        return []
     with open(file, newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
 
