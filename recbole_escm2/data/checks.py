@@ -59,6 +59,18 @@ def packed_kind(start: bytes) -> str | None:
     return next(kinds, None)
 
 
+def check_text(path: Path) -> None:
+    """Refuse a file that is a packed or binary one under the name of a text.
+
+    Raises:
+        UsageError: it is one; the message says of which kind.
+    """
+    with open(path, "rb") as file:
+        kind = packed_kind(file.read(4))
+    if kind:
+        raise UsageError(f"{path} is {kind}, and must be text: unpack it, or name it as it is")
+
+
 def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
     """The error of a file that can't be decoded.
 
@@ -66,11 +78,13 @@ def not_text(path: Path, encoding: str | None, error: Exception) -> UsageError:
         path: the file.
         encoding: as it was read; UTF-8 by default.
         error: what the decoder says.
+
+    Raises:
+        UsageError: as :func:`check_text`.
     """
+    check_text(path)
     with open(path, "rb") as file:
-        start = file.read(4)
-    if kind := packed_kind(start):
-        return UsageError(f"{path} is {kind}, and must be text: unpack it, or name it as it is")
+        start = file.read(2)
     is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     likely = "utf-16" if is_wide else "cp1252"
     return UsageError(

@@ -109,6 +109,11 @@ def test_a_file_that_is_another(damage, name, how):
     refused(damage, PLACES[name], change, rf"{_WITHOUT_LINE}|line \d")
 
 
+@pytest.mark.parametrize("name", [n for n, place in PLACES.items() if ".gz" not in place.file])
+def test_a_packed_file_that_is_named_as_text(damage, name):
+    refused(damage, PLACES[name], lambda content, _: b"PK\x03\x04" + content, "is a zip file, and")
+
+
 @pytest.mark.parametrize("name", HEADED)
 @pytest.mark.parametrize("how", ["header alone", "no header", "a column twice"])
 def test_a_header_that_is_none(damage, name, how):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recbole_escm2.data.checks import check_text
 from recbole_escm2.data.sources.rating_pairs import RatedPairs, RatingPairs, Ratings
 from recbole_escm2.errors import UsageError
 
@@ -81,6 +82,7 @@ def _ratings(matrix: NDArray[np.float64]) -> Ratings:
 
 def _lines(file: Path) -> list[str]:
     try:
+        check_text(file)
         return file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} isn't text in UTF-8 ({error}): save it as UTF-8") from error

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from recbole_escm2.data.checks import check_text
 from recbole_escm2.data.columns import without_empty
 from recbole_escm2.errors import UsageError
 
 _BLOCK = 4 << 20  # bytes that are parsed at once
+_PACKED = (".gz", ".bz2", ".zst", ".lz4")  # which pyarrow unpacks by their name
 
 
 def csv_columns(
@@ -87,6 +89,8 @@ def csv_batches(
         return "skip"
 
     with _faults(file), no_traceback_of_bytes():
+        if stream is None and file.suffix not in _PACKED:
+            check_text(file)
         reader = pa.csv.open_csv(
             file if stream is None else stream,
             # A row's number is known in one thread only.
