@@ -14,6 +14,8 @@ import pytest
 from browsers import started
 from impressions import write_impressions
 
+from recbole_escm2.command_line import main
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only get slower with more
 
 
@@ -71,6 +73,20 @@ def program(tmp_path: Path) -> Any:
             timeout=timeout,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def program_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Any:
+    """As ``program``, in this process, where it needn't load all libraries again: for what ends
+    before a training begins, or needs no process of its own."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        code = main([*arguments])
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
     return call
 

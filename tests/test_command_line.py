@@ -87,8 +87,8 @@ def test_a_variant_of_ones_own(program, metrics_of, tmp_path):
         (["ESMM"], "what is 'ESMM'"),
     ],
 )
-def test_mistakes_end_in_one_message(arguments, message, program, tmp_path):
-    done = program(*arguments)
+def test_mistakes_end_in_one_message(arguments, message, program_here, tmp_path):
+    done = program_here(*arguments)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

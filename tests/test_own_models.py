@@ -140,8 +140,8 @@ def test_a_key_of_ones_own_has_the_type_of_its_default(own):
     assert "mine must be a str" in own(other, "--mine=2").stderr
 
 
-def test_a_file_is_no_module_path(program):
-    done = program("--model=./models/mine.py:Mine", "--dataset=ml-100k")
+def test_a_file_is_no_module_path(program_here):
+    done = program_here("--model=./models/mine.py:Mine", "--dataset=ml-100k")
     assert done.returncode == 2
     assert "run it in the folder of mine.py as mine:Mine" in done.stderr
 

@@ -287,9 +287,9 @@ def test_labels_of_the_random_part_touch_nothing_that_is_learned(
     assert not is_same(first[1]["state_dict"], changed["state_dict"])
 
 
-def test_the_command_line_trains(program, metrics_of, tmp_path):
+def test_the_command_line_trains(program_here, metrics_of, tmp_path):
     published.write_coat(tmp_path / "dataset" / "coat" / "raw")
-    done = program("--model=ESCM2_DR", "--dataset=coat", "--epochs=2")
+    done = program_here("--model=ESCM2_DR", "--dataset=coat", "--epochs=2")
     assert done.returncode == 0, done.stderr
     found = metrics_of(done.stdout)
     wanted = {"CTR_AUC", "CVR_AUC", "CTCVR_AUC", "CVR_AUC_ES", "CVR_LogLoss_ES", "IEB"}

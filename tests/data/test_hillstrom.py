@@ -127,10 +127,10 @@ def test_a_missing_file_is_explained(tmp_path):
         assert what in message
 
 
-def test_the_command_line_trains(program, metrics_of, tmp_path):
+def test_the_command_line_trains(program_here, metrics_of, tmp_path):
     raw = tmp_path / "dataset" / "hillstrom" / "raw" / "hillstrom.csv"
     hillstrom_file.write(raw, hillstrom_file.customers(2000))
-    done = program("--model=ESCM2_DR", "--dataset=hillstrom", "--epochs=1")
+    done = program_here("--model=ESCM2_DR", "--dataset=hillstrom", "--epochs=1")
     assert done.returncode == 0, done.stderr
     found = metrics_of(done.stdout)
     assert {"CTR_AUC", "CVR_AUC", "CTCVR_AUC"} <= set(found)

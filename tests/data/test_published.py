@@ -79,9 +79,9 @@ def test_missing_files_are_explained(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [*list(WRITERS)[:5], "aliexpress-nl"])
-def test_the_command_line_trains(program, metrics_of, tmp_path, name):
+def test_the_command_line_trains(program_here, metrics_of, tmp_path, name):
     WRITERS[name](tmp_path / "dataset" / name / "raw")
-    done = program("--model=ESCM2_IPS", f"--dataset={name}", "--epochs=1")
+    done = program_here("--model=ESCM2_IPS", f"--dataset={name}", "--epochs=1")
     assert done.returncode == 0, done.stderr
     found = set(metrics_of(done.stdout))
     truth = {"yahoo-r3": "_ES", "kuairec": "_ES", "kuairand-pure": "_RI"}.get(name)

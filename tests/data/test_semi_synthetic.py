@@ -480,8 +480,8 @@ def test_training_is_bit_identical_whatever_the_truth_says(small, model, own):
 # ------------------------------------------------------------------ the command line
 
 
-def test_the_command_line_trains_and_knows_the_truth(program, tmp_path):
-    done = program(
+def test_the_command_line_trains_and_knows_the_truth(program_here, tmp_path):
+    done = program_here(
         "--model=ESCM2_IPS",
         "--dataset=ml-100k-semi",
         "--epochs=1",
@@ -497,8 +497,8 @@ def test_the_command_line_trains_and_knows_the_truth(program, tmp_path):
     assert (tmp_path / "dataset" / "ml-100k-semi" / "store").is_dir()
 
 
-def test_the_command_line_says_what_is_wrong(program):
-    done = program("--model=ESMM", "--dataset=ml-100k-semi", "--hidden_confounding=2")
+def test_the_command_line_says_what_is_wrong(program_here):
+    done = program_here("--model=ESMM", "--dataset=ml-100k-semi", "--hidden_confounding=2")
     assert done.returncode != 0
     assert "hidden_confounding must be a number between -1 and 1, got 2" in done.stderr
     assert "Traceback" not in done.stderr

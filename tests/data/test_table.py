@@ -448,10 +448,10 @@ QUICK = (
 )
 
 
-def test_the_command_line_trains_on_a_folder_of_parts(program, metrics_of, tmp_path):
+def test_the_command_line_trains_on_a_folder_of_parts(program_here, metrics_of, tmp_path):
     (tmp_path / "dataset" / "mine").mkdir(parents=True)
     Mine.write(type("M", (), {"folder": tmp_path / "dataset" / "mine"}), large(), parts=3)
-    done = program(
+    done = program_here(
         "--model=ESCM2_DR", "--dataset=mine", *QUICK, "--numerical_features=['price']",
         "--metrics=['CTR_AUC', 'CVR_AUC', 'CTCVR_AUC', 'CTR_GAUC']",
     )  # fmt: skip
@@ -461,17 +461,17 @@ def test_the_command_line_trains_on_a_folder_of_parts(program, metrics_of, tmp_p
     assert set(found) == {"CTR_AUC", "CVR_AUC", "CTCVR_AUC"}
 
 
-def test_the_command_line_learns_clicks_alone(program, metrics_of, tmp_path):
+def test_the_command_line_learns_clicks_alone(program_here, metrics_of, tmp_path):
     (tmp_path / "dataset" / "mine").mkdir(parents=True)
     pa.csv.write_csv(
         large().drop_columns(["conversion", "tags"]), tmp_path / "dataset" / "mine" / "mine.csv"
     )
-    done = program("--model=DeepFM", "--task=ctr", "--dataset=mine", *QUICK)
+    done = program_here("--model=DeepFM", "--task=ctr", "--dataset=mine", *QUICK)
     assert done.returncode == 0, done.stderr
     found = metrics_of(done.stdout)
     assert found["CTR_AUC"] > 0.6
     assert all(name.startswith(("CTR_", "AUC", "LogLoss")) for name in found)
-    refused = program("--model=ESMM", "--dataset=mine")
+    refused = program_here("--model=ESMM", "--dataset=mine")
     assert refused.returncode == 2
     assert "no column 'conversion' (CONVERSION_FIELD), and ESMM learns ctr" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -48,7 +48,9 @@ def results(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_a_benchmark_goes_on_where_it_was_killed(program, kill_at, metrics_of, quick, tmp_path):
+def test_a_benchmark_goes_on_where_it_was_killed(
+    program, program_here, kill_at, metrics_of, quick, tmp_path
+):
     arguments = (f"--model={MODELS}", "--seeds=2", "--jobs=2", "--name=three", *quick)
     arguments = (*arguments, "--aa_row=False")
     kill_at("[2/6]", *arguments)
@@ -83,7 +85,7 @@ def test_a_benchmark_goes_on_where_it_was_killed(program, kill_at, metrics_of, q
     assert said in more.stderr
 
     # a run is the same one that the program does by itself
-    alone = program("--model=ESCM2_IPS", "--seed=2021", *quick)
+    alone = program_here("--model=ESCM2_IPS", "--seed=2021", *quick)
     (result,) = (r for name, r in after.items() if name.startswith("ESCM2_IPS-tiny-seed2021"))
     assert metrics_of(alone.stdout)["CTCVR_AUC"] == pytest.approx(
         result["test_result"]["CTCVR_AUC"], abs=1e-6
@@ -175,6 +177,7 @@ def test_the_runs_of_a_killed_benchmark_end_with_it(quick, tmp_path):
     assert {"progress.pth", "unsaved"} <= left  # with which the same command goes on
 
 
+@pytest.mark.slow
 def test_a_start_says_whom_it_waits_for(quick, tmp_path):
     first = begun(tmp_path, quick, "said1", r"history\.json")
     second = begun(tmp_path, quick, "said2", "waits")

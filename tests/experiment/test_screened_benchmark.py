@@ -53,6 +53,7 @@ def results(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_from_a_screening_to_a_page_and_a_row_more(
     program, kill_at, results, arguments, tmp_path, data_path
 ):

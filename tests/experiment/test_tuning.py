@@ -237,6 +237,7 @@ def test_each_of_two_models_is_chosen_by_a_score_of_its_own(options):
     assert {(trial.score, trial.reason) for trial in failed} == {(None, "why")}
 
 
+@pytest.mark.slow
 def test_a_tuned_benchmark_goes_on_where_it_was_killed(program, kill_at, data_path, tmp_path):
     (tmp_path / "broken.py").write_text(
         "from recbole_escm2.model import ESMM\n"

@@ -241,8 +241,8 @@ def test_the_oracle_is_loud(given, caplog):
     assert not any("simulation" in text for text in caplog.messages)
 
 
-def test_the_command_line_weighs_by_the_truth(program, given):
-    done = program(
+def test_the_command_line_weighs_by_the_truth(program_here, given):
+    done = program_here(
         "--model=ESCM2_DR",
         "--dataset=logged",
         f"--data_path={given['data_path']}",
@@ -254,7 +254,7 @@ def test_the_command_line_weighs_by_the_truth(program, given):
     assert done.returncode == 0, done.stderr
     assert "which only a simulation knows" in done.stdout + done.stderr
     assert "CVR_AUC_ES: " in done.stdout
-    refused = program("--model=ESCM2_DR", "--dataset=ml-100k", "--propensity=oracle")
+    refused = program_here("--model=ESCM2_DR", "--dataset=ml-100k", "--propensity=oracle")
     assert refused.returncode != 0
     assert "doesn't have: it takes a simulation" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -422,7 +422,7 @@ def test_a_row_without_ranges_is_tried_once_as_it_is(model, trials, settings):
 def test_in_one_command_with_the_others(program, settings):
     done = program(
         "--model=ESMM,DeepFM,LogisticRegression,LightGBM,Constant,Oracle",
-        *("--dataset=tiny", "--task=both", "--seeds=2", "--trials=2", "--epochs=2", "--name=rows"),
+        *("--dataset=tiny", "--task=both", "--seeds=2", "--epochs=2", "--name=rows"),
         *(f"--{key}={settings[key]}" for key in ("data_path", "output_dir", "numerical_features")),
         *("--learning_rate=0.01", "--saved=True"),
     )
