@@ -7,10 +7,11 @@ and the command serve, of which C clients on the same machine ask for N rows at 
 time for S seconds, each as soon as it has its last answer. Each request has rows that no other one
 of the clients' has at the time; every answer is held to what the model itself gives for its rows,
 and the server's own counts of requests and rows to the clients'. Then the same with one row a
-request. What clients send is made before, but they share the cores with the server.
+request. Both commands score in one process (--workers=1) and in two. What clients send is made
+before, but they share the cores with the server.
 
-Goals: nothing lost, nothing answered twice, and at 1,000 rows a request 0.3 of predict's rows a
-second.
+Goals: nothing lost, nothing answered twice, and at 1,000 rows a request 0.3 of the rows a second
+that predict scores with as many workers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ HERE = Path(__file__).absolute().parent
 TASKS = ("pctr", "pcvr", "pctcvr")
 _PREDICTED = 1_000_000  # rows of the file that predict scores
 _POOL = 64  # requests of each client, sent again and again
+_MEASURES = {1: "parquet", 2: "shared"}  # what perf/predict.py calls its command, by workers
 
 
 @dataclass
@@ -133,15 +135,24 @@ def counted(port: int) -> dict[str, float]:
     return found
 
 
-def measured(folder: Path, rows: int, args: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    folder: Path, requests: list[Request], workers: int, args: argparse.Namespace
+) -> dict[str, Any]:
     """A server under load: rows a second, latencies, and what went wrong.
+
+    Args:
+        folder: where the model is.
+        requests: that the clients share out among them.
+        workers: of the server.
+        args: seconds and clients.
 
     Raises:
         RuntimeError: the server doesn't start, or doesn't end as it should.
     """
-    requests = requests_of(folder, rows, _POOL * args.clients)
+    rows = len(requests[0].expected)
     command = [sys.executable, "-m", "recbole_escm2", "serve", "--port=0", "--device=cpu"]
     command += [f"--checkpoint={make_checkpoint(folder)}", f"--max_requests={2 * args.clients}"]
+    command += [f"--workers={workers}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         line = server.stdout.readline().strip()
@@ -170,9 +181,9 @@ def measured(folder: Path, rows: int, args: argparse.Namespace) -> dict[str, Any
     }
 
 
-def of_predict(folder: Path) -> float:
+def of_predict(folder: Path, workers: int) -> float:
     """Rows a second of the command predict, from Parquet to Parquet."""
-    own = ("--cache", folder.absolute(), "--rows", _PREDICTED, "--measure", "parquet")
+    own = ("--cache", folder.absolute(), "--rows", _PREDICTED, "--measure", _MEASURES[workers])
     return float(run_json(sys.executable, HERE / "predict.py", *own)["rows_per_second"])
 
 
@@ -190,11 +201,14 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     make_checkpoint(folder)
     make_parquet(folder, _PREDICTED)
-    speeds = [of_predict(folder)]
+    speeds: dict[int, list[float]] = {count: [] for count in _MEASURES}
     found = {}
     for rows in (args.rows, 1):
-        found[rows] = measured(folder, rows, args)
-        speeds.append(of_predict(folder))
+        requests = requests_of(folder, rows, _POOL * args.clients)
+        for count, own in speeds.items():
+            own.append(of_predict(folder, count))
+            found[rows, count] = measured(folder, requests, count, args)
+            own.append(of_predict(folder, count))
     text = _page(found, speeds, args)
     print(text)
     if args.out:
@@ -202,21 +216,31 @@ def main() -> int:
     return int(any(own["wrong"] or any(own["not_counted"]) for own in found.values()))
 
 
-def _page(found: dict[int, dict[str, Any]], speeds: list[float], args: argparse.Namespace) -> str:
-    predict = statistics.median(speeds)
+def _page(
+    found: dict[tuple[int, int], dict[str, Any]],
+    speeds: dict[int, list[float]],
+    args: argparse.Namespace,
+) -> str:
     lines = []
-    for rows, own in found.items():
-        speed = own["rows_per_second"]
+    for (rows, count), own in found.items():
+        speed, predict = own["rows_per_second"], statistics.median(speeds[count])
         counts = f"{own['requests']:,}", f"{len(own['wrong'])}"
         times = f"{own['median_ms']:.1f}", f"{own['p99_ms']:.1f}"
-        lines.append([f"{rows:,}", f"{speed:,.0f}", f"{speed / predict:.2f}", *counts, *times])
-    header = ["rows a request", "rows a second", "of predict", "requests", "astray"]
+        share = f"{speed / predict:.2f}"
+        lines.append([f"{rows:,}", f"{count}", f"{speed:,.0f}", share, *counts, *times])
+    header = ["rows a request", "workers", "rows a second", "of predict", "requests", "astray"]
     table = markdown_table([*header, "median, ms", "99 %, ms"], lines)
-    odd = [f"{rows:,} rows a request: {own['wrong'][:3]}" for rows, own in found.items()]
-    odd = [line for line, own in zip(odd, found.values(), strict=True) if own["wrong"]]
+    odd = [
+        f"{rows:,} rows a request, {count} workers: {own['wrong'][:3]}"
+        for (rows, count), own in found.items()
+        if own["wrong"]
+    ]
     differ = [own["not_counted"] for own in found.values()]
     said = "as many" if not any(map(any, differ)) else f"others (by {differ})"
-    shown = ", ".join(f"{speed:,.0f}" for speed in speeds)
+    shown = "; ".join(
+        f"by {count}: {', '.join(f'{speed:,.0f}' for speed in own)}"
+        for count, own in speeds.items()
+    )
     about = ", ".join(f"{key}: {value}" for key, value in machine().items())
     return "\n\n".join(
         [
@@ -224,8 +248,8 @@ def _page(found: dict[int, dict[str, Any]], speeds: list[float], args: argparse.
             "Written by `python perf/serve.py`.",
             table,
             *odd,
-            f"The server counts {said} requests and rows. predict, before, between and after: "
-            f"{shown} rows a second.",
+            f"The server counts {said} requests and rows. predict with as many workers, before and "
+            f"after each turn, {shown} rows a second.",
             f"{args.clients} clients for {args.seconds:g} s each time, on the server's cores. "
             f"{about}.",
         ]

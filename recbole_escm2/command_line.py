@@ -240,6 +240,7 @@ is answered. Takes pip install 'recbole-escm2[serve]'.
   --max_body=16000000  bytes that it may have
   --max_requests=64    requests at once
   --timeout=30         seconds in which a request must have come and be answered
+  --workers=N          processes that score, each with the model (1)
   --eval_batch_size=N  rows that the model scores at once
   --model=path.to.module:Class   where the model is your own
   --device=cpu         where to compute; by default a GPU where there is one

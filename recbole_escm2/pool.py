@@ -20,6 +20,11 @@ from recbole_escm2.errors import UsageError
 
 T = TypeVar("T")
 _WAITING = 2  # tasks a process, the one at work among them
+_STARTING = threading.Lock()
+
+
+class Ended(UsageError):
+    """A process has ended before its time."""
 
 
 class Pool:
@@ -52,7 +57,24 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is at work, and end the processes."""
         self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Begin a task, whose result belongs into :meth:`ended_in_words`.
+
+        Args:
+            function: of a module.
+            arguments: of it.
+
+        Raises:
+            Ended: a process has ended before its time.
+        """
+        with self.ended_in_words(), without_main_module():
+            return self._pool.submit(function, *arguments)
 
     def results(
         self, function: Callable[..., Any], tasks: Iterable[tuple[T, tuple[Any, ...]]]
@@ -68,7 +90,8 @@ class Pool:
                 ahead.
 
         Raises:
-            UsageError: as tasks and function, or a process has ended before its time.
+            UsageError: as tasks and function.
+            Ended: a process has ended before its time.
         """
         source = iter(tasks)
         waiting: deque[tuple[T, Future[Any]]] = deque()
@@ -83,24 +106,24 @@ class Pool:
                 except UsageError as error:
                     is_left, failure = False, error
                 else:
-                    with self._ended_in_words(), without_main_module():
-                        waiting.append((task, self._pool.submit(function, *arguments)))
+                    waiting.append((task, self.submit(function, *arguments)))
             if not waiting:
                 break
             task, future = waiting.popleft()
-            with self._ended_in_words():
+            with self.ended_in_words():
                 result = future.result()
             yield task, result
         if failure is not None:
             raise failure
 
     @contextlib.contextmanager
-    def _ended_in_words(self) -> Iterator[None]:
+    def ended_in_words(self) -> Iterator[None]:
+        """Raise :class:`Ended` where a process has ended before its time."""
         try:
             yield
         except BrokenProcessPool as error:
             said = "has ended before its time, killed perhaps, or for want of memory"
-            raise UsageError(f"a process that {self._does} {said}: {self._hint}") from error
+            raise Ended(f"a process that {self._does} {said}: {self._hint}") from error
 
 
 @contextlib.contextmanager
@@ -112,6 +135,7 @@ def without_main_module() -> Iterator[None]:
     """
     main_module = sys.modules["__main__"]
     with (
+        _STARTING,  # threads that undo it in another order would leave it so
         patch.object(main_module, "__spec__", None),
         patch.object(main_module, "__file__", None, create=True),
     ):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from recbole_escm2.quick_start import run
 from recbole_escm2.serve.http.app import make_app
 from recbole_escm2.serve.http.served import load
 from recbole_escm2.serve.http.service import Limits, Service
+from recbole_escm2.serve.http.workers import OwnThread
 
 TASKS = ["pctr", "pcvr", "pctcvr"]
 GOOD = {
@@ -40,7 +42,7 @@ def served(done):
 
 @pytest.fixture
 def service(served):
-    return Service(served, Limits())
+    return Service([OwnThread(served)], Limits())
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ class TestLimits:
     @pytest.fixture
     def client(self, served):
         limits = Limits(max_rows=3, max_body=2000, max_requests=1, timeout=0.3)
-        self.service = Service(served, limits)
+        self.service = Service([OwnThread(served)], limits)
         with TestClient(make_app(self.service)) as client:
             yield client
 
@@ -267,9 +269,9 @@ class TestLimits:
         answer = client.post("/predict", content=b"x", headers=headers)
         assert answer.status_code == 415
 
-    def test_time(self, client, monkeypatch):
+    def test_time(self, client, served, monkeypatch):
         go_on = threading.Event()
-        monkeypatch.setattr(self.service, "_answers", lambda bodies: go_on.wait(30))
+        monkeypatch.setattr(served, "answers", lambda *_: go_on.wait(30))
         answer = asked(client)
         assert answer.status_code == 503
         assert "0.3 s (--timeout)" in answer.json()["error"]
@@ -286,7 +288,7 @@ class TestLimits:
             async def send(message):
                 sent.append(message)
 
-            app = make_app(Service(served, Limits(timeout=0.05)))
+            app = make_app(Service([OwnThread(served)], Limits(timeout=0.05)))
             scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
             await app({**scope, "query_string": b""}, receive, send)
             return sent
@@ -296,16 +298,16 @@ class TestLimits:
         assert b"(--timeout)" in sent[1]["body"]
 
     def test_requests_at_once(self, served, monkeypatch):
-        service = Service(served, Limits(max_requests=2))
+        service = Service([OwnThread(served)], Limits(max_requests=2))
         begun, go_on = threading.Semaphore(0), threading.Event()
-        own = service._answers
+        own = served.answers
 
-        def slowly(bodies):
+        def slowly(bodies, most):
             begun.release()
             go_on.wait(30)
-            return own(bodies)
+            return own(bodies, most)
 
-        monkeypatch.setattr(service, "_answers", slowly)
+        monkeypatch.setattr(served, "answers", slowly)
         with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(asked, client) for _ in range(2)]
             begun.acquire()
@@ -320,11 +322,11 @@ class TestLimits:
             assert asked(client).status_code == 200
 
 
-def test_a_fault_of_ours_is_in_the_log_and_not_in_the_answer(client, service, monkeypatch, caplog):
-    def broken(bodies):
+def test_a_fault_of_ours_is_in_the_log_and_not_in_the_answer(client, served, monkeypatch, caplog):
+    def broken(*_):
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(service, "_answers", broken)
+    monkeypatch.setattr(served, "answers", broken)
     answer = asked(client)
     assert answer.status_code == 500
     assert answer.json() == {"error": "the server failed; its log says how"}
@@ -345,15 +347,15 @@ class TestRequestsThatWaitTogether:
     """What comes while another one is at work is scored at once, and answered one by one."""
 
     @pytest.fixture
-    def together(self, service, monkeypatch):
+    def together(self, service, served, monkeypatch):
         """Answers to requests that all wait before the first is looked at; how many were joined."""
-        own, joined = service._answers, []
+        own, joined = served.answers, []
 
-        def seen(bodies):
+        def seen(bodies, most):
             joined.append(len(bodies))
-            return own(bodies)
+            return own(bodies, most)
 
-        monkeypatch.setattr(service, "_answers", seen)
+        monkeypatch.setattr(served, "answers", seen)
 
         def call(*bodies: bytes) -> tuple[list, list[int]]:
             async def all_at_once():
@@ -392,15 +394,15 @@ class TestRequestsThatWaitTogether:
         assert refused.status == 422
         assert refused.error.startswith("row 2, field 'age': ")
 
-    def test_a_fault_of_ours_is_that_of_one_request(self, together, service, monkeypatch):
-        own = service.served._scored
+    def test_a_fault_of_ours_is_that_of_one_request(self, together, served, monkeypatch):
+        own = served._scored
 
         def broken(rows):
             if any(row["user_id"] == "bad" for row in rows):
                 raise RuntimeError("a secret")
             return own(rows)
 
-        monkeypatch.setattr(service.served, "_scored", broken)
+        monkeypatch.setattr(served, "_scored", broken)
         bodies = [
             json.dumps({"rows": [{**GOOD, "user_id": who}]}).encode() for who in ("u1", "bad")
         ]
@@ -417,16 +419,16 @@ class TestRequestsThatWaitTogether:
         long = json.dumps({"rows": [GOOD] * 3}).encode()
         assert together(long, body)[1][3:] == [1, 1]
 
-    def test_who_is_gone_is_not_scored(self, service, monkeypatch):
+    def test_who_is_gone_is_not_scored(self, service, served, monkeypatch):
         seen, go_on = [], threading.Event()
-        own = service._answers
+        own = served.answers
 
-        def slowly(bodies):
+        def slowly(bodies, most):
             seen.append(len(bodies))
             go_on.wait(30)
-            return own(bodies)
+            return own(bodies, most)
 
-        monkeypatch.setattr(service, "_answers", slowly)
+        monkeypatch.setattr(served, "answers", slowly)
         body = json.dumps({"rows": [GOOD]}).encode()
 
         async def one_gives_up():
@@ -484,7 +486,7 @@ class TestWhatIsTold:
         own = {"normalize_field": ["age"], "TIME_FIELD": "age", "none": None}[scaled]
         settings = {**QUICK, **places, **({} if own is None else {scaled: own})}
         ran = run("ESMM", "tiny", config_dict=settings)["run_dir"]
-        fields = load(str(ran), None, "cpu", {}).about(choices=True)["fields"]
+        fields = load(str(ran), None, "cpu", {}).told.about(choices=True)["fields"]
         (proposed,) = next(field["choices"] for field in fields if field["name"] == "age")
         ages = frame_of(folder)["age"]
         assert ages.quantile(0.4) < proposed < ages.quantile(0.6)
@@ -522,10 +524,10 @@ class TestWatch:
         from recbole_escm2.serve.http import service as module
 
         monkeypatch.setattr(module, "_POLL", 0.001)
-        service = Service(served, Limits())
+        service = Service([OwnThread(served)], Limits())
         left = [*steps]
         signatures = iter([((number, 0, 0),) for number in range(len(steps))])
-        last = [served.signature]
+        last = [served.told.signature]
 
         def look():
             last[0] = next(signatures, last[0])
@@ -536,7 +538,7 @@ class TestWatch:
                 step = left.pop(0)
                 if isinstance(step, Exception):
                     raise step
-                return step
+                return [OwnThread(step)]
 
             task = asyncio.create_task(service.watch(look, load_next))
             while left and not task.done():
@@ -551,7 +553,7 @@ class TestWatch:
     def test_broken_files_keep_the_old_model_and_say_so(self, served, monkeypatch, caplog):
         steps = recbole_escm2.errors.UsageError("it is damaged"), RuntimeError("odd")
         service = self.watched(served, *steps, monkeypatch=monkeypatch)
-        assert service.served is served
+        assert service.told is served.told
         assert service.reload_error == "RuntimeError: odd"
         assert "goes on: it is damaged" in caplog.text
         with TestClient(make_app(service)) as client:
@@ -561,8 +563,8 @@ class TestWatch:
 
     def test_a_good_file_after_a_broken_one(self, served, monkeypatch, done):
         new = load(str(done.folder), None, "cpu", {})
-        new.signature = ((1, 0, 0),)
+        new.told = replace(new.told, signature=((1, 0, 0),))
         steps = recbole_escm2.errors.UsageError("it is damaged"), new
         service = self.watched(served, *steps, monkeypatch=monkeypatch)
-        assert service.served is new
+        assert service.told is new.told
         assert service.reload_error is None

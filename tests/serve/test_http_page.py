@@ -15,8 +15,8 @@ pytest.importorskip("uvicorn")
 import uvicorn
 
 from recbole_escm2.serve.http.app import make_app
-from recbole_escm2.serve.http.served import load
 from recbole_escm2.serve.http.service import Limits, Service
+from recbole_escm2.serve.http.workers import workers_with
 
 PROBABILITIES = ["pctr", "pcvr", "pctcvr"]
 
@@ -24,7 +24,7 @@ PROBABILITIES = ["pctr", "pcvr", "pctcvr"]
 @pytest.fixture(scope="module")
 def address(done):
     """Where a server in a thread answers."""
-    service = Service(load(str(done.folder), None, "cpu", {}), Limits())
+    service = Service(workers_with(1, str(done.folder), None, "cpu", {}), Limits())
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(service), log_config=None))
     thread = threading.Thread(target=server.run, args=([listening],))

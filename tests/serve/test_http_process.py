@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from processes import NEEDS_PROC, are_gone, children
 from test_http import GOOD, TASKS, rows_of
 
 import recbole_escm2
@@ -112,8 +114,9 @@ class Clients:
             thread.join()
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=NEEDS_PROC)])
 def test_a_model_is_exchanged_under_load_and_a_signal_ends_it_when_all_is_answered(
-    done, start, tmp_path
+    done, start, tmp_path, workers
 ):
     frame = done.frame[:400]
     file, new = tmp_path / "checkpoint.pth", tmp_path / "new.pth"
@@ -126,7 +129,10 @@ def test_a_model_is_exchanged_under_load_and_a_signal_ends_it_when_all_is_answer
         for own in (file, new)
     }
     first, second = expected
-    process, port = start(f"--checkpoint={file}", "--watch", "--timeout=60")
+    given = "--watch", "--timeout=60", f"--workers={workers}"
+    process, port = start(f"--checkpoint={file}", *given)
+    scoring = children(process.pid) if workers > 1 else set()
+    assert len(scoring) == workers * (workers > 1)
     clients = Clients(port, frame, expected)
     until(lambda: clients.answered[first] > 5 or clients.wrong)
     file.write_bytes(new.read_bytes()[:-1000])  # in the middle of being copied
@@ -139,6 +145,10 @@ def test_a_model_is_exchanged_under_load_and_a_signal_ends_it_when_all_is_answer
     clients.end()
     assert clients.wrong == []
     assert health(port)["reload_error"] is None
+    assert health(port)["workers"] == workers
+    assert are_gone(scoring)
+    scoring = children(process.pid) if workers > 1 else set()
+    assert len(scoring) == workers * (workers > 1)
 
     # A request whose end comes after the signal, on a connection that is open already.
     body = json.dumps({"rows": [GOOD]}).encode()
@@ -146,7 +156,8 @@ def test_a_model_is_exchanged_under_load_and_a_signal_ends_it_when_all_is_answer
         head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body[:10])
         until(lambda: b"requests_active 1.0" in _metrics(port))
-        process.send_signal(signal.SIGTERM)
+        for own in (*scoring, process.pid):  # as systemd does
+            os.kill(own, signal.SIGTERM)
         until(lambda: not _listens(port))
         assert process.poll() is None
         connection.sendall(body[10:])
@@ -154,6 +165,7 @@ def test_a_model_is_exchanged_under_load_and_a_signal_ends_it_when_all_is_answer
         answer.begin()
         assert json.loads(answer.read())["model"] == second
     assert process.wait(60) == 0
+    assert are_gone(scoring)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -214,6 +226,14 @@ def _listens(port):
         (["--checkpoint=C", "--port=70000"], "--port must be a whole number, 0 to 65,535"),
         (["--checkpoint=C", "--max_rows=0"], "--max_rows must be a whole number, 1 to 32,768"),
         (["--checkpoint=C", "--timeout=nan"], "--timeout must be a number of seconds"),
+        (
+            ["--checkpoint=C", "--workers=0"],
+            "--workers must be a whole number, 1 to 1,000, got '0'",
+        ),
+        (
+            ["--checkpoint=C", "--workers=x"],
+            "--workers must be a whole number, 1 to 1,000, got 'x'",
+        ),
         (["--checkpoint=C", "--watch=maybe"], "--watch must be True or False"),
         (["--checkpoint=C", "--host=no.such.host.invalid"], "can't be listened at"),
         (["--checkpoint=C", "--prot=80"], "serve knows no --prot (did you mean port?)"),
@@ -223,6 +243,11 @@ def test_a_wrong_option_is_said(capsys, monkeypatch, tmp_path, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert main(["serve", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_help_has_the_number_of_processes(capsys):
+    assert main(["serve", "--help"]) == 0
+    assert "  --workers=N " in capsys.readouterr().out
 
 
 def test_a_port_that_is_taken_is_said(capsys):

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import time
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from processes import NEEDS_PROC, are_gone
 
 from recbole_escm2.command_line import main
 from recbole_escm2.errors import UsageError
@@ -93,19 +93,6 @@ def test_the_first_error_is_said_whatever_has_been_read_ahead(
     assert not list(tmp_path.glob("out.parquet*"))
 
 
-def children():
-    """Processes that this one has begun, by Linux's own account."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z" and int(fields[1]) == os.getpid():
-            found.add(int(stat.parent.name))
-    return found
-
-
 def test_what_cant_be_read_is_said_behind_the_blocks_before_it(done, prediction, workers):
     own = prediction(done.frame)
     block = next(own.new.blocks())
@@ -121,22 +108,18 @@ def test_what_cant_be_read_is_said_behind_the_blocks_before_it(done, prediction,
         next(scored)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="it needs Linux's /proc")
+@NEEDS_PROC
 def test_a_process_that_is_killed_ends_all_with_a_message(done, prediction, tmp_path):
     own = prediction(done.frame)
     with Workers(2, (done.folder,)) as workers:
         features = own._features((next(own.new.blocks()), {}))
         scored = workers.scored(range(40), lambda _: features)
         next(scored)
-        started = list(workers._pool._processes)
-        os.kill(started[0], signal.SIGKILL)
+        started = set(workers._pool._processes)
+        os.kill(min(started), signal.SIGKILL)
         with pytest.raises(UsageError, match="ended before its time"):
             list(scored)
-    for _ in range(100):
-        if not (children() & set(started)):
-            break
-        time.sleep(0.1)
-    assert not children() & set(started)
+    assert are_gone(started)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,22 @@ _PAGE_HEADERS = {
 
 
 def make_app(
-    service: Service, choices: bool = True, watch: Callable[[], Any] | None = None
+    service: Service, choices: bool = True, beside: Sequence[Callable[[], Any]] = ()
 ) -> FastAPI:
     """The application.
 
     Args:
         service: what it answers with.
         choices: whether it shows values that train has, for the page.
-        watch: gives what is to run beside it until it ends.
+        beside: each gives what is to run beside it until it ends.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        beside = asyncio.create_task(watch()) if watch else None
+        tasks = [asyncio.create_task(own()) for own in beside]
         yield
-        if beside:
-            beside.cancel()
+        for task in tasks:
+            task.cancel()
         service.close()
 
     # The pages that FastAPI has for its schema load scripts from elsewhere.
@@ -70,7 +70,7 @@ def make_app(
 
     def schema() -> dict[str, Any]:
         whole = get_openapi(title="recbole_escm2", version=__version__, routes=app.routes)
-        return described(whole, service.served, service.limits)
+        return described(whole, service.told, service.limits)
 
     app.openapi = schema  # type: ignore[method-assign]  # anew: the model is exchanged
     return app
@@ -81,15 +81,17 @@ def _add_told(app: FastAPI, service: Service, choices: bool) -> None:
 
     @app.get("/health", summary="Whether it answers, and with which model")
     async def health() -> JSONResponse:
-        served = service.served
+        told = service.told
+        status = "stopping" if service.draining else "ok" if service.there else "no worker"
         content = {
-            "status": "stopping" if service.draining else "ok",
-            "model": served.model,
-            "digest": served.digest,
-            "loaded": served.loaded.isoformat(timespec="seconds"),
+            "status": status,
+            "model": told.model,
+            "digest": told.digest,
+            "loaded": told.loaded.isoformat(timespec="seconds"),
             "reload_error": service.reload_error,
+            "workers": service.there,
         }
-        return JSONResponse(content, 503 if service.draining else 200)
+        return JSONResponse(content, 200 if status == "ok" else 503)
 
     @app.get("/metrics", summary="Numbers for Prometheus")
     async def metrics() -> Response:
@@ -97,7 +99,7 @@ def _add_told(app: FastAPI, service: Service, choices: bool) -> None:
 
     @app.get("/model", summary="The model and its fields")
     async def model() -> JSONResponse:
-        return JSONResponse({**service.served.about(choices), "limits": vars(service.limits)})
+        return JSONResponse({**service.told.about(choices), "limits": vars(service.limits)})
 
 
 def _add_page(app: FastAPI) -> None:
@@ -155,7 +157,9 @@ async def _answered(service: Service, request: Request) -> Response:
         return Response(found.body, media_type="application/json")
     except Refused as refused:
         content = {"error": refused.error, "faults": list(refused.faults)}
-        headers = {} if refused.status != 413 or come else {"connection": "close"}
+        headers = {"retry-after": "1"} if refused.status == 503 else {}
+        if refused.status == 413 and not come:
+            headers = {"connection": "close"}
         return JSONResponse(content, refused.status, headers)
     except TimeoutError:
         seconds = f"{service.limits.timeout:g} s (--timeout)"

@@ -19,8 +19,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from recbole_escm2.errors import UsageError, system_message
 from recbole_escm2.output import logging_to_terminal
 from recbole_escm2.serve.http.app import make_app
-from recbole_escm2.serve.http.served import load, signature_of
+from recbole_escm2.serve.http.served import signature_of
 from recbole_escm2.serve.http.service import Limits, Service
+from recbole_escm2.serve.http.workers import workers_with
 from recbole_escm2.serve.options import is_true
 from recbole_escm2.serve.scorer import ROWS
 
@@ -28,6 +29,7 @@ from recbole_escm2.serve.scorer import ROWS
 SCORING = ("eval_batch_size",)
 _IDLE = 30  # seconds in which a connection must have sent the head of its next request
 _CONNECTIONS = 1000  # at once, of which most wait
+_WORKERS = 1000  # more is a slip
 
 
 def serve(options: Mapping[str, str]) -> int:
@@ -44,13 +46,15 @@ def serve(options: Mapping[str, str]) -> int:
     limits = limits_of(options)
     watched, choices = is_true(options, "watch", "False"), is_true(options, "examples", "True")
     settings = {key: options[key] for key in SCORING if key in options}
-    own = partial(load, path, options.get("model"), options.get("device"), settings)
+    count = _whole(options, "workers", 1, 1, _WORKERS)
+    own = partial(workers_with, count, path, options.get("model"), options.get("device"), settings)
     host = options.get("host", "127.0.0.1")
     with logging_to_terminal(), _bound(host, _whole(options, "port", 8080, 0, 65535)) as bound:
         service = Service(own(), limits)
         look = partial(signature_of, path)
-        watch = (lambda: service.watch(look, own)) if watched else None
-        app = make_app(service, choices, watch)
+        beside = [service.look_after] if count > 1 else []
+        beside += [partial(service.watch, look, own)] if watched else []
+        app = make_app(service, choices, beside)
         _run(app, bound, service)
         getLogger().info("stopped; every request that had come was answered")
     return 0
@@ -175,7 +179,7 @@ def _run(app: Any, bound: socket.socket, service: Service) -> None:
     before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         bound.listen(config.backlog)  # from here on who asks waits for its answer
-        print(f"{service.served.model} answers at {_address(bound)}", flush=True)
+        print(f"{service.told.model} answers at {_address(bound)}", flush=True)
         server.run([bound])
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole_escm2.serve.http.rows import LISTED, wanted
-from recbole_escm2.serve.http.served import LEAST, Served
+from recbole_escm2.serve.http.served import LEAST, Told
 from recbole_escm2.serve.http.service import Limits
 
 _PROBABILITIES = {
@@ -32,7 +32,8 @@ def predict_operation(limits: Limits) -> dict[str, Any]:
         "413": f"More than {limits.max_body:,} bytes or {limits.max_rows:,} rows.",
         "415": "The body is compressed.",
         "422": f"Rows that can't be scored; up to {LISTED} faults are listed, none is scored.",
-        "503": f"Too many requests at once ({limits.max_requests}), or no answer in time.",
+        "503": f"Too many requests at once ({limits.max_requests}), no answer in time, or the "
+        "process that scored has ended.",
     }
     answers = {code: _json_of("Refusal", why) for code, why in refusals.items()}
     return {
@@ -50,18 +51,18 @@ def _json_of(name: str, description: str | None = None) -> dict[str, Any]:
     return content if description is None else {"description": description, **content}
 
 
-def described(whole: dict[str, Any], served: Served, limits: Limits) -> dict[str, Any]:
+def described(whole: dict[str, Any], told: Told, limits: Limits) -> dict[str, Any]:
     """A description with the schemas of rows, scores and refusals.
 
     Args:
         whole: the description without them.
-        served: whose fields rows have.
+        told: of the model whose fields rows have.
         limits: of requests.
     """
-    fields = {own.name: _of_field(own, served) for own in served.features}
+    fields = {own.name: _of_field(own, told) for own in told.features}
     row = _object(fields, "Labels of the training may stand in it, and are ignored.")
     scores = {
-        **{name: _number(_PROBABILITIES[name]) for name in served.about(False)["predicts"]},
+        **{name: _number(_PROBABILITIES[name]) for name in told.predicts},
         "support": {
             "type": ["number", "null"],
             "description": "The share of train's clicks whose pCTR is at most the row's; null "
@@ -97,12 +98,12 @@ def described(whole: dict[str, Any], served: Served, limits: Limits) -> dict[str
     return whole
 
 
-def _of_field(own: Any, served: Served) -> dict[str, Any]:
+def _of_field(own: Any, told: Told) -> dict[str, Any]:
     one = _TOKEN if own.kind.startswith("token") else _NUMBER
     if own.kind.endswith("_seq"):
         items = {"anyOf": [one, _PAIR]} if own.weighted else one
         one = {"type": ["array", "null"], "items": items}
-    return {**one, "description": wanted(own, served.features)}
+    return {**one, "description": wanted(own, told.features)}
 
 
 def _object(properties: Mapping[str, Any], description: str = "") -> dict[str, Any]:

@@ -51,6 +51,10 @@ class Refused(Exception):
         super().__init__(error)
         self.status, self.error, self.faults = status, error, faults
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its arguments: an exception's own way from process to process keeps the message alone."""
+        return type(self), (self.status, self.error, self.faults)
+
 
 def rows_in(body: bytes, most: int) -> list[Any]:
     """The rows of a request.

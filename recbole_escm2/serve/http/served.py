@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from recbole_escm2.data.batch import Batch
 from recbole_escm2.data.labels import labels_of
+from recbole_escm2.data.schema import Field
 from recbole_escm2.errors import UsageError
 from recbole_escm2.serve.http.rows import Refused, columns_of, refusal, rows_in, wanted
 from recbole_escm2.serve.scorer import Scorer, checkpoints_of
@@ -71,6 +72,54 @@ class _Scored:
     unknown: Mapping[str, NDArray[np.int64]]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a server tells of its model.
+
+    Attributes:
+        model: its name.
+        digest: of its checkpoint, those of a pair joined by ``+``.
+        signature: of its files when they were read.
+        loaded: when they were.
+        features: the fields of a row.
+        predicts: what a row is answered with, such as ``pcvr``.
+        has_support: whether it is told how far a row is from train's clicks.
+        choices: values of each field that train has: the most frequent tokens, the median of
+            numbers.
+    """
+
+    model: str
+    digest: str
+    signature: Signature
+    loaded: datetime
+    features: list[Field]
+    predicts: list[str]
+    has_support: bool
+    choices: Mapping[str, list[Any]]
+
+    def about(self, choices: bool) -> dict[str, Any]:
+        """The model and its fields, for JSON.
+
+        Args:
+            choices: whether to show those.
+        """
+        fields = []
+        for own in self.features:
+            entry = {"name": own.name, "kind": own.kind, "weighted": own.weighted}
+            entry["takes"] = wanted(own, self.features)
+            if choices:
+                entry["choices"] = self.choices[own.name]
+            fields.append(entry)
+        return {
+            "model": self.model,
+            "digest": self.digest,
+            "loaded": self.loaded.isoformat(timespec="seconds"),
+            "predicts": self.predicts,
+            "valid_from_percentile": LEAST if self.has_support else None,
+            "fields": fields,
+        }
+
+
 class Served:
     """A model as it was loaded, which one thread at a time scores with.
 
@@ -79,13 +128,15 @@ class Served:
         signature: of its files when they were read.
         digest: of its checkpoint, those of a pair joined by ``+``.
 
+    Attributes:
+        told: what a server tells of it.
+
     Raises:
         UsageError: it can't score a row without any value.
     """
 
     def __init__(self, scorer: Scorer, signature: Signature, digest: str) -> None:
-        self.scorer, self.signature, self.digest = scorer, signature, digest
-        self.loaded = datetime.now(UTC)
+        self.scorer = scorer
         self.features = [scorer.known.fields[name] for name in scorer.features]
         labels = {name for name in vars(labels_of(scorer.config)).values() if name}
         self.ignored = {*scorer.known.fields, *labels} - {*scorer.features}
@@ -93,16 +144,20 @@ class Served:
         self._quantiles = next((own for own in supports if own is not None), None)
         self._batch: Batch | None = None
         scorer.watchers.append(self._keep)
-        self._choices = {own.name: self._frequent(own.name) for own in self.features}
+        self.told = Told(
+            scorer.name,
+            digest,
+            signature,
+            datetime.now(UTC),
+            self.features,
+            [f"p{task}" for task in scorer.tasks],
+            self._quantiles is not None,
+            {own.name: self._frequent(own.name) for own in self.features},
+        )
         self._scored([dict.fromkeys(scorer.features)])  # which builds indices of tokens, too
 
     def _keep(self, batch: Batch) -> None:
         self._batch = batch
-
-    @property
-    def model(self) -> str:
-        """Its name."""
-        return self.scorer.name
 
     def answers(self, bodies: Sequence[bytes], most: int) -> list[Answer | Exception]:
         """The answers to requests, whose rows are scored together.
@@ -137,7 +192,7 @@ class Served:
 
     def _answer(self, scored: _Scored, rows: slice) -> Answer:
         """The answer of some rows, of those that were scored together."""
-        head = b'{"model":' + orjson.dumps(self.digest) + b',"rows":['
+        head = b'{"model":' + orjson.dumps(self.told.digest) + b',"rows":['
         own = scored.rows[rows]
         within = {
             name: int(np.count_nonzero((at >= rows.start) & (at < rows.stop)))
@@ -200,29 +255,6 @@ class Served:
             is_unknown &= column.is_valid().to_numpy(zero_copy_only=False)
         return np.flatnonzero(is_unknown)
 
-    def about(self, choices: bool) -> dict[str, Any]:
-        """The model and its fields, for JSON.
-
-        Args:
-            choices: whether to show values that train has: the most frequent tokens, the median of
-                numbers.
-        """
-        fields = []
-        for own in self.features:
-            entry = {"name": own.name, "kind": own.kind, "weighted": own.weighted}
-            entry["takes"] = wanted(own, self.features)
-            if choices:
-                entry["choices"] = self._choices[own.name]
-            fields.append(entry)
-        return {
-            "model": self.model,
-            "digest": self.digest,
-            "loaded": self.loaded.isoformat(timespec="seconds"),
-            "predicts": [f"p{task}" for task in self.scorer.tasks],
-            "valid_from_percentile": None if self._quantiles is None else LEAST,
-            "fields": fields,
-        }
-
     def _median(self, name: str) -> float:
         """Of a number in train, as it is logged, to a thousandth of its range or so."""
         known = self.scorer.known
@@ -279,13 +311,22 @@ def load(path: str, model: str | None, device: str | None, settings: Mapping[str
     for _ in range(_TRIES):
         signature = signature_of(path)
         scorer = Scorer(path, model, device, settings)
-        digests = [_digest(file) for file in checkpoints_of(path)]
+        digest = digest_of(path)
         if signature_of(path) == signature:
             try:
-                return Served(scorer, signature, "+".join(digests))
+                return Served(scorer, signature, digest)
             except Refused as error:
                 raise UsageError(f"{path}: the model can't score a row: {error}") from error
     raise UsageError(f"{path} is written to all the time: put a whole file there by renaming it")
+
+
+def digest_of(path: str) -> str:
+    """The digest of the checkpoint at a path, those of a pair joined by ``+``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return "+".join(map(_digest, checkpoints_of(path)))
 
 
 def _digest(file: Path) -> str:

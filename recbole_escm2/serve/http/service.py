@@ -1,23 +1,33 @@
-"""What a server has while it runs: the model, a thread that scores, limits, numbers of itself."""
+"""What a server has while it runs: what scores for it, limits, numbers of itself."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from recbole_escm2.errors import UsageError
-from recbole_escm2.serve.http.served import Answer, Served, Signature
+from recbole_escm2.pool import Ended
+from recbole_escm2.serve.http.rows import Refused
+from recbole_escm2.serve.http.served import Answer, Signature
+from recbole_escm2.serve.http.workers import Worker
 
-_POLL = 1.0  # seconds between two looks at the checkpoint
+_POLL = 1.0  # seconds between two looks at the checkpoint, and at workers without work
+_AGAIN = 10.0  # seconds until a worker that couldn't be replaced is tried again
 _TOGETHER = 1 << 19  # bytes of requests whose rows are scored together
 _NAME = "recbole_escm2"
+_ENDED = (
+    "the process that scored this has ended before its time, killed perhaps, or for want of "
+    "memory, and is replaced: try again"
+)
+_NONE = (
+    "the processes that score have ended, and are replaced: try again; the server's log says more"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,10 @@ class Metrics:
         self.loads = Counter(
             f"{_NAME}_model_loads", "New checkpoints seen, by outcome", ["outcome"], registry=own
         )
+        self.lost = Counter(
+            f"{_NAME}_workers_lost", "Processes that scored and have ended", registry=own
+        )
+        self.workers = Gauge(f"{_NAME}_workers", "What can score at once", registry=own)
         self.model = Info(f"{_NAME}_model", "The model that answers", registry=own)
 
 
@@ -73,30 +87,40 @@ class Service:
     """A server's state.
 
     Args:
-        served: the model to begin with.
+        workers: that score, with one model.
         limits: of requests.
 
     Attributes:
-        served: the model that answers the next request.
+        told: of the model that answers the next request.
         draining: whether the server is about to end.
         reload_error: why the checkpoint that is on disk now wasn't taken, or None.
     """
 
-    def __init__(self, served: Served, limits: Limits) -> None:
+    def __init__(self, workers: Sequence[Worker], limits: Limits) -> None:
         self.limits = limits
         self.metrics = Metrics()
+        self.metrics.workers.set_function(lambda: self.there)
         self.active = 0
         self.draining = False
         self.reload_error: str | None = None
-        # One: the matrix products of a request use all threads of the process already.
-        self._thread = ThreadPoolExecutor(1, "scoring")
         self._waiting: deque[tuple[bytes, asyncio.Future[Answer]]] = deque()
-        self._work: asyncio.Task[None] | None = None
-        self._take(served)
+        self._workers: Sequence[Worker] = ()
+        self._free: deque[Worker] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._take(workers)
 
-    def _take(self, served: Served) -> None:
-        self.served = served
-        self.metrics.model.info({"model": served.model, "digest": served.digest})
+    def _take(self, workers: Sequence[Worker]) -> None:
+        self._workers, self.told = workers, workers[0].told
+        idle, self._free = self._free, deque(workers)
+        self._set_to_work([*idle])  # which ends them
+        if self._waiting:
+            self._look_after_free()
+        self.metrics.model.info({"model": self.told.model, "digest": self.told.digest})
+
+    @property
+    def there(self) -> int:
+        """How many workers can score."""
+        return sum(own.is_there for own in self._workers)
 
     async def answer(self, body: bytes) -> Answer:
         """Scores of a request, by the model that is in place when its turn comes.
@@ -106,10 +130,12 @@ class Service:
         Raises:
             Refused: it can't be scored.
         """
+        if not self.there:
+            raise Refused(503, _NONE)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((body, future))
-        if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._until_none_waits())
+        if self._free:
+            self._set_to_work([self._free.popleft()])
         found = await future
         self.metrics.rows.inc(found.rows)
         self.metrics.invalid.inc(found.invalid)
@@ -117,14 +143,22 @@ class Service:
             self.metrics.unknown.labels(field).inc(count)
         return found
 
-    async def _until_none_waits(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
+    def _set_to_work(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            task = asyncio.create_task(self._until_none_waits(worker))
+            self._tasks.add(task)  # which nothing else holds
+            task.add_done_callback(self._tasks.discard)
+
+    async def _until_none_waits(self, worker: Worker) -> None:
+        while worker in self._workers:
             taken = list(self._next_ones())
+            answers: Sequence[Answer | Exception]
             bodies = [body for body, _ in taken]
-            answers: list[Answer | Exception]
             try:
-                answers = await loop.run_in_executor(self._thread, self._answers, bodies)
+                answers = await worker.answers(bodies, self.limits.max_rows)
+            except Ended as error:
+                getLogger().error("%s; it is replaced", error)
+                answers = [Refused(503, _ENDED)] * len(taken)
             except Exception as error:
                 answers = [error] * len(taken)
             for (_, future), answer in zip(taken, answers, strict=True):
@@ -134,6 +168,12 @@ class Service:
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
+            if not worker.is_there:
+                await self._replace(worker)
+            if not self._waiting and worker in self._workers:
+                self._free.append(worker)
+                return
+        await asyncio.to_thread(worker.close)
 
     def _next_ones(self) -> Iterator[tuple[bytes, asyncio.Future[Answer]]]:
         """Requests that are scored together: at least one, while any is still waited for."""
@@ -144,14 +184,38 @@ class Service:
                 size += len(body)
                 yield body, future
 
-    def _answers(self, bodies: list[bytes]) -> list[Answer | Exception]:
-        return self.served.answers(bodies, self.limits.max_rows)
+    async def _replace(self, worker: Worker) -> None:
+        """Have a worker's process begun again, until it is or the model is another one."""
+        self.metrics.lost.inc()
+        start = time.monotonic()
+        while worker in self._workers and not worker.is_there:
+            try:
+                await asyncio.to_thread(worker.again)
+            except Exception as error:
+                getLogger().error("it can't be replaced: %s", error)
+                await asyncio.sleep(_AGAIN)
+            else:
+                getLogger().info("it is replaced, in %.1f s", time.monotonic() - start)
+
+    async def look_after(self) -> None:
+        """See each second that workers without work are there, until cancelled."""
+        while True:
+            await asyncio.sleep(_POLL)
+            self._look_after_free()
+
+    def _look_after_free(self) -> None:
+        """Have those that are free take what waits, if anything does."""
+        idle, self._free = self._free, deque()
+        self._set_to_work(idle)
 
     def close(self) -> None:
         """Wait for what is being scored."""
-        self._thread.shutdown()
+        for worker in self._workers:
+            worker.close()
 
-    async def watch(self, look: Callable[[], Signature], load: Callable[[], Served]) -> None:
+    async def watch(
+        self, look: Callable[[], Signature], load: Callable[[], Sequence[Worker]]
+    ) -> None:
         """Put the model of a checkpoint in place whenever it is replaced, until cancelled.
 
         The new one is loaded beside the old one, which answers meanwhile, and goes on answering
@@ -159,9 +223,9 @@ class Service:
 
         Args:
             look: tells of the checkpoint's files.
-            load: gives their model.
+            load: gives workers with their model.
         """
-        tried = self.served.signature
+        tried = self.told.signature
         while True:
             await asyncio.sleep(_POLL)
             seen = await asyncio.to_thread(look)
@@ -177,19 +241,20 @@ class Service:
                 getLogger().exception("the new checkpoint can't be loaded")
                 self._keep(f"{type(error).__name__}: {error}")
             else:
-                tried = new.signature
+                tried = new[0].told.signature
                 self._exchange(new, time.monotonic() - start)
 
     def _keep(self, error: str) -> None:
         self.reload_error = error
         self.metrics.loads.labels("failed").inc()
         getLogger().error(
-            "the new checkpoint isn't taken, and model %s goes on: %s", self.served.digest, error
+            "the new checkpoint isn't taken, and model %s goes on: %s", self.told.digest, error
         )
 
-    def _exchange(self, new: Served, seconds: float) -> None:
-        old = self.served
-        self._take(new)
+    def _exchange(self, workers: Sequence[Worker], seconds: float) -> None:
+        old = self.told
+        self._take(workers)
+        new = self.told
         self.reload_error = None
         self.metrics.loads.labels("done").inc()
         getLogger().info(
