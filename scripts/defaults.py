@@ -51,6 +51,7 @@ DATA: dict[str, Data] = {
 #: Which data sets each option is about.
 _PLACES: dict[str, Sequence[str]] = {
     "options": ("ml-100k", "ml-100k-semi", "ali-ccp-sim", "coat"),
+    "candidates": ("ml-100k", "ml-100k-semi", "ali-ccp-sim", "coat"),
     "interaction": tuple(_SHARES),
     "family": ("ali-ccp-sim", "coat"),
 }
@@ -88,12 +89,8 @@ fixed test set. Cells are the difference from the baseline with its 95 % interva
 [all pages](../docs/benchmarks.md); ▲ and ▼ are verdicts after Holm's correction over a table's
 comparisons in its two primary metrics.
 
-## By validation
-
-Means over the seeds of each run's best CTCVR_AUC on validation, which never saw test: a default is
-chosen by these.
-
-{validation}
+The first table of each option has the means over the seeds of each run's best CTCVR_AUC on
+validation, which never saw test: a default is chosen by these. The second one is about test.
 {sections}
 ## What was not run
 
@@ -204,10 +201,11 @@ def page(arguments: argparse.Namespace) -> int:
     rows = _read(arguments.tables / "comparisons.csv")
     done = dict.fromkeys((row["option"], row["data"]) for row in rows)
     conclusions = HERE / "conclusions.md"
-    sections = [_section(option, rows) for option in OPTIONS if any(o == option for o, _ in done)]
+    runs = _read(arguments.tables / "runs.csv")
+    there = [option for option in OPTIONS if any(o == option for o, _ in done)]
+    sections = [_section(option, rows, runs) for option in there]
     missing = [f"- {option} on {data}" for option, data in WANTED if (option, data) not in done]
     text = PAGE.format(
-        validation=_validation(_read(arguments.tables / "runs.csv")),
         conclusions=conclusions.read_text(encoding="utf-8") if conclusions.is_file() else "",
         sections="\n".join(sections),
         missing="\n".join(missing) or "Nothing of what there are files for.",
@@ -224,11 +222,11 @@ def _read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def _validation(runs: Sequence[Mapping[str, str]]) -> str:
-    """The means of the option that is about rows alone, on all data sets that it was run on."""
+def _validation(option: str, runs: Sequence[Mapping[str, str]]) -> str:
+    """The means of an option's rows on all data sets that it was run on."""
     scores: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        if run["option"] == "options" and run["valid_CTCVR_AUC"]:
+        if run["option"] == option and run["valid_CTCVR_AUC"]:
             of_row = scores.setdefault(run["row"], {})
             of_row.setdefault(run["data"], []).append(float(run["valid_CTCVR_AUC"]))
     there = [data for data in DATA if any(data in of_row for of_row in scores.values())]
@@ -236,13 +234,16 @@ def _validation(runs: Sequence[Mapping[str, str]]) -> str:
         [row, *(f"{fmean(of_row[data]):.4f}" if data in of_row else "" for data in there)]
         for row, of_row in scores.items()
     ]
-    return markdown(["row", *there], cells) if cells else "Not run yet."
+    return markdown(["row", *there], cells)
 
 
-def _section(option: str, rows: Sequence[Mapping[str, str]]) -> str:
+def _section(
+    option: str, rows: Sequence[Mapping[str, str]], runs: Sequence[Mapping[str, str]]
+) -> str:
     """Differences in the primary metrics, from the baseline and from the logistic regression."""
     comment = (HERE / f"{option}.yaml").read_text(encoding="utf-8").partition("\nseeds")[0]
     about = " ".join(line.strip("# ") for line in comment.splitlines())
+    validation = _validation(option, runs)
     header = ["data", "row", "seeds", "metric", "mean", "from the baseline"]
     header.append(f"from {LOGISTIC_REGRESSION}")
     cells = []
@@ -250,7 +251,9 @@ def _section(option: str, rows: Sequence[Mapping[str, str]]) -> str:
         if row["option"] == option and row["primary"] == "True":
             of_row = [row["data"], _label(row), row["seeds"], row["metric"], _number(row["mean"])]
             cells.append([*of_row, _difference(row, ""), _difference(row, "lr_")])
-    return f"\n## {option.replace('_', ' ')}\n\n{about}\n\n{markdown(header, cells)}\n"
+    return (
+        f"\n## {option.replace('_', ' ')}\n\n{about}\n\n{validation}\n\n{markdown(header, cells)}\n"
+    )
 
 
 def _label(row: Mapping[str, str]) -> str:
