@@ -177,7 +177,6 @@ def test_the_runs_of_a_killed_benchmark_end_with_it(quick, tmp_path):
     assert {"progress.pth", "unsaved"} <= left  # with which the same command goes on
 
 
-@pytest.mark.slow
 def test_a_start_says_whom_it_waits_for(quick, tmp_path):
     first = begun(tmp_path, quick, "said1", r"history\.json")
     second = begun(tmp_path, quick, "said2", "waits")
